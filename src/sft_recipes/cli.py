@@ -1,0 +1,185 @@
+"""The commands. Each imports what it needs when it runs, so that `--help` and a wrong recipe answer at once."""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_recipes import recipe as recipes
+from sft_recipes import schema
+from sft_recipes.errors import InputError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0 fine, 1 failed while running, 2 wrong input, 3 interrupted and resumable."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except InputError as error:
+        if options.json:
+            print(json.dumps({"problems": error.problems}, indent=2))
+        for problem in error.problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="sft-recipes", description="Supervised fine-tuning recipes on TRL, checked.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.add_argument("--json", action="store_true", help="the same facts as JSON")
+        sub.set_defaults(run=run)
+        return sub
+
+    def with_recipe(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("recipe", metavar="RECIPE", help="a name in recipes/, such as default")
+        sub.add_argument("--accel", metavar="NAME", help="an accelerate config of accelerate_configs/")
+        sub.add_argument("--gpus", type=_count, metavar="N", help="processes, instead of the accelerate config's")
+        sub.add_argument("--set", action="append", default=[], metavar="'KEY=VALUE ...'", help="override recipe keys")
+        return sub
+
+    sub = with_recipe(command("train", _train, "Fine-tune a recipe into runs/NAME."))
+    sub.add_argument("--name", help="the run's name; the recipe's name and the time without it")
+    sub.add_argument("--resume", action="store_true", help="continue the run --name, if it is the same recipe")
+    sub = command("resume", _resume, "Continue an interrupted run from its newest whole checkpoint.")
+    sub.add_argument("name", metavar="NAME", help="the run's name")
+    command("list", _list, "List the recipes and the one idea of each.")
+    sub = with_recipe(
+        command("show", _show, "Print a resolved recipe: its base, overrides and what follows from them.")
+    )
+    sub.add_argument("--origin", action="store_true", help="say where each value comes from")
+    sub = with_recipe(command("export", _export, "Write a resolved recipe that stock `trl sft --config` reads."))
+    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the YAML file to write")
+    sub = command("pin", _pin, "Write the Hub's current commit of the base model into the recipe.")
+    sub.add_argument("recipe", metavar="RECIPE", help="a name in recipes/, such as default")
+    command("keys", _keys, "List every key a recipe may set, with type and default.")
+    return top
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _train(options: argparse.Namespace) -> int:
+    from sft_recipes import launch
+
+    with _facts_on_stdout(options) as name_of:
+        code, name_of["run"] = launch.train(
+            options.recipe,
+            accel=options.accel,
+            processes=options.gpus,
+            overrides=options.set,
+            run_name=options.name,
+            resume=options.resume,
+        )
+    return code
+
+
+def _resume(options: argparse.Namespace) -> int:
+    from sft_recipes import launch
+
+    with _facts_on_stdout(options) as name_of:
+        code, name_of["run"] = launch.resume(options.name)
+    return code
+
+
+@contextlib.contextmanager
+def _facts_on_stdout(options: argparse.Namespace) -> Any:
+    """With --json the lines for people go to stderr, and stdout holds run.json when the run has ended."""
+    name_of: dict[str, Any] = {}
+    if not options.json:
+        yield name_of
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        yield name_of
+    print(json.dumps(name_of["run"].facts(), indent=2))
+
+
+def _list(options: argparse.Namespace) -> int:
+    ideas = {name: recipes.load(name)["description"] for name in recipes.names()}
+    if not ideas:
+        raise InputError(f"no recipes in {recipes.RECIPES.absolute()}; run from the project's root")
+    if options.json:
+        print(json.dumps(ideas, indent=2))
+    else:
+        width = max(map(len, ideas))
+        for name, idea in ideas.items():
+            print(f"{name:<{width}}  {idea}")
+    return 0
+
+
+def _resolved(options: argparse.Namespace) -> recipes.Recipe:
+    from sft_recipes import topology
+
+    # A file is shown by its path too, so that a foreign preset can be checked before it becomes a recipe.
+    named = Path(options.recipe) if options.recipe.endswith((".yaml", ".yml", ".json")) else options.recipe
+    recipe = recipes.load(named, recipes.parse_overrides(options.set))
+    accel = options.accel or recipe["accelerate_config"]
+    if accel is None:
+        return recipe
+    origin = "ACCEL" if options.accel else "the recipe"
+    return topology.resolve(recipe, topology.read(accel, origin, options.gpus))
+
+
+def _show(options: argparse.Namespace) -> int:
+    recipe = _resolved(options)
+    if options.json:
+        values = {key: {"value": item.value, "origin": item.origin} for key, item in recipe.values.items()}
+        print(json.dumps({"name": recipe.name, "values": values}, indent=2))
+        return 0
+    lines = {key: f"{key}: {schema.as_yaml(item.value)}" for key, item in recipe.values.items()}
+    width = max(map(len, lines.values())) if options.origin else 0
+    for key, line in lines.items():
+        print(f"{line:<{width}}  # {recipe.values[key].origin}" if options.origin else line)
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from sft_recipes import data, launch
+    from sft_recipes.run import write_whole
+
+    recipe = _resolved(options)
+    prepared = data.prepare(**launch.data_source(recipe), cache=launch.DATA_CACHE)
+    resolved = launch.with_data(recipe, prepared).derive(output_dir=(f"runs/{recipe.name}-trl", "stock trl needs one"))
+    try:
+        write_whole(options.out, recipes.dump(resolved.upstream()))
+    except OSError as error:
+        raise InputError(f"{options.out} cannot be written: {error.strerror}") from None
+    print(json.dumps(resolved.upstream(), indent=2) if options.json else f"wrote {options.out}")
+    return 0
+
+
+def _pin(options: argparse.Namespace) -> int:
+    from sft_recipes import pin
+
+    path, commit = pin.pin(options.recipe)
+    print(
+        json.dumps({"file": str(path), "model_revision": commit})
+        if options.json
+        else f"{path}: model_revision: {commit}"
+    )
+    return 0
+
+
+def _keys(options: argparse.Namespace) -> int:
+    known = schema.known()
+    if options.json:
+        print(json.dumps(known, indent=2))
+        return 0
+    width = max(map(len, known))
+    for key, entry in known.items():
+        types = " or ".join(entry["types"])
+        print(f"{key:<{width}}  {types}, {schema.as_yaml(entry['default'])} if not set  ({entry['class']})")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

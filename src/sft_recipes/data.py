@@ -1,0 +1,700 @@
+"""From a user's rows, in files or on the Hub, to the directory of JSON lines that TRL trains on.
+
+Every row is read, checked and brought into one of TRL's two shapes. A row that cannot be trained on as it stands is
+an error that names its place; none is dropped, cut or repaired.
+"""
+
+import csv
+import dataclasses
+import difflib
+import hashlib
+import json
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.errors import InputError
+
+# Part of every fingerprint: raise it when the same sources would be prepared differently.
+PREPARATION_VERSION = 1
+
+FORMATS = ("auto", "messages", "sharegpt", "prompt_completion", "alpaca")
+_REQUIRED = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt_completion": ("prompt", "completion"),
+    "alpaca": ("instruction", "output"),
+}
+_FIELDS = _REQUIRED | {"alpaca": ("instruction", "input", "output", "system")}
+_ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
+_SHAREGPT_ROLES = _ROLES | {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+
+_SHOWN = 20
+_TEXT: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"}
+_HELP = (
+    f"set data_format ({', '.join(FORMATS[1:])}) or data_columns, for example {{prompt: question, completion: answer}}"
+)
+# What `errors="surrogateescape"` makes of bytes that are not UTF-8, and what a "\ud800" in JSON becomes.
+_UNDECODABLE = re.compile("[\udc80-\udcff]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+_SEPARATOR = re.compile(r"\s*([,\]])\s*")
+
+_Row = dict[str, Any]
+_Turn = tuple[str, str, str]  # the place in the row, the role, the content
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A directory that `datasets.load_dataset(str(directory))` reads, and what is known about it.
+
+    Args:
+        directory: holds `train.jsonl`, `validation.jsonl` where there is one, and `facts.json`.
+        fingerprint: SHA-256 over the sources' content and everything that decides what is made of it.
+        kind: "prompt_completion" (loss on the one answer of a row) or "messages" (loss on every assistant turn).
+        format: what the user's rows were in: one of `FORMATS`, never "auto".
+        splits: for each split its `source`, the source's `sha256` and `rows`, and `prepared_rows`, those of the split.
+        notes: one sentence for each decision that was made.
+    """
+
+    directory: Path
+    fingerprint: str
+    kind: str
+    format: str
+    splits: dict[str, dict[str, Any]]
+    notes: tuple[str, ...]
+
+
+class _Problems:
+    """Counts all problems and keeps those that are shown."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.shown: list[str] = []
+
+    def add(self, place: str, problem: str) -> None:
+        self.count += 1
+        if len(self.shown) < _SHOWN:
+            self.shown.append(f"{place}: {problem}")
+
+    def stop(self) -> None:
+        """Raise an `InputError` if there was any."""
+        if self.count:
+            more = self.count - len(self.shown)
+            raise InputError(*self.shown, *([f"... and {more:,} more"] if more else []))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the rows of a split come from; `rows` reports what it cannot read and yields (place, row) for the rest."""
+
+    name: str
+    reader: str
+    sha256: str
+    rows: Callable[[_Problems], Iterator[tuple[str, _Row]]]
+
+
+def prepare(
+    *,
+    train_file: str | None,
+    validation_file: str | None,
+    dataset_name: str | None = None,
+    dataset_config: str | None = None,
+    dataset_train_split: str = "train",
+    dataset_test_split: str = "test",
+    data_format: str = "auto",
+    data_columns: Mapping[str, str] | None = None,
+    validation_split_size: float = 0.0,
+    cache: Path,
+) -> Prepared:
+    """Check and convert the rows of `train_file` or `dataset_name` into a directory below `cache`.
+
+    The validation rows are those of `validation_file`, or of the Hub dataset's test split, or the share
+    `validation_split_size` of the training rows, or none.
+
+    Raises:
+        InputError: with everything that is wrong; nothing is left in `cache` then.
+    """
+    columns = dict(data_columns or {})
+    rules = _Rules(_candidates(data_format, columns), columns)
+    if (train_file is None) == (dataset_name is None):
+        given = "neither is" if train_file is None else "both are"
+        raise InputError(f"give one of train_file and dataset_name: {given} given")
+    if not 0 <= validation_split_size < 1:
+        raise InputError(f"validation_split_size is {validation_split_size}; write a share from 0 up to, not with, 1")
+
+    sources: dict[str, _Source] = {}
+    if train_file is not None:
+        sources["train"] = _file_source(train_file)
+    elif dataset_name is not None:
+        wanted = None if validation_file else dataset_test_split
+        sources = _hub_sources(dataset_name, dataset_config, dataset_train_split, wanted)
+    if validation_file is not None:
+        sources["validation"] = _file_source(validation_file)
+    share = 0.0 if "validation" in sources else validation_split_size
+
+    contents = {split: [source.reader, source.sha256] for split, source in sources.items()}
+    decisive = [PREPARATION_VERSION, contents, data_format, columns, float(share)]
+    fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    directory = cache / fingerprint[:16]
+    facts = _complete(directory, fingerprint)
+    if facts is None:
+        staging = cache / f".{directory.name}.{uuid.uuid4().hex}"
+        staging.mkdir(parents=True)
+        try:
+            facts = {"fingerprint": fingerprint, **_write(staging, sources, rules, _Problems(), share)}
+            (staging / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+            _publish(staging, directory, fingerprint)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    for split, split_facts in facts["splits"].items():
+        # The directory may have been made from files of the same content under other names.
+        split_facts["source"] = sources.get(split, sources["train"]).name
+    notes = _notes(facts, share)
+    if share != validation_split_size:
+        name = facts["splits"]["validation"]["source"]
+        notes.append(f"validation_split_size {validation_split_size} is not used: the validation rows are {name}")
+    return Prepared(directory, fingerprint, facts["kind"], facts["format"], facts["splits"], tuple(notes))
+
+
+def _complete(directory: Path, fingerprint: str) -> dict[str, Any] | None:
+    """The facts of a prepared directory, or None if it is absent or something of it is missing."""
+    try:
+        facts: dict[str, Any] = json.loads((directory / "facts.json").read_text(encoding="utf-8"))
+        whole = facts["fingerprint"] == fingerprint
+        whole &= all((directory / f"{split}.jsonl").is_file() for split in facts["splits"])
+    except (OSError, ValueError, KeyError):
+        return None
+    return facts if whole else None
+
+
+def _publish(staging: Path, directory: Path, fingerprint: str) -> None:
+    try:
+        staging.rename(directory)
+    except OSError:
+        # Another process was faster, and its directory is as good; or an old directory lost a file.
+        if _complete(directory, fingerprint) is None:
+            shutil.rmtree(directory)
+            staging.rename(directory)
+
+
+def _write(
+    staging: Path, sources: Mapping[str, _Source], rules: "_Rules", problems: _Problems, share: float
+) -> dict[str, Any]:
+    """Write the splits into `staging` and return the facts about them."""
+    origins = {split: split for split in sources} | ({"validation": "train"} if share else {})
+    read = dict.fromkeys(sources, 0)
+    written = dict.fromkeys(origins, 0)
+    paths = {split: staging / f"{split}.jsonl" for split in origins}
+    with ExitStack() as stack:
+        files = {split: stack.enter_context(path.open("w", **_TEXT)) for split, path in paths.items()}
+        for split, source in sources.items():
+            for place, row in source.rows(problems):
+                read[split] += 1
+                faults: list[str] = []
+                rules.recognise(source.name, row, problems)
+                line = json.dumps(rules.normalise(row, faults), ensure_ascii=False)
+                for fault in faults:
+                    problems.add(place, fault)
+                if not problems.count:
+                    target = "validation" if share and _chosen(line, share) else split
+                    files[target].write(line + "\n")
+                    written[target] += 1
+            if not read[split] and not problems.count:
+                problems.add(source.name, "has no rows; write at least one")
+    problems.stop()
+    if not all(written.values()):
+        raise InputError(
+            f"validation_split_size {share} puts all {read['train']:,} rows of {sources['train'].name} on one side "
+            "(equal rows stay together): give a validation_file, more rows or another share"
+        )
+    if rules.one_answer and rules.format != "prompt_completion":
+        for path in paths.values():
+            _split_off_answers(path)
+    facts: dict[str, Any] = {
+        "kind": "prompt_completion" if rules.one_answer else "messages",
+        "format": rules.format,
+        "detected": rules.detected,
+        "unused": sorted(rules.unused),
+        "splits": {
+            split: {
+                "source": sources[origin].name,
+                "sha256": sources[origin].sha256,
+                "rows": read[origin],
+                "prepared_rows": written[split],
+            }
+            for split, origin in origins.items()
+        },
+    }
+    return facts | {"notes": _notes(facts, share)}
+
+
+def _chosen(line: str, share: float) -> bool:
+    """Whether a row is one of the validation share: by its content alone, so equal rows stay on one side."""
+    return int.from_bytes(hashlib.sha256(line.encode()).digest()[:8], "big") < share * 2**64
+
+
+def _split_off_answers(path: Path) -> None:
+    """Turn rows of messages into prompt and completion; TRL then needs no help of the chat template for the loss."""
+    converted = path.with_suffix(".converted")
+    with path.open(**_TEXT) as lines, converted.open("w", **_TEXT) as file:
+        for line in lines:
+            messages = json.loads(line)["messages"]
+            row = {"prompt": messages[:-1], "completion": messages[-1:]}
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    converted.replace(path)
+
+
+def _notes(facts: dict[str, Any], share: float) -> list[str]:
+    how = "recognised by its columns" if facts["detected"] else "as the recipe says"
+    notes = [f"format: {facts['format']}, {how}"]
+    if facts["unused"]:
+        notes.append(f"not used: {_listed(facts['unused'])}")
+    if facts["kind"] == "prompt_completion":
+        notes.append("loss: on the one answer that ends each row")
+    else:
+        notes.append("loss: on every assistant turn, since some rows have several")
+    for split, split_facts in facts["splits"].items():
+        prepared, rows = split_facts["prepared_rows"], split_facts["rows"]
+        count = f"{rows:,}" if prepared == rows else f"{prepared:,} of {rows:,}"
+        note = f"{split}: {count} row{'s' if rows > 1 else ''} of {split_facts['source']}"
+        by_hash = f", chosen by a hash of the row (validation_split_size {share})"
+        notes.append(note + (by_hash if share and split == "validation" else ""))
+    if "validation" not in facts["splits"]:
+        notes.append("validation: none (no validation file or split, and validation_split_size is 0)")
+    return notes
+
+
+def _candidates(data_format: str, columns: Mapping[str, str]) -> list[str]:
+    """The formats that the recipe leaves open: one if `data_format` or the fields in `data_columns` decide it."""
+    if data_format not in FORMATS:
+        raise InputError(f"data_format is {data_format!r}{_nearest(data_format, FORMATS)}; write {', '.join(FORMATS)}")
+    formats = list(_FIELDS) if data_format == "auto" else [data_format]
+    known = [field for name in formats for field in _FIELDS[name]]
+    problems = [
+        f"data_columns: {field!r} is no field of data_format {data_format}{_nearest(field, known)}; "
+        f"write one of {_listed(known)}"
+        for field in columns
+        if field not in known
+    ]
+    if len(set(columns.values())) < len(columns):
+        problems.append(f"data_columns: {dict(columns)} names one column twice; give each field its own")
+    fitting = [name for name in formats if set(columns) <= set(_FIELDS[name])]
+    if not fitting and not problems:
+        problems.append(f"data_columns: no one format has the fields {_listed(columns)}; {_HELP}")
+    if problems:
+        raise InputError(*problems)
+    return fitting
+
+
+class _Rules:
+    """What a row of one format has to be, the same for every split."""
+
+    def __init__(self, candidates: list[str], columns: Mapping[str, str]) -> None:
+        self.candidates = candidates
+        self.detected = len(candidates) > 1
+        self.format = ""
+        self.columns = dict(columns)
+        self.needed: list[str] = []
+        self.one_answer = True
+        self.unused: set[str] = set()
+        self._prompt_type: type | None = None
+
+    def recognise(self, source: str, row: _Row, problems: _Problems) -> None:
+        """Settle the format by the columns of the first row of all."""
+        if self.format:
+            return
+        fitting = self.candidates
+        if self.detected:
+            fitting = [name for name in fitting if all(self.columns.get(key, key) in row for key in _REQUIRED[name])]
+        if len(fitting) != 1:
+            which = f"the formats {', '.join(fitting)}" if fitting else "no format"
+            problems.add(source, f"the columns {_listed(row)} fit {which}; {_HELP}")
+            problems.stop()
+        self.format = fitting[0]
+        fields = _FIELDS[self.format]
+        required = {*_REQUIRED[self.format], *self.columns}
+        self.columns = {field: self.columns.get(field, field) for field in fields}
+        self.needed = [self.columns[field] for field in fields if field in required]
+
+    def normalise(self, row: _Row, faults: list[str]) -> _Row:
+        """The row in TRL's shape: right if nothing was added to `faults`."""
+        self.unused.update(row.keys() - self.columns.values())
+        for column in self.needed:
+            if column not in row:
+                faults.append(
+                    f"{column} is missing{_nearest(column, row)}, the row has {_listed(row)}: write it, or {_HELP}"
+                )
+        if faults:
+            return {}
+        if self.format == "alpaca":
+            return self._alpaca(row, faults)
+        if self.format == "prompt_completion":
+            return self._prompt_completion(row, faults)
+        column = self.columns["messages" if self.format == "messages" else "conversations"]
+        return {"messages": self._conversation(self._turns(row[column], column, faults), column, faults)}
+
+    def _alpaca(self, row: _Row, faults: list[str]) -> _Row:
+        prompt = self._text(row, "instruction", faults)
+        extra, system = (self._text(row, field, faults, optional=True) for field in ("input", "system"))
+        messages = [{"role": "system", "content": system}] if system.strip() else []
+        messages.append({"role": "user", "content": f"{prompt}\n\n{extra}" if extra.strip() else prompt})
+        messages.append({"role": "assistant", "content": self._text(row, "output", faults)})
+        return {"messages": messages}
+
+    def _text(self, row: _Row, field: str, faults: list[str], optional: bool = False) -> str:
+        value = row.get(self.columns[field])
+        if value is None and optional:
+            return ""
+        return _text(value, self.columns[field], faults, may_be_blank=optional)
+
+    def _prompt_completion(self, row: _Row, faults: list[str]) -> _Row:
+        values = {field: row[self.columns[field]] for field in ("prompt", "completion")}
+        for field, value in values.items():
+            if self._prompt_type is None and isinstance(value, (str, list)):
+                self._prompt_type = type(value)
+            if self._prompt_type is None or not isinstance(value, self._prompt_type):
+                fix = "a list of messages" if self._prompt_type is list else "a string"
+                faults.append(f"{self.columns[field]} holds {_shown(value)}; write {fix}, as in every row")
+        if faults:
+            return {}
+        if self._prompt_type is str:
+            return {field: self._text(row, field, faults) for field in values}
+        prompt, completion = (self._turns(value, self.columns[field], faults) for field, value in values.items())
+        if len(completion) > 1:
+            faults.append(
+                f"{self.columns['completion']} holds {len(completion)} turns; write the one assistant turn to learn, "
+                "or use the format messages to learn several"
+            )
+        messages = self._conversation(prompt + completion, self.columns["completion"], faults)
+        return {"prompt": messages[:-1], "completion": messages[-1:]}
+
+    def _turns(self, value: Any, column: str, faults: list[str]) -> list[_Turn]:
+        if not isinstance(value, list) or not value:
+            faults.append(f'{column} holds {_shown(value)}; write a list of {{"role": ..., "content": ...}} objects')
+            return []
+        turns: list[_Turn] = []
+        for index, turn in enumerate(value):
+            place = f"{column}[{index}]"
+            if not isinstance(turn, dict):
+                faults.append(f'{place} holds {_shown(turn)}; write {{"role": ..., "content": ...}}')
+                continue
+            role_key, content_key = "role", "content"
+            if self.format == "sharegpt" and turn.get("role") is None:
+                role_key, content_key = "from", "value"
+            elif turn.get("role") is None and turn.get("from") is not None:
+                faults.append(f"{place} has from and value, as in ShareGPT; {_sharegpt_remedy(column)}")
+                continue
+            if turn.get("tool_calls"):
+                faults.append(f"{place}.tool_calls is not supported; delete the row, or write the call as content")
+            others = {key for key, held in turn.items() if held is not None} - {role_key, content_key, "tool_calls"}
+            self.unused.update(f"{column}[].{key}" for key in others)
+            role = self._role(turn, place, role_key, column, faults)
+            if content_key not in turn:
+                faults.append(f"{place}.{content_key} is missing; write the text of the turn")
+                continue
+            content = _text(turn[content_key], f"{place}.{content_key}", faults, may_be_blank=role == "system")
+            turns.append((place, role, content))
+        return turns
+
+    def _role(self, turn: _Row, place: str, key: str, column: str, faults: list[str]) -> str:
+        roles = _SHAREGPT_ROLES if self.format == "sharegpt" else _ROLES
+        role = turn.get(key)
+        if isinstance(role, str) and role in roles:
+            return roles[role]
+        if key not in turn:
+            faults.append(f"{place}.{key} is missing; write one of {_listed(roles)}")
+        elif isinstance(role, str) and role in _SHAREGPT_ROLES:
+            meant = f"write {_SHAREGPT_ROLES[role]!r}, or {_sharegpt_remedy(column)}"
+            faults.append(f"{place}.{key} holds {role!r}, a ShareGPT role; {meant}")
+        else:
+            near = difflib.get_close_matches(role.lower(), roles, 1) if isinstance(role, str) else []
+            faults.append(f"{place}.{key} holds {_shown(role)}; write {_listed(near) or 'one of ' + _listed(roles)}")
+        return ""
+
+    def _conversation(self, turns: list[_Turn], column: str, faults: list[str]) -> list[dict[str, str]]:
+        """Check the order of the turns, once each of them is right for itself."""
+        if faults:
+            return []
+        roles = [role for _, role, _ in turns]
+        start = 1 if roles[0] == "system" else 0
+        if "assistant" not in roles:
+            faults.append(f"{column} has no assistant turn; add the answer to learn, or delete the row")
+            return []
+        for index, (place, role, _) in enumerate(turns):
+            if role == "system" and index:
+                faults.append(f"{place} is a system turn; move it to the front, where the one system turn belongs")
+            elif role == "assistant" and index == start:
+                faults.append(f"{place} is an answer to nothing; put a user turn before it")
+            elif index and role == roles[index - 1]:
+                faults.append(f"{place} is a second {role} turn in a row; join the two, or add the turn between them")
+        if roles[-1] != "assistant":
+            faults.append(f"{turns[-1][0]} is the last turn, but of the {roles[-1]}; end with the assistant's answer")
+        # Where the user has marked the answer, the assistant turns before it are not to be learnt.
+        self.one_answer &= roles.count("assistant") == 1 or self.format == "prompt_completion"
+        return [{"role": role, "content": content} for _, role, content in turns]
+
+
+def _text(value: Any, place: str, faults: list[str], may_be_blank: bool) -> str:
+    if not isinstance(value, str):
+        faults.append(f"{place} holds {_shown(value)}; write a string")
+        return ""
+    if surrogate := _SURROGATE.search(value):
+        faults.append(f"{place} holds {surrogate[0]!r}, half of a character; write the whole character")
+    elif not may_be_blank and not value.strip():
+        faults.append(f"{place} is blank; write its text, or delete the row")
+    return value
+
+
+def _sharegpt_remedy(column: str) -> str:
+    return f"set data_format: sharegpt and data_columns: {{conversations: {column}}}"
+
+
+def _shown(value: Any) -> str:
+    """What a field holds, short enough for a message."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return f"the number {value}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    if isinstance(value, str):
+        return f"the string {value!r}" if len(value) <= 40 else f"the string {value[:40]!r}..."
+    return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f" (nearest: {near[0]!r})" if near else ""
+
+
+def _file_source(name: str) -> _Source:
+    path = Path(name)
+    if path.is_dir():
+        raise InputError(f"{name} is a directory; name one file, or give the directory as dataset_name")
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+            file.seek(0)
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except FileNotFoundError:
+        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(f"{name}: no such file{_nearest(path.name, siblings)}; correct the path") from None
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}; make it a file that this user may read") from None
+    suffix = path.suffix.lower()
+    if problem := _wrong_content(head, suffix):
+        raise InputError(f"{name} {problem}")
+    if suffix not in _READERS:
+        raise InputError(f"{name} has the suffix {path.suffix!r}; the supported ones are {', '.join(_READERS)}")
+    return _Source(name, suffix, digest.hexdigest(), lambda problems: _READERS[suffix](path, name, problems))
+
+
+def _wrong_content(head: bytes, suffix: str) -> str | None:
+    """Files that are something else than their name says, as their first bytes tell."""
+    if not head:
+        return "is empty; write at least one row"
+    if head.startswith(b"\x1f\x8b"):
+        return "is compressed with gzip; decompress it with gunzip and name the result"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a git-LFS pointer and not the data; fetch the data with: git lfs pull"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page, perhaps an error or login page; download the data itself"
+    if (suffix == ".parquet") != head.startswith(b"PAR1"):
+        return "is not a Parquet file" if suffix == ".parquet" else "is a Parquet file; name it .parquet"
+    if suffix != ".parquet" and (head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:2]):
+        return "is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8"
+    return None
+
+
+def _not_utf8(text: str) -> str | None:
+    found = _UNDECODABLE.search(text)
+    if found is None:
+        return None
+    return f"byte 0x{ord(found[0]) - 0xDC00:02X} is not UTF-8; convert the file, e.g. with: iconv -f LATIN1 -t UTF-8"
+
+
+def _read_json(path: Path, name: str, problems: _Problems) -> Iterator[tuple[str, _Row]]:
+    faults: list[str] = []
+
+    def pairs(found: list[tuple[str, Any]]) -> _Row:
+        keys = [key for key, _ in found]
+        repeated = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+        faults.extend(f"the key {key!r} occurs twice in an object; keep one" for key in repeated)
+        return dict(found)
+
+    def constant(literal: str) -> None:
+        faults.append(f"{literal} is not JSON; write null, a number or a string")
+
+    decoder = json.JSONDecoder(object_pairs_hook=pairs, parse_constant=constant)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        first = next((line for line in file if line.strip()), "")
+        file.seek(0)
+        is_array = first.lstrip().startswith("[")
+        values = _array_values(file.read(), decoder) if is_array else _line_values(file, decoder)
+        for label, value, error in values:
+            if error or faults:
+                for problem in [error] if error else faults:
+                    problems.add(name + label, problem)
+                faults.clear()
+            elif not isinstance(value, dict):
+                problems.add(name + label, f"a row holds {_shown(value)}; write an object with named columns")
+            else:
+                yield name + label, value
+
+
+def _line_values(lines: Iterable[str], decoder: json.JSONDecoder) -> Iterator[tuple[str, Any, str | None]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        value, error = None, _not_utf8(line)
+        if not error:
+            try:
+                value = decoder.decode(line)
+            except (ValueError, RecursionError) as raised:
+                error = _json_problem(raised)
+        yield f":{number}", value, error
+
+
+def _array_values(text: str, decoder: json.JSONDecoder) -> Iterator[tuple[str, Any, str | None]]:
+    undecodable = [(n, error) for n, line in enumerate(text.split("\n"), 1) if (error := _not_utf8(line))]
+    yield from ((f":{number}", None, error) for number, error in undecodable)
+    opening = re.match(r"\s*\[\s*(\])?\s*", text)
+    if undecodable or opening is None:
+        return
+    number, position, closed = 0, opening.end(), bool(opening[1])
+    try:
+        while not closed:
+            value, position = decoder.raw_decode(text, position)
+            number += 1
+            yield f" row {number}", value, None
+            separator = _SEPARATOR.match(text, position)
+            if separator is None:
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
+            position, closed = separator.end(), separator[1] == "]"
+        if position < len(text):
+            raise json.JSONDecodeError("Extra data", text, position)
+    except json.JSONDecodeError as error:
+        yield f":{error.lineno}", None, _json_problem(error)
+    except (ValueError, RecursionError) as error:
+        yield f" row {number + 1}", None, _json_problem(error)
+
+
+def _json_problem(error: Exception) -> str:
+    if not isinstance(error, json.JSONDecodeError):
+        return f"not readable as JSON ({error}); write a plain object"
+    before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].strip()
+    if after.startswith("'"):
+        return "single quotes, as Python prints a dict, are not JSON; write double quotes, e.g. with json.dumps"
+    if after.startswith(",") or (before.endswith(",") and after.startswith(("}", "]"))):
+        return "a comma follows the last item; delete it"
+    if not after or error.msg.startswith("Unterminated string"):
+        return "the JSON ends too early: the file was cut off, or an object covers several lines; write one a line"
+    return f"not JSON: {error.msg} at column {error.colno}; write one object a line, or one array of objects"
+
+
+def _read_csv(path: Path, name: str, problems: _Problems) -> Iterator[tuple[str, _Row]]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    # The limit of the module is 128 KiB a cell, which long documents pass.
+    csv.field_size_limit(2**31 - 1)
+    header: list[str] = []
+    line = 1
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            for cells in reader:
+                place, line = f"{name}:{line}", reader.line_num + 1
+                if not cells:
+                    continue
+                if error := _not_utf8("".join(cells)):
+                    problems.add(place, error)
+                elif not header:
+                    header = cells
+                    if len(set(header)) < len(header) or "" in header:
+                        problems.add(place, f"the header {_listed(header)} has an empty or repeated name; name each")
+                        return
+                    if len(header) == 1 and ";" in header[0]:
+                        problems.add(place, f"the columns are separated by ';'; write {delimiter!r}")
+                        return
+                elif len(cells) != len(header):
+                    fix = f"put a cell that holds {delimiter!r} or a line end in double quotes"
+                    problems.add(place, f"{len(cells)} cells, but the header names {len(header)}; {fix}")
+                else:
+                    yield place, dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            problems.add(f"{name}:{line}", f"not CSV: {error}; put a cell in double quotes and double those inside it")
+
+
+def _read_parquet(path: Path, name: str, problems: _Problems) -> Iterator[tuple[str, _Row]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{name} row {number}", row
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        problems.add(f"{name} after row {number}", f"not readable as Parquet ({error}); write the file again")
+
+
+_READERS: dict[str, Callable[[Path, str, _Problems], Iterator[tuple[str, _Row]]]] = {
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def _hub_sources(name: str, config: str | None, train_split: str, test_split: str | None) -> dict[str, _Source]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, config)
+    except Exception as error:  # the library raises a dozen kinds, and each means that there are no rows
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"dataset_name {name} cannot be loaded ({type(error).__name__}: {reason}); check the name and "
+            "dataset_config, or give local files as train_file, or point HF_HOME to a cache that holds it or "
+            "HF_ENDPOINT to a mirror"
+        ) from error
+    if train_split not in loaded:
+        near = _nearest(train_split, list(loaded))
+        raise InputError(f"{name} has no split {train_split!r}{near}; set dataset_train_split to {_listed(loaded)}")
+    sources = {"train": _dataset_source(f"{name} {train_split}", loaded[train_split])}
+    if test_split is not None and test_split in loaded:
+        sources["validation"] = _dataset_source(f"{name} {test_split}", loaded[test_split])
+    return sources
+
+
+def _dataset_source(name: str, dataset: Any) -> _Source:
+    for column, feature in dataset.features.items():
+        if hasattr(feature, "decode"):  # images, sound: bytes are enough for a column that is not used
+            dataset = dataset.cast_column(column, dataclasses.replace(feature, decode=False))
+    digest = hashlib.sha256()
+    for row in dataset:
+        # The fingerprint of the library depends on paths and times, the rows do not.
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+
+    def rows(problems: _Problems) -> Iterator[tuple[str, _Row]]:
+        for number, row in enumerate(dataset, 1):
+            yield f"{name} row {number}", row
+
+    return _Source(name, "hub", digest.hexdigest(), rows)

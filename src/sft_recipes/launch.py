@@ -1,0 +1,410 @@
+"""From a checked recipe to a finished run: data, run directory, `accelerate launch`, and what is said at the end.
+
+This process never imports torch, so that whatever is wrong with the input is said in a second.
+"""
+
+import importlib.util
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sft_recipes import data, demo_base, topology
+from sft_recipes import recipe as recipes
+from sft_recipes.errors import InputError
+from sft_recipes.recipe import Recipe
+from sft_recipes.run import Run, newest_whole
+from sft_recipes.terminal import count, duration, say
+from sft_recipes.topology import Topology
+
+DATA_CACHE = Path(".cache/data")
+DEMO_BASE = Path(".cache/demo/base")
+PACKAGES = (
+    "sft-recipes",
+    "trl",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "datasets",
+    "deepspeed",
+    "torch",
+)
+FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 3
+
+
+def train(
+    name: str,
+    *,
+    accel: str | None = None,
+    processes: int | None = None,
+    overrides: list[str] | None = None,
+    run_name: str | None = None,
+    resume: bool = False,
+) -> tuple[int, Run]:
+    """Train a recipe into a new run, or continue one that was trained with exactly the same recipe.
+
+    Returns:
+        The exit code (0 finished, 1 failed while running, 3 interrupted and resumable) and the run.
+
+    Raises:
+        InputError: With every problem found before a process was started; nothing is left behind.
+    """
+    if resume and not run_name:
+        raise InputError("RESUME=1 needs NAME=, the run to continue")
+    settings = recipes.parse_overrides(overrides or [])
+    recipe = recipes.load(name, settings)
+    gpus = topology.visible_gpus()
+    chosen = topology.choose(recipe, accel, processes, gpus)
+    problems = topology.missing_gpus(recipe, chosen, gpus) + missing_packages(recipe) + missing_model(recipe)
+    try:
+        resolved = topology.resolve(recipe, chosen)
+    except InputError as error:
+        problems += error.problems
+    # The data are read even when something else is wrong, so that everything is said at once.
+    try:
+        prepared = data.prepare(**data_source(recipe), cache=DATA_CACHE)
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    resolved = with_data(resolved, prepared)
+
+    say("recipe", f"{recipe.name}: {recipe['description']}" if recipe["description"] else recipe.name)
+    for key, item in settings.items():
+        say("override", f"{key}: {recipes.schema.as_yaml(item.value)}")
+    say("topology", chosen.describe())
+    for note in prepared.notes:
+        say("data", note)
+    if resume:
+        run = Run.open(run_name or "")
+        same_as_before(run, resolved, chosen, prepared)
+        return continue_run(run), run
+    if DEMO_BASE == Path(recipe["model_name_or_path"]) and not demo_base.is_current(DEMO_BASE):
+        say("model", "the demo's base model is built once, in under a minute")
+        demo_base.build(DEMO_BASE)
+    run = Run.create(run_name, recipe.name)
+    resolved = resolved.derive(output_dir=(str(run.directory), "the run"), run_name=(run.name, "the run"))
+    run.recipe.write_text(recipes.dump(resolved.upstream()), encoding="utf-8")
+    run.accelerate.write_text(recipes.dump(accelerate_config(resolved, chosen)), encoding="utf-8")
+    run.write(
+        {
+            "name": run.name,
+            "recipe": recipe.name,
+            "status": "running",
+            "command": shlex.join(["sft-recipes", *sys.argv[1:]]),
+            "overrides": {key: item.value for key, item in settings.items()},
+            "origins": {key: item.origin for key, item in resolved.values.items()},
+            "own": recipe.own(),
+            "topology": facts_of(chosen),
+            "data": {
+                "source": data_source(recipe),
+                "fingerprint": prepared.fingerprint,
+                "format": prepared.format,
+                "kind": prepared.kind,
+                "conversational": conversational(prepared),
+                "splits": prepared.splits,
+            },
+            "git": git_state(),
+            "versions": {package: version(package) for package in PACKAGES},
+            "python": sys.version.split()[0],
+            "gpus": [f"{gpu.name}, {gpu.memory_mib} MiB" for gpu in gpus],
+            "cpus": os.cpu_count(),
+            "started": now(),
+        }
+    )
+    say("run", str(run.directory))
+    with run.locked():
+        return launch(run), run
+
+
+def resume(name: str) -> tuple[int, Run]:
+    """Continue a run from its newest whole checkpoint, exactly as it was started.
+
+    Raises:
+        InputError: There is no such run, it is finished, or its data or processes are not there any more.
+    """
+    run = Run.open(name)
+    facts = run.facts()
+    gpus = topology.visible_gpus()
+    config = yaml.safe_load(run.accelerate.read_text(encoding="utf-8"))
+    chosen = Topology(facts["topology"]["name"], config, "as the run was started")
+    recipe = Recipe(facts["recipe"], {key: recipes.Value(value, run.name) for key, value in facts["own"].items()})
+    problems = topology.missing_gpus(recipe, chosen, gpus)
+    prepared = data.prepare(**facts["data"]["source"], cache=DATA_CACHE)
+    if problems:
+        raise InputError(*problems)
+    if prepared.fingerprint != facts["data"]["fingerprint"]:
+        raise InputError(
+            f"the data of {run.directory} have changed since it was started; put the old files back, or start a new run"
+        )
+    say("topology", chosen.describe())
+    return continue_run(run), run
+
+
+def continue_run(run: Run) -> int:
+    """Launch an existing run again from its newest whole checkpoint."""
+    with run.locked():
+        facts = run.facts()
+        if facts["status"] == "finished":
+            raise InputError(f"{run.directory} is finished; start a new run under another NAME=")
+        checkpoint, skipped = newest_whole(run.directory)
+        for sentence in skipped:
+            say("resume", sentence)
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        say(
+            "resume",
+            f"{run.directory} continues from {checkpoint.name}"
+            if checkpoint
+            else "no whole checkpoint yet: from step 0",
+        )
+        # What was logged after the checkpoint is done again.
+        if run.log.exists():
+            lines = run.log.read_text(encoding="utf-8").splitlines(keepends=True)
+            run.log.write_text("".join(line for line in lines if _step_of(line) <= step), encoding="utf-8")
+        run.update(
+            status="running",
+            resume_from=str(checkpoint) if checkpoint else None,
+            resumed=[*facts.get("resumed", []), {"at": now(), "step": step, "skipped": skipped}],
+            problems=None,
+            error=None,
+        )
+        return launch(run)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        # A line cut off by a crash.
+        return float("inf")
+
+
+def same_as_before(run: Run, resolved: Recipe, chosen: Topology, prepared: data.Prepared) -> None:
+    """A resumed run must be the same run.
+
+    Raises:
+        InputError: Naming every key, the data or the processes that changed. Upstream would accept most of it in
+            silence and ignore some of it.
+    """
+    facts = run.facts()
+    before = yaml.safe_load(run.recipe.read_text(encoding="utf-8")) | facts["own"]
+    after = resolved.upstream() | resolved.own() | {key: before[key] for key in ("output_dir", "run_name")}
+    changed = [
+        f"{key}: {recipes.schema.as_yaml(before.get(key))} -> {recipes.schema.as_yaml(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in ("extends", "description", "accelerate_config")
+    ]
+    if facts_of(chosen) != facts["topology"]:
+        changed.append(f"topology: {facts['topology']['name']} -> {chosen.name}, or its number of processes")
+    if prepared.fingerprint != facts["data"]["fingerprint"]:
+        changed.append("the data files")
+    if changed:
+        raise InputError(
+            f"{run.directory} cannot be continued with another recipe, because its optimizer and data order belong to "
+            "the old one. Changed:\n  "
+            + "\n  ".join(changed)
+            + f"\nUse make resume NAME={run.name} to continue as it was, or start a new run"
+        )
+
+
+def launch(run: Run) -> int:
+    """Start the processes, pass a stop on to them, and say how it ended."""
+    began = time.time()
+    run.stop.unlink(missing_ok=True)
+    process = subprocess.Popen(command(run), env=environment(run), stdout=sys.stdout, start_new_session=True)
+    asked = 0
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            run.stop.touch()
+            print(
+                "\nstopping: the run saves a checkpoint at the end of this step; once more to stop at once", flush=True
+            )
+        else:
+            os.killpg(process.pid, signal.SIGKILL)
+
+    handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        run.stop.unlink(missing_ok=True)
+    facts = run.facts()
+    if facts["status"] == "running":
+        facts |= {
+            "status": "interrupted" if asked else "failed",
+            "error": f"the processes ended with code {process.returncode}",
+        }
+    if facts.get("problems") and not facts.get("resumed"):
+        # Nothing was trained, so the name stays free for the corrected recipe.
+        shutil.rmtree(run.directory)
+        raise InputError(*facts["problems"])
+    facts |= {"ended": now(), "seconds": round(time.time() - began + facts.get("seconds", 0.0), 2)}
+    run.write(facts)
+    if facts.get("problems"):
+        raise InputError(*facts["problems"])
+    return conclude(run, facts)
+
+
+def conclude(run: Run, facts: dict[str, Any]) -> int:
+    """Say how the run ended and where its files are; the exit code says the same."""
+    measured = facts.get("measured") or {}
+    if facts["status"] == "interrupted":
+        checkpoint, _ = newest_whole(run.directory)
+        kept = f"kept {checkpoint.name}" if checkpoint else "no checkpoint yet"
+        say("stopped", f"{kept}; continue with: make resume NAME={run.name}")
+        return INTERRUPTED
+    if facts["status"] != "finished":
+        print(f"error: {facts.get('error', 'failed')}", file=sys.stderr)
+        checkpoint, _ = newest_whole(run.directory)
+        if checkpoint:
+            say("failed", f"{checkpoint.name} is whole; continue with: make resume NAME={run.name}")
+        return FAILED
+    losses = [entry["eval_loss"] for entry in measured["eval_loss"]]
+    text = f"{count(measured['step'], 'step')} in {duration(measured['training_seconds'])}"
+    if measured["tokens_per_second"]:
+        text += f", {measured['tokens_per_second']:,.0f} tokens/s"
+    say("finished", f"{text}, peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB per process")
+    if len(losses) > 1:
+        say("held out", f"loss {losses[0]:.4f} -> {min(losses):.4f}")
+    say("adapter", str(run.adapter))
+    say("curve", str(run.curve))
+    return FINISHED
+
+
+def command(run: Run) -> list[str]:
+    """The `accelerate launch` of a run, as an argument list."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(run.accelerate)]
+    return [*launcher, "-m", "sft_recipes.train", str(run.directory)]
+
+
+def environment(run: Run) -> dict[str, str]:
+    """The environment of the training processes: nothing phones home, nothing chatters, one GPU if one is asked for."""
+    chosen = run.facts()["topology"]
+    changes = {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TENSORBOARD_LOGGING_DIR": str(run.directory / "tensorboard"),
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "PYTHONWARNINGS": "ignore",
+    }
+    defaults = {"DS_LOG_LEVEL": "error", "TORCH_CPP_LOG_LEVEL": "ERROR", "GLOO_LOG_LEVEL": "ERROR"}
+    if chosen["use_cpu"]:
+        # Each process takes its share of the cores; torchrun's own default is one.
+        defaults["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // chosen["processes"]))
+        changes["DS_ACCELERATOR"] = "cpu"
+    elif chosen["backend"] == "single":
+        # With more than one GPU in sight, transformers would spread the model over all of them.
+        changes["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return defaults | dict(os.environ) | changes
+
+
+def accelerate_config(resolved: Recipe, chosen: Topology) -> dict[str, Any]:
+    """The accelerate config to launch with: the chosen one, in the recipe's precision."""
+    precision = "bf16" if resolved["bf16"] else "fp16" if resolved["fp16"] else "no"
+    return chosen.config | {"mixed_precision": precision}
+
+
+def data_source(recipe: Recipe) -> dict[str, Any]:
+    """Where the recipe's rows come from and how they are read, as `data.prepare` takes it."""
+    keys = (
+        "train_file",
+        "validation_file",
+        "dataset_name",
+        "dataset_config",
+        "dataset_train_split",
+        "dataset_test_split",
+        "data_format",
+        "data_columns",
+    )
+    # Nothing is held out when nothing is evaluated.
+    held_out = recipe["validation_split_size"] if recipe["eval_strategy"] != "no" else 0.0
+    return {**{key: recipe[key] for key in keys}, "validation_split_size": held_out}
+
+
+def conversational(prepared: data.Prepared) -> bool:
+    """Whether the rows are turns, which a chat template renders, or plain text."""
+    with (prepared.directory / "train.jsonl").open(encoding="utf-8") as file:
+        row = json.loads(file.readline())
+    return not isinstance(row.get("prompt"), str)
+
+
+def with_data(resolved: Recipe, prepared: data.Prepared) -> Recipe:
+    """The recipe that reads the prepared directory and computes its loss on answers, if that is what it asks for."""
+    derived: dict[str, tuple[Any, str]] = {
+        "dataset_name": (str(prepared.directory), f"{prepared.format} rows, prepared"),
+        "dataset_train_split": ("train", "prepared"),
+        "dataset_test_split": ("validation", "prepared"),
+    }
+    if "dataset_config" in resolved.values:
+        derived["dataset_config"] = (None, "prepared")
+    if prepared.kind == "messages" and resolved["completion_only_loss"] is not False:
+        # TRL computes the loss of `messages` rows on every token unless it is told the assistant's, and its
+        # completion_only_loss says nothing about them.
+        derived["assistant_only_loss"] = (True, "answers of several turns; completion_only_loss is true")
+        derived["completion_only_loss"] = (None, "several turns a row; assistant_only_loss says it")
+    return resolved.derive(**derived)
+
+
+def missing_packages(recipe: Recipe) -> list[str]:
+    """Trackers that are asked for and not installed."""
+    trackers = recipe["report_to"] if isinstance(recipe["report_to"], list) else [recipe["report_to"]]
+    return [
+        f"report_to: {tracker} is not installed; pip install 'sft-recipes[{tracker}]', or set report_to: none"
+        for tracker in trackers
+        if tracker not in (None, "none") and importlib.util.find_spec(tracker) is None
+    ]
+
+
+def missing_model(recipe: Recipe) -> list[str]:
+    """A local base model that is not there; a Hub id is asked for by the training process."""
+    name = recipe["model_name_or_path"]
+    path = Path(name).expanduser()
+    local = name.startswith((".", "/", "~")) or name.count("/") > 1
+    if path == DEMO_BASE or not local or (path / "config.json").is_file():
+        return []
+    origin = recipe.values["model_name_or_path"].origin
+    return [
+        f"{origin}: model_name_or_path {name} has no config.json; name a saved model's directory, or a Hub id ORG/NAME"
+    ]
+
+
+def facts_of(chosen: Topology) -> dict[str, Any]:
+    """A topology as run.json holds it."""
+    return {
+        "name": chosen.name,
+        "backend": chosen.backend,
+        "processes": chosen.processes,
+        "zero_stage": chosen.zero_stage,
+        "use_cpu": chosen.use_cpu,
+    }
+
+
+def now() -> str:
+    """The time, as run.json holds it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit that ran and whether files differed from it; None outside a repository."""
+    try:
+        arguments = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+        lines = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), None)
+    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}

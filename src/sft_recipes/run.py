@@ -1,0 +1,168 @@
+"""The run directory: what is written, by whom, and which checkpoint can be trusted."""
+
+import contextlib
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sft_recipes import recipe as recipes
+from sft_recipes.errors import InputError
+
+RUNS = Path("runs")
+# The version of run.json, log.jsonl and manifest.json; it grows when a reader of today would misread them.
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+
+class Run:
+    """One directory below `runs/`, holding recipe.yaml, accelerate.yaml, run.json, log.jsonl and what training writes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.recipe = directory / "recipe.yaml"
+        self.accelerate = directory / "accelerate.yaml"
+        self.log = directory / "log.jsonl"
+        self.adapter = directory / "adapter"
+        self.curve = directory / "loss.png"
+        self.stop = directory / "stop"
+        """Exists while the run is asked to save and stop at the next step."""
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @classmethod
+    def create(cls, name: str | None, recipe: str, runs: Path = RUNS) -> "Run":
+        """A new directory: `name`, or the recipe's name and the time.
+
+        Raises:
+            InputError: The name exists already, or is no name.
+        """
+        if name is not None and not recipes.NAME.fullmatch(name):
+            raise InputError(f"NAME={name!r} is no run name: letters, digits, '_', '-' and '.' only")
+        now = datetime.datetime.now().astimezone()
+        directory = runs / (name or f"{recipe}-{now:%Y%m%d-%H%M%S}")
+        runs.mkdir(exist_ok=True)
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            raise InputError(
+                f"{directory} exists and is never overwritten; choose another NAME=, or continue it with "
+                f"make resume NAME={directory.name}"
+            ) from None
+        return cls(directory)
+
+    @classmethod
+    def open(cls, name: str, runs: Path = RUNS) -> "Run":
+        """An existing run by its name.
+
+        Raises:
+            InputError: There is none of that name.
+        """
+        if not recipes.NAME.fullmatch(name) or not (runs / name / "run.json").is_file():
+            have = sorted(path.parent.name for path in runs.glob("*/run.json"))
+            raise InputError(f"no run {name!r} in {runs}/; there are {', '.join(have) if have else 'none'}")
+        return cls(runs / name)
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json holds now."""
+        return json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
+
+    def write(self, facts: dict[str, Any]) -> None:
+        """Replace run.json as a whole, so that a reader never sees half of it."""
+        write_whole(self.directory / "run.json", json.dumps({"schema": SCHEMA, **facts}, indent=2, default=str) + "\n")
+
+    def update(self, **facts: Any) -> None:
+        """Set some facts of run.json and keep the others."""
+        self.write({**self.facts(), **facts})
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; the lock is released by the system when the process ends, however it ends.
+
+        Raises:
+            InputError: Another process is training it.
+        """
+        with (self.directory / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(
+                    f"{self.directory} is being trained by another process; wait for it, or stop it"
+                ) from None
+            yield
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is either the old one or the new one, also after a crash."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def seal(checkpoint: Path) -> None:
+    """Write the manifest of a complete checkpoint, after everything it names is on the disk.
+
+    Upstream neither writes checkpoints atomically nor looks inside one before resuming from it; the manifest, written
+    last, is what makes a checkpoint whole.
+    """
+    files = {}
+    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MANIFEST):
+        with path.open("rb") as file:
+            digest = _digest(file)
+            os.fsync(file.fileno())
+        files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    write_whole(checkpoint / MANIFEST, json.dumps({"schema": SCHEMA, "files": files}, indent=1) + "\n")
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be trusted, or None when every file is as it was sealed."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        return "it was never finished (no manifest)"
+    except (OSError, ValueError, KeyError):
+        return "its manifest cannot be read"
+    for name, sealed in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != sealed["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {sealed['bytes']}"
+        with path.open("rb") as file:
+            if _digest(file).hexdigest() != sealed["sha256"]:
+                return f"{name} does not match its checksum"
+    return None
+
+
+def newest_whole(directory: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and one sentence about each newer one that is not."""
+    skipped = []
+    numbered = [
+        (int(match[1]), path) for path in directory.glob("checkpoint-*") if (match := _STEP.fullmatch(path.name))
+    ]
+    for _, path in sorted(numbered, reverse=True):
+        reason = damage(path)
+        if reason is None:
+            return path, skipped
+        skipped.append(f"{path.name} is skipped: {reason}")
+    return None, skipped
+
+
+_STEP = re.compile(r"checkpoint-(\d+)")
+
+
+def _digest(file: Any) -> Any:
+    digest = hashlib.sha256()
+    while block := file.read(1 << 20):
+        digest.update(block)
+    return digest

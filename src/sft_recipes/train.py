@@ -1,0 +1,199 @@
+"""One process of a run: the resolved recipe to SFTTrainer, checked before the first step, into the run directory.
+
+Started by `accelerate launch -m sft_recipes.train runs/NAME`; everything it needs to know is in that directory.
+"""
+
+import contextlib
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from datasets import load_dataset
+from transformers import EarlyStoppingCallback, HfArgumentParser, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+from sft_recipes import curve, verify
+from sft_recipes.callbacks import GracefulStop, Progress, Record, StopOnNaN
+from sft_recipes.errors import InputError
+from sft_recipes.run import Run, seal
+
+
+def train(run: Run) -> None:
+    """Train the resolved recipe of a run directory.
+
+    Raises:
+        InputError: What the recipe asks for cannot be had, or did not take effect.
+        FloatingPointError: The loss or the gradient became NaN or infinite.
+    """
+    facts = run.facts()
+    own, prepared = facts["own"], facts["data"]
+    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    script, training, model = HfArgumentParser((ScriptArguments, SFTConfig, ModelConfig)).parse_dict(recipe)
+    main = training.process_index == 0
+    verify.model_files(recipe, conversational=prepared["conversational"])
+    training.model_init_kwargs = {
+        **(training.model_init_kwargs or {}),
+        "revision": model.model_revision,
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation,
+    }
+    # TRL makes a text of a one-element list, which PEFT then reads as a regular expression over whole module names.
+    if recipe.get("lora_target_modules") not in (None, ["all-linear"]):
+        model.lora_target_modules = recipe["lora_target_modules"]
+
+    dataset = load_dataset(script.dataset_name)
+    record, stop = Record(run), GracefulStop(run)
+    trainer = Trainer(
+        model=model.model_name_or_path,
+        args=training,
+        train_dataset=dataset[script.dataset_train_split],
+        eval_dataset=dataset[script.dataset_test_split] if training.eval_strategy != "no" else None,
+        quantization_config=get_quantization_config(model),
+        peft_config=get_peft_config(model),
+        callbacks=[StopOnNaN(), stop, Progress()],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    # Before the trackers, so that they get the tokens per second too.
+    trainer.callback_handler.callbacks.insert(0, record)
+    if own["early_stopping_patience"]:
+        trainer.add_callback(EarlyStoppingCallback(own["early_stopping_patience"], own["early_stopping_threshold"]))
+    # DeepSpeed computes adapters in its own precision over float32 master weights; a cast here would not survive it.
+    if model.use_peft and not (trainer.is_deepspeed_enabled and training.bf16):
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(getattr(torch, own["adapter_dtype"]))
+
+    in_effect = {
+        "base": verify.base(trainer.model, recipe),
+        "data": verify.data(trainer, prepared["splits"]["train"]["rows"]),
+    }
+
+    def check_start() -> None:
+        in_effect["adapter"] = verify.adapter(trainer, recipe, own)
+        in_effect["run"] = verify.start(trainer, facts["topology"], recipe, own)
+        if main:
+            run.update(in_effect=in_effect)
+
+    trainer.add_callback(AtStart(check_start))
+    began = time.time()
+    trainer.train(resume_from_checkpoint=facts.get("resume_from"))
+
+    measured = {
+        "step": trainer.state.global_step,
+        "training_seconds": round(time.time() - began, 2),
+        "tokens_per_second": record.tokens_per_second and round(record.tokens_per_second, 1),
+        "peak_memory_bytes": peak_memory(trainer),
+        "best_checkpoint": trainer.state.best_model_checkpoint,
+        "eval_loss": [
+            {"step": entry["step"], "eval_loss": entry["eval_loss"]}
+            for entry in trainer.state.log_history
+            if "eval_loss" in entry
+        ],
+    }
+    if stop.stopped:
+        if main:
+            run.update(status="interrupted", measured=measured)
+    else:
+        trainer.save_model(str(run.adapter))
+        trainer.accelerator.wait_for_everyone()
+        if main:
+            # A pickle of the arguments, which nothing reads and nobody should have to trust.
+            (run.adapter / "training_args.bin").unlink(missing_ok=True)
+            if model.use_peft:
+                measured["adapter"] = verify.saved_adapter(run.adapter)
+            curve.draw(run)
+            run.update(status="finished", measured=measured)
+    trainer.end()
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer whose adapters keep their dtype when they are loaded, and whose checkpoints are sealed when whole."""
+
+    @contextlib.contextmanager
+    def _adapter_dtypes_kept(self, model: torch.nn.Module) -> Iterator[None]:
+        # PEFT loads adapters as float32 whatever they were, so a resumed bfloat16 run would be another run.
+        before = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
+        yield
+        for name, parameter in model.named_parameters():
+            if name in before and parameter.dtype != before[name]:
+                parameter.data = parameter.data.to(before[name])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        with self._adapter_dtypes_kept(model or self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with self._adapter_dtypes_kept(self.model):
+            super()._load_best_model()
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        # Each process writes its own files; only when all are done is the checkpoint whole.
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+
+class AtStart(TrainerCallback):
+    """Calls a function when model, optimizer and schedule are ready and no step has been taken."""
+
+    def __init__(self, check: Any) -> None:
+        self.check = check
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.check()
+
+
+def peak_memory(trainer: SFTTrainer) -> int:
+    """The largest process's peak: bytes that torch allocated on its GPU, or the resident set on a CPU."""
+    if trainer.accelerator.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        # Linux gives KiB, macOS bytes.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(trainer.accelerator.gather(torch.tensor([peak], device=trainer.accelerator.device)).max())
+
+
+def quiet() -> None:
+    """Silence what upstream says about itself; what matters to a run is checked and said here."""
+    import datasets
+    import transformers
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.filterwarnings("ignore", category=UserWarning)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
+def main() -> int:
+    """Run one process; the outcome is in run.json, because launchers do not hand exit codes through."""
+    run = Run(Path(sys.argv[1]))
+    quiet()
+    main_process = os.environ.get("RANK", "0") == "0"
+    if not main_process:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123, one voice; held until the process ends
+    try:
+        train(run)
+    except InputError as error:
+        # The same on every process, so each leaves quietly and the launcher reports no crash.
+        if main_process:
+            run.update(status="failed", problems=error.problems)
+    except Exception as error:
+        if main_process:
+            run.update(status="failed", error=f"{type(error).__name__}: {error}")
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

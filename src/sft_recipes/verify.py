@@ -1,0 +1,370 @@
+"""Did what the recipe asks take effect? Answered before the first step, or the run stops.
+
+Each check returns the facts for run.json and says them in one line; what differs from the recipe is an `InputError`.
+"""
+
+import collections
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import numpy as np
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers import AutoConfig, AutoTokenizer
+from trl import SFTTrainer
+from trl.chat_template_utils import get_training_chat_template, has_generation_markers
+
+from sft_recipes.errors import InputError
+from sft_recipes.terminal import count, say, share
+
+Facts = dict[str, Any]
+
+
+def model_files(recipe: Mapping[str, Any], conversational: bool) -> None:
+    """The config and tokenizer can be loaded and fit the recipe; before any weight is read.
+
+    Raises:
+        InputError: The model cannot be found, is already quantised, or its chat template cannot do what is asked.
+    """
+    name, revision = recipe["model_name_or_path"], recipe.get("model_revision", "main")
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"model_name_or_path {name} (revision {revision}) cannot be loaded: {str(error).splitlines()[0]} "
+            "Name a local directory, or a Hub id while the Hub is reachable; a gated model needs HF_TOKEN in the "
+            "environment"
+        ) from None
+    quantised = getattr(config, "quantization_config", None)
+    if quantised and (recipe.get("load_in_4bit") or recipe.get("load_in_8bit")):
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised.quant_method
+        raise InputError(
+            f"{name} is already quantised ({method}), so bitsandbytes cannot quantise it to 4 bit; choose its "
+            "unquantised checkpoint, or set load_in_4bit: false"
+        )
+    if conversational and not recipe.get("chat_template_path"):
+        if not tokenizer.chat_template:
+            raise InputError(
+                f"the data are conversations and the tokenizer of {name} has no chat template; set chat_template_path "
+                "to a .jinja file"
+            )
+        if recipe.get("assistant_only_loss") and not has_generation_markers(tokenizer.chat_template):
+            try:
+                get_training_chat_template(tokenizer)
+            except ValueError:
+                raise InputError(
+                    f"the data have several assistant turns, and the chat template of {name} does not mark them: TRL "
+                    "has no marked copy of it. Set chat_template_path to a .jinja copy with {% generation %} around "
+                    "the assistant's text, or give each row one answer"
+                ) from None
+
+
+def data(trainer: SFTTrainer, prepared_rows: int) -> Facts:
+    """What the loss is computed on, from the tokenised rows themselves.
+
+    Raises:
+        InputError: No token is supervised, or no row teaches the model to stop.
+    """
+    tokenizer, args = trainer.processing_class, trainer.args
+    tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
+    stops = trainer.model.generation_config.eos_token_id
+    stop_ids = {tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
+    lengths: list[int] = []
+    supervised = stopping = cut = 0
+    for batch in trainer.train_dataset.with_format("arrow").iter(1000):
+        labels = batch["labels"].combine_chunks()
+        values = labels.flatten().to_numpy(zero_copy_only=False)
+        edges = np.cumsum([0, *labels.value_lengths().to_pylist()])
+        lengths += np.diff(edges).tolist()
+        supervised += int((values != -100).sum())
+        ends = np.isin(values, list(stop_ids))
+        for start, end in zip(edges[:-1], edges[1:], strict=True):
+            # A template may put a newline after the stop token, so the last few tokens are looked at.
+            stops_here = bool(ends[start:end].any() if args.packing else ends[max(start, end - 3) : end].any())
+            stopping += stops_here
+            cut += not stops_here and args.max_length is not None and end - start >= args.max_length
+    rows, tokens = len(lengths), sum(lengths)
+    lost = 0 if args.packing else prepared_rows - rows
+    if not supervised:
+        raise InputError(
+            f"no token is supervised: all {prepared_rows} rows lose their whole answer at max_length {args.max_length}; "
+            "set a larger max_length"
+            if lost == prepared_rows
+            else "no token is supervised: the loss would be zero from the first step"
+        )
+    if not stopping:
+        raise InputError(
+            f"no row ends with a stop token ({tokenizer.eos_token!r}) under supervision, so the model would never "
+            "learn to stop; "
+            + (
+                f"all answers are cut at max_length {args.max_length}: set a larger one"
+                if cut == rows
+                else "the chat template must put it inside the assistant's turn"
+            )
+        )
+    if trainer.eval_dataset is not None and not len(trainer.eval_dataset):
+        raise InputError(f"no held-out row keeps its answer at max_length {args.max_length}; set a larger max_length")
+    real = _real_token_share(trainer, lengths)
+    pad_is_eos = tokenizer.pad_token_id == tokenizer.eos_token_id
+    text = f"{share(supervised, tokens)} of {tokens:,} tokens ({'answers' if supervised < tokens else 'everything'})"
+    text += f"; {count(stopping, 'row')} of {rows:,} end with a supervised {tokenizer.eos_token}"
+    if cut or lost:
+        text += (
+            f"\nat max_length {args.max_length}: {count(cut, 'answer')} cut short, {count(lost, 'row')} left out whole"
+        )
+    say("loss on", text)
+    text = f"{share(real, 1)} real tokens, padded to the longest row of a batch; pad {tokenizer.pad_token}"
+    say(
+        "batches",
+        text + (" is also the stop token; TRL masks padding by position, not by token" if pad_is_eos else ""),
+    )
+    return {
+        "rows": rows,
+        "tokens": tokens,
+        "supervised_token_share": supervised / tokens,
+        "rows_ending_with_eos": stopping,
+        "rows_cut": cut,
+        "rows_lost": lost,
+        "longest_row": max(lengths),
+        "real_token_share": real,
+        "pad_is_eos": pad_is_eos,
+    }
+
+
+def _real_token_share(trainer: SFTTrainer, lengths: list[int]) -> float:
+    """Share of an epoch's batch positions that hold tokens, drawn with the run's own sampler."""
+    if trainer.padding_free:
+        return 1.0
+    with torch.random.fork_rng(devices=[]):
+        sampler = trainer._get_train_sampler(trainer.train_dataset)
+        order = list(sampler) if sampler is not None else list(range(len(lengths)))
+    size = trainer.args.per_device_train_batch_size
+    computed = 0
+    for start in range(0, len(order), size):
+        batch = [lengths[index] for index in order[start : start + size]]
+        computed += max(batch) * len(batch)
+    return sum(lengths) / computed
+
+
+def base(model: torch.nn.Module, recipe: Mapping[str, Any]) -> Facts:
+    """The base model's weights are in the precision that was asked for.
+
+    Raises:
+        InputError: 4-bit was asked for and is not there, is there without being asked for, or is of another kind.
+    """
+    four_bit = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    eight_bit = [module for module in model.modules() if isinstance(module, bnb.nn.Linear8bitLt)]
+    packed = {id(module.weight) for module in four_bit}
+    in_four_bit = sum(module.in_features * module.out_features for module in four_bit)
+    adapter = _adapter_parameters(model)
+    total = in_four_bit + sum(
+        _elements(parameter)
+        for parameter in model.parameters()
+        if id(parameter) not in packed and id(parameter) not in adapter
+    )
+    problems = []
+    if bool(four_bit) != bool(recipe.get("load_in_4bit")):
+        problems.append(
+            f"load_in_4bit is {str(bool(recipe.get('load_in_4bit'))).lower()}, but {count(len(four_bit), 'layer')} of "
+            "the loaded model are in 4 bit"
+        )
+    if bool(eight_bit) != bool(recipe.get("load_in_8bit")):
+        problems.append(
+            f"load_in_8bit is {str(bool(recipe.get('load_in_8bit'))).lower()}, but {count(len(eight_bit), 'layer')} of "
+            "the loaded model are in 8 bit"
+        )
+    if four_bit:
+        kinds = {
+            (
+                module.weight.quant_type,
+                bool(module.weight.compress_statistics),
+                str(module.compute_dtype).removeprefix("torch."),
+            )
+            for module in four_bit
+            if isinstance(module.weight, bnb.nn.Params4bit)
+        }
+        asked = (
+            recipe.get("bnb_4bit_quant_type", "nf4"),
+            bool(recipe.get("use_bnb_nested_quant", False)),
+            recipe["dtype"],
+        )
+        if kinds - {asked}:
+            problems.append(
+                f"4-bit layers are {kinds}, the recipe asks for {asked} (kind, double quantisation, compute)"
+            )
+    if problems:
+        raise InputError(*problems)
+    dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if id(p) not in packed | adapter})
+    if four_bit:
+        double = " with double quantisation" if recipe.get("use_bnb_nested_quant") else ""
+        text = (
+            f"{count(len(four_bit), '4-bit layer')}, {share(in_four_bit, total)} of {total:,} parameters "
+            f"({recipe.get('bnb_4bit_quant_type', 'nf4')}{double}, compute in {recipe['dtype']}); the rest in "
+            + " and ".join(dtypes)
+        )
+    else:
+        text = f"{total:,} parameters in {' and '.join(dtypes)}, not quantised"
+    say("base", text)
+    return {
+        "four_bit_layers": len(four_bit),
+        "four_bit_parameters": in_four_bit,
+        "parameters": total,
+        "four_bit_share": in_four_bit / total,
+        "dtypes": dtypes,
+    }
+
+
+def adapter(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, Any]) -> Facts:
+    """Every requested target has adapters, they train, and they are in the dtype that was asked for.
+
+    Raises:
+        InputError: A target matches no module, nothing trains, or the dtype is another.
+    """
+    model = trainer.model
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    total = sum(_elements(parameter) for parameter in trained)
+    if not trained:
+        raise InputError("no parameter is trainable; check use_peft and lora_target_modules")
+    dtypes = sorted({str(parameter.dtype).removeprefix("torch.") for parameter in trained})
+    if not recipe.get("use_peft"):
+        say("training", f"all {total:,} parameters in {' and '.join(dtypes)}, no adapter")
+        return {"trainable_parameters": total, "dtypes": dtypes, "modules": {}}
+    modules = collections.Counter(
+        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+    )
+    targets = [target for target in recipe.get("lora_target_modules") or [] if target != "all-linear"]
+    unmatched = [
+        target
+        for target in targets
+        if not any(
+            isinstance(module, BaseTunerLayer) and (name == target or name.endswith(f".{target}"))
+            for name, module in model.named_modules()
+        )
+    ]
+    if unmatched:
+        linear = sorted(
+            {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
+            - {"lora_A", "lora_B", "default", "base_layer", "lm_head"}
+            | set(modules)
+        )
+        raise InputError(
+            f"lora_target_modules: {', '.join(unmatched)} matches no module of the model; it has {', '.join(linear)}"
+        )
+    engine = trainer.is_deepspeed_enabled and recipe.get("bf16")
+    # DeepSpeed computes with a bfloat16 copy and keeps the float32 master weights that the optimizer updates.
+    wanted = "bfloat16" if engine else own["adapter_dtype"]
+    if dtypes != [wanted]:
+        raise InputError(f"adapter_dtype is {own['adapter_dtype']}, but the adapters are in {' and '.join(dtypes)}")
+    where = ", ".join(f"{number} {name}" for name, number in sorted(modules.items()))
+    kept = f"{own['adapter_dtype']}{' master weights in DeepSpeed' if engine else ''}"
+    say("adapter", f"r={recipe['lora_r']}, alpha={recipe['lora_alpha']} on {where}; {total:,} trainable in {kept}")
+    return {"trainable_parameters": total, "dtypes": dtypes, "modules": dict(modules)}
+
+
+def start(
+    trainer: SFTTrainer, topology: Mapping[str, Any], recipe: Mapping[str, Any], own: Mapping[str, Any]
+) -> Facts:
+    """Batch, schedule, precision and distribution are as planned; called when training is about to begin.
+
+    Raises:
+        InputError: Any of them differs.
+    """
+    args, accelerator, state = trainer.args, trainer.accelerator, trainer.state
+    problems = []
+    effective = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    if effective != own["global_batch_size"]:
+        problems.append(f"global_batch_size is {own['global_batch_size']}, but a step takes {effective} rows")
+    kinds = {"single": {"NO"}, "ddp": {"MULTI_GPU", "MULTI_CPU"}, "deepspeed": {"DEEPSPEED"}, "fsdp": {"FSDP"}}
+    kind = accelerator.distributed_type.value
+    if kind not in kinds[topology["backend"]] or accelerator.num_processes != topology["processes"]:
+        problems.append(
+            f"{topology['name']} asks for {topology['backend']} with {count(topology['processes'], 'process')}, but "
+            f"{kind} with {count(accelerator.num_processes, 'process')} is running"
+        )
+    stage = accelerator.deepspeed_plugin.zero_stage if accelerator.deepspeed_plugin is not None else None
+    if stage != topology["zero_stage"]:
+        problems.append(f"{topology['name']} asks for ZeRO stage {topology['zero_stage']}, but {stage} is running")
+    if topology["backend"] == "fsdp" and not accelerator.is_fsdp2:
+        problems.append(f"{topology['name']} asks for FSDP2, but version 1 is running")
+    if (accelerator.device.type == "cpu") != topology["use_cpu"]:
+        problems.append(
+            f"{topology['name']} is {'on CPU' if topology['use_cpu'] else 'on GPU'}, but {accelerator.device} is used"
+        )
+    precision = "bf16" if recipe.get("bf16") else "fp16" if recipe.get("fp16") else "no"
+    if accelerator.mixed_precision != precision:
+        problems.append(f"mixed precision is {accelerator.mixed_precision}, the recipe asks for {precision}")
+    inner = accelerator.unwrap_model(trainer.model)
+    if bool(getattr(inner, "is_gradient_checkpointing", False)) != bool(recipe.get("activation_checkpointing")):
+        problems.append(
+            f"activation_checkpointing is {recipe.get('activation_checkpointing')}, but the model says otherwise"
+        )
+    if problems:
+        raise InputError(*problems)
+    warmup = args.get_warmup_steps(state.max_steps)
+    # The largest factor of a linear warm-up within the run; the schedule's own decay only starts after it.
+    peak = args.learning_rate * min(1.0, (state.max_steps - 1) / warmup if warmup else 1.0)
+    say(
+        "batch",
+        f"{args.per_device_train_batch_size} per device x {count(args.world_size, 'process')}"
+        f" x {args.gradient_accumulation_steps} accumulation = {effective} rows a step",
+    )
+    reach = "" if warmup < state.max_steps else f"; the run ends before {args.learning_rate:g} is reached"
+    say(
+        "schedule",
+        f"{count(state.max_steps, 'step')} in {args.num_train_epochs:g} epochs, {args.lr_scheduler_type.value} from "
+        f"{args.learning_rate:g}, {warmup} warm-up ({share(warmup, state.max_steps)}){reach}",
+    )
+    running = f"{kind}{f' ZeRO-{stage}' if stage else ''}"
+    say(
+        "running",
+        f"{running}, world size {accelerator.num_processes}, {accelerator.device.type}, mixed precision {precision}",
+    )
+    return {
+        "effective_batch": effective,
+        "max_steps": state.max_steps,
+        "warmup_steps": warmup,
+        "warmup_share": warmup / state.max_steps,
+        "peak_learning_rate": peak,
+        "distributed_type": kind,
+        "world_size": accelerator.num_processes,
+        "zero_stage": stage,
+        "mixed_precision": precision,
+        "device": accelerator.device.type,
+    }
+
+
+def saved_adapter(directory: Path) -> Facts:
+    """The adapter file on the disk holds what was trained.
+
+    Raises:
+        RuntimeError: A tensor is empty or not finite, or every lora_B is still zero as at the start.
+    """
+    from safetensors.torch import load_file
+
+    tensors = load_file(directory / "adapter_model.safetensors")
+    empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    changed = [name for name, tensor in tensors.items() if "lora_B" in name and tensor.any()]
+    if not tensors or empty or broken:
+        raise RuntimeError(f"{directory}: {len(empty)} empty and {len(broken)} non-finite of {len(tensors)} tensors")
+    if not changed and any("lora_B" in name for name in tensors):
+        raise RuntimeError(f"{directory}: every lora_B is zero, so training changed nothing")
+    norm = math.sqrt(sum(float(tensor.double().norm() ** 2) for name, tensor in tensors.items() if "lora_B" in name))
+    return {"tensors": len(tensors), "lora_b_norm": norm}
+
+
+def _elements(parameter: torch.Tensor) -> int:
+    """Elements of a parameter, also of one that ZeRO-3 has partitioned away."""
+    return getattr(parameter, "ds_numel", None) or parameter.numel()
+
+
+def _adapter_parameters(model: torch.nn.Module) -> set[int]:
+    return {
+        id(parameter)
+        for name, parameter in model.named_parameters()
+        if "lora_" in name or "modules_to_save" in name or "trainable_tokens" in name
+    }
