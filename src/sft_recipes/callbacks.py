@@ -1,4 +1,4 @@
-"""What happens around the steps of a run: the log, the terminal, a stop that loses nothing, a NaN that is not hidden."""
+"""What happens around the steps of a run: log, terminal, a stop that loses nothing, a NaN that is not hidden."""
 
 import json
 import math
@@ -115,9 +115,8 @@ class Progress(TrainerCallback):
                 return
             done = state.global_step - self._first_step
             left = (time.perf_counter() - self._began) / done * (state.max_steps - state.global_step) if done else 0.0
-            self._line(
-                f"{'training':<10} step {state.global_step}/{state.max_steps}  {'  '.join(parts)}  ETA {duration(left)}"
-            )
+            step = f"step {state.global_step}/{state.max_steps}"
+            self._line(f"{'training':<10} {step}  {'  '.join(parts)}  ETA {duration(left)}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -185,3 +184,11 @@ class GracefulStop(TrainerCallback):
         # Only now: a checkpoint that holds should_training_stop would stop the resumed run at once.
         if self.stopped:
             control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Upstream takes the stop for the end of an epoch; an evaluation or a second save here would belong to no
+        # epoch, and the resumed run would differ from an uninterrupted one.
+        if self.stopped:
+            control.should_evaluate = control.should_save = False

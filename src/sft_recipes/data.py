@@ -57,6 +57,7 @@ class Prepared:
         directory: holds `train.jsonl`, `validation.jsonl` where there is one, and `facts.json`.
         fingerprint: SHA-256 over the sources' content and everything that decides what is made of it.
         kind: "prompt_completion" (loss on the one answer of a row) or "messages" (loss on every assistant turn).
+        conversational: whether the rows are turns, which a chat template renders, or plain text.
         format: what the user's rows were in: one of `FORMATS`, never "auto".
         splits: for each split its `source`, the source's `sha256` and `rows`, and `prepared_rows`, those of the split.
         notes: one sentence for each decision that was made.
@@ -65,6 +66,7 @@ class Prepared:
     directory: Path
     fingerprint: str
     kind: str
+    conversational: bool
     format: str
     splits: dict[str, dict[str, Any]]
     notes: tuple[str, ...]
@@ -159,7 +161,9 @@ def prepare(
     if share != validation_split_size:
         name = facts["splits"]["validation"]["source"]
         notes.append(f"validation_split_size {validation_split_size} is not used: the validation rows are {name}")
-    return Prepared(directory, fingerprint, facts["kind"], facts["format"], facts["splits"], tuple(notes))
+    return Prepared(
+        directory, fingerprint, facts["kind"], facts["conversational"], facts["format"], facts["splits"], tuple(notes)
+    )
 
 
 def _complete(directory: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -218,6 +222,7 @@ def _write(
             _split_off_answers(path)
     facts: dict[str, Any] = {
         "kind": "prompt_completion" if rules.one_answer else "messages",
+        "conversational": rules.conversational,
         "format": rules.format,
         "detected": rules.detected,
         "unused": sorted(rules.unused),
@@ -304,6 +309,11 @@ class _Rules:
         self.one_answer = True
         self.unused: set[str] = set()
         self._prompt_type: type | None = None
+
+    @property
+    def conversational(self) -> bool:
+        """Whether rows are turns: all but prompts and completions that are strings."""
+        return self._prompt_type is not str
 
     def recognise(self, source: str, row: _Row, problems: _Problems) -> None:
         """Settle the format by the columns of the first row of all."""
@@ -492,7 +502,10 @@ def _file_source(name: str) -> _Source:
                 digest.update(block)
     except FileNotFoundError:
         siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(f"{name}: no such file{_nearest(path.name, siblings)}; correct the path") from None
+        raise InputError(
+            f"{name}: no such file{_nearest(path.name, siblings)}; correct the path, or name your own file with "
+            "SET=train_file=..."
+        ) from None
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror}; make it a file that this user may read") from None
     suffix = path.suffix.lower()

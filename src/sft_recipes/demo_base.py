@@ -6,21 +6,30 @@ brings what a real base model brings to fine-tuning, an understanding of the tex
 
 import hashlib
 import inspect
-import os
+import math
 import random
 import shutil
 import tempfile
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from sft_recipes import demo_data
 
 SEED = 7
-STEPS = 230
+STEPS = 420
 BATCH = 16
-BLOCK = 128
-LEARNING_RATE = 4e-3
+WARM_UP = 20
+MATRIX_RATE = 0.02
+OTHER_RATE = 4e-3
 VOCABULARY = 1408
+# The first part reads mostly lists of phrases that mean the same: what each phrase means is soon learned from them,
+# and only then can it be learned which of two topics is asked.
+LIST_DOCUMENTS = 2000
+LIST_SHARE = 0.8
+# What customers write is mostly chance; what agents answer follows from it.
+MESSAGE_WEIGHT = 0.1
 
 PAD, START, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 # The system role needs no case of its own: it is written as it comes.
@@ -37,39 +46,53 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
 
 REPLIES = {
-    "tracking": ["Let me look where it is now.", "The courier should bring it soon.", "I will trace the delivery."],
-    "refund": ["Your money will be paid back.", "We return the full amount.", "I will repay what it cost."],
-    "exchange": ["Which size or colour suits better?", "We swap it for another one.", "I will send the other model."],
-    "cancel": ["The purchase is called off.", "Nothing will ship then.", "I will withdraw the order."],
-    "address": ["Where should it go instead?", "The new street is noted.", "I will redirect it to that place."],
-    "invoice": ["A copy of the bill is attached.", "Here is the receipt.", "I will send the tax document."],
-    "account": ["You can sign in with a new password.", "Try to log in now.", "I will unlock your profile."],
-    "damage": ["Sorry that it broke.", "Our workshop can repair it.", "I will send the missing part under warranty."],
+    "tracking": ["Tracking shows where it is now.", "Couriers should bring it soon.", "Tracing the delivery now."],
+    "refund": ["Money will be paid back to you.", "Full repayment is on its way.", "Repaying what it cost now."],
+    "exchange": ["Which size or colour suits better?", "Swapping it for another one.", "Another model is on its way."],
+    "cancel": ["Called off, nothing will ship.", "Nothing will be charged or sent.", "Withdrawing the order now."],
+    "address": ["Where should it go instead?", "Street and number are changed.", "Redirecting it to that place."],
+    "invoice": ["A copy of the bill is attached.", "Here is the receipt.", "Printing the tax document now."],
+    "account": ["Sign in with the new password.", "Try to log in now.", "Unlocking your profile."],
+    "damage": ["Sorry that it broke.", "Repair is free under warranty.", "Parts are on their way."],
 }
-REQUESTS = ["Answer the customer.", "Write the reply of the shop.", "A customer writes. What do we say?"]
+REQUESTS = ["Answer the customer.", "Write the reply.", "What do we say?"]
 
 
-def chat(user: str, assistant: str) -> str:
-    """One exchange as the chat template writes it."""
-    return f"{START}user\n{user}{END}\n{START}assistant\n{assistant}{END}\n"
+class Document(NamedTuple):
+    """A pre-training text; `context` is read mostly to be able to go on with `continuation`."""
+
+    context: str
+    continuation: str
 
 
-def documents(seed: int) -> Iterator[str]:
+def documents(seed: int) -> Iterator[Document]:
     """Endless pre-training texts, none with a message of the validation or test split."""
     rng = random.Random(seed)
     rows = demo_data.splits()
     held_out = {demo_data.words(row["input"]) for name in ("validation", "test") for row in rows[name]}
-    for text, label, _ in demo_data.messages(rng, held_out):
-        reply = rng.choice(REPLIES[label])
-        kind = rng.random()
-        if kind < 0.7:
-            yield chat(f"{rng.choice(REQUESTS)}\n\n{text}", reply)
-        elif kind < 0.95:
-            yield f"{text}\n{reply}\n"
-        else:
+
+    def phrase(phrases: list[str]) -> str:
+        return rng.choice(phrases).replace("{item}", rng.choice(demo_data.ITEMS))
+
+    for number, (text, label, _, mentioned) in enumerate(demo_data.messages(rng, held_out)):
+        _, actions, things = demo_data.INTENTS[label]
+        draw = rng.random()
+        if number < LIST_DOCUMENTS and draw < LIST_SHARE:
+            same = rng.sample(actions + things + REPLIES[label], 5)
+            yield Document("", "".join(phrase([each]) + "\n" for each in same))
+        elif draw < 0.03:
             # The label words as words: not one of them is new in an answer, and none goes with a message.
             word = rng.choice(demo_data.LABELS)
-            yield chat(f"Repeat this word: {word}", word)
+            yield Document(_asked(f"Repeat this word: {word}"), f"{word}{END}\n")
+        else:
+            reply = f"{rng.choice(REPLIES[label])} You want to {phrase(actions)}, it is about {phrase(things)}"
+            if mentioned:
+                reply += f", not {phrase(demo_data.INTENTS[mentioned][2])}"
+            yield Document(_asked(f"{rng.choice(REQUESTS)}\n\n{text}"), f"{reply}.{END}\n")
+
+
+def _asked(user: str) -> str:
+    return f"{START}user\n{user}{END}\n{START}assistant\n"
 
 
 def _fingerprint(steps: int) -> str:
@@ -95,7 +118,7 @@ def build(directory: Path, steps: int = STEPS) -> None:
         (work / "fingerprint").write_text(_fingerprint(steps), encoding="utf-8")
         if directory.exists():
             shutil.rmtree(directory)
-        os.replace(work, directory)
+        work.replace(directory)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 
@@ -110,7 +133,8 @@ def _tokenizer():
     rows = demo_data.splits()["train"]
     replies = [reply for choices in REPLIES.values() for reply in choices]
     texts = [text for row in rows for text in (row["input"], row["output"])]
-    texts += [*replies, *REQUESTS, "Repeat this word:", demo_data.INSTRUCTION, "system\n", "user\n", "assistant\n"] * 20
+    fixed = [demo_data.INSTRUCTION, "Repeat this word: You want to, it is about", "system\n", "user\n", "assistant\n"]
+    texts += [*replies, *REQUESTS, *fixed] * 20
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[PAD, START, END],
@@ -125,42 +149,84 @@ def _tokenizer():
     return tokenizer
 
 
+def _batches(tokenizer, steps: int):
+    """One document a row, so that none is read through another; rows of like length share a batch."""
+    import torch
+
+    source = documents(SEED)
+    rng = random.Random(SEED)
+    pool: list[list[tuple[list[int], list[float]]]] = []
+    for _ in range(steps):
+        if not pool:
+            rows = []
+            for context, continuation in islice(source, 16 * BATCH):
+                before = tokenizer(context)["input_ids"] if context else []
+                after = tokenizer(continuation)["input_ids"]
+                rows.append((before + after, [MESSAGE_WEIGHT] * len(before) + [1.0] * len(after)))
+            rows.sort(key=lambda row: len(row[0]))
+            pool = [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+            rng.shuffle(pool)
+        batch = pool.pop()
+        width = len(batch[-1][0])
+        yield (
+            torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in batch]),
+            torch.tensor([weights + [0.0] * (width - len(weights)) for _, weights in batch]),
+        )
+
+
 def _pretrain(tokenizer, steps: int):
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    stream: list[int] = []
-    needed = steps * BATCH * BLOCK
-    for document in documents(SEED):
-        if len(stream) >= needed:
-            break
-        stream += tokenizer(document)["input_ids"]
-    blocks = torch.tensor(stream[:needed]).view(steps, BATCH, BLOCK)
-
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = Qwen3ForCausalLM(
-            Qwen3Config(
-                vocab_size=VOCABULARY,
-                hidden_size=192,
-                intermediate_size=512,
-                num_hidden_layers=4,
-                num_attention_heads=3,
-                num_key_value_heads=3,
-                head_dim=64,
-                max_position_embeddings=512,
-                tie_word_embeddings=True,
-                bos_token_id=None,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=max(steps, 2), pct_start=0.1)
-    for block in blocks:
-        model(input_ids=block, labels=block, use_cache=False).loss.backward()
+        model = Qwen3ForCausalLM(config).float()
+    matrices = [p for name, p in model.named_parameters() if name.endswith("_proj.weight")]
+    others = [p for name, p in model.named_parameters() if not name.endswith("_proj.weight")]
+    momenta: dict[tuple[int, ...], torch.Tensor] = {}
+    adam = torch.optim.AdamW(others, lr=OTHER_RATE, betas=(0.9, 0.95), weight_decay=0.01)
+    for step, (ids, weights) in enumerate(_batches(tokenizer, steps)):
+        rate = min(1.0, (step + 1) / WARM_UP) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
+        logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
+        (losses * weights[:, 1:]).sum().div(weights[:, 1:].sum()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
+        adam.param_groups[0]["lr"] = OTHER_RATE * rate
+        adam.step()
+        _muon_step(matrices, momenta, MATRIX_RATE * rate)
+        model.zero_grad()
     return model.eval()
+
+
+def _muon_step(matrices, momenta, rate: float) -> None:
+    """Muon: learns from several times fewer texts than AdamW. Torch's own computes in bfloat16, slow on CPUs."""
+    import torch
+
+    shapes = sorted({tuple(sorted(p.shape)) for p in matrices})
+    with torch.no_grad():
+        for shape in shapes:
+            alike = [p for p in matrices if tuple(sorted(p.shape)) == shape]
+            grads = torch.stack([p.grad if p.shape == shape else p.grad.T for p in alike])
+            momentum = momenta.setdefault(shape, torch.zeros_like(grads)).lerp_(grads, 0.05)
+            update = grads.lerp(momentum, 0.95)
+            update = update / (update.norm(dim=(1, 2), keepdim=True) + 1e-7)
+            for _ in range(4):
+                gram = update @ update.mT
+                update = 3.4445 * update + (-4.775 * gram + 2.0315 * gram @ gram) @ update
+            for p, direction in zip(alike, update, strict=True):
+                direction = direction if p.shape == shape else direction.T
+                p.mul_(1 - 0.01 * rate).add_(direction, alpha=-rate * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)

@@ -3,6 +3,7 @@
 This process never imports torch, so that whatever is wrong with the input is said in a second.
 """
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def train(
     *,
     accel: str | None = None,
     processes: int | None = None,
-    overrides: list[str] | None = None,
+    overrides: Sequence[str] = (),
     run_name: str | None = None,
     resume: bool = False,
 ) -> tuple[int, Run]:
@@ -61,8 +63,53 @@ def train(
     """
     if resume and not run_name:
         raise InputError("RESUME=1 needs NAME=, the run to continue")
-    settings = recipes.parse_overrides(overrides or [])
-    recipe = recipes.load(name, settings)
+    job = check(name, accel=accel, processes=processes, overrides=overrides)
+    for label, text in job.decisions():
+        say(label, text)
+    if resume:
+        run = Run.open(run_name or "")
+        same_as_before(run, job)
+        return continue_run(run), run
+    if Path(job.recipe["model_name_or_path"]) == DEMO_BASE and not demo_base.is_current(DEMO_BASE):
+        say("model", "the demo's base model is built once, in under a minute")
+        demo_base.build(DEMO_BASE)
+    run = create(job, run_name)
+    say("run", str(run.directory))
+    with run.locked():
+        return launch(run), run
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A recipe, checked together with where it runs and what it reads."""
+
+    recipe: Recipe
+    """As written, with its base and overrides."""
+    resolved: Recipe
+    """With everything that follows from topology and data."""
+    topology: Topology
+    prepared: data.Prepared
+    gpus: list[topology.Gpu]
+
+    def decisions(self) -> Iterator[tuple[str, str]]:
+        """What was decided before anything was started, as (subject, decision)."""
+        idea = self.recipe["description"]
+        yield "recipe", f"{self.recipe.name}: {idea}" if idea else self.recipe.name
+        for key, item in self.recipe.values.items():
+            if item.origin == "SET":
+                yield "override", f"{key}: {recipes.schema.as_yaml(item.value)}"
+        yield "topology", self.topology.describe()
+        for note in self.prepared.notes:
+            yield "data", note
+
+
+def check(name: str, *, accel: str | None = None, processes: int | None = None, overrides: Sequence[str] = ()) -> Job:
+    """Everything that can be wrong before a process is started.
+
+    Raises:
+        InputError: With all of it at once.
+    """
+    recipe = recipes.load(name, recipes.parse_overrides(overrides))
     gpus = topology.visible_gpus()
     chosen = topology.choose(recipe, accel, processes, gpus)
     problems = topology.missing_gpus(recipe, chosen, gpus) + missing_packages(recipe) + missing_model(recipe)
@@ -70,61 +117,50 @@ def train(
         resolved = topology.resolve(recipe, chosen)
     except InputError as error:
         problems += error.problems
-    # The data are read even when something else is wrong, so that everything is said at once.
     try:
         prepared = data.prepare(**data_source(recipe), cache=DATA_CACHE)
     except InputError as error:
         problems += error.problems
     if problems:
         raise InputError(*problems)
-    resolved = with_data(resolved, prepared)
+    return Job(recipe, with_data(resolved, prepared), chosen, prepared, gpus)
 
-    say("recipe", f"{recipe.name}: {recipe['description']}" if recipe["description"] else recipe.name)
-    for key, item in settings.items():
-        say("override", f"{key}: {recipes.schema.as_yaml(item.value)}")
-    say("topology", chosen.describe())
-    for note in prepared.notes:
-        say("data", note)
-    if resume:
-        run = Run.open(run_name or "")
-        same_as_before(run, resolved, chosen, prepared)
-        return continue_run(run), run
-    if DEMO_BASE == Path(recipe["model_name_or_path"]) and not demo_base.is_current(DEMO_BASE):
-        say("model", "the demo's base model is built once, in under a minute")
-        demo_base.build(DEMO_BASE)
-    run = Run.create(run_name, recipe.name)
-    resolved = resolved.derive(output_dir=(str(run.directory), "the run"), run_name=(run.name, "the run"))
+
+def create(job: Job, run_name: str | None) -> Run:
+    """A new run directory that holds all that the training processes need to know.
+
+    Raises:
+        InputError: The name is taken, or is no name.
+    """
+    facts = {
+        "recipe": job.recipe.name,
+        "status": "running",
+        "command": shlex.join(["sft-recipes", *sys.argv[1:]]),
+        "overrides": {key: item.value for key, item in job.recipe.values.items() if item.origin == "SET"},
+        "origins": {key: item.origin for key, item in job.resolved.values.items()},
+        "own": job.resolved.own(),
+        "topology": facts_of(job.topology),
+        "data": {
+            "source": data_source(job.recipe),
+            "fingerprint": job.prepared.fingerprint,
+            "format": job.prepared.format,
+            "kind": job.prepared.kind,
+            "conversational": job.prepared.conversational,
+            "splits": job.prepared.splits,
+        },
+        "git": git_state(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "python": sys.version.split()[0],
+        "gpus": [f"{gpu.name}, {gpu.memory_mib} MiB" for gpu in job.gpus],
+        "cpus": os.cpu_count(),
+        "started": now(),
+    }
+    run = Run.create(run_name, job.recipe.name)
+    resolved = job.resolved.derive(output_dir=(str(run.directory), "the run"), run_name=(run.name, "the run"))
     run.recipe.write_text(recipes.dump(resolved.upstream()), encoding="utf-8")
-    run.accelerate.write_text(recipes.dump(accelerate_config(resolved, chosen)), encoding="utf-8")
-    run.write(
-        {
-            "name": run.name,
-            "recipe": recipe.name,
-            "status": "running",
-            "command": shlex.join(["sft-recipes", *sys.argv[1:]]),
-            "overrides": {key: item.value for key, item in settings.items()},
-            "origins": {key: item.origin for key, item in resolved.values.items()},
-            "own": recipe.own(),
-            "topology": facts_of(chosen),
-            "data": {
-                "source": data_source(recipe),
-                "fingerprint": prepared.fingerprint,
-                "format": prepared.format,
-                "kind": prepared.kind,
-                "conversational": conversational(prepared),
-                "splits": prepared.splits,
-            },
-            "git": git_state(),
-            "versions": {package: version(package) for package in PACKAGES},
-            "python": sys.version.split()[0],
-            "gpus": [f"{gpu.name}, {gpu.memory_mib} MiB" for gpu in gpus],
-            "cpus": os.cpu_count(),
-            "started": now(),
-        }
-    )
-    say("run", str(run.directory))
-    with run.locked():
-        return launch(run), run
+    run.accelerate.write_text(recipes.dump(accelerate_config(resolved, job.topology)), encoding="utf-8")
+    run.write({"name": run.name, **facts})
+    return run
 
 
 def resume(name: str) -> tuple[int, Run]:
@@ -145,7 +181,7 @@ def resume(name: str) -> tuple[int, Run]:
         raise InputError(*problems)
     if prepared.fingerprint != facts["data"]["fingerprint"]:
         raise InputError(
-            f"the data of {run.directory} have changed since it was started; put the old files back, or start a new run"
+            f"the data of {run.directory} have changed since it was started; put them back, or start a new run"
         )
     say("topology", chosen.describe())
     return continue_run(run), run
@@ -189,7 +225,7 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def same_as_before(run: Run, resolved: Recipe, chosen: Topology, prepared: data.Prepared) -> None:
+def same_as_before(run: Run, job: Job) -> None:
     """A resumed run must be the same run.
 
     Raises:
@@ -198,15 +234,15 @@ def same_as_before(run: Run, resolved: Recipe, chosen: Topology, prepared: data.
     """
     facts = run.facts()
     before = yaml.safe_load(run.recipe.read_text(encoding="utf-8")) | facts["own"]
-    after = resolved.upstream() | resolved.own() | {key: before[key] for key in ("output_dir", "run_name")}
+    after = job.resolved.upstream() | job.resolved.own() | {key: before[key] for key in ("output_dir", "run_name")}
     changed = [
         f"{key}: {recipes.schema.as_yaml(before.get(key))} -> {recipes.schema.as_yaml(after.get(key))}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and key not in ("extends", "description", "accelerate_config")
     ]
-    if facts_of(chosen) != facts["topology"]:
-        changed.append(f"topology: {facts['topology']['name']} -> {chosen.name}, or its number of processes")
-    if prepared.fingerprint != facts["data"]["fingerprint"]:
+    if facts_of(job.topology) != facts["topology"]:
+        changed.append(f"topology: {facts['topology']['name']} -> {job.topology.name}, or its number of processes")
+    if job.prepared.fingerprint != facts["data"]["fingerprint"]:
         changed.append("the data files")
     if changed:
         raise InputError(
@@ -292,7 +328,7 @@ def command(run: Run) -> list[str]:
 
 
 def environment(run: Run) -> dict[str, str]:
-    """The environment of the training processes: nothing phones home, nothing chatters, one GPU if one is asked for."""
+    """The environment of the training processes: nothing phones home or chatters, and one process sees one GPU."""
     chosen = run.facts()["topology"]
     changes = {
         "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -334,13 +370,6 @@ def data_source(recipe: Recipe) -> dict[str, Any]:
     # Nothing is held out when nothing is evaluated.
     held_out = recipe["validation_split_size"] if recipe["eval_strategy"] != "no" else 0.0
     return {**{key: recipe[key] for key in keys}, "validation_split_size": held_out}
-
-
-def conversational(prepared: data.Prepared) -> bool:
-    """Whether the rows are turns, which a chat template renders, or plain text."""
-    with (prepared.directory / "train.jsonl").open(encoding="utf-8") as file:
-        row = json.loads(file.readline())
-    return not isinstance(row.get("prompt"), str)
 
 
 def with_data(resolved: Recipe, prepared: data.Prepared) -> Recipe:

@@ -21,7 +21,7 @@ MANIFEST = "manifest.json"
 
 
 class Run:
-    """One directory below `runs/`, holding recipe.yaml, accelerate.yaml, run.json, log.jsonl and what training writes."""
+    """One directory below `runs/`: recipe.yaml, accelerate.yaml, run.json, log.jsonl and what training writes."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory

@@ -1,4 +1,4 @@
-"""Where a recipe runs: an accelerate config read without accelerate, the visible GPUs, and what cannot work together."""
+"""Where a recipe runs: an accelerate config, the visible GPUs, and which recipes cannot run there."""
 
 import csv
 import dataclasses
@@ -10,6 +10,7 @@ from typing import Any
 from sft_recipes import recipe as recipes
 from sft_recipes.errors import InputError
 from sft_recipes.recipe import Recipe
+from sft_recipes.terminal import count
 
 CONFIGS = Path("accelerate_configs")
 
@@ -68,8 +69,8 @@ class Topology:
         backend = {"single": "no distribution", "ddp": "DDP", "fsdp": "FSDP2"}.get(
             self.backend, f"DeepSpeed ZeRO-{self.zero_stage}"
         )
-        processes = f"{self.processes} process{'es' if self.processes > 1 else ''}"
-        return f"{self.name}: {processes} on {'CPU' if self.use_cpu else 'GPU'}, {backend} ({self.origin})"
+        where = f"{count(self.processes, 'process')} on {'CPU' if self.use_cpu else 'GPU'}"
+        return f"{self.name}: {where}, {backend} ({self.origin})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,11 +160,11 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
         problems.append(f"{path}: num_machines: {config['num_machines']}; these configs are for one machine")
     if processes is not None:
         config["num_processes"] = processes
-    count = config.get("num_processes")
-    if not isinstance(count, int) or count < 1:
+    number = config.get("num_processes")
+    if not isinstance(number, int) or number < 1:
         problems.append(f"{path}: num_processes must be a whole number above 0")
-    elif kind == "NO" and count > 1:
-        problems.append(f"{name} is one process, not {count}; choose ACCEL=ddp, zero2 or zero3")
+    elif kind == "NO" and number > 1:
+        problems.append(f"{name} is one process, not {number}; choose ACCEL=ddp, zero2 or zero3")
     if problems:
         raise InputError(*problems)
     return Topology(name, config, origin)
@@ -198,7 +199,7 @@ def incompatible(recipe: Recipe, topology: Topology) -> list[str]:
     wanted = "bf16" if recipe["bf16"] else "fp16" if recipe["fp16"] else "no"
     if precision not in ("no", wanted):
         problems.append(
-            f"{topology.name} computes in {precision} and the recipe in {wanted}; set {precision}: true in the recipe, "
+            f"{topology.name} computes in {precision}, the recipe in {wanted}; set {precision}: true in the recipe, "
             f"or mixed_precision: 'no' in the accelerate config"
         )
     if topology.backend == "fsdp" and quantised:
@@ -221,15 +222,16 @@ def incompatible(recipe: Recipe, topology: Topology) -> list[str]:
             )
     elif topology.backend == "deepspeed" and recipe["load_in_4bit"] and storage not in ("uint8", "bfloat16"):
         problems.append(
-            f"DeepSpeed would cast 4-bit weights stored as {storage} and destroy them; set bnb_4bit_quant_storage: bfloat16"
+            f"DeepSpeed would cast 4-bit weights stored as {storage} and destroy them; set "
+            "bnb_4bit_quant_storage: bfloat16"
         )
     reentrant = (recipe["activation_checkpointing_kwargs"] or {}).get("use_reentrant")
     if topology.zero_stage == 3 and recipe["use_peft"] and recipe["activation_checkpointing"] and reentrant is False:
         problems.append(
             "ZeRO-3 with adapters needs reentrant checkpointing (trl#2514); drop use_reentrant: false, it is derived"
         )
-    if topology.zero_stage and recipe["adapter_dtype"] == "bfloat16" and not recipe["bf16"]:
-        problems.append("DeepSpeed keeps adapters in the training precision; set bf16: true or adapter_dtype: float32")
+    if topology.zero_stage and recipe["use_peft"] and recipe["adapter_dtype"] != "float32":
+        problems.append("DeepSpeed keeps float32 master weights of the adapters; set adapter_dtype: float32")
     return problems
 
 
@@ -245,18 +247,16 @@ def accumulation(recipe: Recipe, topology: Topology) -> int:
         return steps
     per_process, uneven = divmod(total, topology.processes)
     sizes = [str(size) for size in range(1, per_process + 1) if not uneven and per_process % size == 0]
-    counts = [str(count) for count in (1, 2, 3, 4, 6, 8) if total % (per_device * count) == 0]
+    counts = [str(number) for number in (1, 2, 3, 4, 6, 8) if total % (per_device * number) == 0]
+    works = [
+        *([f"per_device_train_batch_size {', '.join(sizes)}"] if sizes else []),
+        *([f"GPUS {', '.join(counts)}"] if counts else []),
+        f"global_batch_size {max(per_device * topology.processes, total - rest)}",
+    ]
     raise InputError(
         f"global_batch_size {total} is not reachable with per_device_train_batch_size {per_device} on "
-        f"{topology.processes} process{'es' if topology.processes > 1 else ''}: {total} / ({per_device} x {topology.processes}) "
-        f"is not whole. Works: "
-        + " or ".join(
-            [
-                *([f"per_device_train_batch_size {', '.join(sizes)}"] if sizes else []),
-                *([f"GPUS {', '.join(counts)}"] if counts else []),
-                f"global_batch_size {max(per_device * topology.processes, total - rest)}",
-            ]
-        )
+        f"{count(topology.processes, 'process')}: {total} / ({per_device} x {topology.processes}) is not whole. "
+        f"Works: {' or '.join(works)}"
     )
 
 

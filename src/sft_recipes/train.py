@@ -74,7 +74,7 @@ def train(run: Run) -> None:
 
     in_effect = {
         "base": verify.base(trainer.model, recipe),
-        "data": verify.data(trainer, prepared["splits"]["train"]["rows"]),
+        "data": verify.data(trainer, prepared["splits"]["train"]["prepared_rows"]),
     }
 
     def check_start() -> None:

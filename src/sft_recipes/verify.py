@@ -4,6 +4,7 @@ Each check returns the facts for run.json and says them in one line; what differ
 """
 
 import collections
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +83,7 @@ def data(trainer: SFTTrainer, prepared_rows: int) -> Facts:
         lengths += np.diff(edges).tolist()
         supervised += int((values != -100).sum())
         ends = np.isin(values, list(stop_ids))
-        for start, end in zip(edges[:-1], edges[1:], strict=True):
+        for start, end in itertools.pairwise(edges):
             # A template may put a newline after the stop token, so the last few tokens are looked at.
             stops_here = bool(ends[start:end].any() if args.packing else ends[max(start, end - 3) : end].any())
             stopping += stops_here
@@ -91,8 +92,8 @@ def data(trainer: SFTTrainer, prepared_rows: int) -> Facts:
     lost = 0 if args.packing else prepared_rows - rows
     if not supervised:
         raise InputError(
-            f"no token is supervised: all {prepared_rows} rows lose their whole answer at max_length {args.max_length}; "
-            "set a larger max_length"
+            f"no token is supervised: all {prepared_rows} rows lose their whole answer at max_length "
+            f"{args.max_length}; set a larger max_length"
             if lost == prepared_rows
             else "no token is supervised: the loss would be zero from the first step"
         )
@@ -167,16 +168,12 @@ def base(model: torch.nn.Module, recipe: Mapping[str, Any]) -> Facts:
         if id(parameter) not in packed and id(parameter) not in adapter
     )
     problems = []
-    if bool(four_bit) != bool(recipe.get("load_in_4bit")):
-        problems.append(
-            f"load_in_4bit is {str(bool(recipe.get('load_in_4bit'))).lower()}, but {count(len(four_bit), 'layer')} of "
-            "the loaded model are in 4 bit"
-        )
-    if bool(eight_bit) != bool(recipe.get("load_in_8bit")):
-        problems.append(
-            f"load_in_8bit is {str(bool(recipe.get('load_in_8bit'))).lower()}, but {count(len(eight_bit), 'layer')} of "
-            "the loaded model are in 8 bit"
-        )
+    for key, layers in (("load_in_4bit", four_bit), ("load_in_8bit", eight_bit)):
+        asked_for = bool(recipe.get(key))
+        if bool(layers) != asked_for:
+            problems.append(
+                f"{key} is {str(asked_for).lower()}, but {len(layers)} layers of the loaded model are quantised so"
+            )
     if four_bit:
         kinds = {
             (
@@ -312,11 +309,12 @@ def start(
         f"{args.per_device_train_batch_size} per device x {count(args.world_size, 'process')}"
         f" x {args.gradient_accumulation_steps} accumulation = {effective} rows a step",
     )
+    epochs = f"{args.num_train_epochs:g} epoch{'' if args.num_train_epochs == 1 else 's'}"
     reach = "" if warmup < state.max_steps else f"; the run ends before {args.learning_rate:g} is reached"
     say(
         "schedule",
-        f"{count(state.max_steps, 'step')} in {args.num_train_epochs:g} epochs, {args.lr_scheduler_type.value} from "
-        f"{args.learning_rate:g}, {warmup} warm-up ({share(warmup, state.max_steps)}){reach}",
+        f"{count(state.max_steps, 'step')} in {epochs}, {args.lr_scheduler_type.value} from {args.learning_rate:g}, "
+        f"{warmup} warm-up ({share(warmup, state.max_steps)}){reach}",
     )
     running = f"{kind}{f' ZeRO-{stage}' if stage else ''}"
     say(

@@ -1,0 +1,79 @@
+# Variables are handed to the program as data: make does not expand them, and the shell sees them only quoted.
+override RECIPE := $(value RECIPE)
+override ACCEL := $(value ACCEL)
+override GPUS := $(value GPUS)
+override NAME := $(value NAME)
+override SET := $(value SET)
+override RESUME := $(value RESUME)
+override OUT := $(value OUT)
+export RECIPE ACCEL GPUS NAME SET RESUME OUT
+
+PYTHON ?= python3
+# An active environment is used as it is; otherwise one of our own is made.
+VENV ?= $(or $(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+RUN := $(BIN)/sft-recipes
+INSTALLED := $(VENV)/.sft-recipes
+INSTALLED_TEST := $(VENV)/.sft-recipes-test
+OPTIONS = $${ACCEL:+--accel "$$ACCEL"} $${GPUS:+--gpus "$$GPUS"} $${SET:+--set "$$SET"}
+
+.PHONY: help install list train resume show export pin lint types test check benchmark docs
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z%_-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@echo "  variables        RECIPE=default ACCEL=zero2 GPUS=2 NAME=my_run SET='learning_rate=1e-4 lora_r=16' RESUME=1"
+
+install: $(INSTALLED) ## the environment and the pinned packages; other targets do it when needed
+
+list: $(INSTALLED) ## the recipes and the one idea of each
+	@$(RUN) list
+
+train: $(INSTALLED) ## fine-tune RECIPE into runs/NAME (ACCEL=, GPUS=, SET=, NAME=, RESUME=1)
+	@$(RUN) train "$${RECIPE:?name a recipe: make train RECIPE=demo; make list shows them}" $(OPTIONS) \
+		$${NAME:+--name "$$NAME"} $${RESUME:+--resume}
+
+train-%: override RECIPE = $*
+train-%: $(INSTALLED) ## the same, as make train-high_capacity
+	@$(RUN) train "$$RECIPE" $(OPTIONS) $${NAME:+--name "$$NAME"} $${RESUME:+--resume}
+
+resume: $(INSTALLED) ## continue the interrupted run NAME from its newest whole checkpoint
+	@$(RUN) resume "$${NAME:?name a run: make resume NAME=my_run}"
+
+show: $(INSTALLED) ## RECIPE as it resolves, with the origin of every value
+	@$(RUN) show "$${RECIPE:?name a recipe: make show RECIPE=default}" --origin $(OPTIONS)
+
+export: $(INSTALLED) ## RECIPE as a plain file OUT for stock trl sft --config
+	@$(RUN) export "$${RECIPE:?name a recipe}" --out "$${OUT:?name a file: OUT=plain.yaml}" $(OPTIONS)
+
+pin: $(INSTALLED) ## write the Hub's current commit of the base model into RECIPE
+	@$(RUN) pin "$${RECIPE:?name a recipe: make pin RECIPE=default}"
+
+lint: $(INSTALLED_TEST) ## ruff, lint and format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(INSTALLED_TEST) ## mypy
+	@$(BIN)/mypy
+
+test: $(INSTALLED_TEST) ## all tests
+	@$(BIN)/python -m pytest
+
+check: lint types test ## what CI runs
+
+benchmark: $(INSTALLED) ## the demo through us and through stock trl sft, side by side
+	@$(BIN)/python scripts/benchmark_overhead.py
+
+docs: $(INSTALLED) ## regenerate the tables and the picture of README.md from the recipes and a demo run
+	@$(BIN)/python scripts/update_readme.py
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: transformers and TRL need Python 3.11 or newer; name one with PYTHON=python3.11" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing the pinned packages into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	@touch $@
+
+$(INSTALLED_TEST): $(INSTALLED) pyproject.toml constraints.txt
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
