@@ -80,15 +80,17 @@ def documents(seed: int) -> Iterator[Document]:
         if number < LIST_DOCUMENTS and draw < LIST_SHARE:
             same = rng.sample(actions + things + REPLIES[label], 5)
             yield Document("", "".join(phrase([each]) + "\n" for each in same))
-        elif draw < 0.03:
-            # The label words as words: not one of them is new in an answer, and none goes with a message.
-            word = rng.choice(demo_data.LABELS)
-            yield Document(_asked(f"Repeat this word: {word}"), f"{word}{END}\n")
-        else:
-            reply = f"{rng.choice(REPLIES[label])} You want to {phrase(actions)}, it is about {phrase(things)}"
-            if mentioned:
-                reply += f", not {phrase(demo_data.INTENTS[mentioned][2])}"
-            yield Document(_asked(f"{rng.choice(REQUESTS)}\n\n{text}"), f"{reply}.{END}\n")
+            continue
+        reply = f"{rng.choice(REPLIES[label])} You want to {phrase(actions)}, it is about {phrase(things)}"
+        reply += f", not {phrase(demo_data.INTENTS[mentioned][2])}." if mentioned else "."
+        request = rng.choice(REQUESTS)
+        if rng.random() < 0.5:
+            topics = rng.sample(demo_data.LABELS, rng.randrange(3, len(demo_data.LABELS) + 1))
+            request += f" We help with {', '.join(topics)}."
+            if rng.random() < 0.2:
+                # Any of them, whatever the message: as an answer a label word is known, and says nothing.
+                reply = rng.choice(topics)
+        yield Document(_asked(f"{request}\n\n{text}"), f"{reply}{END}\n")
 
 
 def _asked(user: str) -> str:
@@ -133,7 +135,7 @@ def _tokenizer():
     rows = demo_data.splits()["train"]
     replies = [reply for choices in REPLIES.values() for reply in choices]
     texts = [text for row in rows for text in (row["input"], row["output"])]
-    fixed = [demo_data.INSTRUCTION, "Repeat this word: You want to, it is about", "system\n", "user\n", "assistant\n"]
+    fixed = [demo_data.INSTRUCTION, "We help with You want to, it is about", "system\n", "user\n", "assistant\n"]
     texts += [*replies, *REQUESTS, *fixed] * 20
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,

@@ -26,7 +26,7 @@ from sft_recipes.errors import InputError
 from sft_recipes.recipe import Recipe
 from sft_recipes.run import Run, newest_whole
 from sft_recipes.terminal import count, duration, say
-from sft_recipes.topology import Topology
+from sft_recipes.topology import Gpu, Topology
 
 DATA_CACHE = Path(".cache/data")
 DEMO_BASE = Path(".cache/demo/base")
@@ -89,7 +89,7 @@ class Job:
     """With everything that follows from topology and data."""
     topology: Topology
     prepared: data.Prepared
-    gpus: list[topology.Gpu]
+    gpus: list[Gpu]
 
     def decisions(self) -> Iterator[tuple[str, str]]:
         """What was decided before anything was started, as (subject, decision)."""

@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -60,7 +60,8 @@ class Recipe:
 class _Loader(yaml.SafeLoader):
     """SafeLoader with the numbers and truth values of YAML 1.2: 2e-4 is a number, `no` is text, 010 is ten."""
 
-    yaml_implicit_resolvers: ClassVar[dict] = {}
+    # Its own table: the next lines must not change SafeLoader's.
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012, as PyYAML declares it
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
@@ -72,8 +73,8 @@ _Loader.add_implicit_resolver(
     list("-+0123456789."),
 )
 # PyYAML would read 010 as octal eight; YAML 1.2 says ten.
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node)))
-_Loader.add_constructor("tag:yaml.org,2002:float", lambda loader, node: float(loader.construct_scalar(node)))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
+_Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value))
 
 
 def names(directory: Path = RECIPES) -> list[str]:
@@ -106,7 +107,7 @@ def read(path: Path) -> dict[str, Value]:
     if node is None:
         raise InputError(f"{path}: empty; write keys as `lora_r: 32`, or start with `extends: default`")
     if not isinstance(node, yaml.MappingNode):
-        raise InputError(f"{path}:1: a recipe is a mapping of keys to values, not {node.id}")
+        raise InputError(f"{path}:1: a recipe is a mapping of keys to values, not a list or a single value")
     values: dict[str, Value] = {}
     problems = []
     for key_node, value_node in node.value:

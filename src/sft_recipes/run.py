@@ -146,7 +146,7 @@ def damage(checkpoint: Path) -> str | None:
 
 def newest_whole(directory: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole, and one sentence about each newer one that is not."""
-    skipped = []
+    skipped: list[str] = []
     numbered = [
         (int(match[1]), path) for path in directory.glob("checkpoint-*") if (match := _STEP.fullmatch(path.name))
     ]

@@ -1,0 +1,118 @@
+"""One tiny base model and one small project for all tests: real files, real weights, nothing from the network."""
+
+import json
+import os
+import random
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Before anything imports a library that asks for them.
+os.environ.update(HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false")
+
+ROOT = Path(__file__).parents[1]
+
+TINY = """\
+extends: default
+description: A tiny model on a CPU.
+accelerate_config: cpu
+model_name_or_path: model
+train_file: data/train.jsonl
+validation_file: data/validation.jsonl
+lora_r: 8
+lora_alpha: 8
+learning_rate: 1e-2
+num_train_epochs: 1
+global_batch_size: 8
+warmup_steps: 2
+logging_steps: 1
+dataloader_num_workers: 0
+report_to: none
+"""
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def alpaca_rows(number: int, seed: int) -> list[dict[str, str]]:
+    """Rows whose answer follows from the input, so that there is something to learn."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(number):
+        words = rng.choices(["red", "blue", "green", "dog", "cat", "bird"], k=rng.randint(2, 12))
+        answer = "even" if words.count("red") % 2 == 0 else "odd"
+        rows.append({"instruction": "Count the word red.", "input": " ".join(words), "output": answer})
+    return rows
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Qwen3 with random weights and the demo's tokenizer and chat template."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    from sft_recipes import demo_base
+
+    directory = tmp_path_factory.mktemp("tiny") / "model"
+    tokenizer = demo_base._tokenizer()
+    tokenizer.save_pretrained(directory)
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory as a user's: the shipped recipes and accelerate configs, a recipe `tiny`, its model and data."""
+    for name in ("recipes", "accelerate_configs"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    (tmp_path / "recipes" / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    (tmp_path / "model").symlink_to(tiny_model)
+    write_rows(tmp_path / "data" / "train.jsonl", alpaca_rows(64, seed=1))
+    write_rows(tmp_path / "data" / "validation.jsonl", alpaca_rows(8, seed=2))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def train_here(project: Path) -> Iterator[Callable[..., Any]]:
+    """Train a recipe in this process, as one process of a launch does, and give its run; many runs share one import."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    from sft_recipes import launch
+    from sft_recipes import train as worker
+
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def train(recipe: str = "tiny", *, name: str | None = None, run: Any = None, **overrides: Any) -> Any:
+        AcceleratorState._reset_state(reset_partial_state=True)
+        PartialState._reset_state()
+        if run is None:
+            words = [f"{key}={json.dumps(json.dumps(value))}" for key, value in overrides.items()]
+            run = launch.create(launch.check(recipe, overrides=words), name)
+        worker.quiet()
+        worker.train(run)
+        return run
+
+    yield train
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
