@@ -15,7 +15,8 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/sft-recipes
 INSTALLED := $(VENV)/.sft-recipes
 INSTALLED_TEST := $(VENV)/.sft-recipes-test
-OPTIONS = $${ACCEL:+--accel "$$ACCEL"} $${GPUS:+--gpus "$$GPUS"} $${SET:+--set "$$SET"}
+OPTIONS = $${ACCEL:+--accel="$$ACCEL"} $${GPUS:+--gpus="$$GPUS"} $${SET:+--set="$$SET"}
+RUN_OPTIONS = $(OPTIONS) $${NAME:+--name="$$NAME"} $${RESUME:+--resume}
 
 .PHONY: help install list train resume show export pin lint types test check benchmark docs
 .DEFAULT_GOAL := help
@@ -30,24 +31,23 @@ list: $(INSTALLED) ## the recipes and the one idea of each
 	@$(RUN) list
 
 train: $(INSTALLED) ## fine-tune RECIPE into runs/NAME (ACCEL=, GPUS=, SET=, NAME=, RESUME=1)
-	@$(RUN) train "$${RECIPE:?name a recipe: make train RECIPE=demo; make list shows them}" $(OPTIONS) \
-		$${NAME:+--name "$$NAME"} $${RESUME:+--resume}
+	@$(RUN) train $(RUN_OPTIONS) -- "$${RECIPE:?name a recipe: make train RECIPE=demo; make list shows them}"
 
 train-%: override RECIPE = $*
 train-%: $(INSTALLED) ## the same, as make train-high_capacity
-	@$(RUN) train "$$RECIPE" $(OPTIONS) $${NAME:+--name "$$NAME"} $${RESUME:+--resume}
+	@$(RUN) train $(RUN_OPTIONS) -- "$$RECIPE"
 
 resume: $(INSTALLED) ## continue the interrupted run NAME from its newest whole checkpoint
-	@$(RUN) resume "$${NAME:?name a run: make resume NAME=my_run}"
+	@$(RUN) resume -- "$${NAME:?name a run: make resume NAME=my_run}"
 
 show: $(INSTALLED) ## RECIPE as it resolves, with the origin of every value
-	@$(RUN) show "$${RECIPE:?name a recipe: make show RECIPE=default}" --origin $(OPTIONS)
+	@$(RUN) show --origin $(OPTIONS) -- "$${RECIPE:?name a recipe: make show RECIPE=default}"
 
 export: $(INSTALLED) ## RECIPE as a plain file OUT for stock trl sft --config
-	@$(RUN) export "$${RECIPE:?name a recipe}" --out "$${OUT:?name a file: OUT=plain.yaml}" $(OPTIONS)
+	@$(RUN) export --out="$${OUT:?name a file: OUT=plain.yaml}" $(OPTIONS) -- "$${RECIPE:?name a recipe}"
 
 pin: $(INSTALLED) ## write the Hub's current commit of the base model into RECIPE
-	@$(RUN) pin "$${RECIPE:?name a recipe: make pin RECIPE=default}"
+	@$(RUN) pin -- "$${RECIPE:?name a recipe: make pin RECIPE=default}"
 
 lint: $(INSTALLED_TEST) ## ruff, lint and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -112,7 +112,7 @@ def check(name: str, *, accel: str | None = None, processes: int | None = None, 
     recipe = recipes.load(name, recipes.parse_overrides(overrides))
     gpus = topology.visible_gpus()
     chosen = topology.choose(recipe, accel, processes, gpus)
-    problems = topology.missing_gpus(recipe, chosen, gpus) + missing_packages(recipe) + missing_model(recipe)
+    problems = topology.missing_gpus(recipe, chosen, gpus) + missing_tools(recipe, chosen) + missing_model(recipe)
     try:
         resolved = topology.resolve(recipe, chosen)
     except InputError as error:
@@ -389,14 +389,21 @@ def with_data(resolved: Recipe, prepared: data.Prepared) -> Recipe:
     return resolved.derive(**derived)
 
 
-def missing_packages(recipe: Recipe) -> list[str]:
-    """Trackers that are asked for and not installed."""
+def missing_tools(recipe: Recipe, chosen: Topology) -> list[str]:
+    """Trackers that are asked for and not installed, and the compiler that DeepSpeed needs on a CPU."""
     trackers = recipe["report_to"] if isinstance(recipe["report_to"], list) else [recipe["report_to"]]
-    return [
+    problems = [
         f"report_to: {tracker} is not installed; pip install 'sft-recipes[{tracker}]', or set report_to: none"
         for tracker in trackers
         if tracker not in (None, "none") and importlib.util.find_spec(tracker) is None
     ]
+    on_cpu = chosen.use_cpu or "cpu" in (chosen.config.get("deepspeed_config") or {}).values()
+    if chosen.backend == "deepspeed" and on_cpu and not shutil.which(os.environ.get("CXX", "c++")):
+        problems.append(
+            f"{chosen.name}: DeepSpeed builds its CPU operations on first use and finds no C++ compiler; install one "
+            "(apt-get install g++), or choose ACCEL=ddp"
+        )
+    return problems
 
 
 def missing_model(recipe: Recipe) -> list[str]:

@@ -1,0 +1,95 @@
+"""Regenerate what README.md shows: the tables from recipes and accelerate configs, and the demo from a run of it.
+
+`python scripts/update_readme.py` trains the demo anew and replaces docs/demo/; with `--tables` only the tables change.
+A test compares README.md with what `render` gives, so that neither can drift.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from sft_recipes import recipe as recipes
+from sft_recipes import schema, topology
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "docs" / "demo"
+# What a reader compares first; each is shown where a recipe differs from the first one.
+COLUMNS = ("lora_r", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length")
+
+
+def recipe_table() -> str:
+    """One row a recipe: its idea and the values that distinguish it, resolved for the topology it is paired with."""
+    lines = [
+        f"| recipe | {' | '.join(f'`{column}`' for column in COLUMNS)} | idea |",
+        f"|---|{'---|' * len(COLUMNS)}---|",
+    ]
+    for name in recipes.names():
+        recipe = recipes.load(name)
+        resolved = topology.resolve(recipe, topology.read(recipe["accelerate_config"], name))
+        values = " | ".join(schema.as_yaml(resolved[column]) for column in COLUMNS)
+        lines.append(f"| [`{name}`](recipes/{name}.yaml) | {values} | {recipe['description']} |")
+    return "\n".join(lines)
+
+
+def topology_table() -> str:
+    """One row an accelerate config, with the sentence that its file begins with."""
+    lines = ["| `ACCEL=` | processes | what it is |", "|---|---|---|"]
+    for name in topology.names():
+        chosen = topology.read(name, "README")
+        first = (topology.CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
+        lines.append(f"| [`{name}`](accelerate_configs/{name}.yaml) | {chosen.processes} | {first} |")
+    return "\n".join(lines)
+
+
+def demo_block() -> str:
+    """What the terminal showed when the demo was last trained for this page, and on what."""
+    facts = json.loads((DEMO / "run.json").read_text(encoding="utf-8"))
+    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl", "peft"))
+    return (
+        f"```\n{(DEMO / 'terminal.txt').read_text(encoding='utf-8').rstrip()}\n```\n\n"
+        f"({facts['cpus']} CPU cores, no GPU; {versions}.)\n\n"
+        "![Training and held-out loss of the demo](docs/demo/loss.png)"
+    )
+
+
+def render(text: str) -> str:
+    """README.md with its generated sections replaced."""
+    for name, content in (("recipes", recipe_table()), ("topologies", topology_table()), ("demo", demo_block())):
+        pattern = rf"(<!-- generated: {name} -->\n).*?(\n<!-- end -->)"
+        text, found = re.subn(pattern, lambda match, c=content: f"{match[1]}{c}{match[2]}", text, flags=re.DOTALL)
+        if found != 1:
+            sys.exit(f"README.md has {found} sections 'generated: {name}', not one")
+    return text
+
+
+def train_demo() -> None:
+    """Train the demo and keep what it said and drew."""
+    run = Path("runs") / "readme"
+    shutil.rmtree(run, ignore_errors=True)
+    command = [sys.executable, "-m", "sft_recipes", "train", "demo", "--name", "readme"]
+    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    DEMO.mkdir(parents=True, exist_ok=True)
+    (DEMO / "terminal.txt").write_text(f"$ make train RECIPE=demo NAME=readme\n{said}", encoding="utf-8")
+    shutil.copy(run / "loss.png", DEMO / "loss.png")
+    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    kept = {key: facts[key] for key in ("recipe", "versions", "python", "cpus", "in_effect", "measured", "seconds")}
+    (DEMO / "run.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--tables", action="store_true", help="leave the demo as it is")
+    os.chdir(ROOT)
+    if not options.parse_args().tables:
+        train_demo()
+    readme = ROOT / "README.md"
+    readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

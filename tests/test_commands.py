@@ -1,0 +1,296 @@
+"""The commands as a user types them: make targets, exit codes, messages, and every command of README.md."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, alpaca_rows, write_rows
+
+from sft_recipes import launch
+from sft_recipes.cli import main
+
+HOSTILE = [
+    "x; touch pwned",
+    "x' ; touch pwned ; '",
+    'x" ; touch pwned ; "',
+    "$(touch pwned)",
+    "`touch pwned`",
+    "$(shell touch pwned)",
+    "../../etc/passwd",
+    "/etc/passwd",
+    "-h",
+]
+
+
+def make(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    """Run make with this environment's Python as the active one, so that nothing is installed."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("MAKE")}
+    environment["VIRTUAL_ENV"] = sys.prefix
+    return subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture
+def checkout(project: Path) -> Path:
+    """The project with the Makefile; the environment counts as installed, as it is."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy2(ROOT / name, project / name)
+    stamp = Path(sys.prefix) / ".sft-recipes"
+    if not stamp.exists() or stamp.stat().st_mtime < (project / "pyproject.toml").stat().st_mtime:
+        stamp.touch()
+    return project
+
+
+def test_help_names_every_target_in_one_line(checkout: Path) -> None:
+    said = make("help", cwd=checkout).stdout
+    targets = set(re.findall(r"^([a-z][a-z_%-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert targets == set(re.findall(r"^  make (\S+) +\S", said, flags=re.MULTILINE))
+
+
+def test_list_shows_each_recipe_with_its_idea(checkout: Path) -> None:
+    said = make("list", cwd=checkout)
+    assert said.returncode == 0, said.stderr
+    names = [line.split()[0] for line in said.stdout.splitlines()]
+    assert names[0] == "default"
+    assert set(names) == {path.stem for path in (checkout / "recipes").glob("*.yaml")}
+    assert all(len(line.split()) > 4 for line in said.stdout.splitlines())
+
+
+@pytest.mark.parametrize("value", HOSTILE)
+@pytest.mark.parametrize("variable", ["RECIPE", "ACCEL", "NAME", "SET"])
+def test_make_variables_are_data(checkout: Path, variable: str, value: str) -> None:
+    arguments = {"RECIPE": "tiny", variable: value}
+    said = make("train", *(f"{key}={item}" for key, item in arguments.items()), cwd=checkout)
+    assert said.returncode == 2
+    assert "error: " in said.stderr
+    assert "Traceback" not in said.stderr
+    assert not list(checkout.rglob("pwned"))
+    assert not (checkout / "runs").exists()
+
+
+def test_a_hostile_target_is_data_too(checkout: Path) -> None:
+    said = make("train-x; touch pwned", cwd=checkout)
+    assert said.returncode == 2
+    assert not list(checkout.rglob("pwned"))
+
+
+def test_default_without_gpus_says_what_is_missing_and_three_ways_on(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    began = time.perf_counter()
+    assert main(["train", "default"]) == 2
+    assert time.perf_counter() - began < 3
+    said = capsys.readouterr().err
+    assert "ddp needs 4 GPUs, 0 are visible" in said
+    assert re.findall(r"^  (\d)\. ", said, flags=re.MULTILINE) == ["1", "2", "3"]
+    assert not Path("runs").exists()
+
+
+def test_all_problems_are_reported_together(project: Path, capsys: pytest.CaptureFixture) -> None:
+    write_rows(project / "data" / "train.jsonl", [*alpaca_rows(3, 1), {"instruction": "x", "output": ""}])
+    words = "per_device_train_batch_size=5 report_to=mlflow model_name_or_path=./nowhere"
+    assert main(["train", "tiny", "--set", words, "--accel", "zero3"]) == 2
+    said = capsys.readouterr().err
+    for fragment in (
+        "zero3 needs 4 GPUs",
+        "global_batch_size 8 is not reachable",
+        "report_to: mlflow is not installed",
+        "./nowhere has no config.json",
+        "data/train.jsonl:4: output is blank",
+    ):
+        assert fragment in said
+
+
+def test_json_holds_the_same_facts(project: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["show", "high_capacity", "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)["values"]
+    assert values["lora_r"] == {"value": 64, "origin": "recipes/high_capacity.yaml:3"}
+    assert values["gradient_accumulation_steps"]["value"] == 4
+    assert main(["list", "--json"]) == 0
+    assert "high_capacity" in json.loads(capsys.readouterr().out)
+    assert main(["keys", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["lora_r"]["types"] == ["int"]
+    assert main(["train", "nothing", "--json"]) == 2
+    assert "no recipe 'nothing'" in json.loads(capsys.readouterr().out)["problems"][0]
+
+
+@pytest.mark.parametrize("shown", ["tiny", "high_capacity"])
+def test_show_names_the_origin_of_every_value(project: Path, capsys: pytest.CaptureFixture, shown: str) -> None:
+    assert main(["show", shown, "--origin", "--set", "seed=7"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert all(re.search(r"# (recipes/\w+\.yaml:\d+|SET|derived: .+)$", line) for line in lines)
+    assert any(line.startswith("seed: 7 ") and line.endswith("# SET") for line in lines)
+
+
+def test_the_name_of_a_run_is_never_used_twice(project: Path, capsys: pytest.CaptureFixture) -> None:
+    run = launch.create(launch.check("tiny"), "taken")
+    before = sorted(path.name for path in run.directory.iterdir())
+    assert main(["train", "tiny", "--name", "taken"]) == 2
+    assert "runs/taken exists and is never overwritten" in capsys.readouterr().err
+    assert sorted(path.name for path in run.directory.iterdir()) == before
+
+
+def test_one_process_at_a_time_trains_a_run(project: Path, capsys: pytest.CaptureFixture) -> None:
+    run = launch.create(launch.check("tiny"), "busy")
+    with run.locked():
+        assert main(["resume", "busy"]) == 2
+    assert "is being trained by another process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", ["data", "finished", "unknown"])
+def test_resume_refuses_what_is_not_the_same_run(project: Path, capsys: pytest.CaptureFixture, change: str) -> None:
+    run = launch.create(launch.check("tiny"), "known")
+    if change == "data":
+        write_rows(project / "data" / "train.jsonl", alpaca_rows(64, seed=9))
+    if change == "finished":
+        run.update(status="finished")
+    assert main(["resume", "known" if change != "unknown" else "other"]) == 2
+    expected = {
+        "data": "have changed",
+        "finished": "is finished",
+        "unknown": "no run 'other' in runs/; there are known",
+    }
+    assert expected[change] in capsys.readouterr().err
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A server on the loopback that answers as the Hub does for one model, and the commit that it names."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+
+    class Answer(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.path.startswith("/api/models/Qwen/Qwen3-8B")
+            body = json.dumps({"id": "Qwen/Qwen3-8B", "sha": commit} if known else {"error": "not found"}).encode()
+            self.send_response(200 if known else 404)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield commit
+    server.shutdown()
+
+
+def test_pin_writes_the_commit_that_the_hub_names(project: Path, hub: str) -> None:
+    path = project / "recipes" / "default.yaml"
+    before = path.read_text().splitlines()
+    assert main(["pin", "high_capacity"]) == 0
+    after = path.read_text().splitlines()
+    assert [(a, b) for a, b in zip(before, after, strict=True) if a != b] == [
+        ("model_revision: main", f"model_revision: {hub}")
+    ]
+
+
+def test_pin_leaves_the_recipe_alone_when_the_hub_does_not_answer(
+    project: Path, capsys: pytest.CaptureFixture
+) -> None:
+    path = project / "recipes" / "default.yaml"
+    before = path.read_bytes()
+    assert main(["pin", "default"]) == 2
+    assert "the Hub does not answer for Qwen/Qwen3-8B" in capsys.readouterr().err
+    assert path.read_bytes() == before
+    assert main(["pin", "tiny"]) == 2
+    assert "is not a Hub id" in capsys.readouterr().err
+
+
+def test_the_launch_command_is_accepted_by_accelerate(project: Path) -> None:
+    """For a topology that this machine does not have, as far as one can go without it."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+
+    job = launch.check("tiny", accel="cpu")
+    run = launch.create(job, "parsed")
+    command = launch.command(run)
+    assert command[1:3] == ["-m", "accelerate.commands.launch"]
+    arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command[3:]))
+    assert (arguments.num_processes, arguments.mixed_precision, arguments.use_cpu) == (1, "bf16", True)
+    assert arguments.training_script == "sft_recipes.train"
+    assert arguments.training_script_args == ["runs/parsed"]
+
+
+def test_export_is_read_by_stock_trl(project: Path) -> None:
+    assert main(["export", "tiny", "--out", "plain.yaml", "--accel", "cpu"]) == 0
+    from trl import ModelConfig, ScriptArguments, SFTConfig, TrlParser
+    from trl.scripts.utils import DatasetMixtureConfig
+
+    parser = TrlParser((ScriptArguments, SFTConfig, ModelConfig, DatasetMixtureConfig))
+    script, training, model, _ = parser.parse_args_and_config(["--config", "plain.yaml"])
+    assert Path(script.dataset_name, "train.jsonl").is_file()
+    assert (training.learning_rate, training.gradient_accumulation_steps, model.lora_r) == (0.01, 2, 8)
+
+
+def test_no_token_is_written_anywhere(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_canary_3f1c")
+    launch.create(launch.check("tiny"), "quiet")
+    assert main(["train", "tiny", "--set", "hub_token=hf_canary_3f1c"]) == 2
+    written = [path for path in project.rglob("*") if path.is_file()]
+    assert written
+    assert not [path for path in written if b"hf_canary_3f1c" in path.read_bytes()]
+
+
+def readme_commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    inline = re.findall(r"`((?:make|sft-recipes)\s[^`]+)`", (ROOT / "README.md").read_text())
+    lines = [line for block in blocks for line in block.splitlines() if line and not line.startswith("#")]
+    return [" ".join(command.split()) for command in [*lines, *inline]]
+
+
+def test_readme_has_commands() -> None:
+    assert {"make train RECIPE=demo", "make test"} <= set(readme_commands())
+
+
+@pytest.mark.parametrize("command", sorted(set(readme_commands())))
+def test_every_command_of_the_readme_reaches_the_program(checkout: Path, command: str) -> None:
+    """Each target exists and each argument is one that the program takes; the demo itself is trained elsewhere."""
+    program, *arguments = shlex.split(command)
+    if program == "make":
+        done = make("--dry-run", *arguments, cwd=checkout)
+        assert done.returncode == 0, done.stderr
+    else:
+        assert main(arguments) == 0
+
+
+def test_readme_shows_what_the_scripts_wrote() -> None:
+    sys.path.insert(0, str(ROOT / "scripts"))
+    import update_readme
+
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    directory = Path.cwd()
+    os.chdir(ROOT)
+    try:
+        assert update_readme.render(text) == text
+    finally:
+        os.chdir(directory)
+
+
+def test_links_of_the_documents_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
+            if not target.startswith("https://"):
+                assert (page.parent / target).exists(), f"{page.name}: {target}"

@@ -1,0 +1,121 @@
+"""Two real processes on a CPU, with real NF4: the shipped topologies, made small."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.slow
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("c++") is None,
+    reason="DeepSpeed builds its CPU operations on first use and finds no C++ compiler: apt-get install g++",
+)
+COMMAND = [sys.executable, "-m", "sft_recipes"]
+
+
+@pytest.fixture
+def on_cpu(project: Path) -> Path:
+    """The project, with each shipped topology also as NAME_cpu: the same file on two CPU processes."""
+    for name in ("ddp", "zero2", "zero3"):
+        config = yaml.safe_load((project / "accelerate_configs" / f"{name}.yaml").read_text())
+        config |= {"use_cpu": True, "num_processes": 2}
+        (project / "accelerate_configs" / f"{name}_cpu.yaml").write_text(yaml.safe_dump(config))
+    return project
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=400)
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def facts(name: str) -> dict[str, Any]:
+    return json.loads(Path(f"runs/{name}/run.json").read_text())
+
+
+def adapter(name: str) -> dict[str, torch.Tensor]:
+    return load_file(f"runs/{name}/adapter/adapter_model.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("accel", "kind", "stage"),
+    [
+        ("ddp", "MULTI_CPU", None),
+        pytest.param("zero2", "DEEPSPEED", 2, marks=needs_compiler),
+        pytest.param("zero3", "DEEPSPEED", 3, marks=needs_compiler),
+    ],
+)
+def test_two_processes_learn_what_one_learns(
+    on_cpu: Path, train_here: Callable[..., Any], accel: str, kind: str, stage: int | None
+) -> None:
+    """The same global batch on another topology: the same steps, and a loss that differs by rounding only."""
+    said = run("train", "tiny", "--accel", f"{accel}_cpu", "--name", accel)
+    train_here(name="single")
+    effect, alone = facts(accel)["in_effect"], facts("single")["in_effect"]
+    assert effect["run"]["distributed_type"] == kind
+    assert (effect["run"]["world_size"], effect["run"]["zero_stage"]) == (2, stage)
+    assert effect["run"]["effective_batch"] == alone["run"]["effective_batch"] == 8
+    assert effect["run"]["max_steps"] == alone["run"]["max_steps"] == 8
+    assert effect["base"] == alone["base"]
+    assert effect["base"]["four_bit_layers"] == 14
+    assert effect["adapter"]["trainable_parameters"] == alone["adapter"]["trainable_parameters"]
+    losses = [facts(name)["measured"]["eval_loss"][-1]["eval_loss"] for name in (accel, "single")]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+    assert {name: tensor.shape for name, tensor in adapter(accel).items()} == {
+        name: tensor.shape for name, tensor in adapter("single").items()
+    }
+    assert "4 per device x 2 processes x 1 accumulation = 8 rows a step" in said
+    assert said.count("finished") == 1
+
+
+def interrupt(*arguments: str, name: str, at_step: int) -> str:
+    """Train, send SIGTERM to the command once a step is logged, and give what it said."""
+    process = subprocess.Popen(
+        [*COMMAND, "train", *arguments, "--name", name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    log = Path(f"runs/{name}/log.jsonl")
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and any(json.loads(line)["step"] >= at_step for line in log.read_text().splitlines()):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 3, said
+    return said
+
+
+@pytest.mark.parametrize("accel", ["ddp_cpu", pytest.param("zero2_cpu", marks=needs_compiler)])
+def test_sigterm_then_resume_equals_uninterrupted_bit_for_bit(on_cpu: Path, accel: str) -> None:
+    epochs = ["--set", "num_train_epochs=4"]
+    said = interrupt("tiny", "--accel", accel, *epochs, name="parts", at_step=3)
+    assert "make resume NAME=parts" in said
+    assert facts("parts")["status"] == "interrupted"
+    assert not Path("runs/parts/adapter").exists()
+    assert "continues from checkpoint-" in run("resume", "parts")
+    run("train", "tiny", "--accel", accel, *epochs, "--name", "whole")
+    assert adapter("parts").keys() == adapter("whole").keys()
+    assert all(torch.equal(tensor, adapter("whole")[name]) for name, tensor in adapter("parts").items())
+    steps = [json.loads(line) for line in Path("runs/parts/log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in steps if "loss" in entry] == list(range(1, 33))
+
+
+def test_tokenised_once_whatever_the_number_of_processes(on_cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prepared rows are tokenised by the main process; the others, and the next run, read its cache."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(on_cpu / "cache"))
+    run("train", "tiny", "--accel", "ddp_cpu", "--name", "first")
+    first = sorted(path.name for path in (on_cpu / "cache").rglob("*.arrow"))
+    assert first
+    run("train", "tiny", "--accel", "ddp_cpu", "--name", "second")
+    assert sorted(path.name for path in (on_cpu / "cache").rglob("*.arrow")) == first
