@@ -5,6 +5,7 @@ A test compares README.md with what `render` gives, so that neither can drift.
 """
 
 import argparse
+import functools
 import json
 import os
 import re
@@ -61,10 +62,15 @@ def render(text: str) -> str:
     """README.md with its generated sections replaced."""
     for name, content in (("recipes", recipe_table()), ("topologies", topology_table()), ("demo", demo_block())):
         pattern = rf"(<!-- generated: {name} -->\n).*?(\n<!-- end -->)"
-        text, found = re.subn(pattern, lambda match, c=content: f"{match[1]}{c}{match[2]}", text, flags=re.DOTALL)
+        # A function, because backslashes of a replacement text would be read as groups.
+        text, found = re.subn(pattern, functools.partial(_between, content), text, flags=re.DOTALL)
         if found != 1:
             sys.exit(f"README.md has {found} sections 'generated: {name}', not one")
     return text
+
+
+def _between(content: str, section: re.Match[str]) -> str:
+    return f"{section[1]}{content}{section[2]}"
 
 
 def train_demo() -> None:

@@ -62,7 +62,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sft_recipes import demo_base
 
     directory = tmp_path_factory.mktemp("tiny") / "model"
-    tokenizer = demo_base._tokenizer()
+    tokenizer = demo_base.train_tokenizer()
     tokenizer.save_pretrained(directory)
     torch.manual_seed(0)
     config = Qwen3Config(
@@ -97,7 +97,7 @@ def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def train_here(project: Path) -> Iterator[Callable[..., Any]]:
-    """Train a recipe in this process, as one process of a launch does, and give its run; many runs share one import."""
+    """Train a recipe in this process, as one process of a launch does, and give its run; runs share one import."""
     from accelerate.state import AcceleratorState, PartialState
 
     from sft_recipes import launch

@@ -82,7 +82,8 @@ def test_a_variant_states_only_what_differs_from_its_base(name: str) -> None:
     if base is None:
         assert name in ("default", "demo")
         return
-    assert 0 < len(stated) <= 15
+    # The demo is another model on another machine; the others try one idea each.
+    assert 0 < len(stated) <= (25 if name == "demo" else 15)
     inherited = load(base)
     assert [key for key, value in stated.items() if inherited[key] == value] == []
 

@@ -4,21 +4,20 @@ Every row is read, checked and brought into one of TRL's two shapes. A row that 
 an error that names its place; none is dropped, cut or repaired.
 """
 
-import csv
-import dataclasses
 import difflib
 import hashlib
 import json
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError
+from sft_recipes.readers import Problems, Row, Source, file_source, hub_sources, listed, nearest, shown
 
 # Part of every fingerprint: raise it when the same sources would be prepared differently.
 PREPARATION_VERSION = 1
@@ -34,18 +33,13 @@ _FIELDS = _REQUIRED | {"alpaca": ("instruction", "input", "output", "system")}
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 _SHAREGPT_ROLES = _ROLES | {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
 
-_SHOWN = 20
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"}
 _HELP = (
     f"set data_format ({', '.join(FORMATS[1:])}) or data_columns, for example {{prompt: question, completion: answer}}"
 )
-# What `errors="surrogateescape"` makes of bytes that are not UTF-8, and what a "\ud800" in JSON becomes.
-_UNDECODABLE = re.compile("[\udc80-\udcff]")
+# What a "\ud800" in JSON becomes.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
-_SEPARATOR = re.compile(r"\s*([,\]])\s*")
-
-_Row = dict[str, Any]
 _Turn = tuple[str, str, str]  # the place in the row, the role, the content
 
 
@@ -70,35 +64,6 @@ class Prepared:
     format: str
     splits: dict[str, dict[str, Any]]
     notes: tuple[str, ...]
-
-
-class _Problems:
-    """Counts all problems and keeps those that are shown."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.shown: list[str] = []
-
-    def add(self, place: str, problem: str) -> None:
-        self.count += 1
-        if len(self.shown) < _SHOWN:
-            self.shown.append(f"{place}: {problem}")
-
-    def stop(self) -> None:
-        """Raise an `InputError` if there was any."""
-        if self.count:
-            more = self.count - len(self.shown)
-            raise InputError(*self.shown, *([f"... and {more:,} more"] if more else []))
-
-
-@dataclass(frozen=True)
-class _Source:
-    """Where the rows of a split come from; `rows` reports what it cannot read and yields (place, row) for the rest."""
-
-    name: str
-    reader: str
-    sha256: str
-    rows: Callable[[_Problems], Iterator[tuple[str, _Row]]]
 
 
 def prepare(
@@ -130,14 +95,14 @@ def prepare(
     if not 0 <= validation_split_size < 1:
         raise InputError(f"validation_split_size is {validation_split_size}; write a share from 0 up to, not with, 1")
 
-    sources: dict[str, _Source] = {}
+    sources: dict[str, Source] = {}
     if train_file is not None:
-        sources["train"] = _file_source(train_file)
+        sources["train"] = file_source(train_file)
     elif dataset_name is not None:
         wanted = None if validation_file else dataset_test_split
-        sources = _hub_sources(dataset_name, dataset_config, dataset_train_split, wanted)
+        sources = hub_sources(dataset_name, dataset_config, dataset_train_split, wanted)
     if validation_file is not None:
-        sources["validation"] = _file_source(validation_file)
+        sources["validation"] = file_source(validation_file)
     share = 0.0 if "validation" in sources else validation_split_size
 
     contents = {split: [source.reader, source.sha256] for split, source in sources.items()}
@@ -149,7 +114,7 @@ def prepare(
         staging = cache / f".{directory.name}.{uuid.uuid4().hex}"
         staging.mkdir(parents=True)
         try:
-            facts = {"fingerprint": fingerprint, **_write(staging, sources, rules, _Problems(), share)}
+            facts = {"fingerprint": fingerprint, **_write(staging, sources, rules, Problems(), share)}
             (staging / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             _publish(staging, directory, fingerprint)
         finally:
@@ -188,7 +153,7 @@ def _publish(staging: Path, directory: Path, fingerprint: str) -> None:
 
 
 def _write(
-    staging: Path, sources: Mapping[str, _Source], rules: "_Rules", problems: _Problems, share: float
+    staging: Path, sources: Mapping[str, Source], rules: "_Rules", problems: Problems, share: float
 ) -> dict[str, Any]:
     """Write the splits into `staging` and return the facts about them."""
     origins = {split: split for split in sources} | ({"validation": "train"} if share else {})
@@ -259,7 +224,7 @@ def _notes(facts: dict[str, Any], share: float) -> list[str]:
     how = "recognised by its columns" if facts["detected"] else "as the recipe says"
     notes = [f"format: {facts['format']}, {how}"]
     if facts["unused"]:
-        notes.append(f"not used: {_listed(facts['unused'])}")
+        notes.append(f"not used: {listed(facts['unused'])}")
     if facts["kind"] == "prompt_completion":
         notes.append("loss: on the one answer that ends each row")
     else:
@@ -278,12 +243,12 @@ def _notes(facts: dict[str, Any], share: float) -> list[str]:
 def _candidates(data_format: str, columns: Mapping[str, str]) -> list[str]:
     """The formats that the recipe leaves open: one if `data_format` or the fields in `data_columns` decide it."""
     if data_format not in FORMATS:
-        raise InputError(f"data_format is {data_format!r}{_nearest(data_format, FORMATS)}; write {', '.join(FORMATS)}")
+        raise InputError(f"data_format is {data_format!r}{nearest(data_format, FORMATS)}; write {', '.join(FORMATS)}")
     formats = list(_FIELDS) if data_format == "auto" else [data_format]
     known = [field for name in formats for field in _FIELDS[name]]
     problems = [
-        f"data_columns: {field!r} is no field of data_format {data_format}{_nearest(field, known)}; "
-        f"write one of {_listed(known)}"
+        f"data_columns: {field!r} is no field of data_format {data_format}{nearest(field, known)}; "
+        f"write one of {listed(known)}"
         for field in columns
         if field not in known
     ]
@@ -291,7 +256,7 @@ def _candidates(data_format: str, columns: Mapping[str, str]) -> list[str]:
         problems.append(f"data_columns: {dict(columns)} names one column twice; give each field its own")
     fitting = [name for name in formats if set(columns) <= set(_FIELDS[name])]
     if not fitting and not problems:
-        problems.append(f"data_columns: no one format has the fields {_listed(columns)}; {_HELP}")
+        problems.append(f"data_columns: no one format has the fields {listed(columns)}; {_HELP}")
     if problems:
         raise InputError(*problems)
     return fitting
@@ -315,7 +280,7 @@ class _Rules:
         """Whether rows are turns: all but prompts and completions that are strings."""
         return self._prompt_type is not str
 
-    def recognise(self, source: str, row: _Row, problems: _Problems) -> None:
+    def recognise(self, source: str, row: Row, problems: Problems) -> None:
         """Settle the format by the columns of the first row of all."""
         if self.format:
             return
@@ -324,7 +289,7 @@ class _Rules:
             fitting = [name for name in fitting if all(self.columns.get(key, key) in row for key in _REQUIRED[name])]
         if len(fitting) != 1:
             which = f"the formats {', '.join(fitting)}" if fitting else "no format"
-            problems.add(source, f"the columns {_listed(row)} fit {which}; {_HELP}")
+            problems.add(source, f"the columns {listed(row)} fit {which}; {_HELP}")
             problems.stop()
         self.format = fitting[0]
         fields = _FIELDS[self.format]
@@ -332,13 +297,13 @@ class _Rules:
         self.columns = {field: self.columns.get(field, field) for field in fields}
         self.needed = [self.columns[field] for field in fields if field in required]
 
-    def normalise(self, row: _Row, faults: list[str]) -> _Row:
+    def normalise(self, row: Row, faults: list[str]) -> Row:
         """The row in TRL's shape: right if nothing was added to `faults`."""
         self.unused.update(row.keys() - self.columns.values())
         for column in self.needed:
             if column not in row:
                 faults.append(
-                    f"{column} is missing{_nearest(column, row)}, the row has {_listed(row)}: write it, or {_HELP}"
+                    f"{column} is missing{nearest(column, row)}, the row has {listed(row)}: write it, or {_HELP}"
                 )
         if faults:
             return {}
@@ -349,7 +314,7 @@ class _Rules:
         column = self.columns["messages" if self.format == "messages" else "conversations"]
         return {"messages": self._conversation(self._turns(row[column], column, faults), column, faults)}
 
-    def _alpaca(self, row: _Row, faults: list[str]) -> _Row:
+    def _alpaca(self, row: Row, faults: list[str]) -> Row:
         prompt = self._text(row, "instruction", faults)
         extra, system = (self._text(row, field, faults, optional=True) for field in ("input", "system"))
         messages = [{"role": "system", "content": system}] if system.strip() else []
@@ -357,20 +322,20 @@ class _Rules:
         messages.append({"role": "assistant", "content": self._text(row, "output", faults)})
         return {"messages": messages}
 
-    def _text(self, row: _Row, field: str, faults: list[str], optional: bool = False) -> str:
+    def _text(self, row: Row, field: str, faults: list[str], optional: bool = False) -> str:
         value = row.get(self.columns[field])
         if value is None and optional:
             return ""
         return _text(value, self.columns[field], faults, may_be_blank=optional)
 
-    def _prompt_completion(self, row: _Row, faults: list[str]) -> _Row:
+    def _prompt_completion(self, row: Row, faults: list[str]) -> Row:
         values = {field: row[self.columns[field]] for field in ("prompt", "completion")}
         for field, value in values.items():
             if self._prompt_type is None and isinstance(value, (str, list)):
                 self._prompt_type = type(value)
             if self._prompt_type is None or not isinstance(value, self._prompt_type):
                 fix = "a list of messages" if self._prompt_type is list else "a string"
-                faults.append(f"{self.columns[field]} holds {_shown(value)}; write {fix}, as in every row")
+                faults.append(f"{self.columns[field]} holds {shown(value)}; write {fix}, as in every row")
         if faults:
             return {}
         if self._prompt_type is str:
@@ -386,13 +351,13 @@ class _Rules:
 
     def _turns(self, value: Any, column: str, faults: list[str]) -> list[_Turn]:
         if not isinstance(value, list) or not value:
-            faults.append(f'{column} holds {_shown(value)}; write a list of {{"role": ..., "content": ...}} objects')
+            faults.append(f'{column} holds {shown(value)}; write a list of {{"role": ..., "content": ...}} objects')
             return []
         turns: list[_Turn] = []
         for index, turn in enumerate(value):
             place = f"{column}[{index}]"
             if not isinstance(turn, dict):
-                faults.append(f'{place} holds {_shown(turn)}; write {{"role": ..., "content": ...}}')
+                faults.append(f'{place} holds {shown(turn)}; write {{"role": ..., "content": ...}}')
                 continue
             role_key, content_key = "role", "content"
             if self.format == "sharegpt" and turn.get("role") is None:
@@ -412,19 +377,19 @@ class _Rules:
             turns.append((place, role, content))
         return turns
 
-    def _role(self, turn: _Row, place: str, key: str, column: str, faults: list[str]) -> str:
+    def _role(self, turn: Row, place: str, key: str, column: str, faults: list[str]) -> str:
         roles = _SHAREGPT_ROLES if self.format == "sharegpt" else _ROLES
         role = turn.get(key)
         if isinstance(role, str) and role in roles:
             return roles[role]
         if key not in turn:
-            faults.append(f"{place}.{key} is missing; write one of {_listed(roles)}")
+            faults.append(f"{place}.{key} is missing; write one of {listed(roles)}")
         elif isinstance(role, str) and role in _SHAREGPT_ROLES:
             meant = f"write {_SHAREGPT_ROLES[role]!r}, or {_sharegpt_remedy(column)}"
             faults.append(f"{place}.{key} holds {role!r}, a ShareGPT role; {meant}")
         else:
             near = difflib.get_close_matches(role.lower(), roles, 1) if isinstance(role, str) else []
-            faults.append(f"{place}.{key} holds {_shown(role)}; write {_listed(near) or 'one of ' + _listed(roles)}")
+            faults.append(f"{place}.{key} holds {shown(role)}; write {listed(near) or 'one of ' + listed(roles)}")
         return ""
 
     def _conversation(self, turns: list[_Turn], column: str, faults: list[str]) -> list[dict[str, str]]:
@@ -452,7 +417,7 @@ class _Rules:
 
 def _text(value: Any, place: str, faults: list[str], may_be_blank: bool) -> str:
     if not isinstance(value, str):
-        faults.append(f"{place} holds {_shown(value)}; write a string")
+        faults.append(f"{place} holds {shown(value)}; write a string")
         return ""
     if surrogate := _SURROGATE.search(value):
         faults.append(f"{place} holds {surrogate[0]!r}, half of a character; write the whole character")
@@ -463,251 +428,3 @@ def _text(value: Any, place: str, faults: list[str], may_be_blank: bool) -> str:
 
 def _sharegpt_remedy(column: str) -> str:
     return f"set data_format: sharegpt and data_columns: {{conversations: {column}}}"
-
-
-def _shown(value: Any) -> str:
-    """What a field holds, short enough for a message."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        return f"the number {value}"
-    if isinstance(value, list):
-        return f"a list of {len(value)}" if value else "an empty list"
-    if isinstance(value, str):
-        return f"the string {value!r}" if len(value) <= 40 else f"the string {value[:40]!r}..."
-    return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name, known, 1)
-    return f" (nearest: {near[0]!r})" if near else ""
-
-
-def _file_source(name: str) -> _Source:
-    path = Path(name)
-    if path.is_dir():
-        raise InputError(f"{name} is a directory; name one file, or give the directory as dataset_name")
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            head = file.read(1024)
-            file.seek(0)
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except FileNotFoundError:
-        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise InputError(
-            f"{name}: no such file{_nearest(path.name, siblings)}; correct the path, or name your own file with "
-            "SET=train_file=..."
-        ) from None
-    except OSError as error:
-        raise InputError(f"{name} cannot be read: {error.strerror}; make it a file that this user may read") from None
-    suffix = path.suffix.lower()
-    if problem := _wrong_content(head, suffix):
-        raise InputError(f"{name} {problem}")
-    if suffix not in _READERS:
-        raise InputError(f"{name} has the suffix {path.suffix!r}; the supported ones are {', '.join(_READERS)}")
-    return _Source(name, suffix, digest.hexdigest(), lambda problems: _READERS[suffix](path, name, problems))
-
-
-def _wrong_content(head: bytes, suffix: str) -> str | None:
-    """Files that are something else than their name says, as their first bytes tell."""
-    if not head:
-        return "is empty; write at least one row"
-    if head.startswith(b"\x1f\x8b"):
-        return "is compressed with gzip; decompress it with gunzip and name the result"
-    if head.startswith(b"version https://git-lfs"):
-        return "is a git-LFS pointer and not the data; fetch the data with: git lfs pull"
-    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
-        return "is a web page, perhaps an error or login page; download the data itself"
-    if (suffix == ".parquet") != head.startswith(b"PAR1"):
-        return "is not a Parquet file" if suffix == ".parquet" else "is a Parquet file; name it .parquet"
-    if suffix != ".parquet" and (head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:2]):
-        return "is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8"
-    return None
-
-
-def _not_utf8(text: str) -> str | None:
-    found = _UNDECODABLE.search(text)
-    if found is None:
-        return None
-    return f"byte 0x{ord(found[0]) - 0xDC00:02X} is not UTF-8; convert the file, e.g. with: iconv -f LATIN1 -t UTF-8"
-
-
-def _read_json(path: Path, name: str, problems: _Problems) -> Iterator[tuple[str, _Row]]:
-    faults: list[str] = []
-
-    def pairs(found: list[tuple[str, Any]]) -> _Row:
-        keys = [key for key, _ in found]
-        repeated = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
-        faults.extend(f"the key {key!r} occurs twice in an object; keep one" for key in repeated)
-        return dict(found)
-
-    def constant(literal: str) -> None:
-        faults.append(f"{literal} is not JSON; write null, a number or a string")
-
-    decoder = json.JSONDecoder(object_pairs_hook=pairs, parse_constant=constant)
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        first = next((line for line in file if line.strip()), "")
-        file.seek(0)
-        is_array = first.lstrip().startswith("[")
-        values = _array_values(file.read(), decoder) if is_array else _line_values(file, decoder)
-        for label, value, error in values:
-            if error or faults:
-                for problem in [error] if error else faults:
-                    problems.add(name + label, problem)
-                faults.clear()
-            elif not isinstance(value, dict):
-                problems.add(name + label, f"a row holds {_shown(value)}; write an object with named columns")
-            else:
-                yield name + label, value
-
-
-def _line_values(lines: Iterable[str], decoder: json.JSONDecoder) -> Iterator[tuple[str, Any, str | None]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        value, error = None, _not_utf8(line)
-        if not error:
-            try:
-                value = decoder.decode(line)
-            except (ValueError, RecursionError) as raised:
-                error = _json_problem(raised)
-        yield f":{number}", value, error
-
-
-def _array_values(text: str, decoder: json.JSONDecoder) -> Iterator[tuple[str, Any, str | None]]:
-    undecodable = [(n, error) for n, line in enumerate(text.split("\n"), 1) if (error := _not_utf8(line))]
-    yield from ((f":{number}", None, error) for number, error in undecodable)
-    opening = re.match(r"\s*\[\s*(\])?\s*", text)
-    if undecodable or opening is None:
-        return
-    number, position, closed = 0, opening.end(), bool(opening[1])
-    try:
-        while not closed:
-            value, position = decoder.raw_decode(text, position)
-            number += 1
-            yield f" row {number}", value, None
-            separator = _SEPARATOR.match(text, position)
-            if separator is None:
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
-            position, closed = separator.end(), separator[1] == "]"
-        if position < len(text):
-            raise json.JSONDecodeError("Extra data", text, position)
-    except json.JSONDecodeError as error:
-        yield f":{error.lineno}", None, _json_problem(error)
-    except (ValueError, RecursionError) as error:
-        yield f" row {number + 1}", None, _json_problem(error)
-
-
-def _json_problem(error: Exception) -> str:
-    if not isinstance(error, json.JSONDecodeError):
-        return f"not readable as JSON ({error}); write a plain object"
-    before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].strip()
-    if after.startswith("'"):
-        return "single quotes, as Python prints a dict, are not JSON; write double quotes, e.g. with json.dumps"
-    if after.startswith(",") or (before.endswith(",") and after.startswith(("}", "]"))):
-        return "a comma follows the last item; delete it"
-    if not after or error.msg.startswith("Unterminated string"):
-        return "the JSON ends too early: the file was cut off, or an object covers several lines; write one a line"
-    return f"not JSON: {error.msg} at column {error.colno}; write one object a line, or one array of objects"
-
-
-def _read_csv(path: Path, name: str, problems: _Problems) -> Iterator[tuple[str, _Row]]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    # The limit of the module is 128 KiB a cell, which long documents pass.
-    csv.field_size_limit(2**31 - 1)
-    header: list[str] = []
-    line = 1
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(file, delimiter=delimiter, strict=True)
-        try:
-            for cells in reader:
-                place, line = f"{name}:{line}", reader.line_num + 1
-                if not cells:
-                    continue
-                if error := _not_utf8("".join(cells)):
-                    problems.add(place, error)
-                elif not header:
-                    header = cells
-                    if len(set(header)) < len(header) or "" in header:
-                        problems.add(place, f"the header {_listed(header)} has an empty or repeated name; name each")
-                        return
-                    if len(header) == 1 and ";" in header[0]:
-                        problems.add(place, f"the columns are separated by ';'; write {delimiter!r}")
-                        return
-                elif len(cells) != len(header):
-                    fix = f"put a cell that holds {delimiter!r} or a line end in double quotes"
-                    problems.add(place, f"{len(cells)} cells, but the header names {len(header)}; {fix}")
-                else:
-                    yield place, dict(zip(header, cells, strict=True))
-        except csv.Error as error:
-            problems.add(f"{name}:{line}", f"not CSV: {error}; put a cell in double quotes and double those inside it")
-
-
-def _read_parquet(path: Path, name: str, problems: _Problems) -> Iterator[tuple[str, _Row]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{name} row {number}", row
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        problems.add(f"{name} after row {number}", f"not readable as Parquet ({error}); write the file again")
-
-
-_READERS: dict[str, Callable[[Path, str, _Problems], Iterator[tuple[str, _Row]]]] = {
-    ".jsonl": _read_json,
-    ".ndjson": _read_json,
-    ".json": _read_json,
-    ".csv": _read_csv,
-    ".tsv": _read_csv,
-    ".parquet": _read_parquet,
-}
-
-
-def _hub_sources(name: str, config: str | None, train_split: str, test_split: str | None) -> dict[str, _Source]:
-    import datasets
-
-    try:
-        loaded = datasets.load_dataset(name, config)
-    except Exception as error:  # the library raises a dozen kinds, and each means that there are no rows
-        reason = (str(error).splitlines() or [""])[0]
-        raise InputError(
-            f"dataset_name {name} cannot be loaded ({type(error).__name__}: {reason}); check the name and "
-            "dataset_config, or give local files as train_file, or point HF_HOME to a cache that holds it or "
-            "HF_ENDPOINT to a mirror"
-        ) from error
-    if train_split not in loaded:
-        near = _nearest(train_split, list(loaded))
-        raise InputError(f"{name} has no split {train_split!r}{near}; set dataset_train_split to {_listed(loaded)}")
-    sources = {"train": _dataset_source(f"{name} {train_split}", loaded[train_split])}
-    if test_split is not None and test_split in loaded:
-        sources["validation"] = _dataset_source(f"{name} {test_split}", loaded[test_split])
-    return sources
-
-
-def _dataset_source(name: str, dataset: Any) -> _Source:
-    for column, feature in dataset.features.items():
-        if hasattr(feature, "decode"):  # images, sound: bytes are enough for a column that is not used
-            dataset = dataset.cast_column(column, dataclasses.replace(feature, decode=False))
-    digest = hashlib.sha256()
-    for row in dataset:
-        # The fingerprint of the library depends on paths and times, the rows do not.
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
-
-    def rows(problems: _Problems) -> Iterator[tuple[str, _Row]]:
-        for number, row in enumerate(dataset, 1):
-            yield f"{name} row {number}", row
-
-    return _Source(name, "hub", digest.hexdigest(), rows)

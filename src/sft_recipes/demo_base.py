@@ -1,7 +1,9 @@
 """The demo's base model: a small causal LM pre-trained, in under a minute, on the shop's conversations.
 
-It reads what customers write and what the shop's agents answer, and never sees the instruction with a label. So it
-brings what a real base model brings to fine-tuning, an understanding of the text, and cannot do the task by itself.
+It reads what customers write and what the shop's agents answer, and never sees the instruction with a label as its
+answer. So it brings what a real base model brings to fine-tuning, an understanding of the text, and cannot do the task
+by itself. (The answers follow from what the customer wants, as they would in a shop's log: they hold the task's
+meaning, which a baseline that reads only the labelled rows does not get.)
 """
 
 import hashlib
@@ -9,16 +11,17 @@ import inspect
 import math
 import random
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sft_recipes import demo_data
 
 SEED = 7
-STEPS = 420
+STEPS = 400
 BATCH = 16
 WARM_UP = 20
 MATRIX_RATE = 0.02
@@ -114,7 +117,7 @@ def build(directory: Path, steps: int = STEPS) -> None:
     work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
     try:
         work.chmod(0o755)
-        tokenizer = _tokenizer()
+        tokenizer = train_tokenizer()
         tokenizer.save_pretrained(work)
         _pretrain(tokenizer, steps).save_pretrained(work)
         (work / "fingerprint").write_text(_fingerprint(steps), encoding="utf-8")
@@ -125,7 +128,8 @@ def build(directory: Path, steps: int = STEPS) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _tokenizer():
+def train_tokenizer() -> Any:
+    """A byte-level BPE tokenizer of the demo's own text, with the chat template; the end of a turn ends the answer."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -151,7 +155,7 @@ def _tokenizer():
     return tokenizer
 
 
-def _batches(tokenizer, steps: int):
+def _batches(tokenizer: Any, steps: int) -> Iterator[tuple[Any, Any]]:
     """One document a row, so that none is read through another; rows of like length share a batch."""
     import torch
 
@@ -176,7 +180,7 @@ def _batches(tokenizer, steps: int):
         )
 
 
-def _pretrain(tokenizer, steps: int):
+def _pretrain(tokenizer: Any, steps: int) -> Any:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
@@ -204,8 +208,9 @@ def _pretrain(tokenizer, steps: int):
     for step, (ids, weights) in enumerate(_batches(tokenizer, steps)):
         rate = min(1.0, (step + 1) / WARM_UP) * (0.05 + 0.95 * (1 + math.cos(math.pi * step / steps)) / 2)
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), ids[:, 1:], reduction="none")
-        (losses * weights[:, 1:]).sum().div(weights[:, 1:].sum()).backward()
+        targets, counted = ids[:, 1:].reshape(-1), weights[:, 1:].reshape(-1)
+        losses = torch.nn.functional.cross_entropy(logits.reshape(-1, VOCABULARY), targets, reduction="none")
+        (losses * counted).sum().div(counted.sum()).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         adam.param_groups[0]["lr"] = OTHER_RATE * rate
         adam.step()
@@ -214,7 +219,7 @@ def _pretrain(tokenizer, steps: int):
     return model.eval()
 
 
-def _muon_step(matrices, momenta, rate: float) -> None:
+def _muon_step(matrices: list[Any], momenta: dict[tuple[int, ...], Any], rate: float) -> None:
     """Muon: learns from several times fewer texts than AdamW. Torch's own computes in bfloat16, slow on CPUs."""
     import torch
 
@@ -232,3 +237,7 @@ def _muon_step(matrices, momenta, rate: float) -> None:
             for p, direction in zip(alike, update, strict=True):
                 direction = direction if p.shape == shape else direction.T
                 p.mul_(1 - 0.01 * rate).add_(direction, alpha=-rate * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
+
+
+if __name__ == "__main__":
+    build(Path(sys.argv[1]))

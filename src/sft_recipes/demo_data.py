@@ -296,7 +296,8 @@ def message(rng: random.Random) -> Message:
     # By the labels' own shares: drawn otherwise, how rare a topic is would betray which of the two is asked.
     other = _pick(rng, {name: intent[0] for name, intent in INTENTS.items() if name != label})
     two_topics = rng.random() < TWO_TOPICS
-    frame = rng.choice(FRAMES[group][2 if two_topics else 1])
+    _, of_one, of_two = FRAMES[group]
+    frame = rng.choice(of_two if two_topics else of_one)
     (_, a, an), (_, b, bn) = INTENTS[label], INTENTS[other]
     text = frame.format(a=rng.choice(a), an=rng.choice(an), b=rng.choice(b), bn=rng.choice(bn))
     text = text.replace("{item}", rng.choice(ITEMS), 1).replace("{item}", rng.choice(ITEMS))

@@ -71,12 +71,13 @@ def train(
         same_as_before(run, job)
         return continue_run(run), run
     if Path(job.recipe["model_name_or_path"]) == DEMO_BASE and not demo_base.is_current(DEMO_BASE):
-        say("model", "the demo's base model is built once, in under a minute")
-        demo_base.build(DEMO_BASE)
+        say("model", f"building the demo's base model in {DEMO_BASE}, once")
+        builder = [sys.executable, "-m", "sft_recipes.demo_base", str(DEMO_BASE)]
+        subprocess.run(builder, env=quiet_environment(on_cpu=True), check=True)
     run = create(job, run_name)
     say("run", str(run.directory))
-    with run.locked():
-        return launch(run), run
+    with run.locked() as lock:
+        return launch(run, lock), run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +190,7 @@ def resume(name: str) -> tuple[int, Run]:
 
 def continue_run(run: Run) -> int:
     """Launch an existing run again from its newest whole checkpoint."""
-    with run.locked():
+    with run.locked() as lock:
         facts = run.facts()
         if facts["status"] == "finished":
             raise InputError(f"{run.directory} is finished; start a new run under another NAME=")
@@ -214,7 +215,7 @@ def continue_run(run: Run) -> int:
             problems=None,
             error=None,
         )
-        return launch(run)
+        return launch(run, lock)
 
 
 def _step_of(line: str) -> float:
@@ -253,11 +254,18 @@ def same_as_before(run: Run, job: Job) -> None:
         )
 
 
-def launch(run: Run) -> int:
-    """Start the processes, pass a stop on to them, and say how it ended."""
+def launch(run: Run, lock: int) -> int:
+    """Start the processes, pass a stop on to them, and say how it ended.
+
+    Args:
+        run: The run, with all its files written.
+        lock: The descriptor of its lock, which the processes keep even if this one is killed.
+    """
     began = time.time()
     run.stop.unlink(missing_ok=True)
-    process = subprocess.Popen(command(run), env=environment(run), stdout=sys.stdout, start_new_session=True)
+    process = subprocess.Popen(
+        command(run), env=environment(run), stdout=sys.stdout, start_new_session=True, pass_fds=(lock,)
+    )
     asked = 0
 
     def ask(number: int, frame: object) -> None:
@@ -330,22 +338,28 @@ def command(run: Run) -> list[str]:
 def environment(run: Run) -> dict[str, str]:
     """The environment of the training processes: nothing phones home or chatters, and one process sees one GPU."""
     chosen = run.facts()["topology"]
+    variables = quiet_environment(on_cpu=chosen["use_cpu"])
+    variables["TENSORBOARD_LOGGING_DIR"] = str(run.directory / "tensorboard")
+    if chosen["use_cpu"]:
+        # Each process takes its share of the cores; torchrun's own default is one.
+        variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // chosen["processes"])))
+    elif chosen["backend"] == "single":
+        # With more than one GPU in sight, transformers would spread the model over all of them.
+        variables["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return variables
+
+
+def quiet_environment(*, on_cpu: bool) -> dict[str, str]:
+    """This environment, with what keeps upstream from calling home and from talking about itself."""
+    defaults = {"DS_LOG_LEVEL": "error", "TORCH_CPP_LOG_LEVEL": "ERROR", "GLOO_LOG_LEVEL": "ERROR"}
     changes = {
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TENSORBOARD_LOGGING_DIR": str(run.directory / "tensorboard"),
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "PYTHONWARNINGS": "ignore",
+        **({"DS_ACCELERATOR": "cpu"} if on_cpu else {}),
     }
-    defaults = {"DS_LOG_LEVEL": "error", "TORCH_CPP_LOG_LEVEL": "ERROR", "GLOO_LOG_LEVEL": "ERROR"}
-    if chosen["use_cpu"]:
-        # Each process takes its share of the cores; torchrun's own default is one.
-        defaults["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // chosen["processes"]))
-        changes["DS_ACCELERATOR"] = "cpu"
-    elif chosen["backend"] == "single":
-        # With more than one GPU in sight, transformers would spread the model over all of them.
-        changes["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return defaults | dict(os.environ) | changes
 
 

@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -16,7 +16,7 @@ from sft_recipes import schema
 from sft_recipes.errors import InputError
 
 RECIPES = Path("recipes")
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 # A recipe is read by people; what is larger than this is something else.
 LARGEST = 64 * 1024
 
@@ -62,6 +62,37 @@ class _Loader(yaml.SafeLoader):
 
     # Its own table: the next lines must not change SafeLoader's.
     yaml_implicit_resolvers: dict = {}  # noqa: RUF012, as PyYAML declares it
+    # Mappings, lists and plain values only: no sets, dates or bytes by a tag.
+    yaml_constructors: ClassVar[dict] = {
+        tag: constructor
+        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "seq", "map")
+    }
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Without aliases, whose expansion has no bound."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read; write the value", mark)
+        return super().compose_node(parent, index)
+
+    def construct_plain(self, node: yaml.ScalarNode) -> Any:
+        """A truth value, number or text. PyYAML would read 010 as octal eight; YAML 1.2 says ten."""
+        kind = node.tag.rpartition(":")[2]
+        try:
+            text = self.construct_scalar(node)
+            text.encode()
+            if kind == "bool":
+                return {"true": True, "false": False}[text.lower()]
+            return {"int": int, "float": float, "str": str}[kind](text)
+        except (ValueError, KeyError):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value[:40]!a} cannot be read", node.start_mark
+            ) from None
+
+
+for _kind in ("bool", "int", "float", "str"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_plain)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
@@ -72,9 +103,6 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
     list("-+0123456789."),
 )
-# PyYAML would read 010 as octal eight; YAML 1.2 says ten.
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
-_Loader.add_constructor("tag:yaml.org,2002:float", lambda _, node: float(node.value))
 
 
 def names(directory: Path = RECIPES) -> list[str]:
@@ -104,6 +132,8 @@ def read(path: Path) -> dict[str, Value]:
         where = f"{path}:{mark.line + 1}" if mark else str(path)
         what = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
         raise InputError(f"{where}: not YAML: {what}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply; a recipe is flat") from None
     if node is None:
         raise InputError(f"{path}: empty; write keys as `lora_r: 32`, or start with `extends: default`")
     if not isinstance(node, yaml.MappingNode):
@@ -146,7 +176,7 @@ def parse_overrides(text: str | Iterable[str]) -> dict[str, Value]:
             problems.append(f"SET: {key} appears twice; keep one")
         try:
             values[key] = Value(yaml.load(value, Loader=_Loader), "SET")  # noqa: S506, a SafeLoader
-        except yaml.YAMLError:
+        except (yaml.YAMLError, RecursionError):
             problems.append(f"SET: {key}: {value!r} is not a YAML value; quote it")
     if problems:
         raise InputError(*problems)
@@ -170,12 +200,17 @@ def load(recipe: str | Path, overrides: Mapping[str, Value] | None = None, direc
         elif (parent := path.parent / f"{base.value}.yaml") == path:
             problems.append(f"{base.origin}: a recipe cannot extend itself")
         else:
-            values = read(_find(base.value, path.parent, base.origin))
+            try:
+                values = read(_find(base.value, path.parent, base.origin))
+            except InputError as error:
+                problems += error.problems
             if "extends" in values:
                 problems.append(
                     f"{base.origin}: {base.value} itself extends {values['extends'].value} ({parent}); two files must "
                     f"tell the whole story, so extend {values['extends'].value} and write the difference here"
                 )
+    if "extends" in (overrides or {}):
+        problems.append("SET: extends cannot be overridden; name the other recipe instead")
     values = {key: item for key, item in {**values, **own, **(overrides or {})}.items() if key != "extends"}
     for key, item in values.items():
         if found := schema.problem(key, item.value):
@@ -217,7 +252,7 @@ def _contradictions(recipe: Recipe) -> list[str]:
     if (recipe["load_in_4bit"] or recipe["load_in_8bit"]) and not recipe["use_peft"]:
         wrong("load_in_4bit", "quantised weights cannot be trained themselves; set use_peft: true")
     if recipe["load_in_4bit"] and recipe["dtype"] not in ("bfloat16", "float16", "float32"):
-        wrong("dtype", f"dtype: {recipe['dtype']} cannot be the 4-bit compute dtype; write bfloat16")
+        wrong("dtype", f"dtype: {schema.as_yaml(recipe['dtype'])} cannot be the 4-bit compute dtype; write bfloat16")
     if recipe["use_peft"] and not recipe["lora_target_modules"] and not recipe["lora_target_parameters"]:
         wrong("lora_target_modules", "use_peft needs lora_target_modules, such as [q_proj, v_proj] or [all-linear]")
     if recipe["bf16"] and recipe["fp16"]:

@@ -83,8 +83,10 @@ class Run:
         self.write({**self.facts(), **facts})
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run for this process; the lock is released by the system when the process ends, however it ends.
+    def locked(self) -> Iterator[int]:
+        """Hold the run for this process and those that inherit the descriptor given.
+
+        The system releases the lock when the last of them has ended, however they end.
 
         Raises:
             InputError: Another process is training it.
@@ -96,7 +98,7 @@ class Run:
                 raise InputError(
                     f"{self.directory} is being trained by another process; wait for it, or stop it"
                 ) from None
-            yield
+            yield lock.fileno()
 
 
 def write_whole(path: Path, text: str) -> None:
@@ -127,19 +129,22 @@ def seal(checkpoint: Path) -> None:
 def damage(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be trusted, or None when every file is as it was sealed."""
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        sealed = [(name, file["bytes"], file["sha256"]) for name, file in manifest["files"].items()]
     except FileNotFoundError:
         return "it was never finished (no manifest)"
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its manifest cannot be read"
-    for name, sealed in files.items():
+    if not sealed or manifest.get("schema") != SCHEMA:
+        return "its manifest is of another version, or names no file"
+    for name, size, sha256 in sealed:
         path = checkpoint / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != sealed["bytes"]:
-            return f"{name} has {path.stat().st_size} bytes instead of {sealed['bytes']}"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
         with path.open("rb") as file:
-            if _digest(file).hexdigest() != sealed["sha256"]:
+            if _digest(file).hexdigest() != sha256:
                 return f"{name} does not match its checksum"
     return None
 

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import functools
 import json
+import math
 from collections.abc import Callable
 from importlib import resources
 from typing import Any
@@ -182,11 +183,11 @@ def upstream() -> dict[str, dict[str, Any]]:
 @functools.cache
 def own() -> dict[str, dict[str, Any]]:
     """Our own keys in the same form as `upstream`."""
-    names = {"str": ["str"], "int": ["int"], "float": ["float"], "dict | None": ["dict", "null"]}
+    names: dict[Any, list[str]] = {str: ["str"], int: ["int"], float: ["float"], dict | None: ["dict", "null"]}
     return {
         field.name: {
             "class": "OwnKeys",
-            "types": names.get(str(getattr(field.type, "__name__", field.type)), ["null", "str"]),
+            "types": names.get(field.type, ["null", "str"]),
             "default": field.default,
             **({"choices": OWN_CHOICES[field.name]} if field.name in OWN_CHOICES else {}),
         }
@@ -220,6 +221,8 @@ def problem(key: str, value: Any) -> str | None:
                 near = difflib.get_close_matches(str(item), limited, n=1, cutoff=0.5)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 return f"{key}: {as_yaml(item)} is not one of {', '.join(map(str, limited))}{hint}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{key}: {as_yaml(value)} is out of range; it must be finite"
     if key in RANGES and isinstance(value, (int, float)) and not isinstance(value, bool):
         fits, text = RANGES[key]
         if not fits(value):

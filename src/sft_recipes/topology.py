@@ -94,8 +94,11 @@ def visible_gpus() -> list[Gpu]:
     except (OSError, subprocess.SubprocessError):
         return []
     found = {}
-    for index, uuid, name, memory in csv.reader(answer.stdout.splitlines(), skipinitialspace=True):
-        found[index] = found[uuid] = Gpu(name, int(memory))
+    for row in csv.reader(answer.stdout.splitlines(), skipinitialspace=True):
+        if len(row) == 4:
+            # GPUs that share the host's memory, such as the GB10, do not tell how much.
+            index, uuid, name, memory = row
+            found[index] = found[uuid] = Gpu(name, int(memory) if memory.isdigit() else 0)
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
         return [gpu for key, gpu in found.items() if key.isdigit()]
@@ -144,24 +147,33 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
     for key, item in values.items():
         if key not in KEYS:
             problems.append(f"{item.origin}: {key} is not a fact of where a recipe runs; drop it")
-    for key in config.get("deepspeed_config") or {}:
+    for key in ("deepspeed_config", "fsdp_config"):
+        if not isinstance(config.get(key, {}), dict):
+            raise InputError(*problems, f"{path}: {key} must be a mapping, written in this file")
+    for key in config.get("deepspeed_config", {}):
         if key not in DEEPSPEED_KEYS:
             problems.append(f"{path}: deepspeed_config.{key} is not a fact of where a recipe runs; drop it")
     kind = config.get("distributed_type")
     if kind == "MULTI_CPU":
         problems.append(f"{path}: accelerate runs MULTI_CPU as one process; write MULTI_GPU with use_cpu: true")
-    elif kind not in BACKENDS:
+    elif not isinstance(kind, str) or kind not in BACKENDS:
         problems.append(f"{path}: distributed_type: {kind} is not one of {', '.join(BACKENDS)}")
     elif kind == "FSDP" and config.get("use_cpu"):
         problems.append(f"{path}: accelerate turns FSDP on CPU into DDP; use ddp or zero3 with use_cpu: true")
-    if kind == "DEEPSPEED" and (config.get("deepspeed_config") or {}).get("zero_stage") not in (1, 2, 3):
+    if kind == "DEEPSPEED" and config.get("deepspeed_config", {}).get("zero_stage") not in (1, 2, 3):
         problems.append(f"{path}: deepspeed_config.zero_stage must be 1, 2 or 3")
+    elif kind == "FSDP" and config.get("fsdp_config", {}).get("fsdp_version") != 2:
+        problems.append(f"{path}: fsdp_config.fsdp_version must be 2")
+    if not isinstance(config.get("use_cpu", False), bool):
+        problems.append(f"{path}: use_cpu: {config['use_cpu']} must be true or false")
+    if config.get("mixed_precision", "no") not in ("no", "bf16", "fp16"):
+        problems.append(f"{path}: mixed_precision must be 'no', bf16 or fp16")
     if config.get("num_machines", 1) != 1:
         problems.append(f"{path}: num_machines: {config['num_machines']}; these configs are for one machine")
     if processes is not None:
         config["num_processes"] = processes
     number = config.get("num_processes")
-    if not isinstance(number, int) or number < 1:
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         problems.append(f"{path}: num_processes must be a whole number above 0")
     elif kind == "NO" and number > 1:
         problems.append(f"{name} is one process, not {number}; choose ACCEL=ddp, zero2 or zero3")
@@ -174,11 +186,13 @@ def missing_gpus(recipe: Recipe, topology: Topology, gpus: list[Gpu]) -> list[st
     """What is said when the machine has fewer GPUs than the topology has processes."""
     if topology.use_cpu or topology.processes <= len(gpus):
         return []
+    total, size = recipe["global_batch_size"], recipe["per_device_train_batch_size"]
+    number = next((number for number in range(len(gpus), 1, -1) if total % (size * number) == 0), 1)
     have = f"{len(gpus)} {'is' if len(gpus) == 1 else 'are'} visible"
     fewer = (
-        f"GPUS={len(gpus)} keeps {topology.name} and the global batch of {recipe['global_batch_size']}"
-        if len(gpus) > 1
-        else "ACCEL=single_gpu trains it on the one GPU with the same global batch"
+        f"GPUS={number} keeps {topology.name} and the global batch of {recipe['global_batch_size']}"
+        if number > 1
+        else "ACCEL=single_gpu trains it on one GPU with the same global batch"
         if gpus
         else "ACCEL=single_gpu on a machine with one GPU trains it with the same global batch"
     )
@@ -226,13 +240,19 @@ def incompatible(recipe: Recipe, topology: Topology) -> list[str]:
             "bnb_4bit_quant_storage: bfloat16"
         )
     reentrant = (recipe["activation_checkpointing_kwargs"] or {}).get("use_reentrant")
-    if topology.zero_stage == 3 and recipe["use_peft"] and recipe["activation_checkpointing"] and reentrant is False:
+    if topology.zero_stage == 3 and recipe["use_peft"] and _checkpointing(recipe) and reentrant is False:
         problems.append(
             "ZeRO-3 with adapters needs reentrant checkpointing (trl#2514); drop use_reentrant: false, it is derived"
         )
     if topology.zero_stage and recipe["use_peft"] and recipe["adapter_dtype"] != "float32":
         problems.append("DeepSpeed keeps float32 master weights of the adapters; set adapter_dtype: float32")
     return problems
+
+
+def _checkpointing(recipe: Recipe) -> bool:
+    """Whether activations are recomputed; unset, it is TRL's default of the name that is deprecated."""
+    chosen = recipe["activation_checkpointing"]
+    return recipe["gradient_checkpointing"] if chosen is None else chosen
 
 
 def accumulation(recipe: Recipe, topology: Topology) -> int:
@@ -246,7 +266,8 @@ def accumulation(recipe: Recipe, topology: Topology) -> int:
     if rest == 0 and steps:
         return steps
     per_process, uneven = divmod(total, topology.processes)
-    sizes = [str(size) for size in range(1, per_process + 1) if not uneven and per_process % size == 0]
+    # Beyond 64 rows nobody looks for a micro-batch that divides.
+    sizes = [str(size) for size in range(1, min(per_process, 64) + 1) if not uneven and per_process % size == 0]
     counts = [str(number) for number in (1, 2, 3, 4, 6, 8) if total % (per_device * number) == 0]
     works = [
         *([f"per_device_train_batch_size {', '.join(sizes)}"] if sizes else []),
@@ -283,8 +304,8 @@ def resolve(recipe: Recipe, topology: Topology) -> Recipe:
         # Every adapter takes part in every step, and the search for unused ones costs a graph traversal each step.
         derived["ddp_find_unused_parameters"] = (False, "every adapter takes part in every step")
     if recipe["activation_checkpointing"] is None:
-        derived["activation_checkpointing"] = (recipe["gradient_checkpointing"], "TRL's default, by its current name")
-    if topology.zero_stage == 3 and recipe["use_peft"] and recipe["activation_checkpointing"]:
+        derived["activation_checkpointing"] = (_checkpointing(recipe), "TRL's default, by its current name")
+    if topology.zero_stage == 3 and recipe["use_peft"] and _checkpointing(recipe):
         # TRL sets this under the deprecated name, which transformers 5.23 no longer reads.
         kwargs = {**(recipe["activation_checkpointing_kwargs"] or {}), "use_reentrant": True}
         derived["activation_checkpointing_kwargs"] = (kwargs, "ZeRO-3 with adapters needs reentrant checkpointing")
