@@ -51,9 +51,13 @@ def demo_block() -> str:
     """What the terminal showed when the demo was last trained for this page, and on what."""
     facts = json.loads((DEMO / "run.json").read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl", "peft"))
+    lines = (DEMO / "terminal.txt").read_text(encoding="utf-8").splitlines()
+    shown = [line for line in lines if not line.startswith("training") or re.search(r"step \d*[05]0/", line)]
+    terminal = "\n".join(shown)
     return (
-        f"```\n{(DEMO / 'terminal.txt').read_text(encoding='utf-8').rstrip()}\n```\n\n"
-        f"({facts['cpus']} CPU cores, no GPU; {versions}.)\n\n"
+        f"```\n{terminal}\n```\n\n"
+        "(Every tenth training line is shown, [the whole](docs/demo/terminal.txt) beside it. "
+        f"{facts['cpus']} CPU cores, no GPU; {versions}.)\n\n"
         "![Training and held-out loss of the demo](docs/demo/loss.png)"
     )
 
@@ -61,7 +65,7 @@ def demo_block() -> str:
 def render(text: str) -> str:
     """README.md with its generated sections replaced."""
     for name, content in (("recipes", recipe_table()), ("topologies", topology_table()), ("demo", demo_block())):
-        pattern = rf"(<!-- generated: {name} -->\n).*?(\n<!-- end -->)"
+        pattern = rf"(<!-- generated: {name} -->).*?(<!-- end -->)"
         # A function, because backslashes of a replacement text would be read as groups.
         text, found = re.subn(pattern, functools.partial(_between, content), text, flags=re.DOTALL)
         if found != 1:
@@ -70,7 +74,7 @@ def render(text: str) -> str:
 
 
 def _between(content: str, section: re.Match[str]) -> str:
-    return f"{section[1]}{content}{section[2]}"
+    return f"{section[1]}\n{content}\n{section[2]}"
 
 
 def train_demo() -> None:

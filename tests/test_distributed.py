@@ -97,25 +97,23 @@ def interrupt(*arguments: str, name: str, at_step: int) -> str:
 
 
 @pytest.mark.parametrize("accel", ["ddp_cpu", pytest.param("zero2_cpu", marks=needs_compiler)])
-def test_sigterm_then_resume_equals_uninterrupted_bit_for_bit(on_cpu: Path, accel: str) -> None:
+def test_sigterm_then_resume_equals_uninterrupted_bit_for_bit(
+    on_cpu: Path, accel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the rows are tokenised once, by the main process: the other, and later runs, read its cache."""
+    cache = on_cpu / "cache"
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
     epochs = ["--set", "num_train_epochs=4"]
     said = interrupt("tiny", "--accel", accel, *epochs, name="parts", at_step=3)
     assert "make resume NAME=parts" in said
+    tokenised = sorted(path.name for path in cache.rglob("*.arrow"))
+    assert tokenised
     assert facts("parts")["status"] == "interrupted"
     assert not Path("runs/parts/adapter").exists()
     assert "continues from checkpoint-" in run("resume", "parts")
     run("train", "tiny", "--accel", accel, *epochs, "--name", "whole")
+    assert sorted(path.name for path in cache.rglob("*.arrow")) == tokenised
     assert adapter("parts").keys() == adapter("whole").keys()
     assert all(torch.equal(tensor, adapter("whole")[name]) for name, tensor in adapter("parts").items())
     steps = [json.loads(line) for line in Path("runs/parts/log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in steps if "loss" in entry] == list(range(1, 33))
-
-
-def test_tokenised_once_whatever_the_number_of_processes(on_cpu: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The prepared rows are tokenised by the main process; the others, and the next run, read its cache."""
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(on_cpu / "cache"))
-    run("train", "tiny", "--accel", "ddp_cpu", "--name", "first")
-    first = sorted(path.name for path in (on_cpu / "cache").rglob("*.arrow"))
-    assert first
-    run("train", "tiny", "--accel", "ddp_cpu", "--name", "second")
-    assert sorted(path.name for path in (on_cpu / "cache").rglob("*.arrow")) == first

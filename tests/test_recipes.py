@@ -83,7 +83,7 @@ def test_a_variant_states_only_what_differs_from_its_base(name: str) -> None:
         assert name in ("default", "demo")
         return
     # The demo is another model on another machine; the others try one idea each.
-    assert 0 < len(stated) <= (25 if name == "demo" else 15)
+    assert 0 < len(stated) <= (30 if name == "demo" else 15)
     inherited = load(base)
     assert [key for key, value in stated.items() if inherited[key] == value] == []
 
@@ -133,6 +133,9 @@ def test_the_strict_parser_of_trl_reads_a_resolved_recipe_as_it_is(name: str, co
             value = [] if value == "none" else [value]
         if key == "use_cpu":
             continue
+        if key == "lora_target_modules" and len(value) == 1:
+            # TRL hands PEFT a text then, which `train.train` undoes for all but all-linear.
+            value = value[0]
         assert getattr(holder, key) == value, key
 
 

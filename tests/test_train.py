@@ -232,9 +232,9 @@ def test_rows_that_lose_their_answer_are_counted(train_here: Train, project: Pat
 
 
 def test_early_stopping_counts_evaluations_and_zero_never_stops(train_here: Train) -> None:
-    settings = {"num_train_epochs": 6, "learning_rate": 1e-9, "save_total_limit": 2}
+    settings = {"num_train_epochs": 4, "learning_rate": 1e-9, "save_total_limit": 2}
     assert train_here(early_stopping_patience=2, **settings).facts()["measured"]["step"] == 3 * 8
-    assert train_here(early_stopping_patience=0, **settings).facts()["measured"]["step"] == 6 * 8
+    assert train_here(early_stopping_patience=0, **settings).facts()["measured"]["step"] == 4 * 8
 
 
 def test_batches_are_padded_to_their_longest_row(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -150,7 +150,7 @@ def create(job: Job, run_name: str | None) -> Run:
             "splits": job.prepared.splits,
         },
         "git": git_state(),
-        "versions": {package: version(package) for package in PACKAGES},
+        "versions": versions(),
         "python": sys.version.split()[0],
         "gpus": [f"{gpu.name}, {gpu.memory_mib} MiB" for gpu in job.gpus],
         "cpus": os.cpu_count(),
@@ -204,6 +204,10 @@ def continue_run(run: Run) -> int:
             if checkpoint
             else "no whole checkpoint yet: from step 0",
         )
+        before = facts["versions"]
+        changed = [f"{name} {before[name]} -> {here}" for name, here in versions().items() if here != before[name]]
+        if changed:
+            say("resume", f"exact only with the same packages; since the start: {', '.join(changed)}")
         # What was logged after the checkpoint is done again.
         if run.log.exists():
             lines = run.log.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -442,6 +446,11 @@ def facts_of(chosen: Topology) -> dict[str, Any]:
         "zero_stage": chosen.zero_stage,
         "use_cpu": chosen.use_cpu,
     }
+
+
+def versions() -> dict[str, str]:
+    """The packages that decide what a run computes, as they are installed."""
+    return {package: version(package) for package in PACKAGES}
 
 
 def now() -> str:

@@ -256,7 +256,11 @@ def adapter(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, An
     wanted = "bfloat16" if engine else own["adapter_dtype"]
     if dtypes != [wanted]:
         raise InputError(f"adapter_dtype is {own['adapter_dtype']}, but the adapters are in {' and '.join(dtypes)}")
-    where = ", ".join(f"{number} {name}" for name, number in sorted(modules.items()))
+    names = sorted(modules)
+    if len(set(modules.values())) == 1:
+        where = f"{', '.join(names)} ({modules[names[0]]} each)"
+    else:
+        where = ", ".join(f"{name} ({modules[name]})" for name in names)
     kept = f"{own['adapter_dtype']}{' master weights in DeepSpeed' if engine else ''}"
     say("adapter", f"r={recipe['lora_r']}, alpha={recipe['lora_alpha']} on {where}; {total:,} trainable in {kept}")
     return {"trainable_parameters": total, "dtypes": dtypes, "modules": dict(modules)}
