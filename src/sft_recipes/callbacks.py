@@ -84,8 +84,7 @@ class Progress(TrainerCallback):
                 initial=state.global_step,
                 unit="step",
                 dynamic_ncols=True,
-                bar_format="{desc:<10} {percentage:3.0f}% {bar} {n_fmt}/{total_fmt} ETA {remaining} {postfix}",
-                desc="training",
+                bar_format="training   {percentage:3.0f}% {bar:24} {n_fmt}/{total_fmt}  ETA {remaining}  {desc}",
             )
 
     def on_step_end(
@@ -111,7 +110,7 @@ class Progress(TrainerCallback):
             if "tokens_per_second" in logs:
                 parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
             if self.bar is not None:
-                self.bar.set_postfix_str("  ".join(parts))
+                self.bar.set_description_str("  ".join(parts))
                 return
             done = state.global_step - self._first_step
             left = (time.perf_counter() - self._began) / done * (state.max_steps - state.global_step) if done else 0.0

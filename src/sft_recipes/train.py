@@ -58,7 +58,7 @@ def train(run: Run) -> None:
         eval_dataset=dataset[script.dataset_test_split] if training.eval_strategy != "no" else None,
         quantization_config=get_quantization_config(model),
         peft_config=get_peft_config(model),
-        callbacks=[StopOnNaN(), stop, Progress()],
+        callbacks=[StopOnNaN(), stop],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
@@ -84,6 +84,7 @@ def train(run: Run) -> None:
             run.update(in_effect=in_effect)
 
     trainer.add_callback(AtStart(check_start))
+    trainer.add_callback(Progress())
     began = time.time()
     trainer.train(resume_from_checkpoint=facts.get("resume_from"))
 
