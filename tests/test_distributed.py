@@ -79,6 +79,14 @@ def test_two_processes_learn_what_one_learns(
     assert said.count("finished") == 1
 
 
+def test_a_refusal_on_all_processes_is_one_message_and_leaves_nothing(on_cpu: Path) -> None:
+    said = run("train", "tiny", "--accel", "ddp_cpu", "--name", "no", "--set", "lora_target_modules=[q_porj]", code=2)
+    assert said.count("error: ") == 1
+    assert "q_porj matches no module of model; its linear layers are" in said
+    assert "Traceback" not in said
+    assert not Path("runs/no").exists()
+
+
 def interrupt(*arguments: str, name: str, at_step: int) -> str:
     """Train, send SIGTERM to the command once a step is logged, and give what it said."""
     process = subprocess.Popen(

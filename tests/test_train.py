@@ -161,7 +161,12 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"lora_target_modules": ["q_proj", "v_porj"]}, "v_porj matches no module of the model; it has .*v_proj"),
+        (
+            {"lora_target_modules": ["q_proj", "v_porj"]},
+            "v_porj matches no module of model; its linear layers are .*v_proj",
+        ),
+        ({"lora_target_modules": ["nothing"]}, "nothing matches no module of model"),
+        ({"padding_free": True}, "refused by TRL or transformers: When `padding_free=True` without packing"),
         ({"max_length": 4}, "all 64 rows lose their whole answer at max_length 4"),
         ({"model_name_or_path": "no-such/model"}, "no-such/model .* cannot be loaded"),
     ],

@@ -112,6 +112,7 @@ REFUSED = {
     "ddp_backend": "it is a fact of the accelerate config",
     "ddp_find_unused_parameters": "it is derived: false, since every adapter takes part in every step",
     "hub_token": "tokens come from the environment (HF_TOKEN), never from a file",
+    "trust_remote_code": "no code out of a model repository is run; choose a model that transformers itself knows",
     "push_to_hub": "look at the run first, then: hf upload ORG/NAME runs/NAME/adapter",
     "auto_find_batch_size": "it changes the batch size in silence; set per_device_train_batch_size",
     "enable_jit_checkpoint": "every run saves at a step boundary on SIGTERM already",

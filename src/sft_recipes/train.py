@@ -36,7 +36,8 @@ def train(run: Run) -> None:
     facts = run.facts()
     own, prepared = facts["own"], facts["data"]
     recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
-    script, training, model = HfArgumentParser((ScriptArguments, SFTConfig, ModelConfig)).parse_dict(recipe)
+    with refusals():
+        script, training, model = HfArgumentParser((ScriptArguments, SFTConfig, ModelConfig)).parse_dict(recipe)
     main = training.process_index == 0
     verify.model_files(recipe, conversational=prepared["conversational"])
     training.model_init_kwargs = {
@@ -51,15 +52,16 @@ def train(run: Run) -> None:
 
     dataset = load_dataset(script.dataset_name)
     record, stop = Record(run), GracefulStop(run)
-    trainer = Trainer(
-        model=model.model_name_or_path,
-        args=training,
-        train_dataset=dataset[script.dataset_train_split],
-        eval_dataset=dataset[script.dataset_test_split] if training.eval_strategy != "no" else None,
-        quantization_config=get_quantization_config(model),
-        peft_config=get_peft_config(model),
-        callbacks=[StopOnNaN(), stop],
-    )
+    with refusals():
+        trainer = Trainer(
+            model=model.model_name_or_path,
+            args=training,
+            train_dataset=dataset[script.dataset_train_split],
+            eval_dataset=dataset[script.dataset_test_split] if training.eval_strategy != "no" else None,
+            quantization_config=get_quantization_config(model),
+            peft_config=get_peft_config(model),
+            callbacks=[StopOnNaN(), stop],
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     # Before the trackers, so that they get the tokens per second too.
@@ -154,6 +156,15 @@ class AtStart(TrainerCallback):
         self.check()
 
 
+@contextlib.contextmanager
+def refusals() -> Iterator[None]:
+    """What upstream refuses when it is given its arguments is wrong input, and its message says what."""
+    try:
+        yield
+    except (ValueError, ImportError) as error:
+        raise InputError(f"refused by TRL or transformers: {error}") from error
+
+
 def peak_memory(trainer: SFTTrainer) -> int:
     """The largest process's peak: bytes that torch allocated on its GPU, or the resident set on a CPU."""
     if trainer.accelerator.device.type == "cuda":
@@ -189,6 +200,11 @@ def main() -> int:
         # The same on every process, so each leaves quietly and the launcher reports no crash.
         if main_process:
             run.update(status="failed", problems=error.problems)
+    except torch.OutOfMemoryError as error:
+        if main_process:
+            remedy = "halve per_device_train_batch_size (the global batch stays), or set a smaller max_length"
+            run.update(status="failed", error=f"out of GPU memory: {error} Instead: {remedy}")
+        raise
     except Exception as error:
         if main_process:
             run.update(status="failed", error=f"{type(error).__name__}: {error}")

@@ -14,7 +14,7 @@ import bitsandbytes as bnb
 import numpy as np
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
@@ -28,7 +28,8 @@ def model_files(recipe: Mapping[str, Any], conversational: bool) -> None:
     """The config and tokenizer can be loaded and fit the recipe; before any weight is read.
 
     Raises:
-        InputError: The model cannot be found, is already quantised, or its chat template cannot do what is asked.
+        InputError: The model cannot be found, is already quantised, has no module of a target's name, or its chat
+            template cannot do what is asked.
     """
     name, revision = recipe["model_name_or_path"], recipe.get("model_revision", "main")
     try:
@@ -47,6 +48,8 @@ def model_files(recipe: Mapping[str, Any], conversational: bool) -> None:
             f"{name} is already quantised ({method}), so bitsandbytes cannot quantise it to 4 bit; choose its "
             "unquantised checkpoint, or set load_in_4bit: false"
         )
+    if recipe.get("use_peft"):
+        _targets(name, config, recipe)
     if conversational and not recipe.get("chat_template_path"):
         if not tokenizer.chat_template:
             raise InputError(
@@ -62,6 +65,26 @@ def model_files(recipe: Mapping[str, Any], conversational: bool) -> None:
                     "has no marked copy of it. Set chat_template_path to a .jinja copy with {% generation %} around "
                     "the assistant's text, or give each row one answer"
                 ) from None
+
+
+def _targets(name: str, config: Any, recipe: Mapping[str, Any]) -> None:
+    """Every target matches a module, which PEFT itself only asks of all of them together."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    modules = [path for path, _ in model.named_modules()]
+    unmatched = [
+        target
+        for target in recipe.get("lora_target_modules") or []
+        if target != "all-linear" and not any(path == target or path.endswith(f".{target}") for path in modules)
+    ]
+    if unmatched:
+        linear = {
+            path.rpartition(".")[2] for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)
+        }
+        raise InputError(
+            f"lora_target_modules: {', '.join(unmatched)} matches no module of {name}; its linear layers are "
+            f"{', '.join(sorted(linear - {'lm_head'}))}"
+        )
 
 
 def data(trainer: SFTTrainer, prepared_rows: int) -> Facts:
@@ -233,24 +256,13 @@ def adapter(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, An
     modules = collections.Counter(
         name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
     )
-    targets = [target for target in recipe.get("lora_target_modules") or [] if target != "all-linear"]
-    unmatched = [
+    missing = [
         target
-        for target in targets
-        if not any(
-            isinstance(module, BaseTunerLayer) and (name == target or name.endswith(f".{target}"))
-            for name, module in model.named_modules()
-        )
+        for target in recipe.get("lora_target_modules") or []
+        if target != "all-linear" and not modules[target.rpartition(".")[2]]
     ]
-    if unmatched:
-        linear = sorted(
-            {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-            - {"lora_A", "lora_B", "default", "base_layer", "lm_head"}
-            | set(modules)
-        )
-        raise InputError(
-            f"lora_target_modules: {', '.join(unmatched)} matches no module of the model; it has {', '.join(linear)}"
-        )
+    if missing:
+        raise InputError(f"lora_target_modules: {', '.join(missing)} got no adapter; adapters are on {dict(modules)}")
     engine = trainer.is_deepspeed_enabled and recipe.get("bf16")
     # DeepSpeed computes with a bfloat16 copy and keeps the float32 master weights that the optimizer updates.
     wanted = "bfloat16" if engine else own["adapter_dtype"]
