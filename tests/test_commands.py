@@ -294,3 +294,37 @@ def test_links_of_the_documents_lead_somewhere() -> None:
         for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
             if not target.startswith("https://"):
                 assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def gpu_run(project: Path, backend: str) -> launch.Run:
+    """A run that says it is on GPUs, without one."""
+    run = launch.create(launch.check("tiny"), backend)
+    run.update(topology={**run.facts()["topology"], "backend": backend, "use_cpu": False})
+    return run
+
+
+@pytest.mark.parametrize(
+    ("visible", "backend", "expected"),
+    [(None, "single", "0"), ("2,3", "single", "2"), ("2,3", "ddp", "2,3"), (None, "ddp", None)],
+)
+def test_one_process_sees_one_gpu(
+    project: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, backend: str, expected: str | None
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    variables = launch.environment(gpu_run(project, backend))
+    assert variables.get("CUDA_VISIBLE_DEVICES") == expected
+    assert variables["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
+def test_deepspeed_on_a_cpu_without_a_compiler_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    config = (
+        (project / "accelerate_configs" / "zero2.yaml").read_text().replace("num_processes: 4", "num_processes: 2")
+    )
+    (project / "accelerate_configs" / "zero2_cpu.yaml").write_text(config + "use_cpu: true\n")
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert main(["train", "tiny", "--accel", "zero2_cpu"]) == 2
+    assert "finds no C++ compiler; install one (apt-get install g++), or choose ACCEL=ddp" in capsys.readouterr().err

@@ -24,6 +24,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for problem in error.problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("error: stopped before training began; nothing is left behind", file=sys.stderr)
+        return 1
 
 
 def parser() -> argparse.ArgumentParser:

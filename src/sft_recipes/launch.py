@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import yaml
 
 from sft_recipes import data, demo_base, topology
@@ -281,7 +282,9 @@ def launch(run: Run, lock: int) -> int:
                 "\nstopping: the run saves a checkpoint at the end of this step; once more to stop at once", flush=True
             )
         else:
-            os.killpg(process.pid, signal.SIGKILL)
+            # torchrun puts its workers into sessions of their own, where a signal to our group does not reach them.
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                each.kill()
 
     handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -321,13 +324,15 @@ def conclude(run: Run, facts: dict[str, Any]) -> int:
         if checkpoint:
             say("failed", f"{checkpoint.name} is whole; continue with: make resume NAME={run.name}")
         return FAILED
-    losses = [entry["eval_loss"] for entry in measured["eval_loss"]]
+    evaluations = measured["eval_loss"]
     text = f"{count(measured['step'], 'step')} in {duration(measured['training_seconds'])}"
     if measured["tokens_per_second"]:
         text += f", {measured['tokens_per_second']:,.0f} tokens/s"
     say("finished", f"{text}, peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB per process")
-    if len(losses) > 1:
-        say("held out", f"loss {losses[0]:.4f} -> {min(losses):.4f}")
+    if len(evaluations) > 1:
+        first, best = evaluations[0], min(evaluations, key=lambda entry: entry["eval_loss"])
+        since = "before training" if first["step"] == 0 else f"at step {first['step']}"
+        say("held out", f"loss {first['eval_loss']:.4f} {since} -> {best['eval_loss']:.4f} at step {best['step']}")
     say("adapter", str(run.adapter))
     say("curve", str(run.curve))
     return FINISHED

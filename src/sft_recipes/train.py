@@ -36,10 +36,11 @@ def train(run: Run) -> None:
     facts = run.facts()
     own, prepared = facts["own"], facts["data"]
     recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
+    verify.model_files(recipe, conversational=prepared["conversational"])
     with refusals():
         script, training, model = HfArgumentParser((ScriptArguments, SFTConfig, ModelConfig)).parse_dict(recipe)
     main = training.process_index == 0
-    verify.model_files(recipe, conversational=prepared["conversational"])
     training.model_init_kwargs = {
         **(training.model_init_kwargs or {}),
         "revision": model.model_revision,
