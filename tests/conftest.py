@@ -100,7 +100,7 @@ def train_here(project: Path) -> Iterator[Callable[..., Any]]:
     """Train a recipe in this process, as one process of a launch does, and give its run; runs share one import."""
     from accelerate.state import AcceleratorState, PartialState
 
-    from sft_recipes import launch
+    from sft_recipes import launch, process
     from sft_recipes import train as worker
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
@@ -111,7 +111,7 @@ def train_here(project: Path) -> Iterator[Callable[..., Any]]:
         if run is None:
             words = [f"{key}={json.dumps(json.dumps(value))}" for key, value in overrides.items()]
             run = launch.create(launch.check(recipe, overrides=words), name)
-        worker.quiet()
+        process.quiet()
         worker.train(run)
         return run
 

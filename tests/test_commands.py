@@ -230,7 +230,7 @@ def test_the_launch_command_is_accepted_by_accelerate(project: Path) -> None:
     assert command[1:3] == ["-m", "accelerate.commands.launch"]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command[3:]))
     assert (arguments.num_processes, arguments.mixed_precision, arguments.use_cpu) == (1, "bf16", True)
-    assert arguments.training_script == "sft_recipes.train"
+    assert arguments.training_script == "sft_recipes.process"
     assert arguments.training_script_args == ["runs/parsed"]
 
 

@@ -341,7 +341,7 @@ def conclude(run: Run, facts: dict[str, Any]) -> int:
 def command(run: Run) -> list[str]:
     """The `accelerate launch` of a run, as an argument list."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(run.accelerate)]
-    return [*launcher, "-m", "sft_recipes.train", str(run.directory)]
+    return [*launcher, "-m", "sft_recipes.process", str(run.directory)]
 
 
 def environment(run: Run) -> dict[str, str]:
@@ -366,7 +366,6 @@ def quiet_environment(*, on_cpu: bool) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
-        "PYTHONWARNINGS": "ignore",
         **({"DS_ACCELERATOR": "cpu"} if on_cpu else {}),
     }
     return defaults | dict(os.environ) | changes

@@ -1,18 +1,17 @@
-"""One process of a run: the resolved recipe to SFTTrainer, checked before the first step, into the run directory.
+"""The resolved recipe to SFTTrainer, checked before the first step, into the run directory.
 
-Started by `accelerate launch -m sft_recipes.train runs/NAME`; everything it needs to know is in that directory.
+Called once in each process of a launch (`process.py`); everything it needs to know is in the run directory.
 """
 
 import contextlib
-import os
 import resource
 import sys
 import time
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import bitsandbytes as bnb
 import torch
 import yaml
 from datasets import load_dataset
@@ -63,6 +62,11 @@ def train(run: Run) -> None:
             peft_config=get_peft_config(model),
             callbacks=[StopOnNaN(), stop],
         )
+    # On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights anew at the first evaluation, for inference alone: it
+    # rounds their scales further, and no gradient passes through them in the training that follows.
+    for module in trainer.model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     # Before the trackers, so that they get the tokens per second too.
@@ -174,44 +178,3 @@ def peak_memory(trainer: SFTTrainer) -> int:
         # Linux gives KiB, macOS bytes.
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return int(trainer.accelerator.gather(torch.tensor([peak], device=trainer.accelerator.device)).max())
-
-
-def quiet() -> None:
-    """Silence what upstream says about itself; what matters to a run is checked and said here."""
-    import datasets
-    import transformers
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.filterwarnings("ignore", category=UserWarning)
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-
-
-def main() -> int:
-    """Run one process; the outcome is in run.json, because launchers do not hand exit codes through."""
-    run = Run(Path(sys.argv[1]))
-    quiet()
-    main_process = os.environ.get("RANK", "0") == "0"
-    if not main_process:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123, one voice; held until the process ends
-    try:
-        train(run)
-    except InputError as error:
-        # The same on every process, so each leaves quietly and the launcher reports no crash.
-        if main_process:
-            run.update(status="failed", problems=error.problems)
-    except torch.OutOfMemoryError as error:
-        if main_process:
-            remedy = "halve per_device_train_batch_size (the global batch stays), or set a smaller max_length"
-            run.update(status="failed", error=f"out of GPU memory: {error} Instead: {remedy}")
-        raise
-    except Exception as error:
-        if main_process:
-            run.update(status="failed", error=f"{type(error).__name__}: {error}")
-        raise
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -311,7 +311,7 @@ def start(
     if accelerator.mixed_precision != precision:
         problems.append(f"mixed precision is {accelerator.mixed_precision}, the recipe asks for {precision}")
     inner = accelerator.unwrap_model(trainer.model)
-    if bool(getattr(inner, "is_gradient_checkpointing", False)) != bool(recipe.get("activation_checkpointing")):
+    if bool(getattr(inner, "is_activation_checkpointing", False)) != bool(recipe.get("activation_checkpointing")):
         problems.append(
             f"activation_checkpointing is {recipe.get('activation_checkpointing')}, but the model says otherwise"
         )
