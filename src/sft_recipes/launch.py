@@ -413,9 +413,10 @@ def with_data(resolved: Recipe, prepared: data.Prepared) -> Recipe:
 
 def missing_tools(recipe: Recipe, chosen: Topology) -> list[str]:
     """Trackers that are asked for and not installed, and the compiler that DeepSpeed needs on a CPU."""
+    pip = Path(os.path.relpath(sys.prefix)) / "bin" / "pip"
     trackers = recipe["report_to"] if isinstance(recipe["report_to"], list) else [recipe["report_to"]]
     problems = [
-        f"report_to: {tracker} is not installed; pip install 'sft-recipes[{tracker}]', or set report_to: none"
+        f"report_to: {tracker} is not installed; run {pip} install '.[{tracker}]', or set report_to: none"
         for tracker in trackers
         if tracker not in (None, "none") and importlib.util.find_spec(tracker) is None
     ]
