@@ -1,0 +1,141 @@
+"""What is known of a base model without its weights: its config, and the modules that upstream builds from it.
+
+No torch here. The modules are counted once for each config, by `census.py` in a process of its own, and kept.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterable
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.errors import InputError
+
+CACHE = Path(".cache/models")
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Parameters of one shape: `path` is the module's, with `*` for layer numbers."""
+
+    path: str
+    shape: tuple[int, ...]
+    count: int
+    kind: str
+    """linear: a decoder's `nn.Linear`, which 4-bit quantises and LoRA adapts; head: the output embedding; embedding;
+    other: norms, biases, and experts held as one tensor, which are neither quantised nor adapted as linear layers."""
+
+    @property
+    def elements(self) -> int:
+        """Of all parameters of the group."""
+        size = self.count
+        for side in self.shape:
+            size *= side
+        return size
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A base model's config and census.
+
+    Args:
+        name: as the recipe names it.
+        config: config.json, of the language model where there are several.
+        source: where the config was found, as a person reads it.
+        groups: every parameter of the model, shared ones once.
+    """
+
+    name: str
+    config: dict[str, Any]
+    source: str
+    groups: tuple[Group, ...]
+
+    def elements(self, *kinds: str) -> int:
+        """Parameters of the kinds, or of all."""
+        return sum(group.elements for group in self.groups if not kinds or group.kind in kinds)
+
+    @property
+    def four_bit_share(self) -> float:
+        """Share of all parameters that bitsandbytes holds in 4 bit when it is asked to."""
+        return self.elements("linear") / self.elements()
+
+    def targets(self, names: Iterable[str]) -> list[Group]:
+        """The linear layers that PEFT adapts for `lora_target_modules`, all but the head for `all-linear`."""
+        wanted = list(names)
+        return [
+            group
+            for group in self.groups
+            if group.kind == "linear"
+            and ("all-linear" in wanted or any(f".{group.path}".endswith(f".{name}") for name in wanted))
+        ]
+
+    def adapter_parameters(self, names: Iterable[str], rank: int) -> int:
+        """Trainable parameters of LoRA: rank x (in + out) for every adapted layer (arXiv 2106.09685, section 4.1)."""
+        return sum(rank * sum(group.shape) * group.count for group in self.targets(names))
+
+
+def find(name: str, revision: str = "main") -> Model | None:
+    """The model of that name, from its directory, the Hub's cache, or the bundled configs; None if none holds it."""
+    found = _config(name, revision)
+    if found is None:
+        return None
+    config, source = found
+    return Model(name, config, source, _census(config))
+
+
+@functools.cache
+def bundled() -> dict[str, dict[str, Any]]:
+    """Configs of the models that shipped recipes name, each with its `source` and published `parameters`."""
+    return json.loads(resources.files("sft_recipes").joinpath("models.json").read_text(encoding="utf-8"))
+
+
+def _config(name: str, revision: str) -> tuple[dict[str, Any], str] | None:
+    local = Path(name).expanduser() / "config.json"
+    if local.is_file():
+        return _read(local), f"config of {name}"
+    if Path(name).is_absolute() or name.startswith("."):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    if isinstance(cached, str):
+        return _read(Path(cached)), "config in the Hub's cache"
+    if name in bundled():
+        return bundled()[name]["config"], f"bundled config of {name}"
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as a model's config: {error}") from None
+
+
+def _census(config: dict[str, Any]) -> tuple[Group, ...]:
+    key = json.dumps([config, metadata.version("transformers")], sort_keys=True)
+    kept = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    if not kept.is_file():
+        from sft_recipes.launch import quiet_environment
+        from sft_recipes.run import write_whole
+
+        done = subprocess.run(
+            [sys.executable, "-m", "sft_recipes.census"],
+            input=json.dumps(config),
+            capture_output=True,
+            text=True,
+            env=quiet_environment(on_cpu=True),
+        )
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+            raise InputError(f"transformers cannot build a causal language model from this config: {reason[0]}")
+        CACHE.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, done.stdout)
+    return tuple(
+        Group(path, tuple(shape), count, kind) for path, shape, count, kind in json.loads(kept.read_text("utf-8"))
+    )
