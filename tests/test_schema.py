@@ -68,7 +68,7 @@ def test_own_keys_have_the_types_of_their_annotations() -> None:
 
 @pytest.mark.parametrize("key", schema.own())
 def test_every_own_key_is_read_by_code_and_set_by_a_recipe_or_a_test(key: str) -> None:
-    code = [path for path in (ROOT / "src" / "sft_recipes").glob("*.py") if path.name != "schema.py"]
+    code = [path for path in (ROOT / "src" / "sft_recipes").rglob("*.py") if path.name != "schema.py"]
     assert any(f'"{key}"' in path.read_text(encoding="utf-8") for path in code)
     tests = [path for path in (ROOT / "tests").glob("test_*.py") if path != Path(__file__)]
     users = [*(ROOT / "recipes").glob("*.yaml"), *tests]

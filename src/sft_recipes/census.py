@@ -1,6 +1,7 @@
-"""Count a model's parameters as upstream builds them, on the meta device: `python -m sft_recipes.census < config.json`.
+"""Count a model's parameters as upstream builds them, on the meta device.
 
-Prints a JSON list of [path, shape, count, kind], as `models.Group` holds them.
+`python -m sft_recipes.census < config.json` prints a JSON list of [path, shape, count, kind], as `models.Group` holds
+them.
 """
 
 import json

@@ -31,10 +31,11 @@ class Value:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """A checked recipe: its name, and every value it sets with its origin."""
+    """A checked recipe: its name, every value it sets with its origin, and the recipe that it extends."""
 
     name: str
     values: dict[str, Value]
+    base: "Recipe | None" = None
 
     def __getitem__(self, key: str) -> Any:
         """The value of a known key: the recipe's, or the default of TRL or of our own keys."""
@@ -211,6 +212,7 @@ def load(recipe: str | Path, overrides: Mapping[str, Value] | None = None, direc
                 )
     if "extends" in (overrides or {}):
         problems.append("SET: extends cannot be overridden; name the other recipe instead")
+    extended = Recipe(str(base.value), values) if values and base else None
     values = {key: item for key, item in {**values, **own, **(overrides or {})}.items() if key != "extends"}
     for key, item in values.items():
         if found := schema.problem(key, item.value):
@@ -219,7 +221,7 @@ def load(recipe: str | Path, overrides: Mapping[str, Value] | None = None, direc
         problems = _contradictions(Recipe(path.stem, values))
     if problems:
         raise InputError(*problems)
-    return Recipe(path.stem, values)
+    return Recipe(path.stem, values, extended)
 
 
 def _find(name: str, directory: Path, origin: str = "") -> Path:

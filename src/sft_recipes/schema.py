@@ -42,6 +42,8 @@ class OwnKeys:
     """Evaluations without improvement after which training stops; 0 never stops early."""
     early_stopping_threshold: float = 0.0
     """What counts as an improvement, as an absolute difference of `metric_for_best_model`."""
+    silence: dict | None = None
+    """Rules that a recipe breaks on purpose, each with the reason: {warmup-share: as documented by the origin}."""
 
 
 OWN_CHOICES = {

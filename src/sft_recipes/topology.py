@@ -204,8 +204,8 @@ def missing_gpus(recipe: Recipe, topology: Topology, gpus: list[Gpu]) -> list[st
     ]
 
 
-def incompatible(recipe: Recipe, topology: Topology) -> list[str]:
-    """Pairs of recipe and topology that the libraries get wrong, each with the reason and what to choose instead."""
+def unsupported(recipe: Recipe, topology: Topology) -> list[tuple[str, str]]:
+    """Pairs of recipe and topology that the libraries get wrong: the reason of each, and what to choose instead."""
     problems = []
     quantised = recipe["load_in_4bit"] or recipe["load_in_8bit"]
     storage = recipe["bnb_4bit_quant_storage"] or "uint8"
@@ -213,40 +213,57 @@ def incompatible(recipe: Recipe, topology: Topology) -> list[str]:
     wanted = "bf16" if recipe["bf16"] else "fp16" if recipe["fp16"] else "no"
     if precision not in ("no", wanted):
         problems.append(
-            f"{topology.name} computes in {precision}, the recipe in {wanted}; set {precision}: true in the recipe, "
-            f"or mixed_precision: 'no' in the accelerate config"
+            (
+                f"{topology.name} computes in {precision}, the recipe in {wanted}",
+                f"set {precision}: true in the recipe, or mixed_precision: 'no' in the accelerate config",
+            )
         )
     if topology.backend == "fsdp" and quantised:
         problems.append(
-            "FSDP2 cannot train a quantised base: uint8 weights stay whole on every GPU and float storage gives wrong "
-            "forward passes (bitsandbytes#1945, accelerate#3874). Choose ACCEL=ddp, or ACCEL=zero3, or train without "
-            "quantisation: SET=load_in_4bit=false"
+            (
+                "FSDP2 cannot train a quantised base: uint8 weights stay whole on every GPU and float storage gives "
+                "wrong forward passes (bitsandbytes#1945, accelerate#3874)",
+                "choose ACCEL=ddp, or ACCEL=zero3, or train without quantisation: SET=load_in_4bit=false",
+            )
         )
     if topology.zero_stage == 3 and recipe["load_in_8bit"]:
-        problems.append("ZeRO-3 cannot partition 8-bit weights; choose ACCEL=ddp or load_in_4bit: true")
+        problems.append(("ZeRO-3 cannot partition 8-bit weights", "choose ACCEL=ddp or load_in_4bit: true"))
     if topology.zero_stage == 3 and recipe["load_in_4bit"]:
         if storage != "bfloat16":
             problems.append(
-                f"ZeRO-3 can only partition 4-bit weights that are stored as bfloat16, not {storage}; set "
-                "bnb_4bit_quant_storage: bfloat16 (the same bits, so nothing else changes), or choose ACCEL=ddp"
+                (
+                    f"ZeRO-3 can only partition 4-bit weights that are stored as bfloat16, not {storage}",
+                    "set bnb_4bit_quant_storage: bfloat16 (the same bits, so nothing else changes), or choose "
+                    "ACCEL=ddp",
+                )
             )
         if recipe["dtype"] != "bfloat16":
             problems.append(
-                f"ZeRO-3 with 4-bit weights needs dtype: bfloat16, not {recipe['dtype']}; or choose ACCEL=ddp"
+                (f"ZeRO-3 with 4-bit weights needs dtype: bfloat16, not {recipe['dtype']}", "or choose ACCEL=ddp")
             )
     elif topology.backend == "deepspeed" and recipe["load_in_4bit"] and storage not in ("uint8", "bfloat16"):
         problems.append(
-            f"DeepSpeed would cast 4-bit weights stored as {storage} and destroy them; set "
-            "bnb_4bit_quant_storage: bfloat16"
+            (
+                f"DeepSpeed would cast 4-bit weights stored as {storage} and destroy them",
+                "set bnb_4bit_quant_storage: bfloat16",
+            )
         )
     reentrant = (recipe["activation_checkpointing_kwargs"] or {}).get("use_reentrant")
     if topology.zero_stage == 3 and recipe["use_peft"] and _checkpointing(recipe) and reentrant is False:
         problems.append(
-            "ZeRO-3 with adapters needs reentrant checkpointing (trl#2514); drop use_reentrant: false, it is derived"
+            (
+                "ZeRO-3 with adapters needs reentrant checkpointing (trl#2514)",
+                "drop use_reentrant: false, it is derived",
+            )
         )
     if topology.zero_stage and recipe["use_peft"] and recipe["adapter_dtype"] != "float32":
-        problems.append("DeepSpeed keeps float32 master weights of the adapters; set adapter_dtype: float32")
+        problems.append(("DeepSpeed keeps float32 master weights of the adapters", "set adapter_dtype: float32"))
     return problems
+
+
+def incompatible(recipe: Recipe, topology: Topology) -> list[str]:
+    """The same as sentences, as an error says them."""
+    return [f"{reason}; {remedy}" for reason, remedy in unsupported(recipe, topology)]
 
 
 def _checkpointing(recipe: Recipe) -> bool:

@@ -5,17 +5,19 @@ does not know (no data given, no config at hand) it passes over.
 """
 
 import dataclasses
+import difflib
 import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from sft_recipes.errors import InputError
 from sft_recipes.models import Model
 from sft_recipes.recipe import Recipe
 from sft_recipes.schedule import Schedule
 from sft_recipes.topology import Gpu, Topology
 
 SEVERITIES = ("blocking", "warning", "info")
-MODULES = ("adapters", "batch", "data", "evidence", "schedule", "speed", "supply")
+MODULES = ("adapters", "batch", "evidence", "schedule", "speed", "supply")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +95,24 @@ def rules() -> dict[str, Rule]:
 
 
 def findings(case: Case) -> list[Finding]:
-    """What all rules find, the gravest first; what the recipe silences is kept, with its reason."""
+    """What all rules find, the gravest first; what the recipe silences is kept, with its reason.
+
+    Raises:
+        InputError: The recipe silences a rule that does not exist or cannot be silenced, or gives no reason.
+    """
     silence = case.recipe["silence"] or {}
+    problems = []
+    for id, reason in silence.items():
+        where = f"{case.recipe.values['silence'].origin}: silence: {id}"
+        if id not in rules():
+            near = difflib.get_close_matches(str(id), rules(), n=1)
+            problems.append(f"{where} is no rule" + (f"; did you mean {near[0]}?" if near else "; see make rules"))
+        elif rules()[id].required:
+            problems.append(f"{where} cannot be silenced, because the run would be refused all the same; drop it")
+        elif not isinstance(reason, str) or not reason.strip():
+            problems.append(f"{where} needs the reason, for those who read the run: {{{id}: why it is right here}}")
+    if problems:
+        raise InputError(*problems)
     found = [
         Finding(
             each.id,

@@ -1,0 +1,78 @@
+"""Rules about what keeps a device waiting, or fills it with padding."""
+
+from collections.abc import Iterator
+
+from sft_recipes import packing
+from sft_recipes.lint import Case, Said, rule
+from sft_recipes.terminal import share
+
+# Tokens in a micro-batch below which fixed costs (launches, dequantisation, synchronisation) take a large part of the
+# step on an A100.
+BUSY = 8192
+FMS = "https://github.com/foundation-model-stack/fms-acceleration scripts/benchmarks/refs: fitted cost per micro-batch"
+
+
+@rule("micro-batch-tokens", "info", FMS)
+def micro_batch_tokens(case: Case) -> Iterator[Said]:
+    """A micro-batch holds too few tokens to keep a GPU busy."""
+    lengths = packing.lengths_of(case)
+    if not lengths or case.topology.use_cpu:
+        return
+    size = case.recipe["per_device_train_batch_size"]
+    mean = packing.mean(lengths)
+    tokens = size * (case.recipe["max_length"] if case.recipe["packing"] else mean)
+    accumulated = case.schedule.accumulation if case.schedule else 1
+    if tokens < BUSY / 2 and accumulated > 1:
+        larger = max(n for n in range(1, accumulated + 1) if accumulated % n == 0 and size * n * mean <= 2 * BUSY)
+        if larger > 1:
+            yield Said(
+                f"a micro-batch holds about {tokens:,.0f} tokens, of {BUSY:,} or more that keep an A100 busy",
+                f"per_device_train_batch_size: {size * larger}, if it fits; the global batch stays",
+            )
+
+
+@rule("padding-share", "info", "https://arxiv.org/abs/2407.09105: twice the throughput without padding")
+def padding_share(case: Case) -> Iterator[Said]:
+    """A large part of what is computed is padding, because short and long rows share batches."""
+    lengths = packing.lengths_of(case)
+    if not lengths or case.recipe["packing"] or case.recipe["train_sampling_strategy"] != "random":
+        return
+    real = packing.random_batches(lengths, case.recipe["per_device_train_batch_size"])
+    if real < 0.7:
+        yield Said(
+            f"{share(real, 1)} of what is computed are real tokens, the rest pads rows to the longest of their batch",
+            "train_sampling_strategy: group_by_length",
+        )
+
+
+@rule("packing-fill", "info", "TRL packs by best-fit decreasing; measured on this data")
+def packing_fill(case: Case) -> Iterator[Said]:
+    """Packed rows leave much of their length empty, because max_length is short for these rows."""
+    lengths = packing.lengths_of(case)
+    if lengths and case.recipe["packing"]:
+        fill, rows = packing.packed(lengths, case.recipe["max_length"])
+        if fill < 0.9:
+            longer = case.recipe["max_length"] * 4
+            yield Said(
+                f"packing at max_length {case.recipe['max_length']} fills {share(fill, 1)}",
+                f"max_length: {longer} fills {share(packing.packed(lengths, longer)[0], 1)}",
+            )
+        per_row = sum(lengths.values()) / rows
+        if per_row > 1.5:
+            total = case.recipe["global_batch_size"]
+            yield Said(
+                f"a packed row holds {per_row:.1f} rows: global_batch_size {total} means {total * per_row:.0f} a step",
+                "a smaller global_batch_size if the number of steps matters",
+            )
+
+
+@rule("dropout-memory", "info", "traced on the real modules: src/sft_recipes/trace.py")
+def dropout_memory(case: Case) -> Iterator[Said]:
+    """Adapter dropout without activation checkpointing keeps a masked copy of every adapted layer's input."""
+    kept = case.recipe["activation_checkpointing"] is False and not case.topology.use_cpu
+    if kept and case.recipe["use_peft"] and case.recipe["lora_dropout"]:
+        yield Said(
+            f"lora_dropout {case.recipe['lora_dropout']:g} without activation_checkpointing costs about half as much "
+            "activation memory again",
+            "lora_dropout: 0, or activation_checkpointing: true",
+        )

@@ -1,0 +1,76 @@
+"""What padding and packing make of rows of these lengths. Lengths are a histogram: {tokens: rows}."""
+
+import bisect
+import random
+from typing import Any
+
+Lengths = dict[int, int]
+# Rows drawn to estimate what random batches or packing do to a whole data set.
+SAMPLE = 20_000
+
+
+def lengths_of(case: Any, split: str = "train") -> Lengths:
+    """Token lengths of a case's rows, cut at its max_length; rows that would lose their answer are left out."""
+    facts = ((case.data or {}).get("splits") or {}).get(split)
+    return cut(facts, case.recipe["max_length"]) if facts else {}
+
+
+def cut(facts: dict[str, Any], max_length: int | None) -> Lengths:
+    """The histogram of a split's lengths as the trainer cuts them."""
+    lengths = {int(length): rows for length, rows in facts["lengths"].items()}
+    if max_length is None:
+        return lengths
+    short = {length: rows for length, rows in lengths.items() if length < max_length}
+    lost = sum(rows for start, rows in facts["answer_starts"].items() if int(start) >= max_length)
+    full = sum(rows for length, rows in lengths.items() if length >= max_length) - lost
+    return short | ({max_length: full} if full > 0 else {})
+
+
+def mean(lengths: Lengths) -> float:
+    return sum(length * rows for length, rows in lengths.items()) / sum(lengths.values())
+
+
+def percentile(lengths: Lengths, share: float) -> int:
+    """The smallest length that at least this share of the rows does not exceed."""
+    wanted, seen = share * sum(lengths.values()), 0
+    for length in sorted(lengths):
+        seen += lengths[length]
+        if seen >= wanted:
+            return length
+    raise ValueError("no lengths")
+
+
+def random_batches(lengths: Lengths, size: int) -> float:
+    """Share of real tokens when rows in random order are padded to the longest of each batch of `size`."""
+    rows = _sample(lengths)
+    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
+    return sum(rows) / sum(max(batch) * len(batch) for batch in batches)
+
+
+def packed(lengths: Lengths, length: int) -> tuple[float, int]:
+    """Share of real tokens, and packed rows, when rows are packed to `length` by best-fit decreasing, as TRL does."""
+    rows = sorted((min(each, length) for each in _sample(lengths)), reverse=True)
+    # Free space of each bin, in order; the row goes where the least is left over.
+    free: list[int] = []
+    bins = 0
+    for row in rows:
+        place = bisect.bisect_left(free, row)
+        if place == len(free):
+            bins += 1
+            left = length - row
+        else:
+            left = free.pop(place) - row
+        if left:
+            bisect.insort(free, left)
+    return sum(rows) / (bins * length), max(round(bins * sum(lengths.values()) / len(rows)), 1)
+
+
+def _sample(lengths: Lengths) -> list[int]:
+    """Lengths of all rows in a fixed random order, or of a fixed random sample of them."""
+    total = sum(lengths.values())
+    rng = random.Random(0)  # noqa: S311, a sample, no secrets
+    if total <= SAMPLE:
+        rows = [length for length, number in sorted(lengths.items()) for _ in range(number)]
+        rng.shuffle(rows)
+        return rows
+    return rng.choices(sorted(lengths), [lengths[length] for length in sorted(lengths)], k=SAMPLE)
