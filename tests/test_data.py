@@ -642,6 +642,51 @@ def test_validation_file_comes_before_the_share(place: Workplace) -> None:
     )
 
 
+def test_test_file_is_prepared_beside_the_others_and_decides_nothing_about_them(place: Workplace) -> None:
+    without = place.prepare([talk()])
+    test = place.write("test.jsonl", [{"messages": LONG_TALK}, talk("3 + 3?", "6") | {"group": "sums"}])
+    prepared = place.prepare([talk()], test_file=test)
+    assert prepared.fingerprint != without.fingerprint
+    # A training row of one answer stays one, whatever the test rows are; of those, the last answer is asked for.
+    assert prepared.kind == without.kind == "prompt_completion"
+    assert read(prepared) == read(without)
+    assert read(prepared, "test") == [{"prompt": LONG_TALK[:-1], "completion": LONG_TALK[-1:]}, pair("3 + 3?", "6")]
+    assert f"test: 2 rows of {test}" in prepared.notes
+    assert prepared.splits["test"]["prepared_rows"] == 2
+    assert "validation" not in prepared.splits
+
+
+def test_test_file_is_no_part_of_the_validation_share(place: Workplace) -> None:
+    rows = [talk(f"question {number}") for number in range(200)]
+    test = place.write("test.jsonl", [talk(f"other {number}") for number in range(50)])
+    alone = place.prepare(rows, validation_split_size=0.2)
+    prepared = place.prepare(rows, validation_split_size=0.2, test_file=test)
+    assert [read(prepared, split) for split in ("train", "validation")] == [
+        read(alone, split) for split in ("train", "validation")
+    ]
+    assert len(read(prepared, "test")) == 50
+
+
+def test_test_rows_are_checked_like_all_others(place: Workplace) -> None:
+    test = place.write("test.jsonl", [talk(), talk(answer=" ")])
+    assert place.problem([talk()], test_file=test) == (
+        "test.jsonl:2: messages[1].content is blank; write its text, or delete the row"
+    )
+    assert place.problem([talk()], test_file=str(place.root / "tset.jsonl")).startswith("tset.jsonl: no such file")
+    assert place.problem([talk()], test_file=place.write("empty.jsonl", "\n")) == (
+        "empty.jsonl: has no rows; write at least one"
+    )
+
+
+def test_rows_are_counted_while_they_are_read(place: Workplace) -> None:
+    told: list[int] = []
+    rows = [talk(f"question {number}") for number in range(2500)]
+    place.prepare(rows, on_rows=told.append)
+    assert told == [1000, 2000]
+    place.prepare(rows, on_rows=told.append)
+    assert told == [1000, 2000]
+
+
 def test_share_is_chosen_by_content(place: Workplace) -> None:
     rows = [talk(f"question {number % 400}") for number in range(1000)]
     prepared = place.prepare(rows, validation_split_size=0.1)

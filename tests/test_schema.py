@@ -58,7 +58,7 @@ def test_own_keys_are_not_also_keys_of_trl() -> None:
 
 def test_own_keys_have_the_types_of_their_annotations() -> None:
     types = {key: entry["types"] for key, entry in schema.own().items()}
-    optional = ("extends", "accelerate_config", "train_file", "validation_file")
+    optional = ("extends", "accelerate_config", "train_file", "validation_file", "test_file")
     assert {key: sorted(types[key]) for key in optional} == {key: ["null", "str"] for key in optional}
     assert sorted(types["data_columns"]) == ["dict", "null"]
     assert types["global_batch_size"] == types["early_stopping_patience"] == ["int"]

@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,8 @@ _TEXT: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"}
 _HELP = (
     f"set data_format ({', '.join(FORMATS[1:])}) or data_columns, for example {{prompt: question, completion: answer}}"
 )
+# How many rows lie between two calls of a progress function.
+PROGRESS_ROWS = 1000
 # What a "\ud800" in JSON becomes.
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -48,7 +50,7 @@ class Prepared:
     """A directory that `datasets.load_dataset(str(directory))` reads, and what is known about it.
 
     Args:
-        directory: holds `train.jsonl`, `validation.jsonl` where there is one, and `facts.json`.
+        directory: holds `train.jsonl`, `validation.jsonl` and `test.jsonl` where there are such, and `facts.json`.
         fingerprint: SHA-256 over the sources' content and everything that decides what is made of it.
         kind: "prompt_completion" (loss on the one answer of a row) or "messages" (loss on every assistant turn).
         conversational: whether the rows are turns, which a chat template renders, or plain text.
@@ -70,6 +72,7 @@ def prepare(
     *,
     train_file: str | None,
     validation_file: str | None,
+    test_file: str | None = None,
     dataset_name: str | None = None,
     dataset_config: str | None = None,
     dataset_train_split: str = "train",
@@ -78,11 +81,13 @@ def prepare(
     data_columns: Mapping[str, str] | None = None,
     validation_split_size: float = 0.0,
     cache: Path,
+    on_rows: Callable[[int], None] | None = None,
 ) -> Prepared:
     """Check and convert the rows of `train_file` or `dataset_name` into a directory below `cache`.
 
     The validation rows are those of `validation_file`, or of the Hub dataset's test split, or the share
-    `validation_split_size` of the training rows, or none.
+    `validation_split_size` of the training rows, or none. The rows of `test_file` decide nothing about the others.
+    `on_rows` is told how many rows have been read, every `PROGRESS_ROWS`; never for a directory that is there already.
 
     Raises:
         InputError: with everything that is wrong; nothing is left in `cache` then.
@@ -103,6 +108,8 @@ def prepare(
         sources = hub_sources(dataset_name, dataset_config, dataset_train_split, wanted)
     if validation_file is not None:
         sources["validation"] = file_source(validation_file)
+    if test_file is not None:
+        sources["test"] = file_source(test_file)
     share = 0.0 if "validation" in sources else validation_split_size
 
     contents = {split: [source.reader, source.sha256] for split, source in sources.items()}
@@ -114,7 +121,7 @@ def prepare(
         staging = cache / f".{directory.name}.{uuid.uuid4().hex}"
         staging.mkdir(parents=True)
         try:
-            facts = {"fingerprint": fingerprint, **_write(staging, sources, rules, Problems(), share)}
+            facts = {"fingerprint": fingerprint, **_write(staging, sources, rules, Problems(), share, on_rows)}
             (staging / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             _publish(staging, directory, fingerprint)
         finally:
@@ -153,10 +160,16 @@ def _publish(staging: Path, directory: Path, fingerprint: str) -> None:
 
 
 def _write(
-    staging: Path, sources: Mapping[str, Source], rules: "_Rules", problems: Problems, share: float
+    staging: Path,
+    sources: Mapping[str, Source],
+    rules: "_Rules",
+    problems: Problems,
+    share: float,
+    on_rows: Callable[[int], None] | None,
 ) -> dict[str, Any]:
     """Write the splits into `staging` and return the facts about them."""
     origins = {split: split for split in sources} | ({"validation": "train"} if share else {})
+    one_answer = True
     read = dict.fromkeys(sources, 0)
     written = dict.fromkeys(origins, 0)
     paths = {split: staging / f"{split}.jsonl" for split in origins}
@@ -165,28 +178,32 @@ def _write(
         for split, source in sources.items():
             for place, row in source.rows(problems):
                 read[split] += 1
+                if on_rows and not (total := sum(read.values())) % PROGRESS_ROWS:
+                    on_rows(total)
                 faults: list[str] = []
                 rules.recognise(source.name, row, problems)
                 line = json.dumps(rules.normalise(row, faults), ensure_ascii=False)
                 for fault in faults:
                     problems.add(place, fault)
                 if not problems.count:
-                    target = "validation" if share and _chosen(line, share) else split
+                    target = "validation" if share and split == "train" and _chosen(line, share) else split
                     files[target].write(line + "\n")
                     written[target] += 1
             if not read[split] and not problems.count:
                 problems.add(source.name, "has no rows; write at least one")
+            if split != "test":
+                one_answer = rules.one_answer
     problems.stop()
     if not all(written.values()):
         raise InputError(
             f"validation_split_size {share} puts all {read['train']:,} rows of {sources['train'].name} on one side "
             "(equal rows stay together): give a validation_file, more rows or another share"
         )
-    if rules.one_answer and rules.format != "prompt_completion":
+    if one_answer and rules.format != "prompt_completion":
         for path in paths.values():
             _split_off_answers(path)
     facts: dict[str, Any] = {
-        "kind": "prompt_completion" if rules.one_answer else "messages",
+        "kind": "prompt_completion" if one_answer else "messages",
         "conversational": rules.conversational,
         "format": rules.format,
         "detected": rules.detected,

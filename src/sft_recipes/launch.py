@@ -382,6 +382,7 @@ def data_source(recipe: Recipe) -> dict[str, Any]:
     keys = (
         "train_file",
         "validation_file",
+        "test_file",
         "dataset_name",
         "dataset_config",
         "dataset_train_split",

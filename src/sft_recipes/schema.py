@@ -30,6 +30,8 @@ class OwnKeys:
     """JSONL, JSON, CSV or Parquet with the training rows; or name a Hub dataset with `dataset_name`."""
     validation_file: str | None = None
     """The rows that are held out; without it, `validation_split_size` of the training rows."""
+    test_file: str | None = None
+    """Rows that are never trained on: to find them among the training rows, and to evaluate on at the end."""
     validation_split_size: float = 0.0
     """Share of the training rows to hold out when there is no validation file, chosen by a hash of the row."""
     data_format: str = "auto"

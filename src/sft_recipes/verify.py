@@ -102,7 +102,7 @@ def data(trainer: SFTTrainer, prepared_rows: int) -> Facts:
     for batch in trainer.train_dataset.with_format("arrow").iter(1000):
         labels = batch["labels"].combine_chunks()
         values = labels.flatten().to_numpy(zero_copy_only=False)
-        edges = np.cumsum([0, *labels.value_lengths().to_pylist()])
+        edges = np.cumsum([0, *labels.value_lengths().to_pylist()]).tolist()
         lengths += np.diff(edges).tolist()
         supervised += int((values != -100).sum())
         ends = np.isin(values, list(stop_ids))
