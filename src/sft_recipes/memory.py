@@ -131,7 +131,7 @@ class Memory:
 
     @property
     def allocated(self) -> float:
-        """Torch's peak, `torch.cuda.max_memory_allocated`: the loss and a layer's backward are not at the same time."""
+        """Torch's peak, `max_memory_allocated`; the loss and the backward of a layer are not at the same time."""
         return self.static + max(self.activations + max(self.layer, self.loss_head), self.step)
 
     @property
@@ -217,7 +217,7 @@ def estimate(model: Model, setup: Setup) -> Memory:
         activations=kept,
         layer=layer,
         loss_head=loss_head(setup, shape),
-        buffers=buffers(model, setup, trained, quantised + unquantised),
+        buffers=buffers(model, setup, trained),
         step=step,
     )
 
@@ -226,8 +226,8 @@ def four_bit_bytes(elements: int, *, double_quant: bool) -> float:
     """Of a matrix in bitsandbytes' 4-bit form, with block constants.
 
     Two codes a byte and a float32 constant for each block of 64; with double quantisation a byte for each constant
-    and a float32 for each 256 of these, and their mean (arXiv 2305.14314, section 3). Each matrix also has the table of
-    16 values, and with double quantisation one of 256 (bitsandbytes/functional.py, 0.50: `QuantState`).
+    and a float32 for each 256 of these, and their mean (arXiv 2305.14314, section 3). Each matrix also has the table
+    of 16 values, and with double quantisation one of 256 (bitsandbytes/functional.py, 0.50: `QuantState`).
     """
     blocks = math.ceil(elements / 64)
     constants = blocks + 4 * math.ceil(blocks / 256) + 4 + 4 * 256 if double_quant else 4 * blocks
@@ -267,8 +267,8 @@ def trained_weights(setup: Setup, trained: int) -> tuple[float, float, float, fl
     DeepSpeed trains 16-bit copies of float32 master weights, and shards state from stage 1, gradients from stage 2
     and weights in stage 3 (arXiv 1910.02054, section 5; `estimate_zero2_model_states_mem_needs` in
     deepspeed/runtime/zero/stage_1_and_2.py). FSDP2 shards all of them, in float32 under mixed precision
-    (accelerate/utils/fsdp_utils.py: `fsdp2_prepare_model`). `foreach` updates, which adamw_torch chooses on a GPU, hold
-    one more tensor for each weight during the step (torch.optim.AdamW's documentation: about sizeof(params)).
+    (accelerate/utils/fsdp_utils.py: `fsdp2_prepare_model`). `foreach` updates, which adamw_torch chooses on a GPU,
+    hold one more tensor for each weight during the step (torch.optim.AdamW's documentation: about sizeof(params)).
     """
     size = setup.adapter_bytes if setup.use_peft else setup.base_bytes
     state = state_bytes(setup.optimizer)
@@ -276,9 +276,10 @@ def trained_weights(setup: Setup, trained: int) -> tuple[float, float, float, fl
         part = trained / setup.processes
         weights = 0.0 if setup.offload_parameters else 2 * (part if setup.zero_stage == 3 else trained)
         gradients = 2 * (part if setup.zero_stage > 1 else trained)
-        # Master weights, and their gradients when the step begins.
-        optimizer = 0.0 if setup.offload_optimizer else part * (4 + 4 + state(4))
-        return weights, gradients, optimizer, 0.0
+        if setup.offload_optimizer:
+            return weights, gradients, 0.0, 0.0
+        # Float32 master weights; their gradients are float32 while the step lasts.
+        return weights, gradients, part * (4 + state(4)), 4 * part
     if setup.fsdp:
         trained, size = math.ceil(trained / setup.processes), 4
         if setup.offload_parameters:
@@ -290,9 +291,9 @@ def trained_weights(setup: Setup, trained: int) -> tuple[float, float, float, fl
 def state_bytes(optimizer: str) -> Callable[[int], float]:
     """Bytes of optimizer state for a trained weight, as a function of the weight's own bytes.
 
-    Adam and its kin keep two tensors like the weight, lion, rmsprop, adagrad and momentum one, plain SGD and LOMO none,
-    adafactor one row and one column; bitsandbytes' 8-bit forms keep a byte and a float32 for each 256 instead (arXiv
-    2110.02861), ademamix three. Paged state may leave the GPU; it is counted as if it never did.
+    Adam and its kin keep two tensors like the weight, ademamix three, lion, rmsprop and adagrad one, plain SGD and LOMO
+    none, adafactor one row and one column, which is nothing beside them. bitsandbytes' 8-bit forms keep a byte, and a
+    float32 for each 256 (arXiv 2110.02861). Paged state may leave the GPU; it is counted as if it never did.
     """
     tensors = 2
     if "ademamix" in optimizer:
@@ -312,10 +313,10 @@ def activations(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]
     """What lives from forward to backward, and what the backward of one layer adds to it.
 
     Bytes for each token of one layer, h hidden, i intermediate, q queries, k keys, as autograd keeps them under bf16
-    autocast over a frozen base:
+    autocast over a frozen base (tests/test_memory.py counts them in real layers):
 
         norms       2 x 4h         the float32 copy that each RMSNorm works on; 4q + 4k more for norms of heads
-        attention   4q + 4k        queries, output, keys, values; sdpa repeats keys and values to q where rows are padded
+        attention   4q + 4k        queries, output, keys, values; eager and padded sdpa repeat keys and values to q
         MLP         6i             gate, its activation, up
         adapters    2 x in         the 16-bit input of an adapted layer: once for q, k, v and once for gate, up when
                                    adapters have the compute dtype, once for every adapted layer when they are cast;
@@ -324,47 +325,46 @@ def activations(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]
 
     A frozen linear layer keeps nothing. With checkpointing a layer keeps its input, 2h, and one layer at a time is
     recomputed. Its backward peaks within the MLP, where three gradients of width i are alive beside what is kept.
-    Eager attention also keeps a float32 and a 16-bit matrix of L x L for every head.
+    For every pair of a row's tokens, eager attention keeps 4 + 2 bytes a head, and sdpa the 16-bit form of its mask.
     """
-    saved = saved_per_token(model, setup, shape)
     h, i = shape.hidden, shape.intermediate
-    adapted = _adapted(model, setup)
-    down = setup.use_peft and "down" in adapted
-    # At the gate's product down's input is gone; at a cast adapter on down, a float32 and two 16-bit gradients are not.
-    backward = max(6 * i - (2 * i if down else 0), 8 * i if down and _cast(setup) else 0) + 5 * h
-    rows, square = max(1.0, setup.tokens / setup.length), float(setup.length) ** 2
-    matrices = {"eager": (6.0, 6.0)}.get(setup.attention, (0.0, 0.0))
-    kept_matrix, more_matrix = (each * rows * square * shape.heads for each in matrices)
-    # The mask of a padded batch and its 16-bit form, once for all layers and heads.
-    mask = 3 * rows * square if setup.attention == "sdpa" else 0.0
-    layer = setup.tokens * backward + more_matrix + mask
+    down = "down" in _adapted(model, setup)
+    # At the gate's product down's input is gone; at a cast adapter of down, its gradients in both dtypes are not.
+    gradients = max(6 * i - (2 * i if down else 0), 8 * i if down and _cast(setup) else 0) + 5 * h
+    pairs = max(setup.tokens, setup.length) * setup.length
+    square = pairs * {"eager": 6 * shape.heads, "sdpa": 2}.get(setup.attention, 0)
+    saved = setup.tokens * saved_per_token(model, setup, shape) + square
+    # Eager's softmax has its gradient in both dtypes, too; the padded batch's mask itself is one byte.
+    layer = setup.tokens * gradients + (square if setup.attention == "eager" else pairs)
     if setup.checkpointing:
-        return 2.0 * h * shape.layers * setup.tokens, setup.tokens * saved + kept_matrix + layer
-    kept = shape.layers * (setup.tokens * saved + kept_matrix)
-    # The last layer's own tensors go as its gradients come.
-    return kept, layer
+        return 2 * h * shape.layers * setup.tokens, saved + layer
+    copies = 0
+    if _cast(setup) and setup.autocast:
+        # Autocast's 16-bit copies of the adapters.
+        copies = 2 * model.adapter_parameters(setup.targets, setup.rank)
+    return shape.layers * saved + copies, layer
 
 
 def saved_per_token(model: Model, setup: Setup, shape: Shape) -> float:
     """Bytes that autograd keeps of one layer for one token; see `activations`."""
     h, i, q, k = shape.hidden, shape.intermediate, shape.queries, shape.keys
+    normed = q + k if shape.normed_heads else 0
     repeated = k if "flash" in setup.attention else q
-    total = 8 * h + 4 * q + 4 * repeated + 6 * i + (4 * q + 4 * k if shape.normed_heads else 0) + 4 * shape.heads
-    if shape.experts:
-        # Each expert's output waits for its routing weight.
-        total += 2 * h * shape.experts
+    total = 8 * h + 4 * normed + 2 * q + 4 * repeated + 6 * i
+    if setup.attention != "eager":
+        # The output, and for each head the logarithm of its sum.
+        total += 2 * q + 4 * shape.heads
+    # Each expert's output waits for its routing weight.
+    total += 2 * h * shape.experts
     if not setup.use_peft:
-        # Inputs of q, k, v and of gate, up, which are the norms' outputs; down's; and the normed values of both norms.
-        return total + 4 * h + 2 * i + 4 * h
+        # Inputs of q, k, v and of gate, up, which are the norms' outputs; o's; down's; and the normed values.
+        return total + 4 * h + (2 * q if setup.attention == "eager" else 0) + 2 * i + 4 * h + 2 * normed
     adapted = _adapted(model, setup)
-    if not _cast(setup):
-        total += sum(2 * width for width in _distinct(adapted, shape))
-    else:
-        total += (2 if setup.autocast else 4) * sum(adapted.values())
-    if setup.dropout:
-        mask_and_output = sum(adapted.values()) * (1 + (0 if _cast(setup) else 2))
-        total += mask_and_output - (0 if _cast(setup) else sum(2 * width for width in _distinct(adapted, shape)))
-    return total + 2 * setup.rank * len(adapted)
+    inputs = sum(adapted.values())
+    total += 2 * setup.rank * len(adapted) + (inputs if setup.dropout else 0)
+    if _cast(setup):
+        return total + (2 if setup.autocast else 4) * inputs
+    return total + 2 * (inputs if setup.dropout else _shared_inputs(adapted, setup))
 
 
 def _cast(setup: Setup) -> bool:
@@ -378,14 +378,13 @@ def _adapted(model: Model, setup: Setup) -> dict[str, int]:
     return {group.path.rpartition(".")[2].removesuffix("_proj"): group.shape[1] for group in groups}
 
 
-def _distinct(adapted: dict[str, int], shape: Shape) -> list[int]:
-    """Widths of the inputs that adapters keep when those of one input share it, and attention keeps o's already."""
-    widths = []
-    for names in (("q", "k", "v"), ("gate", "up"), ("down",)):
-        found = [adapted[name] for name in names if name in adapted]
-        widths += found[:1]
-    known = {"q", "k", "v", "o", "gate", "up", "down"}
-    return widths + [width for name, width in adapted.items() if name not in known]
+def _shared_inputs(adapted: dict[str, int], setup: Setup) -> int:
+    """Widths of the adapted layers' inputs, those of one input once, and o's not where attention keeps it anyway."""
+    held = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "mlp", "up": "mlp"}
+    distinct = {held.get(name, name): width for name, width in adapted.items()}
+    if setup.attention != "eager":
+        distinct.pop("o", None)
+    return sum(distinct.values())
 
 
 def loss_head(setup: Setup, shape: Shape) -> float:
@@ -404,21 +403,19 @@ def loss_head(setup: Setup, shape: Shape) -> float:
     return tile + 6.0 * supervised * shape.hidden + weight
 
 
-def buffers(model: Model, setup: Setup, trained: int, base: float) -> float:
+def buffers(model: Model, setup: Setup, trained: int) -> float:
     """Of the backend.
 
-    DDP reduces gradients in buckets that are a copy of them. DeepSpeed allocates its whole reduction bucket, in float32
-    for stage 1 and 16 bit above (deepspeed/runtime/zero/stage_1_and_2.py: `setup_buckets`), and ZeRO-3 keeps up to
+    DDP reduces gradients in buckets that are a copy of them. DeepSpeed allocates its whole reduction bucket, however
+    few gradients there are (deepspeed/runtime/zero/stage_1_and_2.py: `setup_buckets`), and ZeRO-3 keeps up to
     `stage3_max_live_parameters` gathered. FSDP2 gathers the layer at work and the next, and embeddings and head.
     """
     if setup.zero_stage:
-        bucket = REDUCE_BUCKET * (4 if setup.zero_stage == 1 else 2)
-        whole = base * (setup.processes if not setup.offload_parameters else 1)
+        gathered = 0.0
         if setup.zero_stage == 3:
-            if setup.offload_parameters:
-                whole = sum(base_weights(model, dataclasses.replace(setup, zero_stage=None, offload_parameters=False)))
-            return bucket + min(whole, 2.0 * LIVE_PARAMETERS)
-        return float(bucket)
+            whole = dataclasses.replace(setup, zero_stage=None, offload_parameters=False)
+            gathered = min(sum(base_weights(model, whole)), 2.0 * LIVE_PARAMETERS)
+        return 2.0 * REDUCE_BUCKET + gathered
     if setup.fsdp:
         layered = sum(group.elements for group in model.groups if "*" in group.path)
         layers = max((group.count for group in model.groups if "*" in group.path), default=1)
