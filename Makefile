@@ -6,7 +6,17 @@ override NAME := $(value NAME)
 override SET := $(value SET)
 override RESUME := $(value RESUME)
 override OUT := $(value OUT)
-export RECIPE ACCEL GPUS NAME SET RESUME OUT
+override DATA := $(value DATA)
+override GPU := $(value GPU)
+override VRAM := $(value VRAM)
+override TRACE := $(value TRACE)
+override FETCH := $(value FETCH)
+override ROWS := $(value ROWS)
+override HTML := $(value HTML)
+override A := $(value A)
+override B := $(value B)
+override FILE := $(value FILE)
+export RECIPE ACCEL GPUS NAME SET RESUME OUT DATA GPU VRAM TRACE FETCH ROWS HTML A B FILE
 
 PYTHON ?= python3
 # An active environment is used as it is; otherwise one of our own is made.
@@ -16,19 +26,42 @@ RUN := $(BIN)/sft-recipes
 INSTALLED := $(VENV)/.sft-recipes
 INSTALLED_TEST := $(VENV)/.sft-recipes-test
 OPTIONS = $${ACCEL:+--accel="$$ACCEL"} $${GPUS:+--gpus="$$GPUS"} $${SET:+--set="$$SET"}
+DATA_OPTIONS = $(OPTIONS) $${DATA:+--data="$$DATA"}
+PLAN_OPTIONS = $(DATA_OPTIONS) $${GPU:+--gpu="$$GPU"}
 RUN_OPTIONS = $(OPTIONS) $${NAME:+--name="$$NAME"} $${RESUME:+--resume}
 
-.PHONY: help install list train resume show export pin lint types test check benchmark docs
+.PHONY: help install list plan preview fit diff rules rehearse audit train resume show export pin lint types test check benchmark docs
 .DEFAULT_GOAL := help
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z%_-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
-	@echo "  variables        RECIPE=default ACCEL=zero2 GPUS=2 NAME=my_run SET='learning_rate=1e-4 lora_r=16' RESUME=1"
+	@echo "  variables        RECIPE=default ACCEL=zero2 GPUS=2 NAME=my_run SET='learning_rate=1e-4 lora_r=16' DATA=my.jsonl"
 
 install: $(INSTALLED) ## the environment and the pinned packages; other targets do it when needed
 
 list: $(INSTALLED) ## the recipes and the one idea of each
 	@$(RUN) list
+
+plan: $(INSTALLED) ## what RECIPE will do: rows, steps, memory, time, findings (DATA=, GPU=a100-80gb, TRACE=1, FETCH=1)
+	@$(RUN) plan $(PLAN_OPTIONS) $${TRACE:+--trace} $${FETCH:+--fetch} -- "$${RECIPE:?name a recipe: make plan RECIPE=default}"
+
+preview: $(INSTALLED) ## rows of RECIPE as the trainer sees them (ROWS=5, HTML=page.html, DATA=)
+	@$(RUN) preview $(DATA_OPTIONS) $${ROWS:+--rows="$$ROWS"} $${HTML:+--html="$$HTML"} -- "$${RECIPE:?name a recipe: make preview RECIPE=demo}"
+
+fit: $(INSTALLED) ## the largest micro-batch of RECIPE that fits, at the same global batch (GPUS=1 VRAM=24)
+	@$(RUN) fit $(DATA_OPTIONS) --vram="$${VRAM:?name the memory of a GPU in GiB: VRAM=24}" -- "$${RECIPE:?name a recipe: make fit RECIPE=default GPUS=1 VRAM=24}"
+
+diff: $(INSTALLED) ## what recipes A and B do differently, why, and what follows (DATA=)
+	@$(RUN) diff $(PLAN_OPTIONS) -- "$${A:?name two recipes: make diff A=default B=high_capacity}" "$${B:?name the other recipe: B=}"
+
+rules: $(INSTALLED) ## every rule that plan and train apply
+	@$(RUN) rules
+
+rehearse: $(INSTALLED) ## run RECIPE for a few steps with a tiny model on CPU processes, to see that nothing breaks
+	@$(RUN) rehearse $(OPTIONS) $${NAME:+--name="$$NAME"} -- "$${RECIPE:?name a recipe: make rehearse RECIPE=default}"
+
+audit: $(INSTALLED) ## check another tool's SFT configuration FILE, and translate it into the recipe OUT
+	@$(RUN) audit $${OUT:+--out="$$OUT"} -- "$${FILE:?name a file: make audit FILE=config_qlora.yaml}"
 
 train: $(INSTALLED) ## fine-tune RECIPE into runs/NAME (ACCEL=, GPUS=, SET=, NAME=, RESUME=1)
 	@$(RUN) train $(RUN_OPTIONS) -- "$${RECIPE:?name a recipe: make train RECIPE=demo; make list shows them}"

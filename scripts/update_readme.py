@@ -1,7 +1,7 @@
-"""Regenerate what README.md shows: the tables from recipes and accelerate configs, and the demo from a run of it.
+"""Regenerate what README.md and docs/rules.md show: tables from recipes, accelerate configs and rules, and the demo.
 
 `python scripts/update_readme.py` trains the demo anew and replaces docs/demo/; with `--tables` only the tables change.
-A test compares README.md with what `render` gives, so that neither can drift.
+A test compares the pages with what `render` and `rules_page` give, so that none can drift.
 """
 
 import argparse
@@ -14,8 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sft_recipes import lint, schema, topology
 from sft_recipes import recipe as recipes
-from sft_recipes import schema, topology
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "docs" / "demo"
@@ -45,6 +45,31 @@ def topology_table() -> str:
         first = (topology.CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
         lines.append(f"| [`{name}`](accelerate_configs/{name}.yaml) | {chosen.processes} | {first} |")
     return "\n".join(lines)
+
+
+def rules_page() -> str:
+    """docs/rules.md: every rule with its severity, what it finds and where that was seen."""
+    lines = [
+        "# Rules",
+        "",
+        "`make plan` and `make train` apply these. A blocking finding stops a run; a warning is worth a change; an info",
+        "is worth knowing. A recipe keeps what it means to keep by naming the rule and the reason, and the run records",
+        "both:",
+        "",
+        "```yaml",
+        "silence: {warmup-share: the documented value}",
+        "```",
+        "",
+        "Rules marked * cannot be silenced, because the run would be refused all the same. Unknown, renamed and mistyped",
+        "keys are refused before any rule is asked.",
+    ]
+    for severity in lint.SEVERITIES:
+        lines += ["", f"## {severity}", "", "| rule | what it finds | seen or measured |", "|---|---|---|"]
+        for rule in lint.rules().values():
+            if rule.severity == severity:
+                evidence = rule.evidence.replace("|", "\\|")
+                lines.append(f"| `{rule.id}`{' *' if rule.required else ''} | {rule.idea} | {evidence} |")
+    return "\n".join(lines) + "\n"
 
 
 def demo_block() -> str:
@@ -97,6 +122,7 @@ def main() -> None:
     os.chdir(ROOT)
     if not options.parse_args().tables:
         train_demo()
+    (ROOT / "docs" / "rules.md").write_text(rules_page(), encoding="utf-8")
     readme = ROOT / "README.md"
     readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
 

@@ -63,8 +63,13 @@ CASES: dict[str, tuple[Any, str, Any]] = {
         lambda: case(rows=10_000, num_train_epochs=5),
     ),
     "evaluation-never-runs": (
-        lambda: case(rows=1000, eval_strategy="steps", eval_steps=500, save_strategy="steps", save_steps=500),
+        lambda: case(rows=1000, eval_delay=10),
         "no best model",
+        lambda: case(rows=1000, eval_delay=1),
+    ),
+    "evaluation-once": (
+        lambda: case("quick_test", rows=1000),
+        "among one evaluation",
         lambda: case(rows=1000),
     ),
     "rows-dropped": (

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from sft_recipes import recipe as recipes
 from sft_recipes import schema
 from sft_recipes.errors import InputError
+from sft_recipes.terminal import counting_rows, say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +44,12 @@ def parser() -> argparse.ArgumentParser:
 
     def with_recipe(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("recipe", metavar="RECIPE", help="a name in recipes/, such as default")
+        return with_topology(sub)
+
+    def with_data(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--data", metavar="FILE", help="training rows, instead of the recipe's train_file")
+
+    def with_topology(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("--accel", metavar="NAME", help="an accelerate config of accelerate_configs/")
         sub.add_argument("--gpus", type=_count, metavar="N", help="processes, instead of the accelerate config's")
         sub.add_argument("--set", action="append", default=[], metavar="'KEY=VALUE ...'", help="override recipe keys")
@@ -52,6 +60,35 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--resume", action="store_true", help="continue the run --name, if it is the same recipe")
     sub = command("resume", _resume, "Continue an interrupted run from its newest whole checkpoint.")
     sub.add_argument("name", metavar="NAME", help="the run's name")
+    sub = with_recipe(command("plan", _plan, "Say what a recipe will do: rows, steps, memory, time, findings."))
+    with_data(sub)
+    sub.add_argument("--gpu", metavar="NAME", help="a GPU to plan for, such as a100-80gb; the visible one without it")
+    sub.add_argument("--trace", action="store_true", help="also run the real modules on tensors without data")
+    sub.add_argument("--fetch", action="store_true", help="get the model's config and tokenizer from the Hub first")
+    sub = with_recipe(command("fit", _fit, "Find the largest micro-batch that fits, at the same global batch."))
+    with_data(sub)
+    sub.add_argument("--vram", type=float, required=True, metavar="GIB", help="memory of one GPU, in GiB")
+    sub = command("diff", _diff, "Show what two recipes do differently, why, and what follows.")
+    sub.add_argument("a", metavar="A", help="a recipe")
+    sub.add_argument("b", metavar="B", help="another recipe")
+    with_topology(sub)
+    with_data(sub)
+    sub.add_argument("--gpu", metavar="NAME", help="a GPU to plan for, such as a100-80gb")
+    sub = with_recipe(
+        command("preview", _preview, "Show rows as the trainer sees them: what is trained and what not.")
+    )
+    with_data(sub)
+    sub.add_argument("--rows", type=_count, default=5, metavar="N", help="how many rows; 5 without it")
+    sub.add_argument("--seed", type=int, metavar="N", help="random rows instead of the first")
+    sub.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
+    sub = with_recipe(
+        command("rehearse", _rehearse, "Run a recipe for a few steps with a tiny model, on CPU processes.")
+    )
+    sub.add_argument("--name", help="the rehearsal's name")
+    sub = command("audit", _audit, "Check another tool's SFT configuration, and translate it into a recipe.")
+    sub.add_argument("file", type=Path, metavar="FILE", help="YAML of TRL, alignment-handbook, Axolotl, LLaMA-Factory")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="write the recipe there")
+    command("rules", _rules, "List every rule that plan and train apply.")
     command("list", _list, "List the recipes and the one idea of each.")
     sub = with_recipe(
         command("show", _show, "Print a resolved recipe: its base, overrides and what follows from them.")
@@ -104,6 +141,65 @@ def _facts_on_stdout(options: argparse.Namespace) -> Any:
     with contextlib.redirect_stdout(sys.stderr):
         yield name_of
     print(json.dumps(name_of["run"].facts(), indent=2))
+
+
+def _words(options: argparse.Namespace) -> list[str]:
+    """The overrides of a command, with its DATA among them."""
+    if options.data is None:
+        return options.set
+    return [*options.set, shlex.quote(f"train_file={json.dumps(options.data)}"), "dataset_name=null"]
+
+
+def _say(facts: Any, render: Any, options: argparse.Namespace) -> None:
+    """The facts as JSON, or the lines that people read."""
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return
+    for subject, text in render(facts):
+        say(subject, text)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from sft_recipes import models, plan
+
+    if options.fetch:
+        models.fetch(recipes.load(options.recipe, recipes.parse_overrides(options.set)))
+    with counting_rows() as on_progress:
+        figures = plan.plan(
+            options.recipe,
+            accel=options.accel,
+            processes=options.gpus,
+            overrides=_words(options),
+            gpu=options.gpu,
+            traced=options.trace,
+            on_progress=on_progress,
+        )
+    _say(figures, plan.render, options)
+    return 2 if figures["blocking"] else 0
+
+
+def _diff(options: argparse.Namespace) -> int:
+    from sft_recipes import diff
+
+    where = {"accel": options.accel, "processes": options.gpus, "gpu": options.gpu}
+    _say(diff.diff(options.a, options.b, overrides=_words(options), **where), diff.render, options)
+    return 0
+
+
+def _rules(options: argparse.Namespace) -> int:
+    from sft_recipes import lint
+
+    facts = [
+        {"rule": rule.id, "severity": rule.severity, "idea": rule.idea, "evidence": rule.evidence}
+        for rule in lint.rules().values()
+    ]
+    if options.json:
+        print(json.dumps(facts, indent=2))
+        return 0
+    width = max(len(each["rule"]) for each in facts)
+    for each in facts:
+        print(f"{each['rule']:<{width}}  {each['severity']:<8}  {each['idea']}")
+    return 0
 
 
 def _list(options: argparse.Namespace) -> int:

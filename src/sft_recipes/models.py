@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError
+from sft_recipes.recipe import Recipe
 
 CACHE = Path(".cache/models")
 
@@ -86,6 +87,32 @@ def find(name: str, revision: str = "main") -> Model | None:
         return None
     config, source = found
     return Model(name, config, source, _census(config))
+
+
+def fetch(recipe: Recipe) -> Path:
+    """Get config, tokenizer and chat template of a recipe's model from the Hub into its cache; no weights.
+
+    Raises:
+        InputError: The Hub does not answer for it.
+    """
+    from huggingface_hub import snapshot_download
+
+    name = recipe["model_name_or_path"]
+    try:
+        return Path(
+            snapshot_download(
+                name, revision=recipe["model_revision"], allow_patterns=["*.json", "*.jinja", "tokenizer.model"]
+            )
+        )
+    except Exception as error:
+        # The Hub's client raises whatever its transport raises; all of it means that there is no answer.
+        raise InputError(f"the Hub does not answer for {name}: {hub_reason(error)}") from None
+
+
+def hub_reason(error: Exception) -> str:
+    """Why the Hub did not answer, and what to look at."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{reason} Check the network, HF_ENDPOINT, and HF_TOKEN for a gated model"
 
 
 @functools.cache

@@ -1,29 +1,11 @@
-"""What padding and packing make of rows of these lengths. Lengths are a histogram: {tokens: rows}."""
+"""What packing makes of rows of these lengths. Lengths are a histogram: {tokens: rows}."""
 
 import bisect
 import random
-from typing import Any
 
 Lengths = dict[int, int]
-# Rows drawn to estimate what random batches or packing do to a whole data set.
+# Rows drawn to estimate what packing does to a whole data set.
 SAMPLE = 20_000
-
-
-def lengths_of(case: Any, split: str = "train") -> Lengths:
-    """Token lengths of a case's rows, cut at its max_length; rows that would lose their answer are left out."""
-    facts = ((case.data or {}).get("splits") or {}).get(split)
-    return cut(facts, case.recipe["max_length"]) if facts else {}
-
-
-def cut(facts: dict[str, Any], max_length: int | None) -> Lengths:
-    """The histogram of a split's lengths as the trainer cuts them."""
-    lengths = {int(length): rows for length, rows in facts["lengths"].items()}
-    if max_length is None:
-        return lengths
-    short = {length: rows for length, rows in lengths.items() if length < max_length}
-    lost = sum(rows for start, rows in facts["answer_starts"].items() if int(start) >= max_length)
-    full = sum(rows for length, rows in lengths.items() if length >= max_length) - lost
-    return short | ({max_length: full} if full > 0 else {})
 
 
 def mean(lengths: Lengths) -> float:
@@ -38,13 +20,6 @@ def percentile(lengths: Lengths, share: float) -> int:
         if seen >= wanted:
             return length
     raise ValueError("no lengths")
-
-
-def random_batches(lengths: Lengths, size: int) -> float:
-    """Share of real tokens when rows in random order are padded to the longest of each batch of `size`."""
-    rows = _sample(lengths)
-    batches = [rows[start : start + size] for start in range(0, len(rows), size)]
-    return sum(rows) / sum(max(batch) * len(batch) for batch in batches)
 
 
 def packed(lengths: Lengths, length: int) -> tuple[float, int]:

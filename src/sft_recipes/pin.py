@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sft_recipes import recipe as recipes
 from sft_recipes.errors import InputError
+from sft_recipes.models import hub_reason
 from sft_recipes.run import write_whole
 
 
@@ -26,10 +27,8 @@ def pin(name: str) -> tuple[Path, str]:
         commit = HfApi().model_info(model.value).sha
     except Exception as error:
         # The Hub's client raises whatever its transport raises; all of it means that there is no answer.
-        reason = str(error).strip().splitlines()
         raise InputError(
-            f"the Hub does not answer for {model.value}: {reason[0] if reason else type(error).__name__}; "
-            f"{path} is unchanged. Check the network, HF_ENDPOINT, and HF_TOKEN for a gated model"
+            f"{path} is unchanged: the Hub does not answer for {model.value}: {hub_reason(error)}"
         ) from None
     if not commit or not re.fullmatch(r"[0-9a-f]{40}", commit):
         raise InputError(f"the Hub gave no commit for {model.value}; {path} is unchanged")

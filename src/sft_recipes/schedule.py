@@ -45,10 +45,16 @@ def schedule(recipe: Recipe, topology: Topology, rows: int) -> Schedule:
     warmup = int(asked) if asked >= 1 else math.ceil(steps * asked)
     # The rate of step n is peak x n / warm-up, and the first step is number 0.
     peak = recipe["learning_rate"] * min(1.0, (steps - 1) / warmup if warmup else 1.0)
-    evaluations = None
-    if recipe["eval_strategy"] == "epoch":
-        evaluations = max(steps // per_epoch, 1)
-    elif recipe["eval_strategy"] == "steps":
+    return Schedule(rows, batches, accumulated, per_epoch, steps, warmup, peak, _evaluations(recipe, steps, per_epoch))
+
+
+def _evaluations(recipe: Recipe, steps: int, per_epoch: int) -> int | None:
+    """How often transformers' `DefaultFlowCallback` evaluates: at its interval, and at the end whatever it is."""
+    if recipe["eval_strategy"] == "no":
+        return None
+    every: float = per_epoch
+    if recipe["eval_strategy"] == "steps":
         every = recipe["eval_steps"] or recipe["logging_steps"]
-        evaluations = steps // (math.ceil(steps * every) if every < 1 else int(every))
-    return Schedule(rows, batches, accumulated, per_epoch, steps, warmup, peak, evaluations)
+        every = math.ceil(steps * every) if every < 1 else int(every)
+    delay = (recipe["eval_delay"] or 0) * (per_epoch if recipe["eval_strategy"] == "epoch" else 1)
+    return sum(min(number * every, steps) >= delay for number in range(1, math.ceil(steps / every) + 1))

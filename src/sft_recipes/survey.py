@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from sft_recipes import packing
 from sft_recipes.data import Prepared
 from sft_recipes.errors import InputError
 from sft_recipes.recipe import Recipe
@@ -206,27 +207,33 @@ def at_length(split: Mapping[str, Any], max_length: int | None) -> dict[str, int
     }
 
 
-def real_token_share(split: Mapping[str, Any], max_length: int | None, batch_size: int) -> float:
-    """Expected share of batch positions that hold tokens, when `batch_size` random rows are padded to the longest.
-
-    The expected longest of k independent draws is the sum over lengths x of x (F(x)^k - F(x - 1)^k).
-    """
+def kept_lengths(split: Mapping[str, Any], max_length: int | None) -> dict[int, int]:
+    """Rows by length, as `max_length` cuts them, without those that lose their whole answer."""
     limit = max_length or 2**62
     counts = collections.Counter[int]()
     for length, number in split["lengths"].items():
         counts[min(int(length), limit)] += number
     counts[limit] -= _beyond(split["answer_starts"], limit - 1)
-    rows, tokens = sum(counts.values()), sum(length * number for length, number in counts.items())
+    return {length: number for length, number in counts.items() if number > 0}
+
+
+def real_token_share(split: Mapping[str, Any], max_length: int | None, batch_size: int) -> float:
+    """Expected share of batch positions that hold tokens, when `batch_size` random rows are padded to the longest.
+
+    The expected longest of k independent draws is the sum over lengths x of x (F(x)^k - F(x - 1)^k).
+    """
+    lengths = kept_lengths(split, max_length)
+    rows = sum(lengths.values())
     if not rows:
         return 1.0
     below = expected = 0.0
     seen = 0
-    for length in sorted(counts):
-        seen += counts[length]
+    for length in sorted(lengths):
+        seen += lengths[length]
         up_to = (seen / rows) ** batch_size
         expected += length * (up_to - below)
         below = up_to
-    return tokens / rows / expected
+    return packing.mean(lengths) / expected
 
 
 def _beyond(histogram: Mapping[str, int], limit: int) -> int:

@@ -1,5 +1,10 @@
 """How a run speaks: one line a decision, and numbers as people write them."""
 
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterator
+
 
 def say(label: str, text: str) -> None:
     """Print one decision: what it is about, then what was decided. Continuation lines are indented."""
@@ -28,3 +33,19 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+@contextlib.contextmanager
+def counting_rows() -> Iterator[Callable[[int], None]]:
+    """Shows how many rows have been read, once that takes longer than a second and somebody is looking."""
+    shown, began = False, time.monotonic()
+
+    def show(rows: int) -> None:
+        nonlocal shown
+        if sys.stderr.isatty() and time.monotonic() - began > 1:
+            shown = True
+            print(f"\rreading    {rows:,} rows", end="", file=sys.stderr, flush=True)
+
+    yield show
+    if shown:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)

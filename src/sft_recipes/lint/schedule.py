@@ -58,17 +58,28 @@ def early_stopping_idle(case: Case) -> Iterator[Said]:
         )
 
 
-@rule("evaluation-never-runs", "warning", "transformers' DefaultFlowCallback evaluates at multiples of eval_steps")
+@rule("evaluation-never-runs", "warning", "transformers' DefaultFlowCallback asks eval_delay before it evaluates")
 def evaluation_never_runs(case: Case) -> Iterator[Said]:
     """The run ends before its first evaluation, so nothing is measured and no best checkpoint can be chosen."""
     plan = case.schedule
     if plan is not None and plan.evaluations == 0:
         best = case.recipe["load_best_model_at_end"]
         yield Said(
-            f"eval_steps {case.recipe['eval_steps'] or case.recipe['logging_steps']:g} is more than the run's "
-            f"{count(plan.steps, 'step')}, so it never evaluates" + (" and has no best model to load" if best else ""),
-            "eval_steps: 0.1, a share of the run",
+            f"eval_delay {case.recipe['eval_delay']:g} is more than the run's {count(plan.steps, 'step')}, so it never "
+            "evaluates" + (" and has no best model to load" if best else ""),
+            "eval_delay: 0",
             "blocking" if best else None,
+        )
+
+
+@rule("evaluation-once", "info", "transformers' DefaultFlowCallback evaluates at eval_steps and at the end")
+def evaluation_once(case: Case) -> Iterator[Said]:
+    """The best checkpoint of a single evaluation is the last one."""
+    plan = case.schedule
+    if plan is not None and plan.evaluations == 1 and case.recipe["load_best_model_at_end"]:
+        yield Said(
+            f"load_best_model_at_end chooses among one evaluation, at the end of {count(plan.steps, 'step')}",
+            "eval_strategy: steps and eval_steps: 0.1, the same for saving; or load_best_model_at_end: false",
         )
 
 

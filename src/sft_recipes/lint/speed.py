@@ -1,8 +1,9 @@
 """Rules about what keeps a device waiting, or fills it with padding."""
 
 from collections.abc import Iterator
+from typing import Any
 
-from sft_recipes import packing
+from sft_recipes import packing, survey
 from sft_recipes.lint import Case, Said, rule
 from sft_recipes.terminal import share
 
@@ -12,10 +13,19 @@ BUSY = 8192
 FMS = "https://github.com/foundation-model-stack/fms-acceleration scripts/benchmarks/refs: fitted cost per micro-batch"
 
 
+def _train(case: Case) -> dict[str, Any]:
+    return ((case.data or {}).get("splits") or {}).get("train") or {}
+
+
+def _lengths(case: Case, max_length: int | None) -> packing.Lengths:
+    """Training rows by length; none where the rows are not known."""
+    return survey.kept_lengths(_train(case), max_length) if _train(case) else {}
+
+
 @rule("micro-batch-tokens", "info", FMS)
 def micro_batch_tokens(case: Case) -> Iterator[Said]:
     """A micro-batch holds too few tokens to keep a GPU busy."""
-    lengths = packing.lengths_of(case)
+    lengths = _lengths(case, case.recipe["max_length"])
     if not lengths or case.topology.use_cpu:
         return
     size = case.recipe["per_device_train_batch_size"]
@@ -34,10 +44,10 @@ def micro_batch_tokens(case: Case) -> Iterator[Said]:
 @rule("padding-share", "info", "https://arxiv.org/abs/2407.09105: twice the throughput without padding")
 def padding_share(case: Case) -> Iterator[Said]:
     """A large part of what is computed is padding, because short and long rows share batches."""
-    lengths = packing.lengths_of(case)
-    if not lengths or case.recipe["packing"] or case.recipe["train_sampling_strategy"] != "random":
+    if not _train(case) or case.recipe["packing"] or case.recipe["train_sampling_strategy"] != "random":
         return
-    real = packing.random_batches(lengths, case.recipe["per_device_train_batch_size"])
+    size = case.recipe["per_device_train_batch_size"]
+    real = survey.real_token_share(_train(case), case.recipe["max_length"], size)
     if real < 0.7:
         yield Said(
             f"{share(real, 1)} of what is computed are real tokens, the rest pads rows to the longest of their batch",
@@ -48,7 +58,7 @@ def padding_share(case: Case) -> Iterator[Said]:
 @rule("packing-fill", "info", "TRL packs by best-fit decreasing; measured on this data")
 def packing_fill(case: Case) -> Iterator[Said]:
     """Packed rows leave much of their length empty, because max_length is short for these rows."""
-    lengths = packing.lengths_of(case)
+    lengths = _lengths(case, None)
     if lengths and case.recipe["packing"]:
         fill, rows = packing.packed(lengths, case.recipe["max_length"])
         if fill < 0.9:

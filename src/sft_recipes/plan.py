@@ -1,0 +1,358 @@
+"""What a recipe will do before it costs anything: rows, steps, parameters, memory, time, and findings.
+
+No torch and no weights: a page in a second or two, on any machine. `facts` gives the figures (docs/plan.md describes
+them), `render` the page.
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_recipes import data, gpus, launch, lint, memory, models, packing, schedule, speed, survey, topology, trace
+from sft_recipes import recipe as recipes
+from sft_recipes.errors import InputError
+from sft_recipes.lint import Case
+from sft_recipes.recipe import Recipe
+from sft_recipes.schema import as_yaml
+from sft_recipes.terminal import count, duration, share
+from sft_recipes.topology import Topology
+
+# The version of what `facts` returns; it grows when a reader of today would misread it.
+SCHEMA = 1
+GIB = 2**30
+# What the shipped accelerate configs are written for.
+PLANNED_GPU = "a100-80gb"
+PACKED_LENGTHS = (512, 1024, 2048, 4096)
+
+Progress = Callable[[int], None]
+
+
+def plan(
+    name: str,
+    *,
+    accel: str | None = None,
+    processes: int | None = None,
+    overrides: Sequence[str] = (),
+    gpu: str | None = None,
+    traced: bool = False,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """The figures and findings of a recipe on a topology.
+
+    Args:
+        name: the recipe.
+        accel: an accelerate config; without it the recipe's, or what the visible hardware decides.
+        processes: another number of processes.
+        overrides: `key=value` words.
+        gpu: a name of gpus.json; without it the visible GPU, or an A100-80GB.
+        traced: also run the real modules on tensors without data (`trace.py`), which takes some seconds.
+        on_progress: is told how many rows have been read.
+
+    Raises:
+        InputError: The recipe, its data or a name is wrong.
+    """
+    recipe = recipes.load(name, recipes.parse_overrides(overrides))
+    visible = topology.visible_gpus()
+    chosen = topology.choose(recipe, accel, processes, visible)
+    card = None if chosen.use_cpu else _card(gpu, visible)
+    prepared, absent = _rows(recipe, on_progress)
+    case = case_of(recipe, chosen, visible, prepared, on_progress)
+    rows = at_length(case)
+    figures: dict[str, Any] = {
+        "schema": SCHEMA,
+        "recipe": {
+            "name": recipe.name,
+            "description": recipe["description"],
+            "extends": recipe.base.name if recipe.base else None,
+            "differences": differences(recipe),
+        },
+        "topology": launch.facts_of(chosen) | {"description": chosen.describe()},
+        "gpu": dataclasses.asdict(card) if card else None,
+        "model": _model(case),
+        "data": {"absent": absent} if prepared is None else {"notes": list(prepared.notes), **rows},
+        "batch": _batch(case, rows),
+        "schedule": dataclasses.asdict(case.schedule) if case.schedule else None,
+        "adapter": _adapter(case),
+        "memory": _memory(case, rows, card, traced),
+        "findings": [dataclasses.asdict(finding) for finding in lint.findings(case)],
+    }
+    figures["time"] = _time(case, rows, card)
+    figures["blocking"] = len(blocking(figures["findings"]))
+    return figures
+
+
+def case_of(
+    recipe: Recipe,
+    chosen: Topology,
+    visible: Sequence[topology.Gpu],
+    prepared: data.Prepared | None,
+    on_progress: Progress | None = None,
+) -> Case:
+    """Everything that the rules look at, for a recipe whose rows are prepared or are not there."""
+    model = models.find(recipe["model_name_or_path"], str(recipe["model_revision"]))
+    counted = None
+    if prepared is not None:
+        counted = survey.survey(prepared, survey.find_tokenizer(recipe), on_progress=on_progress)
+    case = Case(recipe, chosen, tuple(visible), model, counted)
+    try:
+        # Rows that lose their whole answer are left out, and packed rows are fewer.
+        number = at_length(case)["train"]["steps_rows"] if counted else 0
+        return dataclasses.replace(case, schedule=schedule.schedule(recipe, chosen, number) if number else None)
+    except InputError:
+        # The batch cannot be reached on this topology, which a rule says.
+        return case
+
+
+def blocking(findings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The findings that stop a run: blocking, and not silenced."""
+    return [finding for finding in findings if finding["severity"] == "blocking" and not finding["silenced"]]
+
+
+def differences(recipe: Recipe) -> list[dict[str, Any]]:
+    """What a recipe and its overrides say otherwise than the recipe it extends."""
+    base = recipe.base
+    return [
+        {"key": key, "base": base[key] if base else None, "value": item.value, "origin": item.origin}
+        for key, item in recipe.values.items()
+        if key not in ("description", "extends")
+        and (base[key] != item.value if base else item.origin == "SET" and item.value is not None)
+    ]
+
+
+def at_length(case: Case) -> dict[str, Any]:
+    """What the trainer keeps of each split at the recipe's max_length, and how long its rows are."""
+    found: dict[str, Any] = {}
+    if case.data is None:
+        return found
+    limit = case.recipe["max_length"]
+    for name, split in case.data["splits"].items():
+        lengths = survey.kept_lengths(split, limit)
+        kept = survey.at_length(split, limit)
+        figures = kept | {"source": split["source"], "rows_read": split["rows"], "tokens_are": case.data["tokens_are"]}
+        if lengths:
+            figures |= {f"p{p}": packing.percentile(lengths, p / 100) for p in (50, 95, 99)}
+            figures["steps_rows"] = kept["rows"]
+            if name == "train":
+                size = case.recipe["per_device_train_batch_size"]
+                figures["real_token_share"] = survey.real_token_share(split, limit, size)
+                whole = survey.kept_lengths(split, None)
+                figures["packed"] = {str(length): packing.packed(whole, length)[0] for length in PACKED_LENGTHS}
+                if case.recipe["packing"]:
+                    fill, packed = packing.packed(whole, limit)
+                    figures |= {"real_token_share": fill, "steps_rows": packed}
+        found[name] = figures
+    return found
+
+
+def _card(gpu: str | None, visible: Sequence[topology.Gpu]) -> gpus.Card:
+    if gpu is not None:
+        return gpus.find(gpu)
+    seen = gpus.of(visible[0]) if visible else None
+    return seen or gpus.find(PLANNED_GPU)
+
+
+def _rows(recipe: Recipe, on_progress: Progress | None) -> tuple[data.Prepared | None, str | None]:
+    """The prepared rows, or why there are none to plan with: a recipe can be planned before its data exist."""
+    path = recipe["train_file"]
+    if path and recipe.values["train_file"].origin != "SET" and not Path(path).exists():
+        return None, f"{path} is not here, so nothing is said about rows, steps and time; DATA=FILE names another"
+    if path is None:
+        return None, f"{recipe['dataset_name']} is not downloaded to plan with; DATA=FILE names a local file"
+    return data.prepare(**launch.data_source(recipe), cache=launch.DATA_CACHE, on_rows=on_progress), None
+
+
+def _model(case: Case) -> dict[str, Any] | None:
+    if case.model is None:
+        return None
+    covered = case.model.four_bit_share if case.recipe["load_in_4bit"] else 0.0
+    return {
+        "name": case.model.name,
+        "source": case.model.source,
+        "parameters": case.model.elements(),
+        "four_bit_share": covered,
+    }
+
+
+def _batch(case: Case, rows: dict[str, Any]) -> dict[str, Any]:
+    recipe = case.recipe
+    figures = {
+        "per_device": recipe["per_device_train_batch_size"],
+        "processes": case.topology.processes,
+        "accumulation": None,
+        "global": recipe["global_batch_size"],
+    }
+    # That it cannot be reached is said by the rule batch-unreachable.
+    with contextlib.suppress(InputError):
+        figures["accumulation"] = topology.accumulation(recipe, case.topology)
+    if "train" in rows and rows["train"]["rows"]:
+        train = rows["train"]
+        figures["tokens_per_step"] = round(recipe["global_batch_size"] * train["tokens"] / train["steps_rows"])
+    return figures
+
+
+def _adapter(case: Case) -> dict[str, Any] | None:
+    recipe = case.recipe
+    if case.model is None:
+        return None
+    if not recipe["use_peft"]:
+        return {"trainable_parameters": case.model.elements(), "rank": None, "alpha": None, "modules": {}}
+    targets = recipe["lora_target_modules"] or []
+    return {
+        "trainable_parameters": case.model.adapter_parameters(targets, recipe["lora_r"]),
+        "rank": recipe["lora_r"],
+        "alpha": recipe["lora_alpha"],
+        "modules": {group.path.rpartition(".")[2]: group.count for group in case.model.targets(targets)},
+    }
+
+
+def _setup(case: Case, rows: dict[str, Any]) -> memory.Setup:
+    """The largest micro-batch that the run can meet: its longest rows, or max_length where the rows are not known."""
+    recipe = case.recipe
+    longest = recipe["max_length"] or (case.model.config.get("max_position_embeddings", 2048) if case.model else 2048)
+    supervised = 1.0
+    if "train" in rows and rows["train"]["rows"]:
+        train = rows["train"]
+        if not recipe["packing"]:
+            longest = train["longest_row"]
+        supervised = train["supervised_tokens"] / train["tokens"]
+    size = recipe["per_device_train_batch_size"]
+    return memory.Setup.of(recipe, case.topology, size * longest, longest, supervised)
+
+
+def _memory(case: Case, rows: dict[str, Any], card: gpus.Card | None, traced: bool) -> dict[str, Any] | None:
+    if case.model is None:
+        return None
+    setup = _setup(case, rows)
+    estimated = memory.estimate(case.model, setup)
+    figures: dict[str, Any] = {
+        "tokens": setup.tokens,
+        "longest_row": setup.length,
+        "components": {name: round(value) for name, value in dataclasses.asdict(estimated).items()},
+        "allocated": round(estimated.allocated),
+        "device": round(estimated.device),
+        "traced": None,
+        "available": None,
+        "fits": None,
+        "largest_micro_batch": None,
+    }
+    if traced:
+        figures["traced"] = round(trace.trace(case.model.config, setup)["peak"])
+    if card is not None:
+        vram = card.memory_gib * GIB
+        figures |= {
+            "available": round(vram),
+            "fits": estimated.allocated <= memory.HEADROOM * vram,
+            "largest_micro_batch": memory.largest(case.model, setup, vram),
+        }
+    return figures
+
+
+def _time(case: Case, rows: dict[str, Any], card: gpus.Card | None) -> dict[str, Any] | None:
+    if case.model is None or case.schedule is None:
+        return None
+    return speed.estimate(case, rows["train"], card)
+
+
+def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The page, as (subject, text) for `terminal.say`."""
+    recipe, chosen = figures["recipe"], figures["topology"]
+    based = f", extends {recipe['extends']}" if recipe["extends"] else ""
+    yield "recipe", f"{recipe['name']}{based}: {recipe['description']}"
+    for each in recipe["differences"]:
+        before = f"{as_yaml(each['base'])} -> " if recipe["extends"] else ""
+        yield "", f"{each['key']}: {before}{as_yaml(each['value'])}"
+    card = figures["gpu"]
+    yield "topology", chosen["description"] + (f", planned for {card['name']}" if card else "")
+    model = figures["model"]
+    if model is None:
+        yield "model", "its config is not at hand, so nothing is said about parameters, memory and time"
+    else:
+        covered = f", {share(model['four_bit_share'], 1)} of them in 4 bit" if model["four_bit_share"] else ""
+        yield "model", f"{model['name']}: {model['parameters']:,} parameters{covered} ({model['source']})"
+    yield from _render_data(figures["data"])
+    batch = figures["batch"]
+    if batch["accumulation"]:
+        tokens = f", about {batch['tokens_per_step']:,} tokens" if "tokens_per_step" in batch else ""
+        yield (
+            "batch",
+            f"{batch['per_device']} per device x {count(batch['processes'], 'process')} x {batch['accumulation']} "
+            f"accumulation = {batch['global']} rows a step{tokens}",
+        )
+    steps = figures["schedule"]
+    if steps:
+        text = f"{count(steps['steps'], 'step')}, {steps['steps_per_epoch']} an epoch; {steps['warmup_steps']} warm-up"
+        text += f" ({share(steps['warmup_steps'], steps['steps'])}), learning rate up to"
+        yield "schedule", f"{text} {steps['peak_learning_rate']:.3g}"
+    adapter = figures["adapter"]
+    if adapter and adapter["rank"]:
+        where = ", ".join(f"{number} {name}" for name, number in adapter["modules"].items())
+        text = f"{adapter['trainable_parameters']:,} trainable, r={adapter['rank']}, alpha={adapter['alpha']}"
+        yield "adapter", f"{text} on {where}"
+    elif adapter:
+        yield "training", f"all {adapter['trainable_parameters']:,} parameters, no adapter"
+    yield from _render_memory(figures["memory"], card)
+    if figures["time"]:
+        yield "time", figures["time"]["text"]
+    yield from render_findings(figures["findings"])
+
+
+def _render_data(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    if "absent" in figures:
+        yield "data", figures["absent"]
+        return
+    for note in figures["notes"]:
+        yield "data", note
+    train = figures["train"]
+    about = "" if train["tokens_are"] == "exact" else "about "
+    yield (
+        "tokens",
+        f"{about}{train['tokens']:,} in training rows, {share(train['supervised_tokens'], train['tokens'])} supervised"
+        + ("" if not about else " (estimated from characters: the model's tokenizer is not at hand)"),
+    )
+    if "p50" in train:
+        yield (
+            "",
+            f"a row has {train['p50']} (median), {train['p95']} (95 %), {train['p99']} (99 %), {train['longest_row']} "
+            f"at most; {count(train['rows_cut'], 'answer')} cut short, {count(train['rows_lost'], 'row')} lost",
+        )
+        packed = ", ".join(f"{share(fill, 1)} at {length}" for length, fill in train["packed"].items())
+        yield "padding", f"{share(train['real_token_share'], 1)} of a batch are real tokens; packing fills {packed}"
+
+
+def _render_memory(figures: dict[str, Any] | None, card: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if figures is None:
+        return
+    parts = {name: value for name, value in figures["components"].items() if value >= GIB / 100}
+    listed = ", ".join(f"{name.replace('_', ' ')} {value / GIB:.2f}" for name, value in parts.items())
+    text = f"{figures['allocated'] / GIB:.1f} GiB at the peak, for a micro-batch of {figures['tokens']:,} tokens"
+    if figures["traced"] is not None:
+        text += f"; traced on the real modules {figures['traced'] / GIB:.1f} GiB"
+    yield "memory", text
+    if listed:
+        yield "", f"{listed} GiB"
+    if card is not None:
+        available = figures["available"] / GIB
+        verdict = "fits" if figures["fits"] else "does not fit"
+        largest = figures["largest_micro_batch"]
+        room = f"the largest micro-batch that fits has {count(largest, 'row')} of {figures['longest_row']} tokens"
+        yield "", f"{verdict} into {available:.0f} GiB, where {figures['device'] / GIB:.1f} would be taken; {room}"
+
+
+def render_findings(findings: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
+    """The findings, the gravest first, and their number."""
+    for finding in findings:
+        text = f"{finding['rule']}: {finding['message']}"
+        if finding["silenced"]:
+            yield "silenced", f"{text}\nbecause: {finding['silenced']}"
+        else:
+            yield finding["severity"], f"{text}\ninstead: {finding['instead']}\nevidence: {finding['evidence']}"
+    active = [finding["severity"] for finding in findings if not finding["silenced"]]
+    numbers = ", ".join(f"{active.count(severity)} {severity}" for severity in lint.SEVERITIES)
+    yield "findings", f"{len(active)}: {numbers}"
+
+
+def spoken_duration(low: float, high: float) -> str:
+    """A span of time: `12 min to 20 min`."""
+    return duration(low) if round(low) == round(high) else f"{duration(low)} to {duration(high)}"

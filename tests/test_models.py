@@ -1,0 +1,68 @@
+"""What is known of a model without its weights, against the real modules."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_recipes import models, recipe
+from sft_recipes.errors import InputError
+from sft_recipes.run import Run
+
+
+@pytest.mark.parametrize("name", models.bundled())
+def test_a_bundled_config_builds_the_published_number_of_parameters(project: Path, name: str) -> None:
+    model = models.find(name)
+    assert model is not None
+    assert model.elements() == models.bundled()[name]["parameters"]
+    assert models.bundled()[name]["source"].startswith("https://huggingface.co/")
+
+
+def test_every_hub_model_of_a_shipped_recipe_is_bundled() -> None:
+    named = {recipe.load(name)["model_name_or_path"] for name in recipe.names()}
+    assert {name for name in named if not name.startswith(".")} <= models.bundled().keys()
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["all-linear"], ["mlp.down_proj"]])
+def test_adapter_and_four_bit_parameters_are_those_of_a_real_run(
+    train_here: Callable[..., Run], targets: list[str]
+) -> None:
+    effect = train_here(lora_target_modules=targets, max_steps=1, warmup_steps=0).facts()["in_effect"]
+    model = models.find("model")
+    assert model is not None
+    assert model.adapter_parameters(targets, 8) == effect["adapter"]["trainable_parameters"]
+    assert model.elements() == effect["base"]["parameters"]
+    assert model.four_bit_share == effect["base"]["four_bit_share"]
+
+
+def test_experts_held_as_one_tensor_are_no_linear_layers(project: Path) -> None:
+    config: dict[str, Any] = {"model_type": "qwen3_moe", "num_experts": 8, "num_hidden_layers": 2, "hidden_size": 64}
+    config |= {"moe_intermediate_size": 32, "vocab_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    Path("moe").mkdir()
+    Path("moe/config.json").write_text(json.dumps(config))
+    model = models.find("./moe")
+    assert model is not None
+    experts = 2 * 8 * 3 * 64 * 32
+    assert experts <= model.elements("other") < experts * 1.1
+    assert model.four_bit_share < 0.8
+
+
+def test_a_model_that_is_nowhere_is_not_known(project: Path) -> None:
+    assert models.find("no/such-model") is None
+    assert models.find("./nowhere") is None
+
+
+@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read"), ('{"model_type": "no"}', "cannot build")])
+def test_a_config_that_makes_no_model_is_refused(project: Path, text: str, message: str) -> None:
+    Path("bad").mkdir()
+    Path("bad/config.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        models.find("./bad")
+
+
+def test_the_modules_are_counted_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = models.find("model")
+    monkeypatch.setattr(models.sys, "executable", "/no/such/python")
+    assert models.find("model") == first
