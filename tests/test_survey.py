@@ -2,8 +2,6 @@
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,9 +9,7 @@ from typing import Any
 import pytest
 from conftest import alpaca_rows, write_rows
 
-from sft_recipes import launch, recipe, survey
-from sft_recipes.data import Prepared, prepare
-from sft_recipes.errors import InputError
+from sft_recipes import launch, survey
 
 Train = Callable[..., Any]
 
