@@ -26,7 +26,7 @@ def good(number: int, start: int = 0) -> list[Row]:
 
 
 def origin(number: int, *, fixed: bool = False) -> list[Row]:
-    """Targets as the origin's: one class with doubled braces and a constant text, the other with a field of its own."""
+    """Targets as the origin's: one class with doubled braces and a constant text, the other with its own field."""
     rows = []
     for n in range(number):
         hate = n % 2
@@ -72,7 +72,8 @@ def severity(found: dict[str, list[Said]], name: str) -> str:
 TRIPS: dict[str, tuple[list[Row], str]] = {
     "duplicate-rows": (
         [row("text 3", "odd"), row("TEXT 4!", "even")],
-        "2 of 42 train rows (rows 41 and 42 of data/train.jsonl) repeat an earlier row, 1 of them exactly, e.g. row 41",
+        "2 of 42 train rows (rows 41 and 42 of data/train.jsonl) repeat an earlier row, 1 of them exactly, e.g. "
+        "row 41 is row 4:",
     ),
     "contradictory-answers": (
         [row("text 3", "even"), row("text 4", "odd")],
@@ -171,7 +172,7 @@ def test_a_class_that_was_never_trained(look: Look) -> None:
     validation = [row("x", "Odd"), *good(999, start=5000)]
     (said,) = look(good(40), validation)["class-not-in-training"]
     assert said.message.startswith(
-        "validation (data/validation.jsonl) has 1 class that no train row has: 'Odd' (row 1)"
+        "validation (data/validation.jsonl) has 1 class that no train row has, 'Odd' (row 1)"
     )
 
 

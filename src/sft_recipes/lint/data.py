@@ -337,11 +337,10 @@ def class_not_in_training(case: Case) -> Iterator[Said]:
     for split, facts in _splits(case):
         unknown = [name for name in facts["classes"] if train and train["classes"] and name not in train["classes"]]
         if unknown:
-            rows = [facts["classes"][name]["first_row"] for name in unknown[:5]]
-            where = ", ".join(f"{name!r} (row {row})" for name, row in zip(unknown, rows, strict=False))
+            where = [f"{name!r} (row {facts['classes'][name]['first_row']})" for name in unknown[:5]]
             yield Said(
-                f"{split} ({facts['source']}) has {count(len(unknown), 'class')} that no train row has: {where}; every "
-                "such row is answered wrong",
+                f"{split} ({facts['source']}) has {count(len(unknown), 'class')} that no train row has, "
+                f"{', '.join(where)}: every such row is answered wrong",
                 "spell classes alike in all files, or add train rows of these",
             )
 
@@ -349,8 +348,8 @@ def class_not_in_training(case: Case) -> Iterator[Said]:
 @rule(
     "small-evaluation-set",
     "info",
-    f"the 100 rows that ranked the configurations of {ORIGIN} show differences of 12 points; those it reports as better "
-    "and worse (+5.1 and -3.7 points of F1) are within chance (paired permutation test, p 0.20 and 0.21)",
+    f"the 100 rows that ranked the configurations of {ORIGIN} show differences of 12 points; those it reports as "
+    "better and worse (+5.1 and -3.7 points of F1) are within chance (paired permutation test, p 0.20 and 0.21)",
 )
 def small_evaluation_set(case: Case) -> Iterator[Said]:
     """The held-out rows are too few to show a difference of five points."""
@@ -428,8 +427,8 @@ def answers_lost(case: Case) -> Iterator[Said]:
     for split, facts, left in _cut(case):
         if split != "test" and left["rows"] and left["rows_lost"]:
             yield Said(
-                f"at max_length {case.recipe['max_length']} {left['rows_lost']:,} of {facts['rows']:,} {split} rows of "
-                f"{facts['source']} lose their whole answer and are left out{_estimated(case)}",
+                f"at max_length {case.recipe['max_length']} {left['rows_lost']:,} of {facts['rows']:,} {split} rows "
+                f"of {facts['source']} lose their whole answer and are left out{_estimated(case)}",
                 f"set max_length to {_longest(facts):,}, which keeps every row whole, or shorten their prompts",
             )
 
@@ -437,8 +436,8 @@ def answers_lost(case: Case) -> Iterator[Said]:
 @rule(
     "answers-cut",
     "warning",
-    "trl#1832, PR #3449: long rows are cut in silence; TRL 1.16 keeps the start (truncation_mode keep_start), so it is "
-    "the end of the answer and its stop token that go",
+    "trl#1832, PR #3449: long rows are cut in silence; TRL 1.16 keeps the start (truncation_mode keep_start), so it "
+    "is the end of the answer and its stop token that go",
 )
 def answers_cut(case: Case) -> Iterator[Said]:
     """Answers lose their end, and the stop token, at max_length."""
