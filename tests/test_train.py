@@ -95,6 +95,16 @@ def test_the_run_directory_holds_what_it_promises(train_here: Train) -> None:
     assert losses[-1] < losses[0]
 
 
+def test_test_rows_are_never_trained_on(train_here: Train) -> None:
+    """Nor do they change what is: the adapter is the same, bit for bit."""
+    write_rows(Path("data/test.jsonl"), [{"instruction": "Count.", "input": "red " * 40, "output": "odd"}] * 100)
+    without = train_here(name="without")
+    tested = train_here(name="with", test_file="data/test.jsonl")
+    assert tested.facts()["data"]["splits"]["test"]["prepared_rows"] == 100
+    assert tested.facts()["in_effect"]["data"] == without.facts()["in_effect"]["data"]
+    assert equal(adapter_of(tested), adapter_of(without))
+
+
 def test_the_adapter_reloads_in_plain_peft_with_the_same_loss(train_here: Train, tiny_model: Path) -> None:
     from peft import AutoPeftModelForCausalLM
 

@@ -50,14 +50,17 @@ TURN_OPENING, TURN_CLOSING = 3, 2
 _PUNCTUATION = re.compile(r"""[\s.,;:!?'"`()\[\]{}_\u2018-\u201f\u2026«»-]+""")
 # {name} and {{name}}; not what code and LaTeX write: ${name}, \frac{a}, f(x){y}.
 _PLACEHOLDER = re.compile(r"(?<![\\$\w}{])(?:\{[A-Za-z_]\w*\}|\{\{ *[A-Za-z_][\w.]* *\}\})(?!\})")
-_JSON_ASKED = re.compile(r"\bjson\b", re.IGNORECASE)
+_JSON_ASKED = re.compile(r"\bjson\b")
 # What exports write where nothing was.
 _NOTHING = {"", "nan", "null", "n/a", "{}", "[]", '""', "...", "-"}
-_EMAIL = re.compile(r"\b[\w.+-]+@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}\b")
+# Bounded as addresses are (RFC 5321), so that a long row is read in one pass.
+_EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,}\b")
 _KEY = re.compile(
     r"\bsk-[\w-]{20,}|\bhf_[A-Za-z0-9]{20,}|\bAKIA[A-Z0-9]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}"
     r"|-----BEGIN (?:[A-Z]+ )?PRIVATE KEY"
 )
+# Of each alternative, so that most rows need no search.
+_KEY_MARKS = ("sk-", "hf_", "AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "PRIVATE KEY")
 # Control tokens of the common families, where no tokenizer names its own.
 _CONTROL = re.compile(r"<\|[a-z_0-9]+\|>|</?s>|\[/?INST\]|<(?:bos|eos|pad|start_of_turn|end_of_turn)>")
 # The field of a JSON answer that is likeliest to be the class, where several could be.
@@ -75,14 +78,12 @@ class Tokenizer:
         fingerprint: SHA-256 over its files and everything of the recipe that changes what it makes of a row.
         chat_template: the template that `chat_template_path` names, or None for the tokenizer's own.
         eos_token: the recipe's, or None for the tokenizer's own.
-        pad_token: the recipe's, or None for the tokenizer's own.
     """
 
     directory: Path
     fingerprint: str
     chat_template: str | None
     eos_token: str | None
-    pad_token: str | None
 
     def load(self) -> Any:
         """The tokenizer, with the recipe's tokens and template, as `SFTTrainer` sets it up."""
@@ -90,7 +91,7 @@ class Tokenizer:
 
         loaded = PreTrainedTokenizerFast.from_pretrained(self.directory)
         loaded.eos_token = self.eos_token or loaded.eos_token
-        loaded.pad_token = self.pad_token or loaded.pad_token or loaded.eos_token
+        loaded.pad_token = loaded.pad_token or loaded.eos_token
         loaded.chat_template = self.chat_template or loaded.chat_template
         return loaded
 
@@ -127,13 +128,12 @@ def find_tokenizer(recipe: Recipe) -> Tokenizer | None:
         if not template_path.endswith((".jinja", ".j2")) or not Path(template_path).is_file():
             return None
         template = Path(template_path).read_text(encoding="utf-8")
-    decisive = [metadata.version("transformers"), metadata.version("trl"), template]
-    decisive += [recipe["eos_token"], recipe["pad_token"]]
+    decisive = [metadata.version("transformers"), metadata.version("trl"), template, recipe["eos_token"]]
     digest = hashlib.sha256(json.dumps(decisive).encode())
     for file in _TOKENIZER_FILES:
         path = directory / file
         digest.update(f"\0{file}\0".encode() + (path.read_bytes() if path.is_file() else b""))
-    return Tokenizer(directory, digest.hexdigest(), template, recipe["eos_token"], recipe["pad_token"])
+    return Tokenizer(directory, digest.hexdigest(), template, recipe["eos_token"])
 
 
 _TOKENIZER_FILES = (
@@ -280,6 +280,7 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
         "tokens_are": "estimated" if measure is _estimate else "exact",
         "how": how,
         "kind": prepared.kind,
+        "conversational": prepared.conversational,
         "tokenizer": named,
         "class_field": field,
         "splits": {
@@ -328,7 +329,7 @@ def _sizes(measure: _Measure, batch: list[dict[str, Any]], before: int, source: 
 
 def _measure(loaded: Any, template: str | None, stops: frozenset[int], batch: list[dict[str, Any]]) -> list[_Size]:
     """As `tokenize_fn` in TRL's `SFTTrainer._prepare_dataset`, for many rows at once."""
-    quiet = {"verbose": False}
+    quiet = {"verbose": False, "return_attention_mask": False, "return_token_type_ids": False}
     render = functools.partial(
         loaded.apply_chat_template, return_dict=True, chat_template=template, tokenizer_kwargs=quiet
     )
@@ -443,7 +444,7 @@ class _Split:
         self.note("unrendered_prompts", _unrendered(prompt))
         whole = "\n".join(text for _, text in turns)
         self.note("emails", "@" in whole and _EMAIL.search(whole))
-        self.note("keys", _KEY.search(whole))
+        self.note("keys", any(mark in whole for mark in _KEY_MARKS) and _KEY.search(whole))
         self.note("special_tokens", self.control.search(whole))
         self._json(prompt, answer)
 
@@ -480,7 +481,9 @@ class _Split:
 
     def _json(self, prompt: str, answer: str) -> None:
         parsed, value = _parsed(answer)
-        asked, looks = bool(_JSON_ASKED.search(prompt)), answer.lstrip()[:1] in ("{", "[")
+        lower = prompt.lower()
+        asked = "json" in lower and bool(_JSON_ASKED.search(lower))
+        looks = answer.lstrip()[:1] in ("{", "[")
         self.json.update(asked=asked, looks=looks, parsed=parsed and looks, objects=isinstance(value, dict))
         self.note("json_unparsed", looks and not parsed)
         self.note("asked_unparsed", asked and not parsed)
