@@ -293,7 +293,8 @@ def trained_weights(setup: Setup, trained: int) -> tuple[float, float, float, fl
         weights = 0.0 if setup.offload_parameters else 2 * (part if setup.zero_stage == 3 else trained)
         gradients = 2 * (part if setup.zero_stage > 1 else trained)
         if setup.offload_optimizer:
-            return weights, gradients, 0.0, 0.0
+            # Gradients go where the optimizer is.
+            return weights, 0.0, 0.0, 0.0
         # Float32 master weights; their gradients are float32 while the step lasts.
         return weights, gradients, part * (4 + state(4)), 4 * part
     if setup.fsdp:
