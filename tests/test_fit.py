@@ -84,9 +84,15 @@ def test_when_nothing_fits_it_says_how_much_is_missing_and_what_helps() -> None:
     assert found.best is None
     assert "nothing fits 1 GPU of 3 GiB" in found.reason and "more than the 2.5 GiB allowed" in found.reason
     text = "\n".join(found.instead)
-    for remedy in ("SET=load_in_4bit=true", "SET=max_length=4096", "SET=attn_implementation=sdpa", "GPUs"):
+    for remedy in ("SET=load_in_4bit=true", "SET=max_length=4096", "SET=attn_implementation=sdpa", "ACCEL=zero3"):
         assert remedy in text
     assert {sentence.split()[0] for sentence in found.tried} == {"single_gpu", "zero3_offload"}
+
+
+def test_offloading_is_the_last_resort_and_comes_with_what_would_spare_it() -> None:
+    found = fitted(1, 16, "load_in_4bit=false")
+    assert found.best is not None and found.best.topology.name == "zero3_offload"
+    assert any("SET=load_in_4bit=true" in text and "still too much" not in text for text in found.instead)
 
 
 def test_a_backend_that_cannot_run_the_recipe_is_passed_over_with_its_reason() -> None:

@@ -47,7 +47,7 @@ class Fit:
     tried: tuple[str, ...]
     """What else was looked at, and why not."""
     instead: tuple[str, ...]
-    """When nothing fits: what would help, what helps most first."""
+    """When nothing fits, or only by offloading: what would help without it, what helps most first."""
     not_counted: str | None
 
 
@@ -80,7 +80,7 @@ def fit(
     longest, mean = row_lengths(recipe, lengths)
     useful = useful_sizes(sizes, mean)
     tried: list[str] = []
-    nearest: Option | None = None
+    smallest: list[Option] = []
     share = vram_gib * GIB * HEADROOM
     for name in backends(recipe, number):
         chosen = topologies.read(name, "fit", number)
@@ -96,21 +96,22 @@ def fit(
         if fitting:
             best = min(fitting, key=lambda each: (round(each.seconds, 3), -each.rows))
             tried += passed_over(best, options, share)
-            return Fit(
-                best, why(best, longest, mean, share, sizes[-1]), tuple(tried), (), not_counted(recipe, chosen, model)
-            )
+            away = Setup.of(recipe, chosen, 0, 0).offload_parameters
+            instead = remedies(recipe, model, smallest[0], longest, share) if away and smallest else ()
+            reason = why(best, longest, mean, share, sizes[-1])
+            return Fit(best, reason, tuple(tried), instead, not_counted(recipe, chosen, model))
         least = min(options, key=lambda each: each.memory.allocated)
         tried.append(f"{name} needs {gib(least.memory.allocated)} of {gib(share)} with {count(least.rows, 'row')}")
-        if nearest is None or least.memory.allocated < nearest.memory.allocated:
-            nearest = least
-    if nearest is None:
+        smallest.append(least)
+    if not smallest:
         return Fit(None, "no backend can run this recipe on GPUs", tuple(tried), (), None)
+    nearest = min(smallest, key=lambda each: each.memory.allocated)
     missing = nearest.memory.allocated - share
     reason = (
         f"nothing fits {count(number, 'GPU')} of {vram_gib:g} GiB: the smallest, {nearest.line}, needs "
         f"{gib(nearest.memory.allocated)}, {gib(missing)} more than the {gib(share)} allowed"
     )
-    return Fit(None, reason, tuple(tried), remedies(recipe, model, nearest, longest, share), None)
+    return Fit(None, reason, tuple(tried), remedies(recipe, model, smallest[0], longest, share), None)
 
 
 def row_lengths(recipe: Recipe, lengths: Sequence[int]) -> tuple[int, float]:
@@ -191,9 +192,9 @@ def why(best: Option, longest: int, mean: float, share: float, whole: int) -> st
     return f"{rows} {needs}; that is the fastest way that fits"
 
 
-def remedies(recipe: Recipe, model: Model, nearest: Option, longest: int, share: float) -> tuple[str, ...]:
-    """What would help when nothing fits, each with what it would then need; what helps most first."""
-    asked = Setup.of(recipe, nearest.topology, nearest.rows * longest, longest)
+def remedies(recipe: Recipe, model: Model, least: Option, longest: int, share: float) -> tuple[str, ...]:
+    """What would help the way that needs least on the simplest backend, and what it then needs; the best first."""
+    asked = Setup.of(recipe, least.topology, least.rows * longest, longest)
     asked = dataclasses.replace(asked, checkpointing=True)
     changes = {}
     if not recipe["use_peft"]:
@@ -210,7 +211,7 @@ def remedies(recipe: Recipe, model: Model, nearest: Option, longest: int, share:
         }
     if longest > 128:
         half = longest // 2
-        changes[f"shorter rows, cut at half: SET=max_length={half}"] = {"tokens": nearest.rows * half, "length": half}
+        changes[f"shorter rows, cut at half: SET=max_length={half}"] = {"tokens": least.rows * half, "length": half}
     if asked.attention == "eager":
         changes["attention that does not hold its matrix: SET=attn_implementation=sdpa"] = {"attention": "sdpa"}
     if not memory.shards_weights(asked):
@@ -224,7 +225,7 @@ def remedies(recipe: Recipe, model: Model, nearest: Option, longest: int, share:
         text: memory.estimate(model, dataclasses.replace(asked, **change)).allocated
         for text, change in changes.items()
     }
-    helpful = sorted((need, text) for text, need in needs.items() if need < nearest.memory.allocated)
+    helpful = sorted((need, text) for text, need in needs.items() if need < least.memory.allocated)
     return tuple(
         f"{text}, which needs {gib(need)}{'' if need <= share else ', still too much'}" for need, text in helpful
     )
