@@ -418,15 +418,16 @@ def _shared_inputs(adapted: dict[str, int], setup: Setup) -> int:
 def loss_head(setup: Setup, shape: Shape) -> float:
     """Of the output embedding and the loss.
 
-    TRL 1.16 computes them on supervised tokens in tiles: one tile of logits, the tokens' hidden states, and their
-    gradient in float32 (trl/trainer/utils.py: `_ChunkedLogProbFunction`); when the head is trained, its gradient in
-    float32 too. Without fusion there are 16-bit logits, and float32 logits and gradient with what the softmax adds:
-    12 bytes for each token and vocabulary entry (transformers 5; 14 with transformers 4.48 and TRL 0.13).
+    TRL 1.16 computes them on supervised tokens in tiles: the buffer of one tile of logits, which a smaller vocabulary
+    does not narrow (trl/kernels/chunked_logprob.py: `mm_buf`), the tokens' hidden states, and their gradient in
+    float32; when the head is trained, its gradient in float32 too. Without fusion there are 16-bit logits, and float32
+    logits and gradient with what the softmax adds: 12 bytes for each token and vocabulary entry (transformers 5; 14
+    with transformers 4.48 and TRL 0.13).
     """
     if not setup.fused_head:
         return 12.0 * shape.vocabulary * setup.tokens
     supervised = setup.tokens * setup.supervised_share
-    tile = 2.0 * min(supervised, HEAD_TOKENS) * min(HEAD_ENTRIES, shape.vocabulary)
+    tile = 2.0 * min(supervised, HEAD_TOKENS) * HEAD_ENTRIES
     weight = 0.0 if setup.use_peft else 4.0 * shape.vocabulary * shape.hidden
     return tile + 6.0 * supervised * shape.hidden + weight
 
