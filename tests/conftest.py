@@ -82,6 +82,14 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="session", autouse=True)
+def census_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """One cache of censuses for all tests: counting a model's modules imports transformers."""
+    from sft_recipes import models
+
+    models.CACHE = tmp_path_factory.mktemp("census")
+
+
 @pytest.fixture
 def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory as a user's: the shipped recipes and accelerate configs, a recipe `tiny`, its model and data."""

@@ -222,6 +222,22 @@ def estimate(model: Model, setup: Setup) -> Memory:
     )
 
 
+def not_counted(model: Model, setup: Setup) -> str | None:
+    """What the estimate leaves out for this model, as a sentence; None if nothing that is known.
+
+    Experts that are held as one tensor are adapted by PEFT where `all-linear`, or gate_proj with up_proj, or down_proj
+    is asked for (peft/utils/transformers_weight_conversion.py, 0.21), through a changed copy of all their weights.
+    """
+    fused = any(group.kind == "other" and len(group.shape) == 3 for group in model.groups)
+    wanted = set(setup.targets)
+    if setup.use_peft and fused and wanted & {"all-linear", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}:
+        return (
+            "adapters on experts are not counted, nor is the copy of the experts' weights that PEFT makes for them; "
+            "with lora_target_modules: [q_proj, k_proj, v_proj, o_proj] the estimate is whole"
+        )
+    return None
+
+
 def four_bit_bytes(elements: int, *, double_quant: bool) -> float:
     """Of a matrix in bitsandbytes' 4-bit form, with block constants.
 
@@ -277,7 +293,8 @@ def trained_weights(setup: Setup, trained: int) -> tuple[float, float, float, fl
         weights = 0.0 if setup.offload_parameters else 2 * (part if setup.zero_stage == 3 else trained)
         gradients = 2 * (part if setup.zero_stage > 1 else trained)
         if setup.offload_optimizer:
-            return weights, gradients, 0.0, 0.0
+            # Gradients go where the optimizer is.
+            return weights, 0.0, 0.0, 0.0
         # Float32 master weights; their gradients are float32 while the step lasts.
         return weights, gradients, part * (4 + state(4)), 4 * part
     if setup.fsdp:
@@ -291,9 +308,9 @@ def trained_weights(setup: Setup, trained: int) -> tuple[float, float, float, fl
 def state_bytes(optimizer: str) -> Callable[[int], float]:
     """Bytes of optimizer state for a trained weight, as a function of the weight's own bytes.
 
-    Adam and its kin keep two tensors like the weight, ademamix three, lion, rmsprop and adagrad one, plain SGD and LOMO
-    none, adafactor one row and one column, which is nothing beside them. bitsandbytes' 8-bit forms keep a byte, and a
-    float32 for each 256 (arXiv 2110.02861). Paged state may leave the GPU; it is counted as if it never did.
+    Adam and its kin keep two tensors like the weight, ademamix three, lion, rmsprop and adagrad one, plain SGD and
+    LOMO none, adafactor one row and one column, which is nothing beside them. bitsandbytes' 8-bit forms keep a byte,
+    and a float32 for each 256 (arXiv 2110.02861). Paged state may leave the GPU; it is counted as if it never did.
     """
     tensors = 2
     if "ademamix" in optimizer:
@@ -326,6 +343,7 @@ def activations(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]
     A frozen linear layer keeps nothing. With checkpointing a layer keeps its input, 2h, and one layer at a time is
     recomputed. Its backward peaks within the MLP, where three gradients of width i are alive beside what is kept.
     For every pair of a row's tokens, eager attention keeps 4 + 2 bytes a head, and sdpa the 16-bit form of its mask.
+    A float32 base without autocast doubles all but what is float32 anyway.
     """
     h, i = shape.hidden, shape.intermediate
     down = "down" in _adapted(model, setup)
@@ -335,9 +353,9 @@ def activations(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]
     square = pairs * {"eager": 6 * shape.heads, "sdpa": 2}.get(setup.attention, 0)
     saved = setup.tokens * saved_per_token(model, setup, shape) + square
     # Eager's softmax has its gradient in both dtypes, too; the padded batch's mask itself is one byte.
-    layer = setup.tokens * gradients + (square if setup.attention == "eager" else pairs)
+    layer = setup.tokens * gradients * _width(setup) // 2 + (square if setup.attention == "eager" else pairs)
     if setup.checkpointing:
-        return 2 * h * shape.layers * setup.tokens, saved + layer
+        return setup.base_bytes * h * shape.layers * setup.tokens, saved + layer
     copies = 0
     if _cast(setup) and setup.autocast:
         # Autocast's 16-bit copies of the adapters.
@@ -345,31 +363,41 @@ def activations(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]
     return shape.layers * saved + copies, layer
 
 
-def saved_per_token(model: Model, setup: Setup, shape: Shape) -> float:
+def saved_per_token(model: Model, setup: Setup, shape: Shape) -> int:
     """Bytes that autograd keeps of one layer for one token; see `activations`."""
-    h, i, q, k = shape.hidden, shape.intermediate, shape.queries, shape.keys
+    h, i, q, k, width = shape.hidden, shape.intermediate, shape.queries, shape.keys, _width(setup)
     normed = q + k if shape.normed_heads else 0
     repeated = k if "flash" in setup.attention else q
-    total = 8 * h + 4 * normed + 2 * q + 4 * repeated + 6 * i
-    if setup.attention != "eager":
-        # The output, and for each head the logarithm of its sum.
-        total += 2 * q + 4 * shape.heads
+    float32 = 8 * h + 4 * normed
+    kept = q + 2 * repeated + 3 * i
     # Each expert's output waits for its routing weight.
-    total += 2 * h * shape.experts
+    kept += h * shape.experts
+    if setup.attention != "eager":
+        # The output, and for each head the float32 logarithm of its sum.
+        kept += q
+        float32 += 4 * shape.heads
     if not setup.use_peft:
-        # Inputs of q, k, v and of gate, up, which are the norms' outputs; o's; down's; and the normed values.
-        return total + 4 * h + (2 * q if setup.attention == "eager" else 0) + 2 * i + 4 * h + 2 * normed
+        # Inputs of q, k, v and of gate, up, which are the norms' outputs, again for each expert; o's; down's; and the
+        # normed values.
+        kept += 2 * h + h * shape.experts + (q if setup.attention == "eager" else 0) + i + 2 * h + normed
+        return float32 + width * kept
     adapted = _adapted(model, setup)
     inputs = sum(adapted.values())
-    total += 2 * setup.rank * len(adapted) + (inputs if setup.dropout else 0)
+    kept += setup.rank * len(adapted)
+    masks = inputs if setup.dropout else 0
     if _cast(setup):
-        return total + (2 if setup.autocast else 4) * inputs
-    return total + 2 * (inputs if setup.dropout else _shared_inputs(adapted, setup))
+        return float32 + masks + width * kept + (2 if setup.autocast else setup.adapter_bytes) * inputs
+    return float32 + masks + width * (kept + (inputs if setup.dropout else _shared_inputs(adapted, setup)))
+
+
+def _width(setup: Setup) -> int:
+    """Bytes of a value that matrices are multiplied in."""
+    return 2 if setup.autocast else setup.base_bytes
 
 
 def _cast(setup: Setup) -> bool:
-    """Whether PEFT casts every adapter's input, because adapters have another dtype than the base computes in."""
-    return setup.use_peft and setup.adapter_bytes != setup.base_bytes
+    """Whether every adapter's input is cast, because adapters have another dtype than matrices are multiplied in."""
+    return setup.use_peft and setup.adapter_bytes != _width(setup)
 
 
 def _adapted(model: Model, setup: Setup) -> dict[str, int]:
@@ -390,15 +418,16 @@ def _shared_inputs(adapted: dict[str, int], setup: Setup) -> int:
 def loss_head(setup: Setup, shape: Shape) -> float:
     """Of the output embedding and the loss.
 
-    TRL 1.16 computes them on supervised tokens in tiles: one tile of logits, the tokens' hidden states, and their
-    gradient in float32 (trl/trainer/utils.py: `_ChunkedLogProbFunction`); when the head is trained, its gradient in
-    float32 too. Without fusion there are 16-bit logits, and float32 logits and gradient with what the softmax adds:
-    12 bytes for each token and vocabulary entry (transformers 5; 14 with transformers 4.48 and TRL 0.13).
+    TRL 1.16 computes them on supervised tokens in tiles: the buffer of one tile of logits, which a smaller vocabulary
+    does not narrow (trl/kernels/chunked_logprob.py: `mm_buf`), the tokens' hidden states, and their gradient in
+    float32; when the head is trained, its gradient in float32 too. Without fusion there are 16-bit logits, and float32
+    logits and gradient with what the softmax adds: 12 bytes for each token and vocabulary entry (transformers 5; 14
+    with transformers 4.48 and TRL 0.13).
     """
     if not setup.fused_head:
         return 12.0 * shape.vocabulary * setup.tokens
     supervised = setup.tokens * setup.supervised_share
-    tile = 2.0 * min(supervised, HEAD_TOKENS) * min(HEAD_ENTRIES, shape.vocabulary)
+    tile = 2.0 * min(supervised, HEAD_TOKENS) * HEAD_ENTRIES
     weight = 0.0 if setup.use_peft else 4.0 * shape.vocabulary * shape.hidden
     return tile + 6.0 * supervised * shape.hidden + weight
 

@@ -85,7 +85,15 @@ def find(name: str, revision: str = "main") -> Model | None:
     found = _config(name, revision)
     if found is None:
         return None
-    config, source = found
+    return from_config(name, *found)
+
+
+def from_config(name: str, config: dict[str, Any], source: str) -> Model:
+    """The model that a config describes, its modules counted.
+
+    Raises:
+        InputError: transformers cannot build a causal language model from it.
+    """
     return Model(name, config, source, _census(config))
 
 
