@@ -35,7 +35,7 @@ CASES: dict[str, tuple[list[dict[str, Any]], dict[str, Any]]] = {
     ),
     # Whole, cut within the answer, and without any of it.
     "cut": (
-        [{"prompt": "red " * n, "completion": "the number is odd"} for n in (2, 10, 4, 12, 40)],
+        [{"prompt": "red " * n, "completion": "the number is odd"} for n in (2, 10, 4, 14, 40)],
         {"max_length": 24},
     ),
     "cut_at_the_start": (
@@ -109,6 +109,11 @@ def test_packed_rows_are_shown_as_sequences(look: Look, project: Path) -> None:
     assert len(answer["rows"]) == 1 and answer["tokens_lost"] == 0
     (sequence,) = answer["rows"]
     assert sum(text.count("odd<|im_end|>") for state, text in sequence["segments"] if state == preview.TRAINED) == 8
+
+
+def test_rows_are_shown_also_when_all_are_lost(look: Look) -> None:
+    rows = look(rows=2, max_length=4)["rows"]
+    assert [(row["lost"], row["tokens"], row["supervised_lost"] > 0) for row in rows] == [(True, 0, True)] * 2
 
 
 def test_the_text_of_a_row_is_whole(look: Look, project: Path) -> None:

@@ -21,7 +21,8 @@ from sft_recipes.errors import InputError
 CACHE = Path(".cache/rehearsal")
 # A multiple of 64, the block size of NF4: a layer of other widths would be padded, which the real ones are not.
 WIDTH = 64
-_WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".gguf", ".onnx", ".py"}
+# What tokenizers, chat templates and generation configs are kept in; never weights, and never code.
+_KINDS = ("json", "jinja", "model", "txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +61,7 @@ def find(name: str, revision: str) -> Base:
 
 def fetch(name: str, revision: str) -> str:
     """The command that downloads a model's config and tokenizer, some megabytes, without its weights."""
-    kinds = " ".join(f"--include '*.{kind}'" for kind in ("json", "jinja", "model", "txt"))
+    kinds = " ".join(f"--include '*.{kind}'" for kind in _KINDS)
     return f"hf download {name} --revision {revision} {kinds}"
 
 
@@ -76,16 +77,14 @@ def _tokenizer(name: str, revision: str) -> Path | None:
 
 
 def _files(directory: Path | None) -> list[Path]:
-    """The files that make a tokenizer: all but weights, code and the model's config."""
+    """The files that come with a tokenizer, without the model's config."""
     if directory is None:
         return []
     return sorted(
         path
-        for path in directory.iterdir()
-        if path.is_file()
-        and path.suffix not in _WEIGHTS
-        and not path.name.startswith((".", "config.json", "fingerprint"))
-        and not path.name.endswith(".index.json")
+        for kind in _KINDS
+        for path in directory.glob(f"*.{kind}")
+        if path.name != "config.json" and not path.name.endswith(".index.json")
     )
 
 
