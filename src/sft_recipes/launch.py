@@ -68,13 +68,10 @@ def train(
     for label, text in job.decisions():
         say(label, text)
     if resume:
-        run = Run.open(run_name or "")
+        run = to_continue(run_name or "")
         same_as_before(run, job)
         return continue_run(run), run
-    if Path(job.recipe["model_name_or_path"]) == DEMO_BASE and not demo_base.is_current(DEMO_BASE):
-        say("model", f"building the demo's base model in {DEMO_BASE}, once")
-        builder = [sys.executable, "-m", "sft_recipes.demo_base", str(DEMO_BASE)]
-        subprocess.run(builder, env=quiet_environment(on_cpu=True), check=True)
+    build_demo_base(job.recipe)
     run = create(job, run_name)
     say("run", str(run.directory))
     with run.locked() as lock:
@@ -92,6 +89,8 @@ class Job:
     topology: Topology
     prepared: data.Prepared
     gpus: list[Gpu]
+    rehearses: dict[str, Any] | None = None
+    """What a rehearsal stands for, as run.json holds it; None for a run in earnest."""
 
     def decisions(self) -> Iterator[tuple[str, str]]:
         """What was decided before anything was started, as (subject, decision)."""
@@ -128,6 +127,14 @@ def check(name: str, *, accel: str | None = None, processes: int | None = None, 
     return Job(recipe, with_data(resolved, prepared), chosen, prepared, gpus)
 
 
+def build_demo_base(recipe: Recipe) -> None:
+    """Build the demo's base model if the recipe trains it and it is not there yet."""
+    if Path(recipe["model_name_or_path"]) == DEMO_BASE and not demo_base.is_current(DEMO_BASE):
+        say("model", f"building the demo's base model in {DEMO_BASE}, once")
+        builder = [sys.executable, "-m", "sft_recipes.demo_base", str(DEMO_BASE)]
+        subprocess.run(builder, env=quiet_environment(on_cpu=True), check=True)
+
+
 def create(job: Job, run_name: str | None) -> Run:
     """A new run directory that holds all that the training processes need to know.
 
@@ -136,6 +143,9 @@ def create(job: Job, run_name: str | None) -> Run:
     """
     facts = {
         "recipe": job.recipe.name,
+        # Whoever reads a run as a result asks this first.
+        "rehearsal": job.rehearses is not None,
+        "rehearses": job.rehearses,
         "status": "running",
         "command": shlex.join(["sft-recipes", *sys.argv[1:]]),
         "overrides": {key: item.value for key, item in job.recipe.values.items() if item.origin == "SET"},
@@ -157,7 +167,7 @@ def create(job: Job, run_name: str | None) -> Run:
         "cpus": os.cpu_count(),
         "started": now(),
     }
-    run = Run.create(run_name, job.recipe.name)
+    run = Run.create(run_name, f"rehearsal-{job.recipe.name}" if job.rehearses else job.recipe.name)
     resolved = job.resolved.derive(output_dir=(str(run.directory), "the run"), run_name=(run.name, "the run"))
     run.recipe.write_text(recipes.dump(resolved.upstream()), encoding="utf-8")
     run.accelerate.write_text(recipes.dump(accelerate_config(resolved, job.topology)), encoding="utf-8")
@@ -171,7 +181,7 @@ def resume(name: str) -> tuple[int, Run]:
     Raises:
         InputError: There is no such run, it is finished, or its data or processes are not there any more.
     """
-    run = Run.open(name)
+    run = to_continue(name)
     facts = run.facts()
     gpus = topology.visible_gpus()
     config = yaml.safe_load(run.accelerate.read_text(encoding="utf-8"))
@@ -187,6 +197,18 @@ def resume(name: str) -> tuple[int, Run]:
         )
     say("topology", chosen.describe())
     return continue_run(run), run
+
+
+def to_continue(name: str) -> Run:
+    """The run of that name, to be continued.
+
+    Raises:
+        InputError: There is none, or it is a rehearsal.
+    """
+    run = Run.open(name)
+    if run.facts().get("rehearsal"):
+        raise InputError(f"{run.directory} is a rehearsal, which is never continued; start another, it takes a minute")
+    return run
 
 
 def continue_run(run: Run) -> int:
@@ -313,6 +335,8 @@ def launch(run: Run, lock: int) -> int:
 def conclude(run: Run, facts: dict[str, Any]) -> int:
     """Say how the run ended and where its files are; the exit code says the same."""
     measured = facts.get("measured") or {}
+    if facts.get("rehearsal"):
+        return conclude_rehearsal(run, facts)
     if facts["status"] == "interrupted":
         checkpoint, _ = newest_whole(run.directory)
         kept = f"kept {checkpoint.name}" if checkpoint else "no checkpoint yet"
@@ -336,6 +360,26 @@ def conclude(run: Run, facts: dict[str, Any]) -> int:
     say("adapter", str(run.adapter))
     say("curve", str(run.curve))
     return FINISHED
+
+
+def conclude_rehearsal(run: Run, facts: dict[str, Any]) -> int:
+    """Say how a rehearsal ended, and that it is no result."""
+    if facts["status"] == "finished":
+        steps, evaluations = facts["measured"]["step"], len(facts["measured"]["eval_loss"])
+        checkpoint, _ = newest_whole(run.directory)
+        done = f"{count(steps, 'step')}, {count(evaluations, 'evaluation')}, "
+        done += f"{checkpoint.name if checkpoint else 'no checkpoint'} and the adapter"
+        say(
+            "rehearsed",
+            f"{facts['recipe']} in {duration(facts['seconds'])} without an error: {done}\n"
+            "no result: the model was tiny and random, so its losses, speed and adapter say nothing",
+        )
+        return FINISHED
+    if facts["status"] == "interrupted":
+        say("stopped", "a rehearsal is not continued; start it again")
+        return INTERRUPTED
+    print(f"error: the rehearsal of {facts['recipe']} failed: {facts.get('error', 'failed')}", file=sys.stderr)
+    return FAILED
 
 
 def command(run: Run) -> list[str]:
@@ -366,7 +410,8 @@ def quiet_environment(*, on_cpu: bool) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
-        **({"DS_ACCELERATOR": "cpu"} if on_cpu else {}),
+        # A GPU in sight is taken by some of the libraries, whatever the accelerate config says.
+        **({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}),
     }
     return defaults | dict(os.environ) | changes
 

@@ -82,7 +82,7 @@ class Model:
 
 def find(name: str, revision: str = "main") -> Model | None:
     """The model of that name, from its directory, the Hub's cache, or the bundled configs; None if none holds it."""
-    found = _config(name, revision)
+    found = find_config(name, revision)
     if found is None:
         return None
     return from_config(name, *found)
@@ -129,7 +129,8 @@ def bundled() -> dict[str, dict[str, Any]]:
     return json.loads(resources.files("sft_recipes").joinpath("models.json").read_text(encoding="utf-8"))
 
 
-def _config(name: str, revision: str) -> tuple[dict[str, Any], str] | None:
+def find_config(name: str, revision: str = "main") -> tuple[dict[str, Any], str] | None:
+    """The config of that name and where it was found, as `find` looks for it; None if it is nowhere."""
     local = Path(name).expanduser() / "config.json"
     if local.is_file():
         return _read(local), f"config of {name}"

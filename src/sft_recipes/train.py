@@ -7,7 +7,7 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,31 +37,9 @@ def train(run: Run) -> None:
     recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
     # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
     verify.model_files(recipe, conversational=prepared["conversational"])
-    with refusals():
-        script, training, model = HfArgumentParser((ScriptArguments, SFTConfig, ModelConfig)).parse_dict(recipe)
-    main = training.process_index == 0
-    training.model_init_kwargs = {
-        **(training.model_init_kwargs or {}),
-        "revision": model.model_revision,
-        "dtype": model.dtype,
-        "attn_implementation": model.attn_implementation,
-    }
-    # TRL makes a text of a one-element list, which PEFT then reads as a regular expression over whole module names.
-    if recipe.get("lora_target_modules") not in (None, ["all-linear"]):
-        model.lora_target_modules = recipe["lora_target_modules"]
-
-    dataset = load_dataset(script.dataset_name)
     record, stop = Record(run), GracefulStop(run)
-    with refusals():
-        trainer = Trainer(
-            model=model.model_name_or_path,
-            args=training,
-            train_dataset=dataset[script.dataset_train_split],
-            eval_dataset=dataset[script.dataset_test_split] if training.eval_strategy != "no" else None,
-            quantization_config=get_quantization_config(model),
-            peft_config=get_peft_config(model),
-            callbacks=[StopOnNaN(), stop],
-        )
+    trainer = build(recipe, [StopOnNaN(), stop])
+    main = trainer.args.process_index == 0
     # On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights anew at the first evaluation, for inference alone: it
     # rounds their scales further, and no gradient passes through them in the training that follows.
     for module in trainer.model.modules():
@@ -74,7 +52,7 @@ def train(run: Run) -> None:
     if own["early_stopping_patience"]:
         trainer.add_callback(EarlyStoppingCallback(own["early_stopping_patience"], own["early_stopping_threshold"]))
     # DeepSpeed computes adapters in its own precision over float32 master weights; a cast here would not survive it.
-    if model.use_peft and not (trainer.is_deepspeed_enabled and training.bf16):
+    if recipe.get("use_peft") and not (trainer.is_deepspeed_enabled and trainer.args.bf16):
         for parameter in trainer.model.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(getattr(torch, own["adapter_dtype"]))
@@ -116,11 +94,43 @@ def train(run: Run) -> None:
         if main:
             # A pickle of the arguments, which nothing reads and nobody should have to trust.
             (run.adapter / "training_args.bin").unlink(missing_ok=True)
-            if model.use_peft:
+            if recipe.get("use_peft"):
                 measured["adapter"] = verify.saved_adapter(run.adapter)
             curve.draw(run)
             run.update(status="finished", measured=measured)
     trainer.end()
+
+
+def build(recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()) -> "Trainer":
+    """The trainer of a resolved recipe, with its model loaded and its rows tokenised.
+
+    Training and preview both come this way, so that a preview cannot show other rows than those trained on.
+
+    Raises:
+        InputError: Upstream refuses what it is given.
+    """
+    with refusals():
+        script, training, model = HfArgumentParser((ScriptArguments, SFTConfig, ModelConfig)).parse_dict(recipe)
+    training.model_init_kwargs = {
+        **(training.model_init_kwargs or {}),
+        "revision": model.model_revision,
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation,
+    }
+    # TRL makes a text of a one-element list, which PEFT then reads as a regular expression over whole module names.
+    if recipe.get("lora_target_modules") not in (None, ["all-linear"]):
+        model.lora_target_modules = recipe["lora_target_modules"]
+    dataset = load_dataset(script.dataset_name)
+    with refusals():
+        return Trainer(
+            model=model.model_name_or_path,
+            args=training,
+            train_dataset=dataset[script.dataset_train_split],
+            eval_dataset=dataset[script.dataset_test_split] if training.eval_strategy != "no" else None,
+            quantization_config=get_quantization_config(model),
+            peft_config=get_peft_config(model),
+            callbacks=[*callbacks],
+        )
 
 
 class Trainer(SFTTrainer):
