@@ -598,3 +598,56 @@ def test_an_audit_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+STRANGE = [
+    None,
+    True,
+    -1,
+    2.5,
+    10**400,
+    "x",
+    "\n#x\nlora_r: 3",
+    "x\x85y",
+    [],
+    [1],
+    [{}],
+    {"a": 1},
+    {"datasets": [{"id": 1}]},
+]
+
+
+@pytest.mark.parametrize("tool", foreign.TOOLS)
+@pytest.mark.parametrize("value", STRANGE, ids=lambda value: ascii(value)[:20])
+def test_no_value_of_any_key_is_a_traceback_or_is_lost(tmp_path: Path, tool: str, value: Any) -> None:
+    keys = sorted(foreign.TOOLS[tool].keys() | schema.RENAMED.keys() | {"gradient_accumulation_steps", "batch_size"})
+    # 400 digits for every key are more than a file may hold.
+    for part in (keys[::2], keys[1::2]):
+        path = tmp_path / "theirs.json"
+        path.write_text(json.dumps(dict.fromkeys(part, value)), encoding="utf-8")
+        made = audit(path, tool)
+        assert {entry.key for entry in made.entries if entry.line is not None} == set(part)
+        assert len(text(made).splitlines()) > 2
+        assert {key: item.value for key, item in written(made, tmp_path).items()} == made.recipe
+        assert not any(schema.problem(key, item) for key, item in made.recipe.items())
+
+
+def written(made: Audit, tmp_path: Path) -> dict[str, recipes.Value]:
+    """The keys of the recipe, as they are read back."""
+    path = tmp_path / "back.yaml"
+    path.write_text(text(made), encoding="utf-8")
+    return recipes.read(path)
+
+
+def test_a_template_and_a_path_to_one_are_not_both_taken(tmp_path: Path) -> None:
+    made = audited(tmp_path, TRL + 'chat_template_path: t.jinja\nchat_template: "{{ messages }}"\n')
+    assert made.recipe["chat_template_path"] == "t.jinja"
+    assert made.template is None
+    assert outcomes(made)["inexpressible"] == {"chat_template"}
+
+
+def test_empty_keys_leave_the_default_of_their_tool(tmp_path: Path) -> None:
+    made = audited(tmp_path, AXOLOTL + "micro_batch_size:\ngradient_accumulation_steps:\nnum_epochs:\n")
+    assert {entry.line for entry in made.entries if entry.key == "num_epochs"} == {6, None}
+    assert made.recipe["num_train_epochs"] == 1.0
+    assert made.recipe["global_batch_size"] == 1

@@ -33,7 +33,8 @@ _SECRET_KEY = re.compile(
 )
 # Tokens by the prefixes of their issuers, and a name and password before the host of an address.
 _SECRET_VALUE = re.compile(
-    r"\b(?:hf_|sk-|ghp_|github_pat_|AKIA|xox[bp]-)[A-Za-z0-9_-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+    r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pos]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|sk-[\w-]{16,}|AKIA[A-Z0-9]{12,}|xox[bp]-[\w-]{8,})"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
 # How schema.RENAMED says what to write: another key with the same value, with a fixed one, or one for true alone.
 _WRITE = re.compile(
@@ -98,16 +99,20 @@ def audit(path: Path, tool: str | None = None, processes: int | None = None) -> 
     values = _read(path)
     tool, signs = _recognise(path, values, tool)
     file = {key: item.value for key, item in values.items()}
-    lines: dict[str, int | None] = {key: int(item.origin.rpartition(":")[2]) for key, item in values.items()}
+    lines = {key: int(item.origin.rpartition(":")[2]) for key, item in values.items()}
     added = foreign.defaults(tool, file)
     whole = file | added
     number, why = _processes(path, file, processes)
-    result = _Result(tool, {**lines, **dict.fromkeys(added)})
-    for key in [*file, *(key for key in added if key not in file)]:
-        if key in added:
-            result.default(key, added[key], file, whole)
-        elif key != _BATCH and (key, tool) != ("batch_size", "axolotl"):
-            result.take(key, whole[key], whole)
+    result = _Result(tool, lines, added)
+    together = (_BATCH, "batch_size") if tool == "axolotl" else (_BATCH,)
+    for key, value in file.items():
+        if value is None and key in (*added, *together):
+            result.add(key, "dropped", _empty(tool))
+        elif key not in together:
+            result.take(key, value, whole)
+    for key, value in added.items():
+        if key != _BATCH:
+            result.default(key, value, whole)
     result.batch(whole, number, why)
     result.state_rest()
     entries = sorted(result.entries, key=lambda entry: (entry.line is None, entry.line or 0))
@@ -132,7 +137,7 @@ def write(audit: Audit, out: Path) -> list[Path]:
         raise InputError(f"{out} is no recipe file; write one such as recipes/NAME.yaml")
     template = out.with_suffix(".jinja")
     files = {template: audit.template} if audit.template is not None else {}
-    files[out] = text(audit, template)
+    files[out] = text(audit, template if audit.template is not None else None)
     if taken := [str(path) for path in files if path.exists()]:
         raise InputError(*(f"{path} exists and is never overwritten; choose another name" for path in taken))
     for path, content in files.items():
@@ -176,7 +181,8 @@ def render(audit: Audit) -> str:
     rows += [("" if e.line is None else str(e.line), e.key, e.outcome, e.text) for e in audit.entries]
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     table = [f"{a:>{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
-    by = f", by {', '.join(audit.signs)}" if audit.signs else ""
+    more = f" and {len(audit.signs) - 4} more of its keys" if len(audit.signs) > 4 else ""
+    by = f", by {', '.join(audit.signs[:4])}{more}" if audit.signs else ""
     totals = Counter(entry.outcome for entry in audit.entries)
     sums = ", ".join(f"{totals[outcome]} {outcome}" for outcome in OUTCOMES if totals[outcome])
     return "\n".join([f"{_plain(str(audit.source))}: {foreign.TITLES[audit.tool]}{by}", *table, sums, *audit.problems])
@@ -199,9 +205,11 @@ def facts(audit: Audit) -> dict[str, Any]:
 class _Result:
     """What is collected while the keys of one file are taken."""
 
-    def __init__(self, tool: str, lines: dict[str, int | None]) -> None:
+    def __init__(self, tool: str, lines: Mapping[str, int], added: Mapping[str, Any]) -> None:
         self.tool = tool
         self.lines = lines
+        self.added = added
+        """The tool's defaults that count, of keys that the file does not set."""
         self.entries: list[Entry] = []
         self.recipe: dict[str, Any] = {}
         self.template: str | None = None
@@ -209,7 +217,8 @@ class _Result:
         """Which key of theirs decided a key of ours."""
 
     def add(self, key: str, outcome: str, words: str, sets: tuple[str, ...] = ()) -> None:
-        self.entries.append(Entry(_plain(key, 60), self.lines.get(key), outcome, _plain(words), sets))
+        line = None if outcome in ("added", "missing") else self.lines.get(key)
+        self.entries.append(Entry(_plain(key, 60), line, outcome, _plain(words), sets))
 
     def take(self, key: str, value: Any, file: Mapping[str, Any]) -> None:
         """One key that the file sets."""
@@ -219,11 +228,11 @@ class _Result:
             words = "a secret stands in its value; tokens come from the environment (HF_TOKEN), so take it out"
             return self.add(key, "inexpressible", words)
         if key in ("chat_template", "chat_template_jinja") and isinstance(value, str) and "{" in value:
-            self.template = value
-            self.recipe["chat_template_path"] = "chat_template.jinja"
-            return self.add(
-                key, "translated", "its text is written to a .jinja file beside the recipe", ("chat_template_path",)
-            )
+            why = "its text is written to a .jinja file beside the recipe"
+            self.apply(key, None, Said("translated", why, {"chat_template_path": "chat_template.jinja"}))
+            if self.by.get("chat_template_path") == key:
+                self.template = value
+            return None
         self.apply(key, value, _meaning(key, value, file, self.tool))
 
     def apply(self, key: str, value: Any, said: Said, outcome: str | None = None) -> None:
@@ -256,19 +265,13 @@ class _Result:
         words = [] if value is None else [_shown(value) if same or not taken else f"{_shown(value)} -> {arrow}"]
         return self.add(key, outcome, "; ".join([*words, *reasons]), tuple(taken))
 
-    def default(self, key: str, value: Any, file: Mapping[str, Any], whole: Mapping[str, Any]) -> None:
+    def default(self, key: str, value: Any, file: Mapping[str, Any]) -> None:
         """A default of the tool, stated, since ours is another."""
-        if file.get(key, value) is None:
-            self.add(key, "dropped", f"empty, so {foreign.TITLES[self.tool]}'s default")
-        if key == _BATCH:
-            return
-        said = _meaning(key, value, whole, self.tool)
+        said = _meaning(key, value, file, self.tool)
         default = f"{foreign.TITLES[self.tool]}'s default, which the file does not set"
         why = "; ".join(filter(None, (said.why, foreign.DEFAULT_WHY.get((self.tool, key)), default)))
         if said.values:
-            line, self.lines[key] = self.lines.get(key), None
             self.apply(key, value, dataclasses.replace(said, why=why), "added")
-            self.lines[key] = line
 
     def batch(self, file: Mapping[str, Any], processes: int, why: str) -> None:
         """Micro-batch x accumulation x processes is our one fact, global_batch_size."""
@@ -286,7 +289,7 @@ class _Result:
             return self.add(key, "inexpressible", words)
         words = f"{size} per device x {steps} accumulation x {count(processes, 'process')} ({why})"
         said = Said("translated", words, {"global_batch_size": size * steps * processes})
-        self.apply(key, file.get(key), said, None if self.lines.get(key) is not None else "added")
+        self.apply(key, file.get(key), said, "added" if key in self.added else None)
 
     def state_rest(self) -> None:
         """State what our loader wants and the file leaves to its tool, and say what only a person can."""
@@ -373,15 +376,13 @@ def _meaning(key: str, value: Any, file: Mapping[str, Any], tool: str) -> Said:
     prefixed = next((meaning for prefix, meaning in foreign.PREFIXES.items() if key.startswith(prefix)), None)
     ours = key in schema.RENAMED or key in schema.REFUSED or key in schema.known()
     launch = key in topology.KEYS or key in _PROCESSES
-    named = key in table or prefixed is not None or ours or launch or key in foreign.KERNEL_KEYS
+    named = key in table or prefixed is not None or ours or launch
     if value is None and named and not (tool in ("trl", "alignment-handbook") and key in schema.known()):
-        return Said("dropped", f"empty, so {foreign.TITLES[tool]}'s default")
+        return Said("dropped", _empty(tool))
     if key in table:
         return table[key](value, file)
     if launch and key not in schema.known():
         return Said("dropped", foreign.ACCELERATE)
-    if key in foreign.KERNEL_KEYS:
-        return Said("dropped", foreign.KERNELS)
     if key in schema.RENAMED:
         return _renamed(schema.RENAMED[key], value)
     if prefixed is not None:
@@ -390,9 +391,13 @@ def _meaning(key: str, value: Any, file: Mapping[str, Any], tool: str) -> Said:
         return Said("dropped", schema.REFUSED[key])
     if key in schema.known():
         return Said("translated", "", {key: value})
-    near = difflib.get_close_matches(key, {*schema.known(), *schema.RENAMED, *table}, n=1, cutoff=0.6)
+    near = difflib.get_close_matches(key, {*schema.known(), *schema.RENAMED, *table}, n=1, cutoff=0.75)
     hint = f"; did you mean {near[0]}?" if near else "; `sft-recipes keys` lists ours"
     return Said("unknown", f"no key of {foreign.TITLES[tool]} or of a recipe{hint}")
+
+
+def _empty(tool: str) -> str:
+    return f"empty, so {foreign.TITLES[tool]}'s default"
 
 
 def _renamed(instead: str, value: Any) -> Said:
@@ -462,12 +467,19 @@ _Dumper.add_implicit_resolver(
 
 
 def _yaml(key: str, value: Any) -> str:
-    """One line of the recipe that YAML 1.1 and 1.2 read alike."""
-    flow = isinstance(value, (list, dict))
+    """One line of the recipe that YAML 1.1 and 1.2 read alike; characters that do not print are escaped."""
+    printable = schema.as_yaml(value).isprintable()
+    style = '"' if isinstance(value, str) and not printable else None
+    alone = style is not None or isinstance(value, (list, dict))
     dumped = yaml.dump(
-        value if flow else {key: value}, Dumper=_Dumper, default_flow_style=flow, allow_unicode=True, width=10**6
-    )
-    return f"{key}: {dumped.rstrip()}" if flow else dumped.rstrip()
+        value if alone else {key: value},
+        Dumper=_Dumper,
+        default_flow_style=alone,
+        default_style=style,
+        allow_unicode=printable,
+        width=10**6,
+    ).rstrip()
+    return f"{key}: {dumped}" if alone else dumped
 
 
 def _shown(value: Any) -> str:

@@ -91,10 +91,11 @@ def _per_epoch(kind: str) -> Meaning:
         epochs = file.get("num_epochs")
         if value == 1:
             return Said("translated", "", {f"{kind}_strategy": "epoch"})
-        if not isinstance(value, int) or not isinstance(epochs, (int, float)) or value < 0 or epochs <= 0:
+        whole = isinstance(value, int) and 0 < value <= 1000
+        if not whole or not isinstance(epochs, (int, float)) or not epochs > 0:
             return Said("inexpressible", f"set {kind}_strategy: steps and {kind}_steps, below 1 a share of all steps")
         share = round(1 / (value * epochs), 6)
-        why = f"{value} in each of {epochs:g} epochs; below 1 it is a share of all steps"
+        why = f"1 / ({value} an epoch x {epochs} epochs); below 1 it is a share of all steps"
         return Said("translated", why, {f"{kind}_strategy": "steps", f"{kind}_steps": share})
 
     return say
@@ -232,7 +233,10 @@ def _axolotl_datasets(value: Any, file: File) -> Said:
     else:
         instead = "bring the rows into messages, sharegpt, prompt_completion or alpaca, and set data_format"
         return Said("inexpressible", f"type {kind if isinstance(kind, str) else 'of its own'}: {instead}", said.values)
-    return Said(said.outcome, "; ".join(filter(None, (said.why, why))), said.values | values)
+    outcome = said.outcome
+    if entry.get("chat_template") not in (None, "tokenizer_default"):
+        outcome, why = "inexpressible", f"{why}; {OWN_TEMPLATE}" if why else OWN_TEMPLATE
+    return Said(outcome, "; ".join(filter(None, (said.why, why))), said.values | values)
 
 
 def _openai_turns(entry: Mapping[str, Any]) -> bool:
@@ -344,6 +348,7 @@ def _trackers(value: Any, file: File) -> Said:
         "wandb": ("wandb_project", "use_wandb"),
         "mlflow": ("mlflow_experiment_name", "use_mlflow"),
     }
+    signs |= {"trackio": ("trackio_project_name", "use_trackio")}
     signs |= {"tensorboard": ("use_tensorboard",), "comet_ml": ("comet_project_name", "use_comet")}
     chosen = [name for name, keys in signs.items() if any(file.get(key) for key in keys)]
     if not value:
@@ -377,6 +382,20 @@ def _plugins(value: Any, file: File) -> Said:
     return Said("inexpressible", "plugins of Axolotl are not loaded here")
 
 
+def _parallel(value: Any, file: File) -> Said:
+    if value in (0, 1, None):
+        return OFF
+    return Said("inexpressible", "every process computes rows of its own here; say how many compute one step")
+
+
+def _excess(value: Any, file: File) -> Said:
+    if value == "truncate":
+        return Said("dropped", "so TRL does")
+    if value == "drop":
+        return Said("dropped", "TRL cuts longer rows instead; leave them out of the file if they shall not be seen")
+    return Said("inexpressible", "TRL cuts longer rows; look at their lengths first")
+
+
 def _predefined(value: Any, file: File) -> Said:
     names = {"multi_gpu": "ddp", "fsdp1": "fsdp2"} | {name: name for name in ("single_gpu", "zero1", "zero2", "zero3")}
     names |= {"fsdp2": "fsdp2"}
@@ -403,6 +422,7 @@ _TRL: dict[str, Meaning] = {
     "text_column": _cannot("bring the rows into messages, sharegpt, prompt_completion or alpaca"),
     "benchmarks": _cannot("evaluate the adapter after the run"),
     "callbacks": _cannot("callbacks are not named in a recipe"),
+    **dict.fromkeys(("overwrite_hub_revision", "push_to_hub_revision"), _drop(schema.REFUSED["push_to_hub"])),
     "use_unsloth": _drop(KERNELS),
     "dynamo_backend": _drop(ACCELERATE),
     "adapter_name_or_path": _cannot("a recipe starts from a base model; merge the adapter into it first"),
@@ -446,7 +466,7 @@ _AXOLOTL: dict[str, Meaning] = {
     "pad_to_sequence_len": _drop("rows are padded to the longest of a batch, and no loss is computed on padding"),
     "train_on_inputs": _on_prompts,
     "chat_template": lambda value, file: (
-        OFF if value in (None, "tokenizer_default") else Said("inexpressible", f"{value}: {OWN_TEMPLATE}")
+        OFF if value in (None, "tokenizer_default") else Said("inexpressible", OWN_TEMPLATE)
     ),
     "default_system_message": _cannot("put the system turn into the rows"),
     "special_tokens": _special_tokens,
@@ -471,16 +491,65 @@ _AXOLOTL: dict[str, Meaning] = {
     "saves_per_epoch": _per_epoch("save"),
     "eval_steps": _steps("eval"),
     "save_steps": _steps("save"),
-    **dict.fromkeys(("eval_table_size", "eval_max_new_tokens", "do_bench_eval"), _drop("it only shows samples")),
+    **dict.fromkeys(
+        ("eval_table_size", "eval_table_max_new_tokens", "eval_max_new_tokens", "do_bench_eval", "max_prompt_len"),
+        _drop("it only shows samples"),
+    ),
     **dict.fromkeys(
         ("loss_watchdog_threshold", "loss_watchdog_patience"), _drop("a run whose loss is not a number stops at once")
     ),
     **dict.fromkeys(("debug", "device", "device_map", "ddp", "gpu_memory_limit", "max_memory"), _drop(ACCELERATE)),
-    **dict.fromkeys(("gc_steps", "low_cpu_mem_usage", "lora_on_cpu", "merge_lora"), _drop("it changes no weight")),
     **dict.fromkeys(
-        ("wandb_project", "use_wandb", "use_tensorboard", "use_mlflow", "mlflow_experiment_name", "use_comet"),
+        (
+            "gc_steps",
+            "low_cpu_mem_usage",
+            "lora_on_cpu",
+            "merge_lora",
+            "save_first_step",
+            "auto_resume_from_checkpoints",
+            "profiler_steps",
+            "experimental_skip_move_to_device",
+            "qlora_sharded_model_loading",
+            "layer_offloading",
+            "tokenizer_use_fast",
+            "tokenizer_save_jinja_files",
+        ),
+        _drop("it changes no weight"),
+    ),
+    **dict.fromkeys(
+        ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "tiled_mlp", "chunked_cross_entropy", "use_kernels"),
+        _drop(KERNELS),
+    ),
+    **dict.fromkeys(("batch_flattening", "multipack_real_batches"), _drop("TRL lays out packed rows in its own way")),
+    **dict.fromkeys(
+        ("sequence_parallel_degree", "context_parallel_size", "tensor_parallel_size", "dp_shard_size"), _parallel
+    ),
+    "excess_length_strategy": _excess,
+    "min_sample_len": _cannot("leave short rows out of the file"),
+    "curriculum_sampling": _flag(train_sampling_strategy="sequential"),
+    "noisy_embedding_alpha": _as("neftune_noise_alpha"),
+    "eot_tokens": _cannot("the loss is on what the chat template puts into an assistant's turn; mark it there"),
+    **dict.fromkeys(
+        ("resize_token_embeddings_to_32x", "shrink_embeddings", "mean_resizing_embeddings", "fix_untrained_tokens"),
+        _cannot("it changes the base model; save one that is changed, and name it"),
+    ),
+    **dict.fromkeys(("unfrozen_parameters", "peft", "qat", "quantization", "use_pose"), _cannot("only LoRA or QLoRA")),
+    **dict.fromkeys(("dataset_shard_num", "skip_prepare_dataset"), _cannot(ONE_FILE)),
+    **dict.fromkeys(
+        (
+            "wandb_project",
+            "use_wandb",
+            "use_tensorboard",
+            "use_mlflow",
+            "mlflow_experiment_name",
+            "use_comet",
+            "comet_project_name",
+            "use_trackio",
+            "trackio_project_name",
+        ),
         _trackers,
     ),
+    "trackio_run_name": _drop("names of projects and runs come from the tracker's own environment"),
     "push_dataset_to_hub": _drop(schema.REFUSED["push_to_hub"]),
 }
 
@@ -545,6 +614,17 @@ _LLAMA_FACTORY: dict[str, Meaning] = {
         ("predict_with_generate", "compute_accuracy", "generation_max_length", "max_new_tokens", "top_p"),
         _drop("it changes the evaluation, not what is learned"),
     ),
+    **dict.fromkeys(("mix_strategy", "interleave_probs", "eval_on_each_dataset"), _cannot(ONE_FILE)),
+    **dict.fromkeys(("tool_format", "enable_thinking"), _cannot(OWN_TEMPLATE)),
+    **dict.fromkeys(
+        ("media_dir", "image_max_pixels", "video_max_pixels", "freeze_vision_tower", "freeze_multi_modal_projector"),
+        _cannot("rows of text only"),
+    ),
+    **dict.fromkeys(
+        ("fp8", "mixture_of_depths", "train_from_scratch", "use_llama_pro", "freeze_trainable_layers"),
+        _cannot("only LoRA, QLoRA or every weight, in bf16 or fp16"),
+    ),
+    **dict.fromkeys(("placement_strategy", "resources_per_worker"), _drop(ACCELERATE)),
     **dict.fromkeys(
         ("use_swanlab", "swanlab_project", "swanlab_mode"), _cannot("choose another tracker by report_to")
     ),
@@ -606,6 +686,8 @@ PREFIXES: dict[str, Meaning] = {
     "wandb_": _drop("names of projects and runs come from the tracker's own environment"),
     "mlflow_": _drop("names of projects and runs come from the tracker's own environment"),
     "comet_": _drop("names of projects and runs come from the tracker's own environment"),
+    "export_": _drop("merging comes after the run"),
+    "sample_packing_": _drop("TRL lays out packed rows in its own way"),
     "liger_": _drop(KERNELS),
     "unsloth_": _drop(KERNELS),
     "flash_attn_": _drop(KERNELS),
@@ -613,7 +695,6 @@ PREFIXES: dict[str, Meaning] = {
     "ray_": _drop(ACCELERATE),
     "fsdp_": _drop(ACCELERATE),
 }
-KERNEL_KEYS = frozenset({"lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel"})
 
 # Values that have another name today.
 VALUES: dict[tuple[str, str], tuple[Any, str]] = {
