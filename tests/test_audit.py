@@ -424,6 +424,15 @@ def test_values_arrive(tmp_path: Path, content: str, expected: dict[str, Any]) -
         (TRL + "gradient_accumulation_steps: many\n", "gradient_accumulation_steps", "inexpressible", "micro-batch"),
         (TRL + "dataset_mixer: {e/f: 0.5}\n", "dataset_mixer", "inexpressible", "0.5 of the rows"),
         (TRL + "report_to: swanlab\n", "report_to", "inexpressible", "not one of"),
+        (TRL + "dataset_train_split: 'train[:10%]'\n", "dataset_train_split", "inexpressible", "a slice"),
+        (TRL + "dataset_text_field: body\n", "dataset_text_field", "inexpressible", "plain text"),
+        (
+            AXOLOTL + "context_parallel_size: 2\n",
+            "context_parallel_size",
+            "inexpressible",
+            "how many compute one step",
+        ),
+        (AXOLOTL + "eot_tokens: ['<|end|>']\n", "eot_tokens", "inexpressible", "chat template"),
         (TRL + "cache_dir: /tmp\n", "cache_dir", "dropped", "HF_HOME"),
         (TRL + "deepspeed: ds.json\n", "deepspeed", "dropped", "accelerate config"),
     ],
@@ -651,3 +660,19 @@ def test_empty_keys_leave_the_default_of_their_tool(tmp_path: Path) -> None:
     assert {entry.line for entry in made.entries if entry.key == "num_epochs"} == {6, None}
     assert made.recipe["num_train_epochs"] == 1.0
     assert made.recipe["global_batch_size"] == 1
+
+
+def test_keys_about_tokens_are_no_secrets(tmp_path: Path) -> None:
+    made = audited(
+        tmp_path, TRL + "eos_token: <eos>\naverage_tokens_across_devices: true\ninclude_num_input_tokens_seen: all\n"
+    )
+    assert {"eos_token", "average_tokens_across_devices", "include_num_input_tokens_seen"} <= outcomes(made)["kept"]
+
+
+def test_a_dataset_with_a_template_of_its_own_is_not_passed_over(tmp_path: Path) -> None:
+    content = (
+        "base_model: a/b\nsequence_len: 64\ndatasets: [{path: c/d, type: chat_template, chat_template: chatml}]\n"
+    )
+    made = audited(tmp_path, content)
+    assert outcomes(made)["inexpressible"] == {"datasets"}
+    assert made.recipe["dataset_name"] == "c/d"

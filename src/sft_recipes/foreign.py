@@ -190,6 +190,21 @@ def _configs(value: Any, file: File) -> Said:
     return Said("inexpressible", f"several dataset configs; {ONE_FILE}")
 
 
+def _split(key: str) -> Meaning:
+    def say(value: Any, file: File) -> Said:
+        if isinstance(value, str) and "[" in value:
+            return Said("inexpressible", f"a slice of a split; {ONE_FILE}")
+        return Said("translated", "", {key: value})
+
+    return say
+
+
+def _text_field(value: Any, file: File) -> Said:
+    if value == "text":
+        return Said("dropped", "TRL reads it for rows of plain text alone")
+    return Said("inexpressible", "rows of plain text are not trained on; bring them into prompt and completion")
+
+
 def _trl_datasets(value: Any, file: File) -> Said:
     if not isinstance(value, list) or len(value) != 1:
         return Said("inexpressible", f"several datasets; {ONE_FILE}")
@@ -413,6 +428,9 @@ _TRL: dict[str, Meaning] = {
     "dataset_splits": _splits,
     "dataset_configs": _configs,
     "preprocessing_num_workers": _as("dataset_num_proc"),
+    "dataset_train_split": _split("dataset_train_split"),
+    "dataset_test_split": _split("dataset_test_split"),
+    "dataset_text_field": _text_field,
     "dataset_kwargs": _cannot(schema.REFUSED["dataset_kwargs"]),
     "accelerate_config": _predefined,
     "streaming": _drop(schema.REFUSED["dataset_streaming"]),
