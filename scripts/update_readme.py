@@ -52,16 +52,16 @@ def rules_page() -> str:
     lines = [
         "# Rules",
         "",
-        "`make plan` and `make train` apply these. A blocking finding stops a run; a warning is worth a change; an info",
-        "is worth knowing. A recipe keeps what it means to keep by naming the rule and the reason, and the run records",
-        "both:",
+        "`make plan` and `make train` apply these. A blocking finding stops a run; a warning is worth a change; an",
+        "info is worth knowing. A recipe keeps what it means to keep by naming the rule and the reason, and the run",
+        "records both:",
         "",
         "```yaml",
         "silence: {warmup-share: the documented value}",
         "```",
         "",
-        "Rules marked * cannot be silenced, because the run would be refused all the same. Unknown, renamed and mistyped",
-        "keys are refused before any rule is asked.",
+        "Rules marked * cannot be silenced, because the run would be refused all the same. Unknown, renamed and",
+        "mistyped keys are refused before any rule is asked.",
     ]
     for severity in lint.SEVERITIES:
         lines += ["", f"## {severity}", "", "| rule | what it finds | seen or measured |", "|---|---|---|"]

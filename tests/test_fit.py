@@ -15,7 +15,8 @@ def fitted(number: int, vram_gib: float, *overrides: str, lengths: tuple[int, ..
     asked = recipe.load("default", recipe.parse_overrides(overrides))
     model = models.find(asked["model_name_or_path"])
     assert model is not None
-    return fit(asked, model, lengths, number, vram_gib)
+    rows = {length: lengths.count(length) for length in lengths}
+    return fit(asked, model, rows, 1.0, number, vram_gib)
 
 
 @pytest.fixture(autouse=True)

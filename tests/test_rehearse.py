@@ -21,7 +21,7 @@ def parts(name: str, accel: str, *overrides: str) -> tuple[recipe.Recipe, topolo
 
 def job(name: str, accel: str, *overrides: str) -> launch.Job:
     chosen, real, small = parts(name, accel, *overrides)
-    prepared = data.prepare(**launch.data_source(chosen), cache=launch.DATA_CACHE)
+    prepared = data.prepare(**data.source_of(chosen), cache=data.CACHE)
     base = tiny.find(chosen["model_name_or_path"], chosen["model_revision"])
     # In this process, to spare another import of torch; `make` then finds it.
     tiny.build(base.directory, base.config, base.tokenizer)

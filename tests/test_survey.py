@@ -247,7 +247,7 @@ def swapped(template: str, trl: Any) -> str | None:
 def test_no_survey_imports_torch(project: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from sft_recipes import data, launch, recipe, survey\n"
-        "r = recipe.load('tiny'); p = data.prepare(**launch.data_source(r), cache=Path('cache'))\n"
+        "r = recipe.load('tiny'); p = data.prepare(**data.source_of(r), cache=Path('cache'))\n"
         "f = survey.survey(p, survey.find_tokenizer(r), cache=Path('surveys'))\n"
         "print(f['tokens_are'], 'torch' in sys.modules, 'trl' in sys.modules)"
     )

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -44,57 +45,55 @@ def parser() -> argparse.ArgumentParser:
 
     def with_recipe(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("recipe", metavar="RECIPE", help="a name in recipes/, such as default")
-        return with_topology(sub)
-
-    def with_data(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--data", metavar="FILE", help="training rows, instead of the recipe's train_file")
+        sub.add_argument("--set", action="append", default=[], metavar="'KEY=VALUE ...'", help="override recipe keys")
+        return sub
 
     def with_topology(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("--accel", metavar="NAME", help="an accelerate config of accelerate_configs/")
         sub.add_argument("--gpus", type=_count, metavar="N", help="processes, instead of the accelerate config's")
-        sub.add_argument("--set", action="append", default=[], metavar="'KEY=VALUE ...'", help="override recipe keys")
         return sub
 
-    sub = with_recipe(command("train", _train, "Fine-tune a recipe into runs/NAME."))
+    def with_data(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--data", metavar="FILE", help="training rows, instead of the recipe's train_file")
+        return sub
+
+    sub = with_topology(with_recipe(command("train", _train, "Fine-tune a recipe into runs/NAME.")))
     sub.add_argument("--name", help="the run's name; the recipe's name and the time without it")
     sub.add_argument("--resume", action="store_true", help="continue the run --name, if it is the same recipe")
     sub = command("resume", _resume, "Continue an interrupted run from its newest whole checkpoint.")
     sub.add_argument("name", metavar="NAME", help="the run's name")
-    sub = with_recipe(command("plan", _plan, "Say what a recipe will do: rows, steps, memory, time, findings."))
-    with_data(sub)
+    sub = with_data(with_topology(with_recipe(command("plan", _plan, "Say what a recipe will do before it runs."))))
     sub.add_argument("--gpu", metavar="NAME", help="a GPU to plan for, such as a100-80gb; the visible one without it")
     sub.add_argument("--trace", action="store_true", help="also run the real modules on tensors without data")
     sub.add_argument("--fetch", action="store_true", help="get the model's config and tokenizer from the Hub first")
-    sub = with_recipe(command("fit", _fit, "Find the largest micro-batch that fits, at the same global batch."))
-    with_data(sub)
+    sub = with_data(with_recipe(command("fit", _fit, "Find the largest micro-batch that fits the same global batch.")))
+    sub.add_argument("--gpus", type=_count, default=1, metavar="N", help="how many GPUs; 1 without it")
     sub.add_argument("--vram", type=float, required=True, metavar="GIB", help="memory of one GPU, in GiB")
     sub = command("diff", _diff, "Show what two recipes do differently, why, and what follows.")
     sub.add_argument("a", metavar="A", help="a recipe")
     sub.add_argument("b", metavar="B", help="another recipe")
-    with_topology(sub)
-    with_data(sub)
+    sub.add_argument("--set", action="append", default=[], metavar="'KEY=VALUE ...'", help="override keys of both")
+    with_data(with_topology(sub))
     sub.add_argument("--gpu", metavar="NAME", help="a GPU to plan for, such as a100-80gb")
-    sub = with_recipe(
-        command("preview", _preview, "Show rows as the trainer sees them: what is trained and what not.")
-    )
-    with_data(sub)
+    sub = with_data(with_recipe(command("preview", _preview, "Show rows as the trainer sees them.")))
     sub.add_argument("--rows", type=_count, default=5, metavar="N", help="how many rows; 5 without it")
     sub.add_argument("--seed", type=int, metavar="N", help="random rows instead of the first")
     sub.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
-    sub = with_recipe(
-        command("rehearse", _rehearse, "Run a recipe for a few steps with a tiny model, on CPU processes.")
-    )
+    text = "Run a recipe for a few steps with a tiny model, on CPU processes."
+    sub = with_topology(with_recipe(command("rehearse", _rehearse, text)))
     sub.add_argument("--name", help="the rehearsal's name")
     sub = command("audit", _audit, "Check another tool's SFT configuration, and translate it into a recipe.")
     sub.add_argument("file", type=Path, metavar="FILE", help="YAML of TRL, alignment-handbook, Axolotl, LLaMA-Factory")
+    sub.add_argument("--tool", metavar="NAME", help="whose it is, where its keys do not tell")
+    sub.add_argument("--gpus", type=_count, metavar="N", help="processes it was written for, where it does not say")
     sub.add_argument("--out", type=Path, metavar="FILE", help="write the recipe there")
     command("rules", _rules, "List every rule that plan and train apply.")
     command("list", _list, "List the recipes and the one idea of each.")
-    sub = with_recipe(
-        command("show", _show, "Print a resolved recipe: its base, overrides and what follows from them.")
-    )
+    text = "Print a resolved recipe: its base, overrides and what follows from them."
+    sub = with_topology(with_recipe(command("show", _show, text)))
     sub.add_argument("--origin", action="store_true", help="say where each value comes from")
-    sub = with_recipe(command("export", _export, "Write a resolved recipe that stock `trl sft --config` reads."))
+    text = "Write a resolved recipe that stock `trl sft --config` reads."
+    sub = with_topology(with_recipe(command("export", _export, text)))
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the YAML file to write")
     sub = command("pin", _pin, "Write the Hub's current commit of the base model into the recipe.")
     sub.add_argument("recipe", metavar="RECIPE", help="a name in recipes/, such as default")
@@ -186,6 +185,69 @@ def _diff(options: argparse.Namespace) -> int:
     return 0
 
 
+def _fit(options: argparse.Namespace) -> int:
+    from sft_recipes import fit, plan
+
+    with counting_rows() as on_progress:
+        found = fit.fit(*plan.to_fit(options.recipe, _words(options), on_progress), options.gpus, options.vram)
+    _say(fit.facts(found), fit.render, options)
+    return 0 if found.best else 2
+
+
+def _preview(options: argparse.Namespace) -> int:
+    from sft_recipes import preview
+    from sft_recipes.run import write_whole
+
+    with contextlib.redirect_stdout(sys.stderr):
+        facts = preview.preview(options.recipe, overrides=_words(options), rows=options.rows, seed=options.seed)
+    if options.json:
+        print(json.dumps(facts, indent=2))
+    elif options.html:
+        _written(options.html, lambda: write_whole(options.html, preview.as_html(facts)))
+    else:
+        text = preview.as_text(facts, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
+        encoding = sys.stdout.encoding or "utf-8"
+        print(text.encode(encoding, "backslashreplace").decode(encoding), end="")
+    return 0
+
+
+def _rehearse(options: argparse.Namespace) -> int:
+    from sft_recipes import rehearse
+
+    with _facts_on_stdout(options) as name_of:
+        code, name_of["run"] = rehearse.rehearse(
+            options.recipe,
+            accel=options.accel,
+            processes=options.gpus,
+            overrides=options.set,
+            run_name=options.name,
+        )
+    return code
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from sft_recipes import audit
+
+    made = audit.audit(options.file, options.tool, options.gpus)
+    if options.json:
+        print(json.dumps(audit.facts(made), indent=2))
+    else:
+        print(audit.render(made))
+    if options.out:
+        for path in audit.write(made, options.out):
+            print(f"wrote {path}", file=sys.stderr)
+    return 0 if made.complete else 2
+
+
+def _written(path: Path, write: Any) -> None:
+    """Write a file that the user has named, and say so."""
+    try:
+        write()
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    print(f"wrote {path}")
+
+
 def _rules(options: argparse.Namespace) -> int:
     from sft_recipes import lint
 
@@ -246,13 +308,12 @@ def _export(options: argparse.Namespace) -> int:
     from sft_recipes.run import write_whole
 
     recipe = _resolved(options)
-    prepared = data.prepare(**launch.data_source(recipe), cache=launch.DATA_CACHE)
+    prepared = data.prepare(**data.source_of(recipe), cache=data.CACHE)
     resolved = launch.with_data(recipe, prepared).derive(output_dir=(f"runs/{recipe.name}-trl", "stock trl needs one"))
-    try:
-        write_whole(options.out, recipes.dump(resolved.upstream()))
-    except OSError as error:
-        raise InputError(f"{options.out} cannot be written: {error.strerror}") from None
-    print(json.dumps(resolved.upstream(), indent=2) if options.json else f"wrote {options.out}")
+    if options.json:
+        print(json.dumps(resolved.upstream(), indent=2))
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+        _written(options.out, lambda: write_whole(options.out, recipes.dump(resolved.upstream())))
     return 0
 
 

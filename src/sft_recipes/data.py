@@ -18,7 +18,9 @@ from typing import Any
 
 from sft_recipes.errors import InputError
 from sft_recipes.readers import Problems, Row, Source, file_source, hub_sources, listed, nearest, shown
+from sft_recipes.recipe import Recipe
 
+CACHE = Path(".cache/data")
 # Part of every fingerprint: raise it when the same sources would be prepared differently.
 PREPARATION_VERSION = 1
 
@@ -66,6 +68,24 @@ class Prepared:
     format: str
     splits: dict[str, dict[str, Any]]
     notes: tuple[str, ...]
+
+
+def source_of(recipe: Recipe) -> dict[str, Any]:
+    """Where the recipe's rows come from and how they are read, as `data.prepare` takes it."""
+    keys = (
+        "train_file",
+        "validation_file",
+        "test_file",
+        "dataset_name",
+        "dataset_config",
+        "dataset_train_split",
+        "dataset_test_split",
+        "data_format",
+        "data_columns",
+    )
+    # Nothing is held out when nothing is evaluated.
+    held_out = recipe["validation_split_size"] if recipe["eval_strategy"] != "no" else 0.0
+    return {**{key: recipe[key] for key in keys}, "validation_split_size": held_out}
 
 
 def prepare(

@@ -1,13 +1,15 @@
 """The micro-batch, checkpointing and backend with which a recipe fits given GPUs, at the same global batch size."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator
+from typing import Any
 
-from sft_recipes import gpus, memory, speed
+from sft_recipes import gpus, memory, packing, speed
 from sft_recipes import topology as topologies
 from sft_recipes.errors import InputError
 from sft_recipes.memory import HEADROOM, Setup
 from sft_recipes.models import Model
+from sft_recipes.packing import Lengths
 from sft_recipes.recipe import Recipe
 from sft_recipes.terminal import count
 from sft_recipes.topology import Topology
@@ -51,9 +53,7 @@ class Fit:
     not_counted: str | None
 
 
-def fit(
-    recipe: Recipe, model: Model, lengths: Sequence[int], number: int, vram_gib: float, supervised_share: float = 1.0
-) -> Fit:
+def fit(recipe: Recipe, model: Model, lengths: Lengths, supervised_share: float, number: int, vram_gib: float) -> Fit:
     """How to run a recipe on `number` GPUs of `vram_gib` each.
 
     The first backend of single GPU or DDP, ZeRO-2 (for full fine-tuning), ZeRO-3, ZeRO-3 with offload in which
@@ -62,10 +62,10 @@ def fit(
     Args:
         recipe: As written.
         model: Its base.
-        lengths: Tokens of each training row, as far as known; without any, every row is taken to be `max_length`.
+        lengths: Training rows by tokens, as far as known; without any, every row is taken to be `max_length`.
+        supervised_share: Share of the tokens that the loss is computed on.
         number: GPUs.
         vram_gib: Memory of each, GiB.
-        supervised_share: Share of the tokens that the loss is computed on.
 
     Raises:
         InputError: The global batch cannot be shared out evenly among so many GPUs.
@@ -114,15 +114,14 @@ def fit(
     return Fit(None, reason, tuple(tried), remedies(recipe, model, smallest[0], longest, share), None)
 
 
-def row_lengths(recipe: Recipe, lengths: Sequence[int]) -> tuple[int, float]:
+def row_lengths(recipe: Recipe, lengths: Lengths) -> tuple[int, float]:
     """The longest row and the mean one, as they are trained on: cut at `max_length`, or packed to it."""
     limit = recipe["max_length"]
     if recipe["packing"] or not lengths:
         if limit is None:
             raise InputError("max_length is null and no rows are known; set max_length to know what a batch needs")
         return limit, float(limit)
-    cut = [min(length, limit) if limit else length for length in lengths]
-    return max(cut), sum(cut) / len(cut)
+    return max(lengths), packing.mean(lengths)
 
 
 def useful_sizes(sizes: list[int], mean: float) -> list[int]:
@@ -238,3 +237,28 @@ def not_counted(recipe: Recipe, chosen: Topology, model: Model) -> str | None:
 def gib(size: float) -> str:
     """`12.3 GiB`."""
     return f"{size / GIB:.1f} GiB"
+
+
+def facts(found: Fit) -> dict[str, Any]:
+    """What was found, for `--json`."""
+    best = found.best and {
+        "line": found.best.line,
+        "per_device_train_batch_size": found.best.rows,
+        "activation_checkpointing": found.best.checkpointing,
+        "accelerate_config": found.best.topology.name,
+        "allocated": round(found.best.memory.allocated),
+    }
+    others = {key: getattr(found, key) for key in ("reason", "tried", "instead", "not_counted")}
+    return {"best": best, **others}
+
+
+def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The same, as (subject, text) for `terminal.say`."""
+    yield "fit", figures["best"]["line"] if figures["best"] else "nothing"
+    yield "because", figures["reason"]
+    for each in figures["tried"]:
+        yield "not", each
+    for each in figures["instead"]:
+        yield "instead", each
+    if figures["not_counted"]:
+        yield "note", figures["not_counted"]

@@ -21,15 +21,15 @@ from typing import Any
 import psutil
 import yaml
 
-from sft_recipes import data, demo_base, topology
+from sft_recipes import data, demo_base, lint, plan, topology
 from sft_recipes import recipe as recipes
 from sft_recipes.errors import InputError
+from sft_recipes.lint import Finding
 from sft_recipes.recipe import Recipe
 from sft_recipes.run import Run, newest_whole
-from sft_recipes.terminal import count, duration, say
+from sft_recipes.terminal import count, counting_rows, duration, say
 from sft_recipes.topology import Gpu, Topology
 
-DATA_CACHE = Path(".cache/data")
 DEMO_BASE = Path(".cache/demo/base")
 PACKAGES = (
     "sft-recipes",
@@ -72,6 +72,7 @@ def train(
         same_as_before(run, job)
         return continue_run(run), run
     build_demo_base(job.recipe)
+    job = judged(job)
     run = create(job, run_name)
     say("run", str(run.directory))
     with run.locked() as lock:
@@ -91,6 +92,7 @@ class Job:
     gpus: list[Gpu]
     rehearses: dict[str, Any] | None = None
     """What a rehearsal stands for, as run.json holds it; None for a run in earnest."""
+    findings: tuple[Finding, ...] = ()
 
     def decisions(self) -> Iterator[tuple[str, str]]:
         """What was decided before anything was started, as (subject, decision)."""
@@ -119,12 +121,32 @@ def check(name: str, *, accel: str | None = None, processes: int | None = None, 
     except InputError as error:
         problems += error.problems
     try:
-        prepared = data.prepare(**data_source(recipe), cache=DATA_CACHE)
+        prepared = data.prepare(**data.source_of(recipe), cache=data.CACHE)
     except InputError as error:
         problems += error.problems
     if problems:
         raise InputError(*problems)
     return Job(recipe, with_data(resolved, prepared), chosen, prepared, gpus)
+
+
+def judged(job: Job) -> Job:
+    """The job with what the rules find in it; warnings are said.
+
+    Raises:
+        InputError: A finding is blocking, and the recipe does not silence it.
+    """
+    with counting_rows() as on_progress:
+        case = plan.case_of(job.recipe, job.topology, job.gpus, job.prepared, on_progress)
+    found = lint.findings(case)
+    if stops := [each for each in found if each.stops]:
+        raise InputError(*(f"{each.rule}: {each.message}. Instead: {each.instead}" for each in stops))
+    for each in found:
+        if each.severity == "warning" and each.silenced is None:
+            say("warning", f"{each.rule}: {each.message}\ninstead: {each.instead}")
+    rest = sum(each.severity == "info" and each.silenced is None for each in found)
+    if rest:
+        say("findings", f"{rest} more for information: make plan RECIPE={job.recipe.name}")
+    return dataclasses.replace(job, findings=tuple(found))
 
 
 def build_demo_base(recipe: Recipe) -> None:
@@ -151,15 +173,16 @@ def create(job: Job, run_name: str | None) -> Run:
         "overrides": {key: item.value for key, item in job.recipe.values.items() if item.origin == "SET"},
         "origins": {key: item.origin for key, item in job.resolved.values.items()},
         "own": job.resolved.own(),
-        "topology": facts_of(job.topology),
+        "topology": job.topology.facts(),
         "data": {
-            "source": data_source(job.recipe),
+            "source": data.source_of(job.recipe),
             "fingerprint": job.prepared.fingerprint,
             "format": job.prepared.format,
             "kind": job.prepared.kind,
             "conversational": job.prepared.conversational,
             "splits": job.prepared.splits,
         },
+        "findings": [dataclasses.asdict(finding) for finding in job.findings],
         "git": git_state(),
         "versions": versions(),
         "python": sys.version.split()[0],
@@ -188,7 +211,7 @@ def resume(name: str) -> tuple[int, Run]:
     chosen = Topology(facts["topology"]["name"], config, "as the run was started")
     recipe = Recipe(facts["recipe"], {key: recipes.Value(value, run.name) for key, value in facts["own"].items()})
     problems = topology.missing_gpus(recipe, chosen, gpus)
-    prepared = data.prepare(**facts["data"]["source"], cache=DATA_CACHE)
+    prepared = data.prepare(**facts["data"]["source"], cache=data.CACHE)
     if problems:
         raise InputError(*problems)
     if prepared.fingerprint != facts["data"]["fingerprint"]:
@@ -268,7 +291,7 @@ def same_as_before(run: Run, job: Job) -> None:
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and key not in ("extends", "description", "accelerate_config")
     ]
-    if facts_of(job.topology) != facts["topology"]:
+    if job.topology.facts() != facts["topology"]:
         changed.append(f"topology: {facts['topology']['name']} -> {job.topology.name}, or its number of processes")
     if job.prepared.fingerprint != facts["data"]["fingerprint"]:
         changed.append("the data files")
@@ -422,24 +445,6 @@ def accelerate_config(resolved: Recipe, chosen: Topology) -> dict[str, Any]:
     return chosen.config | {"mixed_precision": precision}
 
 
-def data_source(recipe: Recipe) -> dict[str, Any]:
-    """Where the recipe's rows come from and how they are read, as `data.prepare` takes it."""
-    keys = (
-        "train_file",
-        "validation_file",
-        "test_file",
-        "dataset_name",
-        "dataset_config",
-        "dataset_train_split",
-        "dataset_test_split",
-        "data_format",
-        "data_columns",
-    )
-    # Nothing is held out when nothing is evaluated.
-    held_out = recipe["validation_split_size"] if recipe["eval_strategy"] != "no" else 0.0
-    return {**{key: recipe[key] for key in keys}, "validation_split_size": held_out}
-
-
 def with_data(resolved: Recipe, prepared: data.Prepared) -> Recipe:
     """The recipe that reads the prepared directory and computes its loss on answers, if that is what it asks for."""
     derived: dict[str, tuple[Any, str]] = {
@@ -486,17 +491,6 @@ def missing_model(recipe: Recipe) -> list[str]:
     return [
         f"{origin}: model_name_or_path {name} has no config.json; name a saved model's directory, or a Hub id ORG/NAME"
     ]
-
-
-def facts_of(chosen: Topology) -> dict[str, Any]:
-    """A topology as run.json holds it."""
-    return {
-        "name": chosen.name,
-        "backend": chosen.backend,
-        "processes": chosen.processes,
-        "zero_stage": chosen.zero_stage,
-        "use_cpu": chosen.use_cpu,
-    }
 
 
 def versions() -> dict[str, str]:

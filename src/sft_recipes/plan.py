@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes import data, gpus, launch, lint, memory, models, packing, schedule, speed, survey, topology, trace
+from sft_recipes import data, gpus, lint, memory, models, packing, schedule, speed, survey, topology, trace
 from sft_recipes import recipe as recipes
 from sft_recipes.errors import InputError
 from sft_recipes.lint import Case
@@ -68,7 +68,7 @@ def plan(
             "extends": recipe.base.name if recipe.base else None,
             "differences": differences(recipe),
         },
-        "topology": launch.facts_of(chosen) | {"description": chosen.describe()},
+        "topology": chosen.facts() | {"description": chosen.describe()},
         "gpu": dataclasses.asdict(card) if card else None,
         "model": _model(case),
         "data": {"absent": absent} if prepared is None else {"notes": list(prepared.notes), **rows},
@@ -76,11 +76,36 @@ def plan(
         "schedule": dataclasses.asdict(case.schedule) if case.schedule else None,
         "adapter": _adapter(case),
         "memory": _memory(case, rows, card, traced),
-        "findings": [dataclasses.asdict(finding) for finding in lint.findings(case)],
     }
-    figures["time"] = _time(case, rows, card)
-    figures["blocking"] = len(blocking(figures["findings"]))
-    return figures
+    found = lint.findings(case)
+    return figures | {
+        "time": _time(case, rows, card, figures["batch"]),
+        "findings": [dataclasses.asdict(finding) for finding in found],
+        "blocking": sum(finding.stops for finding in found),
+    }
+
+
+def to_fit(
+    name: str, overrides: Sequence[str] = (), on_progress: Progress | None = None
+) -> tuple[Recipe, models.Model, packing.Lengths, float]:
+    """A recipe, its base, its training rows by length (empty if they are not here) and their supervised share.
+
+    Raises:
+        InputError: The recipe or its data is wrong, or the config of its base is not at hand.
+    """
+    recipe = recipes.load(name, recipes.parse_overrides(overrides))
+    prepared, _ = _rows(recipe, on_progress)
+    model = models.find(recipe["model_name_or_path"], str(recipe["model_revision"]))
+    if model is None:
+        raise InputError(
+            f"the config of {recipe['model_name_or_path']} is not at hand; get it with make plan RECIPE={name} FETCH=1"
+        )
+    if prepared is None:
+        return recipe, model, {}, 1.0
+    train = survey.survey(prepared, survey.find_tokenizer(recipe), on_progress=on_progress)["splits"]["train"]
+    kept = survey.at_length(train, recipe["max_length"])
+    share = kept["supervised_tokens"] / kept["tokens"] if kept["tokens"] else 1.0
+    return recipe, model, survey.kept_lengths(train, recipe["max_length"]), share
 
 
 def case_of(
@@ -103,11 +128,6 @@ def case_of(
     except InputError:
         # The batch cannot be reached on this topology, which a rule says.
         return case
-
-
-def blocking(findings: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The findings that stop a run: blocking, and not silenced."""
-    return [finding for finding in findings if finding["severity"] == "blocking" and not finding["silenced"]]
 
 
 def differences(recipe: Recipe) -> list[dict[str, Any]]:
@@ -146,7 +166,7 @@ def at_length(case: Case) -> dict[str, Any]:
     return found
 
 
-def _card(gpu: str | None, visible: Sequence[topology.Gpu]) -> gpus.Card:
+def _card(gpu: str | None, visible: Sequence[topology.Gpu]) -> gpus.Spec:
     if gpu is not None:
         return gpus.find(gpu)
     seen = gpus.of(visible[0]) if visible else None
@@ -160,7 +180,7 @@ def _rows(recipe: Recipe, on_progress: Progress | None) -> tuple[data.Prepared |
         return None, f"{path} is not here, so nothing is said about rows, steps and time; DATA=FILE names another"
     if path is None:
         return None, f"{recipe['dataset_name']} is not downloaded to plan with; DATA=FILE names a local file"
-    return data.prepare(**launch.data_source(recipe), cache=launch.DATA_CACHE, on_rows=on_progress), None
+    return data.prepare(**data.source_of(recipe), cache=data.CACHE, on_rows=on_progress), None
 
 
 def _model(case: Case) -> dict[str, Any] | None:
@@ -221,7 +241,7 @@ def _setup(case: Case, rows: dict[str, Any]) -> memory.Setup:
     return memory.Setup.of(recipe, case.topology, size * longest, longest, supervised)
 
 
-def _memory(case: Case, rows: dict[str, Any], card: gpus.Card | None, traced: bool) -> dict[str, Any] | None:
+def _memory(case: Case, rows: dict[str, Any], card: gpus.Spec | None, traced: bool) -> dict[str, Any] | None:
     if case.model is None:
         return None
     setup = _setup(case, rows)
@@ -240,7 +260,7 @@ def _memory(case: Case, rows: dict[str, Any], card: gpus.Card | None, traced: bo
     if traced:
         figures["traced"] = round(trace.trace(case.model.config, setup)["peak"])
     if card is not None:
-        vram = card.memory_gib * GIB
+        vram = card.memory_bytes
         figures |= {
             "available": round(vram),
             "fits": estimated.allocated <= memory.HEADROOM * vram,
@@ -249,10 +269,28 @@ def _memory(case: Case, rows: dict[str, Any], card: gpus.Card | None, traced: bo
     return figures
 
 
-def _time(case: Case, rows: dict[str, Any], card: gpus.Card | None) -> dict[str, Any] | None:
-    if case.model is None or case.schedule is None:
+def _time(case: Case, rows: dict[str, Any], card: gpus.Spec | None, batch: dict[str, Any]) -> dict[str, Any] | None:
+    if case.schedule is None:
         return None
-    return speed.estimate(case, rows["train"], card)
+    train, recipe, steps = rows["train"], case.recipe, case.schedule.steps
+    tokens = recipe["per_device_train_batch_size"] * train["tokens"] / train["steps_rows"] / train["real_token_share"]
+    length = recipe["max_length"] if recipe["packing"] else round(tokens / recipe["per_device_train_batch_size"])
+    usual = dataclasses.replace(_setup(case, rows), tokens=round(tokens), length=length)
+    run = speed.measured(recipe, case.topology, case.gpus)
+    found = speed.speed(
+        case.model,
+        usual,
+        card,
+        case.schedule.accumulation,
+        run,
+        batch["tokens_per_step"],
+        on_cpu=case.topology.use_cpu,
+    )
+    if found.seconds_per_step is None:
+        return {"seconds": None, "basis": found.basis, "span": None}
+    low, high = (each * steps for each in found.seconds_per_step)
+    span = duration(low) if duration(low) == duration(high) else f"{duration(low)} to {duration(high)}"
+    return {"seconds": [round(low, 1), round(high, 1)], "basis": found.basis, "span": span}
 
 
 def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -267,7 +305,7 @@ def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "topology", chosen["description"] + (f", planned for {card['name']}" if card else "")
     model = figures["model"]
     if model is None:
-        yield "model", "its config is not at hand, so nothing is said about parameters, memory and time"
+        yield "model", "its config is not at hand, so nothing is said of parameters, memory and time; FETCH=1 gets it"
     else:
         covered = f", {share(model['four_bit_share'], 1)} of them in 4 bit" if model["four_bit_share"] else ""
         yield "model", f"{model['name']}: {model['parameters']:,} parameters{covered} ({model['source']})"
@@ -294,7 +332,8 @@ def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "training", f"all {adapter['trainable_parameters']:,} parameters, no adapter"
     yield from _render_memory(figures["memory"], card)
     if figures["time"]:
-        yield "time", figures["time"]["text"]
+        span = figures["time"]["span"]
+        yield "time", f"{f'{span} of training' if span else 'not known'}\n{figures['time']['basis']}"
     yield from render_findings(figures["findings"])
 
 
@@ -351,8 +390,3 @@ def render_findings(findings: Sequence[dict[str, Any]]) -> Iterator[tuple[str, s
     active = [finding["severity"] for finding in findings if not finding["silenced"]]
     numbers = ", ".join(f"{active.count(severity)} {severity}" for severity in lint.SEVERITIES)
     yield "findings", f"{len(active)}: {numbers}"
-
-
-def spoken_duration(low: float, high: float) -> str:
-    """A span of time: `12 min to 20 min`."""
-    return duration(low) if round(low) == round(high) else f"{duration(low)} to {duration(high)}"

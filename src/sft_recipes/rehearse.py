@@ -52,7 +52,7 @@ def rehearse(
     except InputError as error:
         problems += error.problems
     try:
-        prepared = data.prepare(**launch.data_source(recipe), cache=launch.DATA_CACHE)
+        prepared = data.prepare(**data.source_of(recipe), cache=data.CACHE)
     except InputError as error:
         problems += error.problems
     if problems:
@@ -136,7 +136,7 @@ def job_of(recipe: Recipe, real: Topology, small: Topology, prepared: data.Prepa
     rehearses = {
         "model": base.name,
         "tokenizer": "its own" if base.tokenizer else "the demo's",
-        "topology": launch.facts_of(real),
+        "topology": real.facts(),
         "global_batch_size": recipe["global_batch_size"],
         "rows": {split: facts["prepared_rows"] for split, facts in prepared.splits.items()},
     }

@@ -147,12 +147,7 @@ def measured(recipe: Recipe, topology: Topology, gpus: Sequence[Gpu], runs: Path
 
     Data may differ. Rehearsals do not count: their few steps are mostly warm-up.
     """
-    place = {
-        "backend": topology.backend,
-        "processes": topology.processes,
-        "zero_stage": topology.zero_stage,
-        "use_cpu": topology.use_cpu,
-    }
+    place = {key: value for key, value in topology.facts().items() if key != "name"}
     machine = [f"{gpu.name}, {gpu.memory_mib} MiB" for gpu in gpus], os.cpu_count()
     found: list[tuple[str, Measured]] = []
     for path in runs.glob("*/run.json"):

@@ -72,6 +72,16 @@ class Topology:
         where = f"{count(self.processes, 'process')} on {'CPU' if self.use_cpu else 'GPU'}"
         return f"{self.name}: {where}, {backend} ({self.origin})"
 
+    def facts(self) -> dict[str, Any]:
+        """As run.json holds it."""
+        return {
+            "name": self.name,
+            "backend": self.backend,
+            "processes": self.processes,
+            "zero_stage": self.zero_stage,
+            "use_cpu": self.use_cpu,
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:

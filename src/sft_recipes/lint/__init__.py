@@ -17,7 +17,7 @@ from sft_recipes.schedule import Schedule
 from sft_recipes.topology import Gpu, Topology
 
 SEVERITIES = ("blocking", "warning", "info")
-MODULES = ("adapters", "batch", "evidence", "schedule", "speed", "supply")
+MODULES = ("adapters", "batch", "data", "evidence", "schedule", "speed", "supply")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,11 @@ class Finding:
     instead: str
     evidence: str
     silenced: str | None = None
+
+    @property
+    def stops(self) -> bool:
+        """Whether a run is refused for it."""
+        return self.severity == "blocking" and self.silenced is None
 
 
 _RULES: dict[str, Rule] = {}

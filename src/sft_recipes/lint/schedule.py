@@ -65,8 +65,8 @@ def evaluation_never_runs(case: Case) -> Iterator[Said]:
     if plan is not None and plan.evaluations == 0:
         best = case.recipe["load_best_model_at_end"]
         yield Said(
-            f"eval_delay {case.recipe['eval_delay']:g} is more than the run's {count(plan.steps, 'step')}, so it never "
-            "evaluates" + (" and has no best model to load" if best else ""),
+            f"eval_delay {case.recipe['eval_delay']:g} is longer than the run of {count(plan.steps, 'step')}, so it "
+            "never evaluates" + (" and has no best model to load" if best else ""),
             "eval_delay: 0",
             "blocking" if best else None,
         )
