@@ -87,9 +87,21 @@ def demo_block() -> str:
     )
 
 
+def plan_block() -> str:
+    """What the plan of the default recipe said of the demo's rows when this page was made."""
+    return f"```\n{(DEMO / 'plan.txt').read_text(encoding='utf-8')}```"
+
+
 def render(text: str) -> str:
     """README.md with its generated sections replaced."""
-    for name, content in (("recipes", recipe_table()), ("topologies", topology_table()), ("demo", demo_block())):
+    sections = {
+        "recipes": recipe_table,
+        "topologies": topology_table,
+        "demo": demo_block,
+        "plan": plan_block,
+    }
+    for name, made in sections.items():
+        content = made()
         pattern = rf"(<!-- generated: {name} -->).*?(<!-- end -->)"
         # A function, because backslashes of a replacement text would be read as groups.
         text, found = re.subn(pattern, functools.partial(_between, content), text, flags=re.DOTALL)
@@ -103,12 +115,17 @@ def _between(content: str, section: re.Match[str]) -> str:
 
 
 def train_demo() -> None:
-    """Train the demo and keep what it said and drew."""
+    """Plan and train the demo and keep what was said and drawn."""
     run = Path("runs") / "readme"
     shutil.rmtree(run, ignore_errors=True)
-    command = [sys.executable, "-m", "sft_recipes", "train", "demo", "--name", "readme"]
+    program = [sys.executable, "-m", "sft_recipes"]
+    command = [*program, "train", "demo", "--name", "readme"]
     said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     DEMO.mkdir(parents=True, exist_ok=True)
+    command = [*program, "plan", "default", "--data", "data/demo/train.jsonl"]
+    planned = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    text = f"$ make plan RECIPE=default DATA=data/demo/train.jsonl\n{planned}"
+    (DEMO / "plan.txt").write_text(text, encoding="utf-8")
     (DEMO / "terminal.txt").write_text(f"$ make train RECIPE=demo NAME=readme\n{said}", encoding="utf-8")
     shutil.copy(run / "loss.png", DEMO / "loss.png")
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))

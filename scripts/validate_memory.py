@@ -25,8 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes import memory, models
-from sft_recipes.launch import quiet_environment
 from sft_recipes.memory import Setup
+from sft_recipes.process import quiet_environment
 from sft_recipes.trace import trace
 
 ROOT = Path(__file__).parents[1]

@@ -83,20 +83,46 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def census_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """One cache of censuses for all tests: counting a model's modules imports transformers."""
+def censuses() -> Path:
+    """One cache of censuses for all tests, and for the commands that they start.
+
+    Models that these tests ask for are counted in this process, by the same function, because each process of its own
+    imports transformers anew.
+    """
     from sft_recipes import models
 
-    models.CACHE = tmp_path_factory.mktemp("census")
+    models.CACHE = ROOT / ".cache" / "models"
+    models.CACHE.mkdir(parents=True, exist_ok=True)
+    return models.CACHE
+
+
+@pytest.fixture(scope="session", autouse=True)
+def counted_here(censuses: Path) -> Iterator[None]:
+    from sft_recipes import census, models
+
+    apart = models._count
+
+    def count(config: dict[str, Any]) -> list[Any]:
+        try:
+            return [list(group) for group in census.take(config)]
+        except Exception:
+            # What is refused is refused as users see it.
+            return apart(config)
+
+    models._count = count
+    yield
+    models._count = apart
 
 
 @pytest.fixture
-def project(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def project(tmp_path: Path, tiny_model: Path, censuses: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory as a user's: the shipped recipes and accelerate configs, a recipe `tiny`, its model and data."""
     for name in ("recipes", "accelerate_configs"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "recipes" / "tiny.yaml").write_text(TINY, encoding="utf-8")
     (tmp_path / "model").symlink_to(tiny_model)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "models").symlink_to(censuses)
     write_rows(tmp_path / "data" / "train.jsonl", alpaca_rows(64, seed=1))
     write_rows(tmp_path / "data" / "validation.jsonl", alpaca_rows(8, seed=2))
     monkeypatch.chdir(tmp_path)

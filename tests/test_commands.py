@@ -84,6 +84,31 @@ def test_make_variables_are_data(checkout: Path, variable: str, value: str) -> N
     assert not (checkout / "runs").exists()
 
 
+@pytest.mark.parametrize("value", ["x' ; touch pwned ; '", "$(shell touch pwned)", "`touch pwned`"])
+@pytest.mark.parametrize(
+    ("target", "variable"),
+    [
+        ("plan", "DATA"),
+        ("plan", "GPU"),
+        ("fit", "VRAM"),
+        ("preview", "ROWS"),
+        ("diff", "A"),
+        ("diff", "B"),
+        ("audit", "FILE"),
+        ("rehearse", "NAME"),
+    ],
+)
+def test_the_variables_of_other_targets_are_data_too(checkout: Path, target: str, variable: str, value: str) -> None:
+    given = {"RECIPE": "tiny", "VRAM": "24", "A": "tiny", "B": "tiny", "ACCEL": "cpu", variable: value}
+    if target == "diff":
+        del given["RECIPE"]
+    said = make(target, *(f"{key}={item}" for key, item in given.items()), cwd=checkout)
+    assert said.returncode == 2
+    assert "error: " in said.stderr
+    assert "Traceback" not in said.stderr
+    assert not list(checkout.rglob("pwned"))
+
+
 def test_a_hostile_target_is_data_too(checkout: Path) -> None:
     said = make("train-x; touch pwned", cwd=checkout)
     assert said.returncode == 2
@@ -285,6 +310,7 @@ def test_readme_shows_what_the_scripts_wrote() -> None:
     os.chdir(ROOT)
     try:
         assert update_readme.render(text) == text
+        assert update_readme.rules_page() == (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
     finally:
         os.chdir(directory)
 

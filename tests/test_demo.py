@@ -78,8 +78,8 @@ def test_the_base_is_the_same_every_time_and_knows_when_it_is_current(tmp_path: 
 @pytest.mark.slow
 def test_the_demo_learns_what_its_base_cannot(project: Path) -> None:
     """`make train RECIPE=demo`, as it is; the base is kept for the next run of the tests."""
-    (ROOT / ".cache").mkdir(exist_ok=True)
-    (project / ".cache").symlink_to(ROOT / ".cache")
+    (ROOT / ".cache" / "demo").mkdir(parents=True, exist_ok=True)
+    (project / ".cache" / "demo").symlink_to(ROOT / ".cache" / "demo")
     (project / "data").rename(project / "other")
     (project / "data").symlink_to(ROOT / "data")
     command = [sys.executable, "-m", "sft_recipes", "train", "demo", "--name", "demo", "--json"]

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from sft_recipes import models, recipe
+from sft_recipes import census, models, recipe
 from sft_recipes.errors import InputError
 from sft_recipes.run import Run
+
+# Before the tests put their own in its place (conftest.counted_here).
+counted_apart = models._count
 
 
 @pytest.mark.parametrize("name", models.bundled())
@@ -64,5 +67,10 @@ def test_a_config_that_makes_no_model_is_refused(project: Path, text: str, messa
 
 def test_the_modules_are_counted_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = models.find("model")
-    monkeypatch.setattr(models.sys, "executable", "/no/such/python")
+    monkeypatch.setattr(models, "_count", None)
     assert models.find("model") == first
+
+
+def test_the_process_that_counts_gives_what_is_counted_here(project: Path) -> None:
+    config = json.loads(Path("model/config.json").read_text())
+    assert counted_apart(config) == [list(group) for group in census.take(config)]

@@ -25,6 +25,7 @@ from sft_recipes import data, demo_base, lint, plan, topology
 from sft_recipes import recipe as recipes
 from sft_recipes.errors import InputError
 from sft_recipes.lint import Finding
+from sft_recipes.process import quiet_environment
 from sft_recipes.recipe import Recipe
 from sft_recipes.run import Run, newest_whole
 from sft_recipes.terminal import count, counting_rows, duration, say
@@ -64,6 +65,8 @@ def train(
     """
     if resume and not run_name:
         raise InputError("RESUME=1 needs NAME=, the run to continue")
+    if run_name and not resume:
+        Run.directory_of(run_name)
     job = check(name, accel=accel, processes=processes, overrides=overrides)
     for label, text in job.decisions():
         say(label, text)
@@ -423,20 +426,6 @@ def environment(run: Run) -> dict[str, str]:
         # With more than one GPU in sight, transformers would spread the model over all of them.
         variables["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return variables
-
-
-def quiet_environment(*, on_cpu: bool) -> dict[str, str]:
-    """This environment, with what keeps upstream from calling home and from talking about itself."""
-    defaults = {"DS_LOG_LEVEL": "error", "TORCH_CPP_LOG_LEVEL": "ERROR", "GLOO_LOG_LEVEL": "ERROR"}
-    changes = {
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "TRANSFORMERS_VERBOSITY": "error",
-        # A GPU in sight is taken by some of the libraries, whatever the accelerate config says.
-        **({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}),
-    }
-    return defaults | dict(os.environ) | changes
 
 
 def accelerate_config(resolved: Recipe, chosen: Topology) -> dict[str, Any]:

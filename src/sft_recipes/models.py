@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError
+from sft_recipes.process import quiet_environment
 from sft_recipes.recipe import Recipe
+from sft_recipes.run import write_whole
 
 CACHE = Path(".cache/models")
 
@@ -157,21 +159,24 @@ def _census(config: dict[str, Any]) -> tuple[Group, ...]:
     key = json.dumps([config, metadata.version("transformers")], sort_keys=True)
     kept = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if not kept.is_file():
-        from sft_recipes.launch import quiet_environment
-        from sft_recipes.run import write_whole
-
-        done = subprocess.run(
-            [sys.executable, "-m", "sft_recipes.census"],
-            input=json.dumps(config),
-            capture_output=True,
-            text=True,
-            env=quiet_environment(on_cpu=True),
-        )
-        if done.returncode:
-            reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-            raise InputError(f"transformers cannot build a causal language model from this config: {reason[0]}")
+        counted = _count(config)
         CACHE.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, done.stdout)
+        write_whole(kept, json.dumps(counted))
     return tuple(
         Group(path, tuple(shape), count, kind) for path, shape, count, kind in json.loads(kept.read_text("utf-8"))
     )
+
+
+def _count(config: dict[str, Any]) -> list[Any]:
+    """What `census.take` gives, from a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "sft_recipes.census"],
+        input=json.dumps(config),
+        capture_output=True,
+        text=True,
+        env=quiet_environment(on_cpu=True),
+    )
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise InputError(f"transformers cannot build a causal language model from this config: {reason[0]}")
+    return json.loads(done.stdout)

@@ -20,6 +20,7 @@ import yaml
 from sft_recipes import launch, tiny
 from sft_recipes import recipe as recipes
 from sft_recipes.errors import InputError
+from sft_recipes.process import quiet_environment
 from sft_recipes.terminal import count
 
 Facts = dict[str, Any]
@@ -66,7 +67,7 @@ def preview(name: str, *, overrides: Sequence[str] = (), rows: int = 5, seed: in
     total = job.prepared.splits["train"]["prepared_rows"]
     with tempfile.TemporaryDirectory() as scratch:
         write(Path(scratch), job, base, chosen(total, rows, seed))
-        environment = launch.quiet_environment(on_cpu=True)
+        environment = quiet_environment(on_cpu=True)
         environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": f"{scratch}/cache"}
         done = subprocess.run(
             [sys.executable, "-m", "sft_recipes.preview", scratch], env=environment, capture_output=True, text=True

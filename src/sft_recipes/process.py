@@ -42,6 +42,20 @@ def main() -> int:
     return 0
 
 
+def quiet_environment(*, on_cpu: bool) -> dict[str, str]:
+    """This environment, with what keeps upstream from calling home and from talking about itself."""
+    defaults = {"DS_LOG_LEVEL": "error", "TORCH_CPP_LOG_LEVEL": "ERROR", "GLOO_LOG_LEVEL": "ERROR"}
+    changes = {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        # A GPU in sight is taken by some of the libraries, whatever the accelerate config says.
+        **({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}),
+    }
+    return defaults | dict(os.environ) | changes
+
+
 def quiet() -> None:
     """Silence what upstream says about itself, some of it while it is imported; what matters to a run is said here.
 

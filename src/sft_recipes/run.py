@@ -44,19 +44,32 @@ class Run:
         Raises:
             InputError: The name exists already, or is no name.
         """
-        if name is not None and not recipes.NAME.fullmatch(name):
-            raise InputError(f"NAME={name!r} is no run name: letters, digits, '_', '-' and '.' only")
         now = datetime.datetime.now().astimezone()
-        directory = runs / (name or f"{recipe}-{now:%Y%m%d-%H%M%S}")
+        directory = cls.directory_of(name or f"{recipe}-{now:%Y%m%d-%H%M%S}", runs)
         runs.mkdir(exist_ok=True)
         try:
             directory.mkdir()
         except FileExistsError:
+            # Another command was faster.
+            cls.directory_of(directory.name, runs)
+        return cls(directory)
+
+    @staticmethod
+    def directory_of(name: str, runs: Path = RUNS) -> Path:
+        """Where a new run of that name will be.
+
+        Raises:
+            InputError: The name exists already, or is no name.
+        """
+        if not recipes.NAME.fullmatch(name):
+            raise InputError(f"NAME={name!r} is no run name: letters, digits, '_', '-' and '.' only")
+        directory = runs / name
+        if directory.exists():
             raise InputError(
                 f"{directory} exists and is never overwritten; choose another NAME=, or continue it with "
-                f"make resume NAME={directory.name}"
-            ) from None
-        return cls(directory)
+                f"make resume NAME={name}"
+            )
+        return directory
 
     @classmethod
     def open(cls, name: str, runs: Path = RUNS) -> "Run":

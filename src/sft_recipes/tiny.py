@@ -17,6 +17,7 @@ from typing import Any
 
 from sft_recipes import demo_base, demo_data, models
 from sft_recipes.errors import InputError
+from sft_recipes.process import quiet_environment
 
 CACHE = Path(".cache/rehearsal")
 # A multiple of 64, the block size of NF4: a layer of other widths would be padded, which the real ones are not.
@@ -95,8 +96,6 @@ def make(base: Base) -> Path:
         InputError: transformers cannot build it.
     """
     if not base.directory.is_dir():
-        from sft_recipes.launch import quiet_environment
-
         done = subprocess.run(
             [sys.executable, "-m", "sft_recipes.tiny", str(base.directory)],
             input=json.dumps({"config": base.config, "tokenizer": base.tokenizer and str(base.tokenizer)}),

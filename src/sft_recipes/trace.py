@@ -13,6 +13,7 @@ from typing import Any
 
 from sft_recipes.errors import InputError
 from sft_recipes.memory import Setup
+from sft_recipes.process import quiet_environment
 
 
 def trace(config: dict[str, Any], setup: Setup) -> dict[str, Any]:
@@ -32,8 +33,6 @@ def trace(config: dict[str, Any], setup: Setup) -> dict[str, Any]:
     """
     if problems := _not_covered(setup):
         raise InputError(*problems)
-    from sft_recipes.launch import quiet_environment
-
     done = subprocess.run(
         [sys.executable, "-m", "sft_recipes.trace"],
         input=json.dumps({"config": config, "setup": dataclasses.asdict(setup)}),
