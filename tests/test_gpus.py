@@ -30,4 +30,8 @@ def test_every_figure_has_its_source_and_no_name_two_gpus() -> None:
     assert len(names) == len(set(names))
     for spec in specs:
         assert "NVIDIA" in spec.source and ("datasheet" in spec.source or "whitepaper" in spec.source), spec
-        assert 16 < spec.memory_gib < 200 and 50 < spec.bf16_tflops < 1000 and spec.bandwidth_gb_per_second > 200
+        assert (
+            16 < spec.memory_bytes / 2**30 < 200
+            and 50 < spec.bf16_tflops < 1000
+            and spec.bandwidth_gb_per_second > 200
+        )

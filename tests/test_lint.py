@@ -8,6 +8,7 @@ import pytest
 
 from sft_recipes import lint, models, recipe, schedule, topology
 from sft_recipes.errors import InputError
+from sft_recipes.gpus import find as find_gpu
 from sft_recipes.lint import Case
 
 
@@ -34,6 +35,7 @@ def case(
     config: dict[str, Any] | None = None,
     data: dict[str, Any] | None = None,
     processes: int | None = None,
+    gpu: str | None = None,
     **overrides: Any,
 ) -> Case:
     """A shipped recipe with overrides on a shipped topology, for so many rows and a base model of this config."""
@@ -45,7 +47,8 @@ def case(
         assert model is not None
         model = models.Model(model.name, model.config | config, "test", model.groups)
     plan = schedule.schedule(loaded, chosen, rows) if rows else None
-    return Case(loaded, chosen, (topology.Gpu("NVIDIA A100-SXM4-80GB", 81920),) * gpus, model, data, plan)
+    card = find_gpu(gpu) if gpu else None
+    return Case(loaded, chosen, (topology.Gpu("NVIDIA A100-SXM4-80GB", 81920),) * gpus, card, model, data, plan)
 
 
 EXPERTS = {"num_experts": 128, "router_aux_loss_coef": 0.9}
@@ -79,7 +82,7 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     "partial-epoch": (lambda: case(rows=6400, max_steps=150), "1.50 epochs", lambda: case(rows=6400)),
     "batch-unreachable": (lambda: case(global_batch_size=60), "60 is not reachable", lambda: case()),
     "unsupported-pair": (lambda: case(accel="fsdp2"), "FSDP2 cannot train", lambda: case(accel="zero3")),
-    "devices-missing": (lambda: case(gpus=1), "1 GPUs are visible", lambda: case(gpus=4)),
+    "devices-missing": (lambda: case(gpus=1), "1 GPU is visible here", lambda: case(gpus=4)),
     "devices-idle": (lambda: case(accel="single_gpu", gpus=4), "one of 4", lambda: case(accel="single_gpu", gpus=1)),
     "zero-saves-nothing": (lambda: case(accel="zero2"), "ZeRO-2 saves 0.15 GiB", lambda: case(accel="ddp")),
     "evaluation-batch": (
@@ -143,6 +146,11 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     "alpha-range": (lambda: case(lora_alpha=256), "is 8, outside", lambda: case(lora_alpha=256, use_rslora=True)),
     "epochs-range": (lambda: case(rows=5000, num_train_epochs=10), "seen 10 times", lambda: case(rows=5000)),
     "batch-range": (lambda: case(global_batch_size=512), "512 is outside", lambda: case()),
+    "does-not-fit": (
+        lambda: case(gpu="rtx-3090", load_in_4bit=False, activation_checkpointing=False),
+        "of the 24 GiB of rtx-3090",
+        lambda: case(gpu="rtx-3090"),
+    ),
     "micro-batch-tokens": (lambda: case(rows=1000, data=SHORT), "holds about 232 tokens", lambda: case(data=EVEN)),
     "padding-share": (
         lambda: case(data=SHORT),

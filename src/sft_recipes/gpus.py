@@ -28,10 +28,6 @@ class Spec:
     def memory_bytes(self) -> int:
         return self.memory_mib * 2**20
 
-    @property
-    def memory_gib(self) -> float:
-        return self.memory_mib / 1024
-
 
 @functools.cache
 def known() -> dict[str, Spec]:

@@ -65,7 +65,7 @@ def train(
     """
     if resume and not run_name:
         raise InputError("RESUME=1 needs NAME=, the run to continue")
-    if run_name and not resume:
+    if run_name is not None and not resume:
         Run.directory_of(run_name)
     job = check(name, accel=accel, processes=processes, overrides=overrides)
     for label, text in job.decisions():

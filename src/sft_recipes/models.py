@@ -122,7 +122,7 @@ def fetch(recipe: Recipe) -> Path:
 def hub_reason(error: Exception) -> str:
     """Why the Hub did not answer, and what to look at."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return f"{reason} Check the network, HF_ENDPOINT, and HF_TOKEN for a gated model"
+    return f"{reason.rstrip('.')}. Check the network, HF_ENDPOINT, and HF_TOKEN for a gated model"
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from sft_recipes import data, gpus, lint, memory, models, packing, schedule, spe
 from sft_recipes import recipe as recipes
 from sft_recipes.errors import InputError
 from sft_recipes.lint import Case
+from sft_recipes.lint.speed import largest_micro_batch
 from sft_recipes.recipe import Recipe
 from sft_recipes.schema import as_yaml
 from sft_recipes.terminal import count, duration, share
@@ -56,9 +57,13 @@ def plan(
     recipe = recipes.load(name, recipes.parse_overrides(overrides))
     visible = topology.visible_gpus()
     chosen = topology.choose(recipe, accel, processes, visible)
+    if chosen.use_cpu and gpu is not None:
+        raise InputError(
+            f"GPU={gpu} says nothing of {chosen.name}, which runs on the CPU; drop it, or choose ACCEL=ddp"
+        )
     card = None if chosen.use_cpu else _card(gpu, visible)
     prepared, absent = _rows(recipe, on_progress)
-    case = case_of(recipe, chosen, visible, prepared, on_progress)
+    case = dataclasses.replace(case_of(recipe, chosen, visible, prepared, on_progress), gpu=card)
     rows = at_length(case)
     figures: dict[str, Any] = {
         "schema": SCHEMA,
@@ -75,11 +80,11 @@ def plan(
         "batch": _batch(case, rows),
         "schedule": dataclasses.asdict(case.schedule) if case.schedule else None,
         "adapter": _adapter(case),
-        "memory": _memory(case, rows, card, traced),
+        "memory": _memory(case, traced),
     }
     found = lint.findings(case)
     return figures | {
-        "time": _time(case, rows, card, figures["batch"]),
+        "time": _time(case, rows, figures["batch"]),
         "findings": [dataclasses.asdict(finding) for finding in found],
         "blocking": sum(finding.stops for finding in found),
     }
@@ -120,7 +125,8 @@ def case_of(
     counted = None
     if prepared is not None:
         counted = survey.survey(prepared, survey.find_tokenizer(recipe), on_progress=on_progress)
-    case = Case(recipe, chosen, tuple(visible), model, counted)
+    card = gpus.of(visible[0]) if visible and not chosen.use_cpu else None
+    case = Case(recipe, chosen, tuple(visible), card, model, counted)
     try:
         # Rows that lose their whole answer are left out, and packed rows are fewer.
         number = at_length(case)["train"]["steps_rows"] if counted else 0
@@ -227,24 +233,10 @@ def _adapter(case: Case) -> dict[str, Any] | None:
     }
 
 
-def _setup(case: Case, rows: dict[str, Any]) -> memory.Setup:
-    """The largest micro-batch that the run can meet: its longest rows, or max_length where the rows are not known."""
-    recipe = case.recipe
-    longest = recipe["max_length"] or (case.model.config.get("max_position_embeddings", 2048) if case.model else 2048)
-    supervised = 1.0
-    if "train" in rows and rows["train"]["rows"]:
-        train = rows["train"]
-        if not recipe["packing"]:
-            longest = train["longest_row"]
-        supervised = train["supervised_tokens"] / train["tokens"]
-    size = recipe["per_device_train_batch_size"]
-    return memory.Setup.of(recipe, case.topology, size * longest, longest, supervised)
-
-
-def _memory(case: Case, rows: dict[str, Any], card: gpus.Spec | None, traced: bool) -> dict[str, Any] | None:
+def _memory(case: Case, traced: bool) -> dict[str, Any] | None:
     if case.model is None:
         return None
-    setup = _setup(case, rows)
+    setup = largest_micro_batch(case)
     estimated = memory.estimate(case.model, setup)
     figures: dict[str, Any] = {
         "tokens": setup.tokens,
@@ -259,8 +251,8 @@ def _memory(case: Case, rows: dict[str, Any], card: gpus.Spec | None, traced: bo
     }
     if traced:
         figures["traced"] = round(trace.trace(case.model.config, setup)["peak"])
-    if card is not None:
-        vram = card.memory_bytes
+    if case.gpu is not None:
+        vram = case.gpu.memory_bytes
         figures |= {
             "available": round(vram),
             "fits": estimated.allocated <= memory.HEADROOM * vram,
@@ -269,18 +261,18 @@ def _memory(case: Case, rows: dict[str, Any], card: gpus.Spec | None, traced: bo
     return figures
 
 
-def _time(case: Case, rows: dict[str, Any], card: gpus.Spec | None, batch: dict[str, Any]) -> dict[str, Any] | None:
+def _time(case: Case, rows: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any] | None:
     if case.schedule is None:
         return None
     train, recipe, steps = rows["train"], case.recipe, case.schedule.steps
     tokens = recipe["per_device_train_batch_size"] * train["tokens"] / train["steps_rows"] / train["real_token_share"]
     length = recipe["max_length"] if recipe["packing"] else round(tokens / recipe["per_device_train_batch_size"])
-    usual = dataclasses.replace(_setup(case, rows), tokens=round(tokens), length=length)
+    usual = dataclasses.replace(largest_micro_batch(case), tokens=round(tokens), length=length)
     run = speed.measured(recipe, case.topology, case.gpus)
     found = speed.speed(
         case.model,
         usual,
-        card,
+        case.gpu,
         case.schedule.accumulation,
         run,
         batch["tokens_per_step"],

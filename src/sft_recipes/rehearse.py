@@ -43,6 +43,8 @@ def rehearse(
     Raises:
         InputError: With everything that training would refuse, or that a CPU cannot rehearse; nothing is left behind.
     """
+    if run_name is not None:
+        Run.directory_of(run_name)
     recipe = recipes.load(name, recipes.parse_overrides(overrides))
     real = topology.choose(recipe, accel, processes, topology.visible_gpus())
     small = on_cpu(real)

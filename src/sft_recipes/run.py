@@ -45,7 +45,7 @@ class Run:
             InputError: The name exists already, or is no name.
         """
         now = datetime.datetime.now().astimezone()
-        directory = cls.directory_of(name or f"{recipe}-{now:%Y%m%d-%H%M%S}", runs)
+        directory = cls.directory_of(f"{recipe}-{now:%Y%m%d-%H%M%S}" if name is None else name, runs)
         runs.mkdir(exist_ok=True)
         try:
             directory.mkdir()

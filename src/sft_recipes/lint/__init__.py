@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from sft_recipes.errors import InputError
+from sft_recipes.gpus import Spec
 from sft_recipes.models import Model
 from sft_recipes.recipe import Recipe
 from sft_recipes.schedule import Schedule
@@ -29,6 +30,8 @@ class Case:
     topology: Topology
     gpus: tuple[Gpu, ...] = ()
     """The GPUs that are visible here."""
+    gpu: Spec | None = None
+    """The kind of GPU that it is planned for."""
     model: Model | None = None
     data: dict[str, Any] | None = None
     """What `survey.survey` counted in the rows."""

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from sft_recipes import topology
 from sft_recipes.errors import InputError
 from sft_recipes.lint import Case, Said, rule
+from sft_recipes.terminal import count
 
 GIB = 2**30
 
@@ -30,9 +31,10 @@ def unsupported_pair(case: Case) -> Iterator[Said]:
 def devices_missing(case: Case) -> Iterator[Said]:
     """The topology has more processes than this machine has visible GPUs, so it trains elsewhere."""
     have, need = len(case.gpus), case.topology.processes
+    seen = "1 GPU is" if have == 1 else f"{have} GPUs are"
     if not case.topology.use_cpu and have < need:
         yield Said(
-            f"{case.topology.name} runs {need} processes and {have} GPUs are visible here",
+            f"{case.topology.name} runs {count(need, 'process')}, and {seen} visible here",
             "train on a machine that has them; make rehearse runs the same code here on CPU processes",
         )
 

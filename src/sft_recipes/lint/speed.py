@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from typing import Any
 
-from sft_recipes import packing, survey
+from sft_recipes import memory, packing, survey
 from sft_recipes.lint import Case, Said, rule
 from sft_recipes.terminal import share
 
 # Tokens in a micro-batch below which fixed costs (launches, dequantisation, synchronisation) take a large part of the
 # step on an A100.
 BUSY = 8192
+GIB = 2**30
 FMS = "https://github.com/foundation-model-stack/fms-acceleration scripts/benchmarks/refs: fitted cost per micro-batch"
 
 
@@ -20,6 +21,36 @@ def _train(case: Case) -> dict[str, Any]:
 def _lengths(case: Case, max_length: int | None) -> packing.Lengths:
     """Training rows by length; none where the rows are not known."""
     return survey.kept_lengths(_train(case), max_length) if _train(case) else {}
+
+
+def largest_micro_batch(case: Case) -> memory.Setup:
+    """What the largest micro-batch that the run can meet asks of memory: its longest rows, max_length if unknown."""
+    recipe, lengths = case.recipe, _lengths(case, case.recipe["max_length"])
+    longest, supervised = recipe["max_length"], 1.0
+    if lengths:
+        kept = survey.at_length(_train(case), recipe["max_length"])
+        supervised = kept["supervised_tokens"] / kept["tokens"]
+        if not recipe["packing"]:
+            longest = max(lengths)
+    if longest is None:
+        longest = case.model.config.get("max_position_embeddings", 2048) if case.model else 2048
+    tokens = recipe["per_device_train_batch_size"] * longest
+    return memory.Setup.of(recipe, case.topology, tokens, longest, supervised)
+
+
+@rule("does-not-fit", "warning", "src/sft_recipes/memory.py; its errors against measurements are in docs/memory.md")
+def does_not_fit(case: Case) -> Iterator[Said]:
+    """The largest micro-batch of the run would need more memory than a GPU has."""
+    if case.model is None or case.gpu is None or case.topology.use_cpu:
+        return
+    needed = memory.estimate(case.model, largest_micro_batch(case)).allocated
+    if needed > memory.HEADROOM * case.gpu.memory_bytes:
+        yield Said(
+            f"the longest rows need about {needed / GIB:.1f} GiB of the {case.gpu.memory_bytes / GIB:.0f} GiB of "
+            f"{case.gpu.name}, of which {1 - memory.HEADROOM:.0%} are for what no estimate sees",
+            f"make fit RECIPE={case.recipe.name} GPUS={case.topology.processes} "
+            f"VRAM={case.gpu.memory_bytes / GIB:.0f} finds what fits at the same global batch",
+        )
 
 
 @rule("micro-batch-tokens", "info", FMS)
