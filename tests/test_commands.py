@@ -143,6 +143,13 @@ def test_all_problems_are_reported_together(project: Path, capsys: pytest.Captur
         assert fragment in said
 
 
+def test_a_reader_that_has_seen_enough_is_no_error(project: Path) -> None:
+    pipeline = f"{shlex.quote(sys.executable)} -m sft_recipes keys | head -n 1"
+    done = subprocess.run(["sh", "-c", pipeline], capture_output=True, text=True)
+    assert done.stdout.count("\n") == 1
+    assert done.stderr == ""
+
+
 def test_json_holds_the_same_facts(project: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["show", "high_capacity", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)["values"]

@@ -65,6 +65,10 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     # That a kernel for inference, which training never calls, is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # That DeepSpeed's accumulation is taken, which is the recipe's own; what a step takes is verified.
+    logging.getLogger("accelerate.accelerator").addFilter(
+        lambda record: "Gradient accumulation steps mismatch" not in record.getMessage()
+    )
 
     import datasets
     import transformers
