@@ -134,7 +134,7 @@ def router_loss(case: Case) -> Iterator[Said]:
 
 @rule("sharded-8bit-optimizer", "warning", "PEFT's FSDP guide: paged_adamw_8bit fails when it is saved")
 def sharded_8bit_optimizer(case: Case) -> Iterator[Said]:
-    """An 8-bit optimizer's state is sharded, which bitsandbytes does not support."""
+    """An 8-bit or paged optimizer is sharded: FSDP fails when it saves one, and under ZeRO it is not tested here."""
     optimizer = str(case.recipe["optim"])
     sharded = case.topology.backend == "fsdp" or case.topology.zero_stage
     if sharded and ("8bit" in optimizer or "bnb" in optimizer or optimizer.startswith("paged")):

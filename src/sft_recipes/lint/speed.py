@@ -1,5 +1,6 @@
 """Rules about what keeps a device waiting, or fills it with padding."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -107,13 +108,20 @@ def packing_fill(case: Case) -> Iterator[Said]:
             )
 
 
-@rule("dropout-memory", "info", "traced on the real modules: src/sft_recipes/trace.py")
+@rule(
+    "dropout-memory", "info", "src/sft_recipes/memory.py: dropout keeps its mask and its output for the backward pass"
+)
 def dropout_memory(case: Case) -> Iterator[Said]:
     """Adapter dropout without activation checkpointing keeps a masked copy of every adapted layer's input."""
-    kept = case.recipe["activation_checkpointing"] is False and not case.topology.use_cpu
-    if kept and case.recipe["use_peft"] and case.recipe["lora_dropout"]:
-        yield Said(
-            f"lora_dropout {case.recipe['lora_dropout']:g} without activation_checkpointing costs about half as much "
-            "activation memory again",
-            "lora_dropout: 0, or activation_checkpointing: true",
-        )
+    setup = largest_micro_batch(case)
+    if case.model is None or case.topology.use_cpu or setup.checkpointing or not setup.use_peft or not setup.dropout:
+        return
+    with_it, without = (
+        memory.estimate(case.model, dataclasses.replace(setup, dropout=dropout)).allocated
+        for dropout in (setup.dropout, 0.0)
+    )
+    yield Said(
+        f"lora_dropout {setup.dropout:g} without activation_checkpointing takes {(with_it - without) / GIB:.1f} of "
+        f"{with_it / GIB:.1f} GiB at the peak",
+        "lora_dropout: 0, or activation_checkpointing: true",
+    )
