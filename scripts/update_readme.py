@@ -60,8 +60,10 @@ def rules_page() -> str:
         "silence: {warmup-share: the documented value}",
         "```",
         "",
-        "Rules marked * cannot be silenced, because the run would be refused all the same. Unknown, renamed and",
-        "mistyped keys are refused before any rule is asked.",
+        "Rules marked * cannot be silenced, because the run would be refused all the same. Refused before any rule",
+        "is asked: unknown, renamed and mistyped keys (also `q_proj,v_proj` for a list), values that contradict each",
+        "other (a best model without matching evaluations and saves), `trust_remote_code`, `push_to_hub`, tokens in a",
+        "recipe, and an accelerate config that states facts of a recipe.",
     ]
     for severity in lint.SEVERITIES:
         lines += ["", f"## {severity}", "", "| rule | what it finds | seen or measured |", "|---|---|---|"]

@@ -248,6 +248,25 @@ def test_stop_tokens(look: Look) -> None:
     assert "20 of 40 train rows (rows 1, 3, 5, 7, 9 and 15 more of data/train.jsonl)" in said.message
 
 
+def test_conversations_need_a_template_that_tells_the_answers(look: Look, tiny_model: Path) -> None:
+    turns = [("user", "red"), ("assistant", "odd"), ("user", "red red"), ("assistant", "even")]
+    rows = [{"messages": [{"role": role, "content": f"{text} {n}"} for role, text in turns]} for n in range(40)]
+    assert "chat-template" not in look(rows, validation=rows[:8])
+    Path("plain.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}")
+    found = look(rows, validation=rows[:8], chat_template_path="plain.jinja")
+    assert severity(found, "chat-template") == "blocking"
+    assert "plain.jinja does not mark them" in found["chat-template"][0].message
+    loose = {"chat_template_path": "plain.jinja", "completion_only_loss": False}
+    assert "chat-template" not in look(rows, validation=rows[:8], **loose)
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_model)
+    tokenizer.chat_template = None
+    Path("model").unlink()
+    tokenizer.save_pretrained("model")
+    assert "the tokenizer of model has no chat template" in look(good(40))["chat-template"][0].message
+
+
 def test_pad_is_eos(look: Look, tiny_model: Path) -> None:
     from transformers import PreTrainedTokenizerFast
 
@@ -291,7 +310,7 @@ def test_without_data_nothing_is_said(project: Path) -> None:
 
 def test_every_rule_says_what_it_finds_and_where_it_was_seen() -> None:
     ours = [each for each in lint._RULES.values() if each.check.__module__ == rules.__name__]
-    assert len(ours) == 24
+    assert len(ours) == 25
     for each in ours:
         assert each.idea.endswith(".") and len(each.idea) < 140
         assert each.evidence and each.severity in lint.SEVERITIES

@@ -27,7 +27,7 @@ from sft_recipes.recipe import Recipe
 from sft_recipes.run import write_whole
 
 # Part of every cached survey: raise it when the same rows would be counted differently.
-SURVEY_VERSION = 1
+SURVEY_VERSION = 2
 CACHE = Path(".cache/surveys")
 
 # Rows that are tokenised together, and after which progress is told.
@@ -248,13 +248,13 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
     loaded = tokenizer.load() if tokenizer else None
     template = loaded.get_chat_template() if loaded and loaded.chat_template else None
     how, measure = "the tokenizer and chat template, as TRL applies them", _estimate
-    control, named = _CONTROL, None
+    control, named, lacks = _CONTROL, None, None
     if tokenizer is None or loaded is None:
         how = f"{BYTES_PER_TOKEN} bytes a token and {TURN_OPENING + TURN_CLOSING} tokens a turn: no tokenizer at hand"
     elif prepared.conversational and template is None:
-        how = f"{BYTES_PER_TOKEN} bytes a token: the tokenizer has no chat template"
+        how, lacks = f"{BYTES_PER_TOKEN} bytes a token: the tokenizer has no chat template", "template"
     elif prepared.kind == "messages" and (template := training_template(template or "")) is None:
-        how = f"{BYTES_PER_TOKEN} bytes a token: the chat template does not mark the assistant's turns"
+        how, lacks = f"{BYTES_PER_TOKEN} bytes a token: the chat template does not mark the assistant's turns", "marks"
     else:
         measure = functools.partial(_measure, loaded, template, frozenset(tokenizer.stop_ids(loaded)))
     if loaded is not None:
@@ -279,6 +279,7 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
         "version": SURVEY_VERSION,
         "tokens_are": "estimated" if measure is _estimate else "exact",
         "how": how,
+        "template_lacks": lacks,
         "kind": prepared.kind,
         "conversational": prepared.conversational,
         "tokenizer": named,

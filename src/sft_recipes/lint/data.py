@@ -473,6 +473,29 @@ def _longest(facts: Mapping[str, Any]) -> int:
 
 
 @rule(
+    "chat-template",
+    "blocking",
+    "TRL 1.16 marks the assistant's turns in templates that it knows word for word (trl/chat_template_utils.py)",
+    required=True,
+)
+def chat_template(case: Case) -> Iterator[Said]:
+    """The rows are conversations, and the chat template is missing, or cannot tell the assistant's turns."""
+    lacks, base = (case.data or {}).get("template_lacks"), case.recipe["model_name_or_path"]
+    if lacks == "template":
+        yield Said(
+            f"the rows are conversations, and the tokenizer of {base} has no chat template",
+            "chat_template_path: template.jinja, the template that the model was trained with",
+        )
+    elif lacks == "marks" and case.recipe["completion_only_loss"] is not False:
+        template = case.recipe["chat_template_path"] or f"the chat template of {base}"
+        yield Said(
+            f"some rows have several answers, and {template} does not mark them, so the loss cannot be computed on "
+            "answers only",
+            "chat_template_path: a copy of it with {% generation %} around the assistant's text; or one answer a row",
+        )
+
+
+@rule(
     "no-stop-token",
     "blocking",
     "trl#1623, #2059: models that never stop, because no answer they were trained on ended",
