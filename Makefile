@@ -25,9 +25,8 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/sft-recipes
 INSTALLED := $(VENV)/.sft-recipes
 INSTALLED_TEST := $(VENV)/.sft-recipes-test
-OPTIONS = $${ACCEL:+--accel="$$ACCEL"} $${GPUS:+--gpus="$$GPUS"} $${SET:+--set="$$SET"}
-DATA_OPTIONS = $(OPTIONS) $${DATA:+--data="$$DATA"}
-PLAN_OPTIONS = $(DATA_OPTIONS) $${GPU:+--gpu="$$GPU"}
+OPTIONS = $${ACCEL:+--accel="$$ACCEL"} $${GPUS:+--gpus="$$GPUS"} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"}
+PLAN_OPTIONS = $(OPTIONS) $${GPU:+--gpu="$$GPU"}
 RUN_OPTIONS = $(OPTIONS) $${NAME:+--name="$$NAME"} $${RESUME:+--resume}
 
 .PHONY: help install list plan preview fit diff rules rehearse audit train resume show export pin lint types test check benchmark docs
@@ -46,10 +45,10 @@ plan: $(INSTALLED) ## what RECIPE will do: rows, steps, memory, time, findings (
 	@$(RUN) plan $(PLAN_OPTIONS) $${TRACE:+--trace} $${FETCH:+--fetch} -- "$${RECIPE:?name a recipe: make plan RECIPE=default}"
 
 preview: $(INSTALLED) ## rows of RECIPE as the trainer sees them (ROWS=5, HTML=page.html, DATA=)
-	@$(RUN) preview $(DATA_OPTIONS) $${ROWS:+--rows="$$ROWS"} $${HTML:+--html="$$HTML"} -- "$${RECIPE:?name a recipe: make preview RECIPE=demo}"
+	@$(RUN) preview $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"} $${ROWS:+--rows="$$ROWS"} $${HTML:+--html="$$HTML"} -- "$${RECIPE:?name a recipe: make preview RECIPE=demo}"
 
 fit: $(INSTALLED) ## the largest micro-batch of RECIPE that fits, at the same global batch (GPUS=1 VRAM=24)
-	@$(RUN) fit $(DATA_OPTIONS) --vram="$${VRAM:?name the memory of a GPU in GiB: VRAM=24}" -- "$${RECIPE:?name a recipe: make fit RECIPE=default GPUS=1 VRAM=24}"
+	@$(RUN) fit $${GPUS:+--gpus="$$GPUS"} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"} --vram="$${VRAM:?name the memory of a GPU in GiB: VRAM=24}" -- "$${RECIPE:?name a recipe: make fit RECIPE=default GPUS=1 VRAM=24}"
 
 diff: $(INSTALLED) ## what recipes A and B do differently, why, and what follows (DATA=)
 	@$(RUN) diff $(PLAN_OPTIONS) -- "$${A:?name two recipes: make diff A=default B=high_capacity}" "$${B:?name the other recipe: B=}"
@@ -63,7 +62,7 @@ rehearse: $(INSTALLED) ## run RECIPE for a few steps with a tiny model on CPU pr
 audit: $(INSTALLED) ## check another tool's SFT configuration FILE, and translate it into the recipe OUT
 	@$(RUN) audit $${OUT:+--out="$$OUT"} -- "$${FILE:?name a file: make audit FILE=config_qlora.yaml}"
 
-train: $(INSTALLED) ## fine-tune RECIPE into runs/NAME (ACCEL=, GPUS=, SET=, NAME=, RESUME=1)
+train: $(INSTALLED) ## fine-tune RECIPE into runs/NAME (DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1)
 	@$(RUN) train $(RUN_OPTIONS) -- "$${RECIPE:?name a recipe: make train RECIPE=demo; make list shows them}"
 
 train-%: override RECIPE = $*

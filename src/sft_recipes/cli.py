@@ -49,7 +49,11 @@ def parser() -> argparse.ArgumentParser:
 
     def with_recipe(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("recipe", metavar="RECIPE", help="a name in recipes/, such as default")
+        return with_overrides(sub)
+
+    def with_overrides(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("--set", action="append", default=[], metavar="'KEY=VALUE ...'", help="override recipe keys")
+        sub.add_argument("--data", metavar="FILE", help="training rows, instead of the recipe's train_file")
         return sub
 
     def with_topology(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -57,29 +61,24 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("--gpus", type=_count, metavar="N", help="processes, instead of the accelerate config's")
         return sub
 
-    def with_data(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument("--data", metavar="FILE", help="training rows, instead of the recipe's train_file")
-        return sub
-
     sub = with_topology(with_recipe(command("train", _train, "Fine-tune a recipe into runs/NAME.")))
     sub.add_argument("--name", help="the run's name; the recipe's name and the time without it")
     sub.add_argument("--resume", action="store_true", help="continue the run --name, if it is the same recipe")
     sub = command("resume", _resume, "Continue an interrupted run from its newest whole checkpoint.")
     sub.add_argument("name", metavar="NAME", help="the run's name")
-    sub = with_data(with_topology(with_recipe(command("plan", _plan, "Say what a recipe will do before it runs."))))
+    sub = with_topology(with_recipe(command("plan", _plan, "Say what a recipe will do before it runs.")))
     sub.add_argument("--gpu", metavar="NAME", help="a GPU to plan for, such as a100-80gb; the visible one without it")
     sub.add_argument("--trace", action="store_true", help="also run the real modules on tensors without data")
     sub.add_argument("--fetch", action="store_true", help="get the model's config and tokenizer from the Hub first")
-    sub = with_data(with_recipe(command("fit", _fit, "Find the largest micro-batch that fits the same global batch.")))
+    sub = with_recipe(command("fit", _fit, "Find the largest micro-batch that fits the same global batch."))
     sub.add_argument("--gpus", type=_count, default=1, metavar="N", help="how many GPUs; 1 without it")
     sub.add_argument("--vram", type=float, required=True, metavar="GIB", help="memory of one GPU, in GiB")
     sub = command("diff", _diff, "Show what two recipes do differently, why, and what follows.")
     sub.add_argument("a", metavar="A", help="a recipe")
     sub.add_argument("b", metavar="B", help="another recipe")
-    sub.add_argument("--set", action="append", default=[], metavar="'KEY=VALUE ...'", help="override keys of both")
-    with_data(with_topology(sub))
+    with_topology(with_overrides(sub))
     sub.add_argument("--gpu", metavar="NAME", help="a GPU to plan for, such as a100-80gb")
-    sub = with_data(with_recipe(command("preview", _preview, "Show rows as the trainer sees them.")))
+    sub = with_recipe(command("preview", _preview, "Show rows as the trainer sees them."))
     sub.add_argument("--rows", type=_count, default=5, metavar="N", help="how many rows; 5 without it")
     sub.add_argument("--seed", type=int, metavar="N", help="random rows instead of the first")
     sub.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
@@ -119,7 +118,7 @@ def _train(options: argparse.Namespace) -> int:
             options.recipe,
             accel=options.accel,
             processes=options.gpus,
-            overrides=options.set,
+            overrides=_words(options),
             run_name=options.name,
             resume=options.resume,
         )
@@ -166,7 +165,7 @@ def _plan(options: argparse.Namespace) -> int:
     from sft_recipes import models, plan
 
     if options.fetch:
-        models.fetch(recipes.load(options.recipe, recipes.parse_overrides(options.set)))
+        models.fetch(recipes.load(options.recipe, recipes.parse_overrides(_words(options))))
     with counting_rows() as on_progress:
         figures = plan.plan(
             options.recipe,
@@ -223,7 +222,7 @@ def _rehearse(options: argparse.Namespace) -> int:
             options.recipe,
             accel=options.accel,
             processes=options.gpus,
-            overrides=options.set,
+            overrides=_words(options),
             run_name=options.name,
         )
     return code
@@ -286,7 +285,7 @@ def _resolved(options: argparse.Namespace) -> recipes.Recipe:
 
     # A file is shown by its path too, so that a foreign preset can be checked before it becomes a recipe.
     named = Path(options.recipe) if options.recipe.endswith((".yaml", ".yml", ".json")) else options.recipe
-    recipe = recipes.load(named, recipes.parse_overrides(options.set))
+    recipe = recipes.load(named, recipes.parse_overrides(_words(options)))
     accel = options.accel or recipe["accelerate_config"]
     if accel is None:
         return recipe
