@@ -141,6 +141,13 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     ),
     "tracker-credentials": (lambda: case(report_to="wandb"), "WANDB_API_KEY is not set", lambda: case()),
     "hub-unused": (lambda: case(hub_model_id="me/it"), "hub_model_id have no effect", lambda: case()),
+    "loss-on-prompts": (
+        lambda: case(
+            completion_only_loss=False, data={"splits": {"train": {"tokens": 1000, "supervised_tokens": 60}}}
+        ),
+        "over all tokens, of which 6.0 % are answers",
+        lambda: case(completion_only_loss=None),
+    ),
     "learning-rate-range": (lambda: case(learning_rate=2e-5), "2e-05 is outside", lambda: case()),
     "rank-range": (lambda: case(lora_r=512), "512 is outside", lambda: case()),
     "alpha-range": (lambda: case(lora_alpha=256), "is 8, outside", lambda: case(lora_alpha=256, use_rslora=True)),

@@ -3,13 +3,31 @@
 from collections.abc import Iterator
 
 from sft_recipes.lint import Case, Said, rule
+from sft_recipes.terminal import share
 
 BILLION = 10**9
+ORIGIN = "https://github.com/rramchan12/HateSpeechDetection_ver2"
 REGRET = "https://doi.org/10.64434/tml.20250929 (LoRA Without Regret)"
 
 
 def _outside(value: float, low: float, high: float) -> bool:
     return not low <= value <= high
+
+
+@rule("loss-on-prompts", "warning", f"{ORIGIN} trained on prompts and padding: a fifth of its tokens were answers")
+def loss_on_prompts(case: Case) -> Iterator[Said]:
+    """The loss is computed on prompts too, so most of what is learned is to write prompts."""
+    if case.recipe["completion_only_loss"] is not False:
+        return
+    train = case.data["splits"]["train"] if case.data else {}
+    answers = (
+        f", of which {share(train['supervised_tokens'], train['tokens'])} are answers" if train.get("tokens") else ""
+    )
+    yield Said(
+        f"completion_only_loss is false: the loss, and the eval_loss that chooses checkpoints, are over all tokens"
+        f"{answers}",
+        "completion_only_loss: true",
+    )
 
 
 @rule("learning-rate-range", "info", f"https://arxiv.org/abs/2305.14314 table 9; {REGRET}; Tinker's sweep table")
