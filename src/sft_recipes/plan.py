@@ -244,6 +244,7 @@ def _memory(case: Case, traced: bool) -> dict[str, Any] | None:
         "components": {name: round(value) for name, value in dataclasses.asdict(estimated).items()},
         "allocated": round(estimated.allocated),
         "device": round(estimated.device),
+        "not_counted": memory.not_counted(case.model, setup),
         "traced": None,
         "available": None,
         "fits": None,
@@ -363,6 +364,8 @@ def _render_memory(figures: dict[str, Any] | None, card: dict[str, Any] | None) 
     yield "memory", text
     if listed:
         yield "", f"{listed} GiB"
+    if figures["not_counted"]:
+        yield "", figures["not_counted"]
     if card is not None:
         available = figures["available"] / GIB
         verdict = "fits" if figures["fits"] else "does not fit"
