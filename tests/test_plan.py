@@ -153,3 +153,10 @@ def test_ten_thousand_rows_are_planned_in_seconds_and_then_at_once(project: Path
         seconds.append(ended.children_user + ended.children_system - began.children_user - began.children_system)
     assert seconds[0] < 20
     assert seconds[1] < seconds[0] / 2
+
+
+def test_fetching_says_why_when_the_hub_does_not_answer(project: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", "default", "--fetch"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: the Hub does not answer for Qwen/Qwen3-8B: ")
+    assert "HF_ENDPOINT" in said
