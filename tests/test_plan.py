@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import ROOT, alpaca_rows, write_rows
 
-from sft_recipes import launch, plan
+from sft_recipes import launch, plan, topology
 from sft_recipes.cli import main
 from sft_recipes.errors import InputError
 from sft_recipes.run import Run
@@ -160,3 +160,14 @@ def test_fetching_says_why_when_the_hub_does_not_answer(project: Path, capsys: p
     said = capsys.readouterr().err
     assert said.startswith("error: the Hub does not answer for Qwen/Qwen3-8B: ")
     assert "HF_ENDPOINT" in said
+
+
+def test_a_visible_gpu_without_figures_is_not_taken_for_another(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = [topology.Gpu("NVIDIA Unheard 9000", 40960)] * 4
+    monkeypatch.setattr(topology, "visible_gpus", lambda: seen)
+    figures = plan.plan("default")
+    assert figures["gpu"] is None and figures["memory"]["fits"] is None
+    assert "no figures for this machine's GPU" in page(figures)
+    assert plan.plan("default", gpu="h200")["gpu"]["name"] == "h200"

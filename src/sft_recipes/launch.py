@@ -119,17 +119,28 @@ def check(name: str, *, accel: str | None = None, processes: int | None = None, 
     gpus = topology.visible_gpus()
     chosen = topology.choose(recipe, accel, processes, gpus)
     problems = topology.missing_gpus(recipe, chosen, gpus) + missing_tools(recipe, chosen) + missing_model(recipe)
+    resolved, prepared = resolved_and_prepared(recipe, chosen, problems)
+    return Job(recipe, with_data(resolved, prepared), chosen, prepared, gpus)
+
+
+def resolved_and_prepared(recipe: Recipe, chosen: Topology, problems: Sequence[str]) -> tuple[Recipe, data.Prepared]:
+    """The recipe as it resolves on a topology, and its rows.
+
+    Raises:
+        InputError: With the problems given and those of both.
+    """
+    found = list(problems)
     try:
         resolved = topology.resolve(recipe, chosen)
     except InputError as error:
-        problems += error.problems
+        found += error.problems
     try:
         prepared = data.prepare(**data.source_of(recipe), cache=data.CACHE)
     except InputError as error:
-        problems += error.problems
-    if problems:
-        raise InputError(*problems)
-    return Job(recipe, with_data(resolved, prepared), chosen, prepared, gpus)
+        found += error.problems
+    if found:
+        raise InputError(*found)
+    return resolved, prepared
 
 
 def judged(job: Job) -> Job:

@@ -20,6 +20,8 @@ from sft_recipes.recipe import Recipe
 from sft_recipes.run import write_whole
 
 CACHE = Path(".cache/models")
+# What configs, tokenizers and chat templates are kept in; never weights, and never code.
+FETCHED = ("*.json", "*.jinja", "*.model", "*.txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,11 +111,7 @@ def fetch(recipe: Recipe) -> Path:
 
     name = recipe["model_name_or_path"]
     try:
-        return Path(
-            snapshot_download(
-                name, revision=recipe["model_revision"], allow_patterns=["*.json", "*.jinja", "tokenizer.model"]
-            )
-        )
+        return Path(snapshot_download(name, revision=recipe["model_revision"], allow_patterns=list(FETCHED)))
     except Exception as error:
         # The Hub's client raises whatever its transport raises; all of it means that there is no answer.
         raise InputError(f"the Hub does not answer for {name}: {hub_reason(error)}") from None

@@ -172,11 +172,11 @@ def at_length(case: Case) -> dict[str, Any]:
     return found
 
 
-def _card(gpu: str | None, visible: Sequence[topology.Gpu]) -> gpus.Spec:
+def _card(gpu: str | None, visible: Sequence[topology.Gpu]) -> gpus.Spec | None:
     if gpu is not None:
         return gpus.find(gpu)
-    seen = gpus.of(visible[0]) if visible else None
-    return seen or gpus.find(PLANNED_GPU)
+    # Of a visible GPU that is not known nothing is said, rather than what another would do.
+    return gpus.of(visible[0]) if visible else gpus.find(PLANNED_GPU)
 
 
 def _rows(recipe: Recipe, on_progress: Progress | None) -> tuple[data.Prepared | None, str | None]:
@@ -295,7 +295,8 @@ def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
         before = f"{as_yaml(each['base'])} -> " if recipe["extends"] else ""
         yield "", f"{each['key']}: {before}{as_yaml(each['value'])}"
     card = figures["gpu"]
-    yield "topology", chosen["description"] + (f", planned for {card['name']}" if card else "")
+    unknown = "" if chosen["use_cpu"] else "; no figures for this machine's GPU, GPU= names another"
+    yield "topology", chosen["description"] + (f", planned for {card['name']}" if card else unknown)
     model = figures["model"]
     if model is None:
         yield "model", "its config is not at hand, so nothing is said of parameters, memory and time; FETCH=1 gets it"

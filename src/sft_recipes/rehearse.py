@@ -49,16 +49,7 @@ def rehearse(
     real = topology.choose(recipe, accel, processes, topology.visible_gpus())
     small = on_cpu(real)
     problems = impossible(recipe, real) + launch.missing_tools(recipe, small) + launch.missing_model(recipe)
-    try:
-        topology.resolve(recipe, real)
-    except InputError as error:
-        problems += error.problems
-    try:
-        prepared = data.prepare(**data.source_of(recipe), cache=data.CACHE)
-    except InputError as error:
-        problems += error.problems
-    if problems:
-        raise InputError(*problems)
+    _, prepared = launch.resolved_and_prepared(recipe, real, problems)
     launch.build_demo_base(recipe)
     base = tiny.find(recipe["model_name_or_path"], recipe["model_revision"])
     if base.config.get("quantization_config"):

@@ -22,8 +22,6 @@ from sft_recipes.process import quiet_environment
 CACHE = Path(".cache/rehearsal")
 # A multiple of 64, the block size of NF4: a layer of other widths would be padded, which the real ones are not.
 WIDTH = 64
-# What tokenizers, chat templates and generation configs are kept in; never weights, and never code.
-_KINDS = ("json", "jinja", "model", "txt")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +60,7 @@ def find(name: str, revision: str) -> Base:
 
 def fetch(name: str, revision: str) -> str:
     """The command that downloads a model's config and tokenizer, some megabytes, without its weights."""
-    kinds = " ".join(f"--include '*.{kind}'" for kind in _KINDS)
+    kinds = " ".join(f"--include '{kind}'" for kind in models.FETCHED)
     return f"hf download {name} --revision {revision} {kinds}"
 
 
@@ -83,8 +81,8 @@ def _files(directory: Path | None) -> list[Path]:
         return []
     return sorted(
         path
-        for kind in _KINDS
-        for path in directory.glob(f"*.{kind}")
+        for kind in models.FETCHED
+        for path in directory.glob(kind)
         if path.name != "config.json" and not path.name.endswith(".index.json")
     )
 
