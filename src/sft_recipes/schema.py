@@ -44,6 +44,22 @@ class OwnKeys:
     """Evaluations without improvement after which training stops; 0 never stops early."""
     early_stopping_threshold: float = 0.0
     """What counts as an improvement, as an absolute difference of `metric_for_best_model`."""
+    task: str | None = None
+    """What the answers are, for the evaluation on `test_file`: classification or generation; without it, none."""
+    predict_by: str | None = None
+    """How a class is predicted: by the likelihood of each label's answer (the default), or by generation."""
+    labels: list | None = None
+    """The classes; without it, those of the training answers."""
+    label_field: str | None = None
+    """The field of a JSON answer that holds the class; without it or `label_pattern` the whole answer is the class."""
+    label_pattern: str | None = None
+    """A regular expression whose one group is the class."""
+    max_new_tokens: int | None = None
+    """The longest answer to generate, in tokens; without it, twice the longest training answer, and 32 at least."""
+    json_schema: str | None = None
+    """A JSON schema file, which generated answers are checked against."""
+    group_column: str | None = None
+    """A column of the test rows by whose values the metrics are broken down."""
     silence: dict | None = None
     """Rules that a recipe breaks on purpose, each with the reason: {warmup-share: as documented by the origin}."""
 
@@ -51,6 +67,8 @@ class OwnKeys:
 OWN_CHOICES = {
     "data_format": ["auto", "messages", "sharegpt", "prompt_completion", "alpaca"],
     "adapter_dtype": ["float32", "bfloat16"],
+    "task": ["classification", "generation"],
+    "predict_by": ["likelihood", "generation"],
 }
 
 # Choices that upstream documents without declaring them on the field.
@@ -155,6 +173,7 @@ RANGES: dict[str, tuple[Callable[[float], bool], str]] = {
             "per_device_eval_batch_size",
             "global_batch_size",
             "max_length",
+            "max_new_tokens",
             "logging_steps",
             "eval_steps",
             "save_steps",
@@ -188,7 +207,14 @@ def upstream() -> dict[str, dict[str, Any]]:
 @functools.cache
 def own() -> dict[str, dict[str, Any]]:
     """Our own keys in the same form as `upstream`."""
-    names: dict[Any, list[str]] = {str: ["str"], int: ["int"], float: ["float"], dict | None: ["dict", "null"]}
+    names: dict[Any, list[str]] = {
+        str: ["str"],
+        int: ["int"],
+        float: ["float"],
+        int | None: ["int", "null"],
+        dict | None: ["dict", "null"],
+        list | None: ["list[str]", "null"],
+    }
     return {
         field.name: {
             "class": "OwnKeys",
