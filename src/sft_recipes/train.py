@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback, HfArgumentParser, TrainerCallbac
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
-from sft_recipes import curve, verify
+from sft_recipes import charts, verify
 from sft_recipes.callbacks import GracefulStop, Progress, Record, StopOnNaN
 from sft_recipes.errors import InputError
 from sft_recipes.run import Run, seal
@@ -96,7 +96,7 @@ def train(run: Run) -> None:
             (run.adapter / "training_args.bin").unlink(missing_ok=True)
             if recipe.get("use_peft"):
                 measured["adapter"] = verify.saved_adapter(run.adapter)
-            curve.draw(run)
+            charts.draw_loss(run)
             run.update(status="finished", measured=measured)
     trainer.end()
 
