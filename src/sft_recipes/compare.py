@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from jsonschema import Draft202012Validator
 from numpy.typing import NDArray
 from scipy import stats
 
@@ -81,6 +82,10 @@ def compare(names: Sequence[str], split: str = "test", runs: Path = RUNS) -> dic
     problems += unlike(found)
     if problems:
         raise InputError(*problems)
+    return _facts(found)
+
+
+def _facts(found: Sequence["Evaluated"]) -> dict[str, Any]:
     entries = grouped(found)
     return {
         "schema": SCHEMA,
@@ -109,7 +114,7 @@ def leaderboard(split: str = "test", runs: Path = RUNS) -> dict[str, Any]:
         except InputError as error:
             left_out.append({"run": path.parent.name, "reason": "; ".join(error.problems)})
         else:
-            boards.setdefault(tuple(said(run) for said, _ in COMPARABLE.values()), []).append(run)
+            boards.setdefault(tuple(equal for equal, _ in comparable(run).values()), []).append(run)
     if not boards and not left_out:
         raise InputError(f"no run in {runs}/; make train RECIPE=demo makes one")
     return {"schema": SCHEMA, "boards": [board(found) for found in boards.values()], "left_out": left_out}
@@ -156,7 +161,7 @@ class Evaluated:
     fingerprint: str
     """SHA-256 of the scored rows: prompts and references, in order."""
     gold: NDArray[np.intp] | None
-    """The class of each row, by its number; None for generation."""
+    """The class of each row, by its number in `labels`; None for generation."""
     scores: NDArray[Any]
     """The predicted class of each row (an invalid one is the number of labels); for generation, its primary score."""
     right: NDArray[np.bool_]
@@ -165,6 +170,11 @@ class Evaluated:
     @property
     def primary(self) -> str:
         return self.evaluation["primary"]
+
+    @property
+    def labels(self) -> list[str]:
+        """The classes in one order for all runs; none for generation."""
+        return sorted(self.evaluation["labels"] or [])
 
     def __getitem__(self, key: str) -> Any:
         """The value of a key: as it was resolved, or TRL's default."""
@@ -209,6 +219,9 @@ def read(run: Run, split: str) -> Evaluated:
         if not rows:
             raise InputError(f"{run.name}: no row of {split} is scored; {evaluate}")
         found = _evaluated(run.name, facts, values, evaluation, rows)
+        # All that will be said of it is looked at here, so that a broken file is a message.
+        _facts([found])
+        comparable(found)
         cells, primary = _statistic([found])
         value = float(primary(np.bincount(cells)[None].astype(float))[0, 0])
         given = evaluation["models"]["tuned"][found.primary]["value"]
@@ -222,7 +235,7 @@ def read(run: Run, split: str) -> Evaluated:
         raise InputError(f"{run.name} is not evaluated on {split} (no {missing}); {evaluate}") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         wrong = f"{type(error).__name__}: {error}"
-        raise InputError(f"{run.name} is not as its evaluation writes it ({wrong}); {evaluate}") from None
+        raise InputError(f"{run.name}: its files are not as they are written ({wrong}); {evaluate}") from None
     return found
 
 
@@ -233,18 +246,26 @@ def _evaluated(
     fingerprint = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     predictions = [row["tuned"]["prediction"] for row in rows]
     if evaluation["task"] == "classification":
-        codes = {label: code for code, label in enumerate(evaluation["labels"])}
+        codes = {label: code for code, label in enumerate(sorted(evaluation["labels"]))}
         gold = np.array([codes[row["gold"]] for row in rows])
         scores = np.array([codes.get(prediction, len(codes)) for prediction in predictions])
         right = gold == scores
     else:
         gold = None
-        path = evaluation["settings"]["json_schema"]
-        checker = generation.validator(json.loads(Path(path).read_text(encoding="utf-8"))) if path else None
+        checker = _checker(name, evaluation["settings"]["json_schema"])
         every = generation.scores([row["reference"] for row in rows], predictions, checker)
         scores = every[:, generation.SCORES.index(evaluation["primary"])]
         right = every[:, generation.SCORES.index("exact_match")] == 1
     return Evaluated(name, facts, values, evaluation, fingerprint, gold, scores, right)
+
+
+def _checker(name: str, path: str | None) -> Draft202012Validator | None:
+    if path is None:
+        return None
+    try:
+        return generation.validator(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{name}: its json_schema {path} cannot be read ({error}); put it back") from None
 
 
 def _statistic(
@@ -254,45 +275,44 @@ def _statistic(
     scores = np.stack([run.scores for run in runs], axis=1)
     if runs[0].gold is None:
         return np.arange(len(scores)), lambda counts: counts @ scores / counts.sum(axis=1, keepdims=True)
-    labels = len(runs[0].evaluation["labels"])
-    cells, table = classification.table(np.column_stack([runs[0].gold, scores]), labels, None)
+    cells, table = classification.table(np.column_stack([runs[0].gold, scores]), len(runs[0].labels), None)
     macro_f1 = classification.SCORES.index(runs[0].primary)
     return cells, lambda counts: table(counts)[..., macro_f1]
 
 
-def _training_data(run: Evaluated) -> str:
-    train = run.facts["data"]["splits"]["train"]
-    return f"{train['source']}, {count(train['rows'], 'row')}, fingerprint {run.facts['data']['fingerprint'][:12]}"
+def comparable(run: Evaluated) -> dict[str, tuple[str, str]]:
+    """What all runs of a comparison have in common, each as what must be equal and how it is said."""
+    data, labels = run.facts["data"], run.labels
+    train = data["splits"]["train"]
+    learned = f"{train['source']}, {count(train['rows'], 'row')}, fingerprint {data['fingerprint'][:12]}"
+    scored = f"{run.evaluation['settings']['source']}, {count(len(run.right), 'row')}, fingerprint "
+    task = f"{run.evaluation['task']} by {run.primary}" + (f" of {', '.join(labels)}" if labels else "")
+    return {
+        "training data": (data["fingerprint"], learned),
+        "scored rows": (run.fingerprint, scored + run.fingerprint[:12]),
+        "task": (task, task),
+    }
 
 
-def _scored_rows(run: Evaluated) -> str:
-    source = run.evaluation["settings"]["source"]
-    return f"{source}, {count(len(run.right), 'row')}, fingerprint {run.fingerprint[:12]}"
-
-
-def _task(run: Evaluated) -> str:
-    labels = run.evaluation["labels"]
-    return f"{run.evaluation['task']} by {run.primary}" + (f" of {', '.join(labels)}" if labels else "")
-
-
-# What the runs of a comparison have in common: how it is said of one, and what to do where they differ.
-COMPARABLE: dict[str, tuple[Callable[[Evaluated], str], str]] = {
-    "training data": (_training_data, "train on the same data; the rows could make the difference, not the recipe"),
-    "scored rows": (_scored_rows, "evaluate all of them on the same rows"),
-    "task": (_task, "give the recipes the same task, labels and json_schema, and evaluate again"),
+REMEDIES = {
+    "training data": "train on the same data; otherwise the rows could make the difference, not the recipe",
+    "scored rows": "evaluate all of them on the same rows",
+    "task": "give the recipes the same task, labels and json_schema, and evaluate again",
 }
 
 
 def unlike(found: Sequence[Evaluated]) -> list[str]:
     """Why these runs cannot be compared with each other, and which of them differ."""
     problems = []
-    for subject, (said, remedy) in COMPARABLE.items():
-        sides: dict[str, list[str]] = {}
+    for subject, remedy in REMEDIES.items():
+        sides: dict[str, list[Evaluated]] = {}
         for run in found:
-            sides.setdefault(said(run), []).append(run.name)
+            sides.setdefault(comparable(run)[subject][0], []).append(run)
         if len(sides) > 1:
-            listed = "; ".join(f"{', '.join(names)}: {what}" for what, names in sides.items())
-            problems.append(f"different {subject}: {listed}. Instead: {remedy}")
+            listed = [
+                f"{', '.join(r.name for r in runs)}: {comparable(runs[0])[subject][1]}" for runs in sides.values()
+            ]
+            problems.append(f"different {subject}: {'; '.join(listed)}. Instead: {remedy}")
     return problems
 
 
@@ -334,7 +354,7 @@ class Entry:
         each = [_estimates(run.evaluation["models"]["tuned"], run.primary) for run in self.runs]
         if len(each) == 1:
             return {key: {**estimate, "over": "rows"} for key, estimate in each[0].items()}
-        metrics = {}
+        metrics: dict[str, Any] = {}
         for key in each[0]:
             values = [estimates.get(key, {}).get("value") for estimates in each]
             if None in values:
@@ -344,15 +364,16 @@ class Entry:
             low, high = interval or (mean, mean)
             # Student's interval of few seeds can be wider than the metric's range.
             bounds = (max(low, -1.0 if key == "mcc" else 0.0), min(high, 1.0)) if low < high else None
-            spread = {"min": min(values), "max": max(values)}
-            metrics[key] = {**statistics.estimate(mean, bounds), "over": "seeds", **spread}
+            metrics[key] = {**statistics.estimate(mean, bounds)}
+            metrics[key] |= {"over": "seeds", "min": min(values), "max": max(values)}
         return metrics
 
 
 def _estimates(model: dict[str, Any], primary: str) -> dict[str, Any]:
     """The estimates of a model in metrics.json that a table shows, the primary one first."""
-    shown = {key: model[key] for key in [primary, *METRICS] if model.get(key) is not None}
-    return {key: value.get("share", value) for key, value in shown.items()}
+    shown = {primary: model[primary]} | {key: model[key] for key in METRICS if model.get(key) is not None}
+    estimates = {key: value.get("share", value) for key, value in shown.items()}
+    return {key: {part: each[part] for part in ("value", "low", "high")} for key, each in estimates.items()}
 
 
 def decisive(found: Sequence[Evaluated]) -> dict[str, dict[tuple[str, str], Any]]:
@@ -370,7 +391,10 @@ def decisive(found: Sequence[Evaluated]) -> dict[str, dict[tuple[str, str], Any]
 
 
 def grouped(found: Sequence[Evaluated]) -> list[Entry]:
-    """The entries of a comparison. A repeat with the same seed is no second seed, so such runs stay apart."""
+    """The entries of a comparison, packages and hardware aside.
+
+    A repeat with the same seed is no second seed, so such runs stay apart.
+    """
     alike: dict[str, list[Evaluated]] = {}
     for run, values in zip(found, decisive(found).values(), strict=True):
         others = [(*key, value) for key, value in values.items() if key[1] not in SEEDS]
