@@ -81,12 +81,14 @@ def _no_constant(name: str) -> None:
 def scores(
     references: Sequence[str], texts: Sequence[str], checker: Draft202012Validator | None
 ) -> NDArray[np.float64]:
-    """The `SCORES` of each row, all in 0 to 1, shape (rows, 4).
+    """The `SCORES` of each row, all in 0 to 1, shape (rows, 4), or without a schema (rows, 3).
 
     - exact_match: equal but for white space at the ends.
-    - rougeL: F1 of the longest common subsequence of tokens (Lin 2004), by rouge_score without stemming.
-    - chrf: character n-gram F-score, n to 6, beta 2 (Popovic 2015), by sacrebleu, divided by 100.
-    - valid_json: whether it is JSON of the schema; NaN without one.
+    - rougeL: F1 of the longest common subsequence of tokens (Lin 2004, aclanthology.org/W04-1013), by rouge_score
+      without stemming; 1 also where neither text has a token and they are equal.
+    - chrf: character n-gram F-score, n up to 6, beta 2 (Popovic 2015, doi:10.18653/v1/W15-3049), by sacrebleu,
+      divided by 100.
+    - valid_json: whether the text is JSON of the schema; the reference plays no part.
     """
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import CHRF
@@ -96,12 +98,10 @@ def scores(
 
     @cache
     def score(reference: str, text: str) -> tuple[float, ...]:
-        return (
-            float(reference.strip() == text.strip()),
-            rouge.score(reference, text)["rougeL"].fmeasure,
-            chrf.sentence_score(text, [reference]).score / 100,
-            float(is_valid(text, checker)) if checker else np.nan,
-        )
+        equal = float(reference.strip() == text.strip())
+        longest = rouge.score(reference, text)["rougeL"].fmeasure
+        overlap = chrf.sentence_score(text, [reference]).score / 100
+        return equal, max(equal, longest), max(equal, overlap), *([float(is_valid(text, checker))] if checker else [])
 
     return np.array([score(reference, text) for reference, text in zip(references, texts, strict=True)])
 
