@@ -20,10 +20,10 @@ from scipy import stats
 
 from sft_recipes import classification, generation, schema, statistics
 from sft_recipes.errors import InputError
-from sft_recipes.metrics import MINIMUM_ROWS
 from sft_recipes.run import RUNS, Run
 from sft_recipes.statistics import CONFIDENCE
 from sft_recipes.terminal import count
+from sft_recipes.verdict import MINIMUM_ROWS
 
 SCHEMA = 1
 # The metrics of a table, in order, after the primary one.
