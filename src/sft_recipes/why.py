@@ -22,6 +22,17 @@ EVIDENCE = Path(__file__).parent / "evidence"
 # What committed figures are read from: measurements, and the last run of the demo.
 ROOT = Path(__file__).parents[2]
 PAGE = "docs/hyperparameters.md"
+# The headings of a recipe, and of what a recipe says beside them.
+GROUPS = (
+    "Model and quantisation",
+    "Data",
+    "LoRA",
+    "Training hyperparameters",
+    "Optimisation",
+    "Logging and checkpointing",
+    "Evaluation",
+    "Recipe",
+)
 # Not written in recipes: it follows from global_batch_size and the number of processes.
 DERIVED = "gradient_accumulation_steps"
 
@@ -91,13 +102,14 @@ def why(key: str, recipe: str | None = None, directory: Path = RECIPES) -> dict[
         near = difflib.get_close_matches(key, {*schema.known(), *keys()}, n=1, cutoff=0.6)
         raise InputError(f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "; see `sft-recipes keys`"))
     chosen = recipes.load(recipe, directory=directory) if recipe else None
-    values = {name: _value(key, _read(name, directory), directory) for name in recipes.names(directory)}
+    here = recipes.names(directory) if key in schema.known() or key == DERIVED else []
+    values = {name: _value(key, _read(name, directory), directory) for name in here}
     return {
         "schema": SCHEMA,
         "key": key,
         **found,
         "recipe": chosen and {"name": chosen.name, **_written(key, chosen, directory)},
-        "recipes": {} if "no_key" in found else values,
+        "recipes": values,
         "interacts": [
             {"key": other, "how": how, "value": _value(other, chosen, directory) if chosen else None}
             for other, how in found.get("interacts", {}).items()
@@ -147,6 +159,8 @@ def comment(origin: str) -> str | None:
     found: list[str] = []
     while above and above[-1].startswith("#"):
         found.insert(0, above.pop().lstrip("# "))
+    if found and found[0] in GROUPS:
+        del found[0]
     return " ".join(found) or None
 
 
