@@ -44,7 +44,9 @@ it), *literature* (papers, or the documentation and source of the libraries), *c
 def hyperparameters() -> str:
     """docs/hyperparameters.md: the fifteen numbered values under their old anchors, then every other key."""
     entries = {key: why.why(key) for key in why.keys()}
-    numbered = sorted((e for e in entries.values() if "number" in e.get("seed", {})), key=lambda e: e["seed"]["number"])
+    numbered = sorted(
+        (e for e in entries.values() if "number" in e.get("seed", {})), key=lambda e: e["seed"]["number"]
+    )
     parts = [INTRODUCTION, "## Hyperparameter Specifications", _table(numbered)]
     for each in numbered:
         parts += [f"### {each['seed']['number']}. {each['seed']['heading']}", *_entry(each)]
@@ -103,9 +105,8 @@ def _link(key: str) -> str:
 
 def evidence(each: dict[str, Any]) -> str:
     """One statement with its sources, as an item of a list."""
-    sources = each["source"] if isinstance(each["source"], list) else [each["source"]]
     where = f", {each['where']}" if "where" in each else ""
-    return f"- {each['says']} ({', '.join(map(source, sources))}{where}; *{each['mark']}*)"
+    return f"- {each['says']} ({', '.join(map(source, why.sources(each)))}{where}; *{each['mark']}*)"
 
 
 def source(identifier: str) -> str:

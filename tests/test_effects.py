@@ -1,5 +1,6 @@
-"""Every key that a shipped recipe sets does something: another legal value changes what the libraries are given."""
+"""Every key that a recipe sets, or that has evidence, does something: another legal value changes what the libraries are given."""
 
+import dataclasses
 import re
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 import trl
 from transformers import training_args
 
-from sft_recipes import data, lint, memory, models, recipe, schema, topology, train
+from sft_recipes import data, lint, memory, models, recipe, schema, topology, train, why
 from sft_recipes.lint import Case
 from sft_recipes.recipe import Value, load
 
@@ -38,7 +39,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "completion_only_loss": (False, {}),
     "assistant_only_loss": (True, {"completion_only_loss": None}),
     "dataset_num_proc": (2, {}),
-    "shuffle_dataset": (True, {}),
+    "truncation_mode": ("keep_end", {}),
     "use_peft": (False, {"load_in_4bit": False}),
     "lora_r": (8, {}),
     "lora_alpha": (64, {}),
@@ -62,6 +63,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "data_seed": (43, {}),
     "loss_type": ("dft", {}),
     "neftune_noise_alpha": (5.0, {}),
+    "label_smoothing_factor": (0.1, {}),
     "optim": ("adamw_torch_fused", {}),
     "optim_args": ("beta1=0.8", {}),
     "adam_beta1": (0.8, {}),
@@ -69,14 +71,15 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "adam_epsilon": (1e-6, {}),
     "weight_decay": (0.0, {}),
     "max_grad_norm": (0.3, {}),
-    "bf16": (False, {}),
-    "fp16": (True, {"bf16": False}),
+    "bf16": (False, {"accelerate_config": "cpu"}),
+    "fp16": (True, {"bf16": False, "accelerate_config": "cpu"}),
     "activation_checkpointing": (False, {}),
     "activation_checkpointing_kwargs": ({"use_reentrant": True}, {}),
     "activation_offloading": (True, {}),
     "train_sampling_strategy": ("group_by_length", {}),
     "dataloader_num_workers": (0, {}),
     "dataloader_drop_last": (True, {}),
+    "torch_compile": (True, {}),
     "full_determinism": (True, {}),
     "average_tokens_across_devices": (False, {}),
     "logging_steps": (5, {}),
@@ -97,7 +100,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "train_file": ("data/other.jsonl", {}),
     "validation_file": ("data/validation.jsonl", {}),
     "test_file": ("data/test.jsonl", {}),
-    "dataset_name": ("org/rows", {"train_file": None}),
+    "dataset_name": ("org/other", {"train_file": None, "dataset_name": "org/rows"}),
     "dataset_config": ("main", {"train_file": None, "dataset_name": "org/rows"}),
     "validation_split_size": (0.1, {}),
     "data_format": ("alpaca", {}),
@@ -113,10 +116,18 @@ ELSEWHERE = {
 }
 NAMES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
 SET = sorted({key for name in NAMES for key in recipe.read(ROOT / "recipes" / f"{name}.yaml")})
-# Evaluated after training: what they do is seen where the task is.
-OF_THE_TASK = {"task", "predict_by", "labels", "label_field", "label_pattern", "max_new_tokens", "json_schema"} | {
-    "group_column"
+# Read after training, by the evaluation, whose tests are these.
+TASK = {
+    "task",
+    "predict_by",
+    "labels",
+    "label_field",
+    "label_pattern",
+    "max_new_tokens",
+    "json_schema",
+    "group_column",
 }
+TESTS_OF_THE_TASK = ("test_task.py", "test_evaluate.py")
 
 
 @pytest.fixture(autouse=True)
@@ -135,7 +146,8 @@ def given(chosen: recipe.Recipe, monkeypatch: pytest.MonkeyPatch) -> dict[str, A
     resolved = topology.resolve(chosen, topology.read(chosen["accelerate_config"], "a test"))
     prepared = {"dataset_name": "prepared", "use_cpu": True, "output_dir": "unused"}
     made: Any = train.build(resolved.upstream() | prepared)
-    made["args"] = made["args"].to_dict()
+    # Not `to_dict`, which hides every value whose key ends in _token.
+    made["args"] = {field.name: getattr(made["args"], field.name) for field in dataclasses.fields(made["args"])}
     for key in ("quantization_config", "peft_config"):
         made[key] = made[key] and made[key].to_dict()
     return made
@@ -173,8 +185,16 @@ def test_the_effect_of_every_key_that_a_recipe_sets_is_tested(key: str) -> None:
     if key in ELSEWHERE:
         file, _, name = ELSEWHERE[key].partition("::")
         assert f"\ndef {name}(" in (ROOT / file).read_text(encoding="utf-8")
+    elif key in TASK:
+        assert any(key in (ROOT / "tests" / name).read_text(encoding="utf-8") for name in TESTS_OF_THE_TASK)
     else:
-        assert key in OTHER.keys() | OF_THE_TASK
+        assert key in OTHER
+
+
+def test_the_effect_of_every_key_with_evidence_is_tested() -> None:
+    keys = set(why.keys()) & schema.known().keys()
+    assert keys - OTHER.keys() - ELSEWHERE.keys() - TASK == set()
+    assert OTHER.keys() - keys == set(), "write its evidence"
 
 
 def upstream_code() -> str:
@@ -205,14 +225,15 @@ def read(key: str, code: str) -> bool:
     return bool(re.search(rf"\.{key}\b(?!\s*=[^=])", code))
 
 
-@pytest.mark.parametrize("key", sorted(schema.own()))
+@pytest.mark.parametrize("key", [key for key in SET if key in schema.own()])
 def test_our_own_keys_are_read_by_code(key: str) -> None:
     describing = {"schema.py", "why.py", "diff.py", "audit.py", "foreign.py"}
     code = [path for path in (ROOT / "src" / "sft_recipes").rglob("*.py") if path.name not in describing]
-    assert any(re.search(rf"[\[(]\"{key}\"", path.read_text(encoding="utf-8")) for path in code)
+    assert any(f'"{key}"' in path.read_text(encoding="utf-8") for path in code)
 
 
 def test_a_threshold_decides_what_counts_as_an_improvement(train_here: Any) -> None:
-    settings = {"num_train_epochs": 3, "early_stopping_patience": 1, "save_total_limit": 2}
-    assert train_here(early_stopping_threshold=100.0, **settings).facts()["measured"]["step"] == 2 * 8
-    assert train_here(early_stopping_threshold=0.0, **settings).facts()["measured"]["step"] == 3 * 8
+    run = train_here(num_train_epochs=3, early_stopping_patience=1, early_stopping_threshold=100.0)
+    measured = run.facts()["measured"]
+    first, second = (each["eval_loss"] for each in measured["eval_loss"])
+    assert measured["step"] == 2 * 8 and first - second > load("default")["early_stopping_threshold"]

@@ -101,12 +101,8 @@ def test_every_statement_has_a_mark_and_a_source_that_can_be_found() -> None:
     for key, each in statements():
         assert each.keys() <= {"says", "source", "where", "mark"} and each["says"].endswith("."), (key, each)
         assert each["mark"] in MARKS, (key, each)
-        wrong += [(key, source) for source in sources(each) if not found(source, each.get("where", ""))]
+        wrong += [(key, source) for source in why.sources(each) if not found(source, each.get("where", ""))]
     assert wrong == []
-
-
-def sources(each: dict[str, Any]) -> list[str]:
-    return each["source"] if isinstance(each["source"], list) else [each["source"]]
 
 
 def found(source: str, where: str) -> bool:
@@ -124,7 +120,7 @@ def found(source: str, where: str) -> bool:
 
 @pytest.mark.parametrize("key", [key for key in KEYS if entry(key)["grade"] == "measured here"])
 def test_what_is_graded_as_measured_here_names_the_file_that_measures_it(key: str) -> None:
-    assert [source for each in entry(key)["evidence"] for source in sources(each) if (ROOT / source).is_file()]
+    assert [source for each in entry(key)["evidence"] for source in why.sources(each) if (ROOT / source).is_file()]
 
 
 def test_no_figure_is_left_unfilled() -> None:

@@ -63,6 +63,12 @@ def entry(key: str) -> Entry | None:
     return found
 
 
+def sources(statement: dict[str, Any]) -> list[str]:
+    """Where a statement comes from, one or more: `arXiv:`, `doi:`, a page, a package with its version, a file here."""
+    source = statement["source"]
+    return source if isinstance(source, list) else [source]
+
+
 class _Figures(string.Formatter):
     """Python's formats, and `MB` for bytes: 1e6 of them."""
 
@@ -100,7 +106,9 @@ def why(key: str, recipe: str | None = None, directory: Path = RECIPES) -> dict[
         if key in schema.RENAMED | schema.REFUSED:
             raise InputError(str(schema.problem(key, "VALUE")))
         near = difflib.get_close_matches(key, {*schema.known(), *keys()}, n=1, cutoff=0.6)
-        raise InputError(f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "; see `sft-recipes keys`"))
+        raise InputError(
+            f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "; see `sft-recipes keys`")
+        )
     chosen = recipes.load(recipe, directory=directory) if recipe else None
     here = recipes.names(directory) if key in schema.known() or key == DERIVED else []
     values = {name: _value(key, _read(name, directory), directory) for name in here}
@@ -210,7 +218,7 @@ def render(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         value = f" {as_yaml(each['value'])}" if facts["recipe"] else ""
         yield "with", f"{each['key']}{value}: {each['how']}"
     for each in facts.get("evidence", []):
-        place = ", ".join(each[name] for name in ("source", "where") if name in each)
+        place = ", ".join([*sources(each), *([each["where"]] if "where" in each else [])])
         yield "evidence", f"{each['says']}\n{place} ({each['mark']})"
     if seed := facts.get("seed"):
         for label, name in (("seed", "says"), ("but", "but")):
