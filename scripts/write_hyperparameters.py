@@ -25,9 +25,9 @@ MARKS = """\
 INTRODUCTION = f"""\
 # Hyperparameters
 
-Why each value is what it is, where that comes from, and what to change first when it is wrong. `make why
-KEY=lora_alpha RECIPE=default` says the same of one recipe. This page is made of `src/sft_recipes/evidence/`, one file a
-key, by `python scripts/write_hyperparameters.py`; a test compares every value with the recipes'.
+Why each value is what it is, where that comes from, and what to change first when it is wrong.
+`make why KEY=lora_alpha RECIPE=default` says the same of one recipe. This page is made of `src/sft_recipes/evidence/`,
+one file a key, by `python scripts/write_hyperparameters.py`; a test compares every value with the recipes'.
 
 Each statement names its source and how well it is known:
 
@@ -43,7 +43,7 @@ it), *literature* (papers, or the documentation and source of the libraries), *c
 
 def hyperparameters() -> str:
     """docs/hyperparameters.md: the fifteen numbered values under their old anchors, then every other key."""
-    entries = {key: why.why(key) for key in why.keys()}
+    entries = {key: why.why(key) for key in why.documented()}
     numbered = sorted(
         (e for e in entries.values() if "number" in e.get("seed", {})), key=lambda e: e["seed"]["number"]
     )
@@ -127,9 +127,9 @@ def contradictions() -> str:
     """docs/contradictions.md: what the seed says, what is true, how that is known, and what is done here."""
     parts = [
         "# What the seed says and what is true",
-        "The presets keep the values of the document that specified them. Its reasons and figures were checked against "
-        "its own\nrepository, the papers it names, and the libraries. Where they do not hold, this is the list; it is "
-        "made of\n`src/sft_recipes/contradictions.yaml` by `python scripts/write_hyperparameters.py`.",
+        "The presets keep the values of the document that specified them. Its reasons and figures were checked\n"
+        "against its own repository, the papers it names, and the libraries. Where they do not hold, this is the\n"
+        "list; it is made of `src/sft_recipes/contradictions.yaml` by `python scripts/write_hyperparameters.py`.",
         MARKS,
     ]
     for number, (title, item) in enumerate(recipes.read(CONTRADICTIONS).items(), 1):

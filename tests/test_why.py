@@ -96,7 +96,7 @@ def test_a_reason_is_the_recipe_s_own_or_that_of_the_default_s_value() -> None:
     assert quick["lora_r"].startswith("not the default's 32; Rank of the adapter's two matrices")
     assert quick["early_stopping_patience"] == "One evaluation is too few to wait two for an improvement."
     # The heading of a group is no reason.
-    assert default["use_peft"] == "a thousandth of the parameters to train, to store and to shard"
+    assert default["use_peft"] == "0.2 % of the parameters to train, to store and to shard"
     assert default["model_name_or_path"].startswith("Dense, openly licensed")
 
 

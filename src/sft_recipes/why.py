@@ -39,7 +39,7 @@ DERIVED = "gradient_accumulation_steps"
 Entry = dict[str, Any]
 
 
-def keys() -> list[str]:
+def documented() -> list[str]:
     """Every key with evidence; also names that are no keys, where an entry says what stands in their place."""
     return sorted(path.stem for path in EVIDENCE.glob("*.yaml"))
 
@@ -70,10 +70,12 @@ def sources(statement: dict[str, Any]) -> list[str]:
 
 
 class _Figures(string.Formatter):
-    """Python's formats, and `MB` for bytes: 1e6 of them."""
+    """Python's formats, with a space before a percent sign, and `MB` for bytes: 1e6 of them."""
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        return f"{value / 1e6:,.0f} MB" if format_spec == "MB" else super().format_field(value, format_spec)
+        if format_spec == "MB":
+            return f"{value / 1e6:,.0f} MB"
+        return super().format_field(value, format_spec).replace("%", " %")
 
 
 def _figure(file: str, *place: str | int) -> Any:
@@ -105,7 +107,7 @@ def why(key: str, recipe: str | None = None, directory: Path = RECIPES) -> dict[
         # What a key is called today helps more than that nothing is known of its old name.
         if key in schema.RENAMED | schema.REFUSED:
             raise InputError(str(schema.problem(key, "VALUE")))
-        near = difflib.get_close_matches(key, {*schema.known(), *keys()}, n=1, cutoff=0.6)
+        near = difflib.get_close_matches(key, {*schema.known(), *documented()}, n=1, cutoff=0.6)
         raise InputError(
             f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "; see `sft-recipes keys`")
         )
