@@ -107,6 +107,16 @@ def test_figures_come_from_committed_files() -> None:
     ]
 
 
+def test_without_the_repository_a_statement_names_the_file_of_its_figures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(why, "ROOT", tmp_path)
+    why.entry.cache_clear()
+    (each,) = why.why("eval_on_start")["evidence"]
+    why.entry.cache_clear()
+    assert each["says"] == "Measured; the figures are in docs/demo/run.json, which is not here."
+
+
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys; from sft_recipes import cli, recipe, why; list(why.render(why.why('lora_alpha', 'default')));"

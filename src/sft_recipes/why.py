@@ -58,9 +58,16 @@ def entry(key: str) -> Entry | None:
     found = {name: item.value for name, item in recipes.read(path).items()}
     for each in found.get("evidence", []):
         if figures := each.pop("figures", None):
-            values = {name: _figure(*place) for name, place in figures.items()}
-            each["says"] = _Figures().format(each["says"], **values)
+            each["says"] = _filled(each["says"], figures)
     return found
+
+
+def _filled(text: str, figures: dict[str, list[Any]]) -> str:
+    try:
+        return _Figures().format(text, **{name: _figure(*place) for name, place in figures.items()})
+    except FileNotFoundError as error:
+        # The package is installed apart from its repository.
+        return f"Measured; the figures are in {Path(error.filename).relative_to(ROOT)}, which is not here."
 
 
 def sources(statement: dict[str, Any]) -> list[str]:
