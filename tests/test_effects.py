@@ -4,9 +4,13 @@ Another legal value changes what the libraries are given, or what we do ourselve
 """
 
 import dataclasses
+import functools
+import json
+import os
 import re
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import trl
@@ -142,13 +146,20 @@ def loaded(values: dict[str, Any]) -> recipe.Recipe:
     return load("default", {key: Value(value, "a test") for key, value in values.items()})
 
 
-def given(chosen: recipe.Recipe, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What `train.build` hands to the trainer: arguments, adapter, quantisation, model and rows."""
-    monkeypatch.setattr(train, "load_dataset", lambda name: {"train": name, "validation": name, "test": name})
-    monkeypatch.setattr(train, "Trainer", lambda **arguments: arguments)
+@functools.cache
+def given(overrides: str) -> dict[str, Any]:
+    """What `train.build` hands to the trainer for the default with overrides, as JSON.
+
+    Arguments, adapter, quantisation, model and rows.
+    """
+    chosen = loaded(json.loads(overrides))
     resolved = topology.resolve(chosen, topology.read(chosen["accelerate_config"], "a test"))
     prepared = {"dataset_name": "prepared", "use_cpu": True, "output_dir": "unused"}
-    made: Any = train.build(resolved.upstream() | prepared)
+    # Training arguments set variables of the environment, which other tests must not see.
+    with pytest.MonkeyPatch.context() as patched, mock.patch.dict(os.environ):
+        patched.setattr(train, "load_dataset", lambda name: {"train": name, "validation": name, "test": name})
+        patched.setattr(train, "Trainer", lambda **arguments: arguments)
+        made: Any = train.build(resolved.upstream() | prepared)
     # Not `to_dict`, which hides every value whose key ends in _token.
     made["args"] = {field.name: getattr(made["args"], field.name) for field in dataclasses.fields(made["args"])}
     for key in ("quantization_config", "peft_config"):
@@ -171,16 +182,14 @@ def ours(chosen: recipe.Recipe) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("key", OTHER)
-def test_another_value_changes_what_the_libraries_are_given_or_what_we_do(
-    key: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_value_changes_what_the_libraries_are_given_or_what_we_do(key: str) -> None:
     value, with_it = OTHER[key]
     before, after = loaded(with_it), loaded({**with_it, key: value})
     assert before[key] != value, "another value than the one it has"
     if key in ("dataset_name", "dataset_config") or (key in schema.own() and key != "global_batch_size"):
         assert ours(before) != ours(after)
     else:
-        assert given(before, monkeypatch) != given(after, monkeypatch)
+        assert given(json.dumps(with_it)) != given(json.dumps({**with_it, key: value}))
 
 
 @pytest.mark.parametrize("key", SET)

@@ -93,7 +93,7 @@ def test_every_value_of_every_recipe_has_a_reason_of_one_line() -> None:
 def test_a_reason_is_the_recipe_s_own_or_that_of_the_default_s_value() -> None:
     default, quick = (why.reasons(recipes.load(name)) for name in ("default", "quick_test"))
     assert default["lora_alpha"] == "documented, and the constant that LoRA Without Regret uses for every rank"
-    assert quick["lora_r"].startswith("not the default's 32; Rank of the adapter's two matrices")
+    assert quick["lora_r"].startswith("the default has 32. Rank of the adapter's two matrices")
     assert quick["early_stopping_patience"] == "One evaluation is too few to wait two for an improvement."
     # The heading of a group is no reason.
     assert default["use_peft"] == "0.2 % of the parameters to train, to store and to shard"

@@ -205,9 +205,10 @@ def _reason(key: str, item: recipes.Value) -> str:
     found = entry(key)
     if found is None:
         return "no evidence here"
-    if item.value == found["value"]:
+    # A description is its recipe's own; what it differs from says nothing.
+    if item.value == found["value"] or key == "description":
         return found["because"]
-    return f"not the default's {as_yaml(found['value'])}; {found['what'].split('. ')[0].rstrip('.')}"
+    return f"the default has {as_yaml(found['value'])}. {found['what'].split('. ')[0].rstrip('.')}"
 
 
 def render(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
