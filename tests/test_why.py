@@ -67,8 +67,8 @@ def test_a_name_that_is_no_key_says_what_stands_in_its_place() -> None:
         ("max_seq_length", "max_seq_length is not a key of TRL .*: write max_length"),
         ("output_dir", "output_dir does not belong in a recipe"),
         ("hub_strategy", "hub_strategy is a key without evidence here"),
-        ("../recipes/default", "no such key"),
-        ("xyzzy", "xyzzy: no such key; see `sft-recipes keys`"),
+        ("../../../recipes/default", "no such key"),
+        ("xyzzy", "xyzzy: no such key; `sft-recipes keys` lists them"),
     ],
 )
 def test_what_is_not_known_is_said_with_what_helps(key: str, message: str) -> None:

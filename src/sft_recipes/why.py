@@ -3,7 +3,6 @@
 `docs/hyperparameters.md` is made of the same files. Nothing here needs torch.
 """
 
-import difflib
 import functools
 import json
 import string
@@ -53,7 +52,7 @@ def entry(key: str) -> Entry | None:
     (key: sentence), `seed` (what the founding document `says`, `but`), `no_key` (why it is no key) and a `grade`.
     """
     path = EVIDENCE / f"{key}.yaml"
-    if not path.is_file():
+    if not recipes.NAME.fullmatch(key) or not path.is_file():
         return None
     found = {name: item.value for name, item in recipes.read(path).items()}
     for each in found.get("evidence", []):
@@ -111,24 +110,17 @@ def why(key: str, recipe: str | None = None, directory: Path = RECIPES) -> dict[
     if found is None:
         if key in schema.known():
             raise InputError(f"{key} is a key without evidence here; `sft-recipes keys` has its type and default")
-        # What a key is called today helps more than that nothing is known of its old name.
-        if key in schema.RENAMED | schema.REFUSED:
-            raise InputError(str(schema.problem(key, "VALUE")))
-        near = difflib.get_close_matches(key, {*schema.known(), *documented()}, n=1, cutoff=0.6)
-        raise InputError(
-            f"{key}: no such key" + (f"; did you mean {near[0]}?" if near else "; see `sft-recipes keys`")
-        )
+        raise InputError(str(schema.problem(key, "VALUE")))
     chosen = recipes.load(recipe, directory=directory) if recipe else None
     here = recipes.names(directory) if key in schema.known() or key == DERIVED else []
-    values = {name: _value(key, _read(name, directory), directory) for name in here}
     return {
         "schema": SCHEMA,
         "key": key,
         **found,
         "recipe": chosen and {"name": chosen.name, **_written(key, chosen, directory)},
-        "recipes": values,
+        "recipes": {name: _written(key, _read(name, directory), directory)["value"] for name in here},
         "interacts": [
-            {"key": other, "how": how, "value": _value(other, chosen, directory) if chosen else None}
+            {"key": other, "how": how, "value": chosen and _written(other, chosen, directory)["value"]}
             for other, how in found.get("interacts", {}).items()
         ],
         "page": f"{PAGE}#{anchor(key, found)}",
@@ -146,10 +138,6 @@ def _read(name: str, directory: Path) -> Recipe:
     base = own["extends"].value if "extends" in own else None
     inherited = _stated(directory / f"{base}.yaml") if base else {}
     return Recipe(name, {**inherited, **own})
-
-
-def _value(key: str, recipe: Recipe, directory: Path) -> Any:
-    return _written(key, recipe, directory)["value"]
 
 
 def _written(key: str, recipe: Recipe, directory: Path) -> dict[str, Any]:
@@ -241,7 +229,7 @@ def render(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _by_value(facts: dict[str, Any]) -> list[str]:
-    """The recipes by what they have, the default's value first: `64: high_capacity`."""
+    """The recipes by what they have: `64: high_capacity`; the default is the first of all."""
     groups: dict[str, list[str]] = {}
     for name, value in facts["recipes"].items():
         groups.setdefault(as_yaml(value), []).append(name)
