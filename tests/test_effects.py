@@ -237,13 +237,6 @@ def read(key: str, code: str) -> bool:
     return bool(re.search(rf"\.{key}\b(?!\s*=[^=])", code))
 
 
-@pytest.mark.parametrize("key", [key for key in SET if key in schema.own()])
-def test_our_own_keys_are_read_by_code(key: str) -> None:
-    describing = {"schema.py", "why.py", "diff.py", "audit.py", "foreign.py"}
-    code = [path for path in (ROOT / "src" / "sft_recipes").rglob("*.py") if path.name not in describing]
-    assert any(f'"{key}"' in path.read_text(encoding="utf-8") for path in code)
-
-
 def test_a_threshold_decides_what_counts_as_an_improvement(train_here: Any) -> None:
     run = train_here(num_train_epochs=3, early_stopping_patience=1, early_stopping_threshold=100.0)
     measured = run.facts()["measured"]
