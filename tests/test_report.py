@@ -457,7 +457,7 @@ def test_hostile_text_is_shown_and_runs_nothing(run: Run, look: Callable[..., An
     labels = [f"{HOSTILE} {n}" for n in range(3)]
     rows = classification_rows(60, labels, prompt=HOSTILE * 3 + "{n}")
     for row in rows:
-        row["group"] = f"{HOSTILE} group"
+        row["group"] = f"$x_1$ {HOSTILE}"
     evaluate(run, rows, labels=labels, groups=True)
     facts = run.facts()
     facts["own"]["description"] = facts["recipe"] = facts["command"] = HOSTILE
@@ -470,8 +470,7 @@ def test_hostile_text_is_shown_and_runs_nothing(run: Run, look: Callable[..., An
     assert text.count("<script>alert(1)</script><img src=x onerror=alert(2)> \"'&lt; \\x1b[31m \\u202eevil") > 40
     assert "\u202e" not in text and "\x1b" not in text
     assert fits(opened)
-    # As many as their length in the charts, where a formula would be none.
-    assert opened.evaluate("[...document.querySelectorAll('svg text')].some(each => /<script/.test(each.textContent))")
+    assert "$x_1$" in opened.evaluate("document.querySelector('[aria-label^=FPR]').textContent")
 
 
 @pytest.mark.parametrize("task", ["classification", "generation"])
@@ -493,7 +492,9 @@ def test_a_long_run_on_long_rows_makes_a_small_page(run: Run, look: Callable[...
 
 def test_what_is_cut_says_so(run: Run, look: Callable[..., Any]) -> None:
     evaluate(run, classification_rows(60, prompt="{n} " + "x" * 3000))
-    assert "more characters" in words(look(report.write(run)))
+    said = words(look(report.write(run)))
+    assert "x" * 900 in said and "x" * 1001 not in said
+    assert "more characters" in said
 
 
 def test_a_trained_run_without_evaluation_says_how_to_get_one(

@@ -200,7 +200,7 @@ def draw_loss(run: Run) -> None:
     """Write loss.png: training and held-out loss over steps, and the learning rate below them."""
     log = read_log(run)
     with figure(2, 1, (6, 3.6), sharex=True, height_ratios=(3, 1)) as (drawn, (loss, rate)):
-        curve(loss, log, "loss", f"{run.name}: loss, nats per answer token", "eval_loss")
+        curve(loss, log, "loss", f"{run.name}: loss, nats per supervised token", "eval_loss")
         curve(rate, log, "learning_rate", "learning rate")
         loss.set_xlabel(None)
         drawn.savefig(run.curve, dpi=160, facecolor=PAPER)

@@ -15,8 +15,8 @@ Lines = Sequence[tuple[str, Mapping[str, Facts]]]
 
 # Rows that tell most: so many, of which so many missed and broken ones at first.
 TELLING, MISSED, BROKEN = 20, 10, 5
-# Characters of a prompt or an answer that are shown.
-LONGEST = 1000
+# Characters of a prompt or an answer that are shown, and of a class or a group.
+LONGEST, LABEL = 1000, 100
 # More classes make no readable matrix; then the most frequent confusions are listed instead.
 MOST_CLASSES = 25
 
@@ -46,18 +46,21 @@ NAMES = {
     "most_common_answer": "most common answer",
     "nearest_training_row": "nearest training row",
 }
-# Why a row tells, and how such rows are chosen for classification and for generation.
+# Why a row tells: what the two models made of it and whose confidence puts it first; and the same for generation.
 WHY = {
     "missed": (
-        "Of the rows that the tuned model has wrong, those in which it was surest.",
+        "Wrong by the tuned model",
+        "tuned",
         "The tuned model's answers with the fewest words in common with the reference.",
     ),
     "broken by training": (
-        "Right by the base model and wrong by the tuned one, where that was surest.",
+        "Right by the base model and wrong by the tuned one",
+        "tuned",
         "Answers whose words in common with the reference fell most from the base model to the tuned one.",
     ),
     "fixed by training": (
-        "Wrong by the base model, where it was surest, and right by the tuned one.",
+        "Wrong by the base model and right by the tuned one",
+        "base",
         "Answers whose words in common with the reference rose most from the base model to the tuned one.",
     ),
 }
@@ -72,7 +75,7 @@ def sections(metrics: Facts, predictions: Sequence[Facts]) -> Iterator[str]:
         yield _classes(metrics)
         yield _confusion(metrics)
         yield _reliability(metrics)
-    if metrics["groups"]:
+    if metrics["groups"] and metrics["groups"]["by"]:
         yield _groups(metrics)
     yield _telling(metrics["task"], predictions)
 
@@ -125,7 +128,11 @@ def estimates(
     def row(name: str, each: Facts) -> list[str]:
         found = each.get(counted[0])
         found = found["count"] if isinstance(found, dict) else found
-        return [text(name), DASH if found is None else f"{found:,}", *(estimate(each.get(key)) for key in columns)]
+        return [
+            text(name, LABEL),
+            DASH if found is None else f"{found:,}",
+            *(estimate(each.get(key)) for key in columns),
+        ]
 
     header = ["", counted[1], *map(text, columns.values())]
     return table(caption, header, [row(name, each) for name, each in named.items()], kind)
@@ -207,14 +214,16 @@ def _quality(metrics: Facts) -> str:
     header = ["tuned model against", METRICS[metrics["primary"]], "p", "tuned is"]
     header += ["only tuned right", "only other right", "McNemar p"]
     by_class = estimates("The same class for every row", always, columns, counted, "numbers stacked")
+    rows = f"{count(metrics['scored'], 'row')} of {text(metrics['settings']['source'])}"
+    if leaked:
+        rows += f", {leaked:,} more left out because they were trained on"
+    if metrics["predict_by"]:
+        rows += f", predicted by {metrics['predict_by']}"
+    kind = f"{100 * metrics['confidence']:g} % intervals"
+    bootstrap = f"{metrics['resamples']:,} resamples with seed {metrics['seed']}"
     return f"""\
 <h2>Quality on {text(metrics["split"])}</h2>
-<p>{count(metrics["scored"], "row")} of {text(metrics["settings"]["source"])}\
-{f", {leaked:,} more left out because they were trained on" if leaked else ""}\
-{f", predicted by {metrics['predict_by']}" if metrics["predict_by"] else ""}. Brackets hold \
-{100 * metrics["confidence"]:g} % intervals; where they are bootstrapped, from {
-        metrics["resamples"]:,} resamples with \
-seed {metrics["seed"]}.</p>
+<p>{rows}. Brackets hold {kind}; where they are bootstrapped, from {bootstrap}.</p>
 {plots("models", lines(metrics), drawn(metrics))}
 {all_models}
 {table("Paired bootstrap of the difference, and McNemar's exact test", header, tests)}
@@ -246,15 +255,15 @@ def _matrix(caption: str, confusion: Facts) -> str:
             for other, n in zip(predicted, line, strict=True)
         ]
         wrong = sorted((cell for cell in cells if cell[0] and cell[1] != cell[2]), reverse=True)
-        listed = [[text(label), text(other), f"{n:,}"] for n, label, other in wrong[:30]]
+        listed = [[text(label, LABEL), text(other, LABEL), f"{n:,}"] for n, label, other in wrong[:30]]
         return table(f"{caption}: most frequent confusions", ["gold", "predicted", "rows"], listed, "words")
 
     def cell(n: int, total: int) -> str:
         # Light enough for the ink of both colour schemes.
         return f'<td style="background:rgba(90,130,180,{0.55 * n / total:.2f})">{n}</td>' if n else "<td>·</td>"
 
-    rows = [[text(label), *(cell(n, sum(line)) for n in line)] for label, line in zip(gold, counts, strict=True)]
-    return table(caption, ["", *map(text, predicted)], rows, "matrix")
+    rows = [[text(label, 40), *(cell(n, sum(line)) for n in line)] for label, line in zip(gold, counts, strict=True)]
+    return table(caption, ["", *(text(label, 40) for label in predicted)], rows, "matrix")
 
 
 def _reliability(metrics: Facts) -> str:
@@ -287,9 +296,14 @@ def _groups(metrics: Facts) -> str:
     columns = _columns((each[name] for each in by.values() for name in models), metrics["primary"])
     of = [(f"{charts.short(g, 18)} ({each['n']:,})", {name: each[name] for name in models}) for g, each in by.items()]
     named = {f"{g}, {name}": {"n": each["n"], **each[name]} for g, each in by.items() for name in models}
-    small = [f"<b>{text(g)}</b>" for g, each in by.items() if each["n"] < groups["minimum"]]
+    small = sum(each["n"] < groups["minimum"] for each in by.values())
     gaps = [
-        [NAMES[name], METRICS[key], estimate(gap), *(text(gap[end] or "none") for end in ("largest", "smallest"))]
+        [
+            NAMES[name],
+            METRICS[key],
+            estimate(gap),
+            *(text(gap[end] or "none", LABEL) for end in ("largest", "smallest")),
+        ]
         for name in models
         for key in columns
         if (gap := groups["gaps"].get(name, {}).get(key))
@@ -297,7 +311,7 @@ def _groups(metrics: Facts) -> str:
     return f"""\
 <h2>Groups</h2>
 <p>By the column <b>{text(groups["column"])}</b>.\
-{f" Under {groups['minimum']} rows, and so without part in the gaps: {', '.join(small)}." if small else ""}</p>
+{f" {small} under {groups['minimum']} rows, and so without part in the gaps." if small else ""}</p>
 {plots("groups", of[:20], columns)}{_key(models)}
 {estimates("Metrics by group", named, columns, ("n", "rows"))}
 {table("Largest gap between two groups", ["", "metric", "gap", "largest", "smallest"], gaps, "words")}"""
@@ -317,26 +331,29 @@ def _telling(task: str, predictions: Sequence[Facts]) -> str:
     parts = ["<h2>Rows that tell most</h2><p>Chosen as said below, and no sample: most rows are not like these.</p>"]
     if begin := _common([row["prompt"] for _, row in chosen]):
         parts.append(f'<p class="faint">Each prompt begins so, left out below:</p><pre>{text(begin, LONGEST)}</pre>')
-    for why, rules in WHY.items():
+    for why, (what, surest, rule) in WHY.items():
         if rows := [row for reason, row in chosen if reason == why]:
-            parts.append(f'<h3>{why.capitalize()}</h3><p class="faint">{rules[task == "generation"]}</p>')
+            if task == "classification":
+                order = f"the {surest} model's surest first" if rows[0]["tuned"]["probabilities"] else "in file order"
+                rule = f"{what}, {order}."
+            parts.append(f'<h3>{why.capitalize()}</h3><p class="faint">{rule}</p>')
             parts += [_row(row, len(begin), task) for row in rows]
     return "\n".join(parts)
 
 
 def _row(row: Facts, begin: int, task: str) -> str:
     models = _scored(row)
-    title = [f"row {row['row']:,}"] + ([text(row["group"], 100)] if row["group"] is not None else [])
+    title = [f"row {row['row']:,}"] + ([text(row["group"], LABEL)] if row["group"] is not None else [])
     shown = f"<pre>{text(row['prompt'][begin:], LONGEST)}</pre>"
     if task == "generation":
         answers = {"reference": row["reference"]} | {model: row[model]["prediction"] or "" for model in models}
         shown += "".join(f'<p class="faint">{n}</p><pre>{text(said, LONGEST)}</pre>' for n, said in answers.items())
         return f'<div class="row"><p>{" · ".join(title)}</p>{shown}</div>'
-    title.append(f"gold <b>{text(row['gold'], 100)}</b>")
+    title.append(f"gold <b>{text(row['gold'], LABEL)}</b>")
     for model in models:
         said, sure = row[model]["prediction"], confidence(row, model)
         raw = f"invalid <code>{text(row[model]['text'], 200)}</code>"
-        answer = raw if said is None else f"<b>{text(said, 100)}</b>"
+        answer = raw if said is None else f"<b>{text(said, LABEL)}</b>"
         title.append(f"{model} {answer}{f' {sure:.3f}' if sure is not None else ''}")
     return f'<div class="row"><p>{" · ".join(title)}</p>{shown}</div>'
 

@@ -73,11 +73,11 @@ def picture(run: Run, path: Path) -> None:
     """Write a PNG of the primary and a second metric: tuned model, base and trivial baselines, with intervals.
 
     Raises:
-        InputError: The run was not evaluated.
+        InputError: The run was not evaluated, or no row of it could be scored.
     """
     metrics, _ = evaluation(run)
-    if metrics is None:
-        raise InputError(f"{run.directory} was not evaluated; do it with: make evaluate RUN={run.name}")
+    if metrics is None or not metrics["models"]:
+        raise InputError(f"{run.directory} has no evaluation to draw; make one with: make evaluate RUN={run.name}")
     lines = quality.lines(metrics)
     panels = [quality.panel(lines, key, title) for key, title in quality.drawn(metrics).items()]
     charts.save(path, panels, (6.4, 0.6 + 0.26 * len(lines)))
@@ -243,6 +243,7 @@ def comparison(facts: Facts, path: Path) -> None:
     """
     entries, references, runs, data = (facts[key] for key in ("entries", "references", "runs", "data"))
     columns = {key: METRICS.get(key, key) for key in facts["metrics"]}
+    drawn = {key: name for key, name in columns.items() if key in METRICS}
     lines: list[tuple[str, Facts]] = [(each["name"], {"tuned": each["metrics"]}) for each in entries]
     named = {each["name"]: {"runs": len(each["runs"]), **each["metrics"]} for each in entries}
     for each in references:
@@ -260,7 +261,7 @@ trained on {text(data["train_source"])}. Brackets hold {100 * facts["confidence"
 <h2>Differences</h2>
 {_by_run(facts, "differences", "What the runs do differently")}
 <h2>Quality</h2>
-{quality.plots("compared", lines, dict(list(columns.items())[:2]))}
+{quality.plots("compared", lines, dict(list(drawn.items())[:2]))}
 {quality.estimates("Metrics, of several seeds the mean", named, columns, ("runs", "runs"), "numbers stacked")}
 {_seeds(entries, runs, columns) if len(entries) < len(runs) else ""}
 {_tests(facts["pairs"], columns[facts["primary"]])}
