@@ -16,20 +16,30 @@ override HTML := $(value HTML)
 override A := $(value A)
 override B := $(value B)
 override FILE := $(value FILE)
+override RUN := $(value RUN)
+override RUNS := $(value RUNS)
+override SPLIT := $(value SPLIT)
+override BASE := $(value BASE)
+override SEEDS := $(value SEEDS)
+override INPUT := $(value INPUT)
+override REPO := $(value REPO)
+override MERGED := $(value MERGED)
+override PUBLIC := $(value PUBLIC)
 export RECIPE ACCEL GPUS NAME SET RESUME OUT DATA GPU VRAM TRACE FETCH ROWS HTML A B FILE
+export RUN RUNS SPLIT BASE SEEDS INPUT REPO MERGED PUBLIC
 
 PYTHON ?= python3
 # An active environment is used as it is; otherwise one of our own is made.
 VENV ?= $(or $(VIRTUAL_ENV),.venv)
 BIN := $(VENV)/bin
-RUN := $(BIN)/sft-recipes
+PROGRAM := $(BIN)/sft-recipes
 INSTALLED := $(VENV)/.sft-recipes
 INSTALLED_TEST := $(VENV)/.sft-recipes-test
 OPTIONS = $${ACCEL:+--accel="$$ACCEL"} $${GPUS:+--gpus="$$GPUS"} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"}
 PLAN_OPTIONS = $(OPTIONS) $${GPU:+--gpu="$$GPU"}
 RUN_OPTIONS = $(OPTIONS) $${NAME:+--name="$$NAME"} $${RESUME:+--resume}
 
-.PHONY: help install list plan preview fit diff rules rehearse audit train resume show export pin lint types test check benchmark docs
+.PHONY: help install list plan preview fit diff rules rehearse audit train resume evaluate report compare leaderboard merge predict chat push show export pin lint types test check benchmark docs
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -39,47 +49,71 @@ help: ## this list
 install: $(INSTALLED) ## the environment and the pinned packages; other targets do it when needed
 
 list: $(INSTALLED) ## the recipes and the one idea of each
-	@$(RUN) list
+	@$(PROGRAM) list
 
 plan: $(INSTALLED) ## what RECIPE will do: rows, steps, memory, time, findings (DATA=, GPU=a100-80gb, TRACE=1, FETCH=1)
-	@$(RUN) plan $(PLAN_OPTIONS) $${TRACE:+--trace} $${FETCH:+--fetch} -- "$${RECIPE:?name a recipe: make plan RECIPE=default}"
+	@$(PROGRAM) plan $(PLAN_OPTIONS) $${TRACE:+--trace} $${FETCH:+--fetch} -- "$${RECIPE:?name a recipe: make plan RECIPE=default}"
 
 preview: $(INSTALLED) ## rows of RECIPE as the trainer sees them (ROWS=5, HTML=page.html, DATA=)
-	@$(RUN) preview $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"} $${ROWS:+--rows="$$ROWS"} $${HTML:+--html="$$HTML"} -- "$${RECIPE:?name a recipe: make preview RECIPE=demo}"
+	@$(PROGRAM) preview $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"} $${ROWS:+--rows="$$ROWS"} $${HTML:+--html="$$HTML"} -- "$${RECIPE:?name a recipe: make preview RECIPE=demo}"
 
 fit: $(INSTALLED) ## the largest micro-batch of RECIPE that fits, at the same global batch (GPUS=1 VRAM=24)
-	@$(RUN) fit $${GPUS:+--gpus="$$GPUS"} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"} --vram="$${VRAM:?name the memory of a GPU in GiB: VRAM=24}" -- "$${RECIPE:?name a recipe: make fit RECIPE=default GPUS=1 VRAM=24}"
+	@$(PROGRAM) fit $${GPUS:+--gpus="$$GPUS"} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"} --vram="$${VRAM:?name the memory of a GPU in GiB: VRAM=24}" -- "$${RECIPE:?name a recipe: make fit RECIPE=default GPUS=1 VRAM=24}"
 
 diff: $(INSTALLED) ## what recipes A and B do differently, why, and what follows (DATA=)
-	@$(RUN) diff $(PLAN_OPTIONS) -- "$${A:?name two recipes: make diff A=default B=high_capacity}" "$${B:?name the other recipe: B=}"
+	@$(PROGRAM) diff $(PLAN_OPTIONS) -- "$${A:?name two recipes: make diff A=default B=high_capacity}" "$${B:?name the other recipe: B=}"
 
 rules: $(INSTALLED) ## every rule that plan and train apply
-	@$(RUN) rules
+	@$(PROGRAM) rules
 
 rehearse: $(INSTALLED) ## run RECIPE for a few steps with a tiny model on CPU processes, to see that nothing breaks
-	@$(RUN) rehearse $(OPTIONS) $${NAME:+--name="$$NAME"} -- "$${RECIPE:?name a recipe: make rehearse RECIPE=default}"
+	@$(PROGRAM) rehearse $(OPTIONS) $${NAME:+--name="$$NAME"} -- "$${RECIPE:?name a recipe: make rehearse RECIPE=default}"
 
 audit: $(INSTALLED) ## check another tool's SFT configuration FILE, and translate it into the recipe OUT
-	@$(RUN) audit $${OUT:+--out="$$OUT"} -- "$${FILE:?name a file: make audit FILE=config_qlora.yaml}"
+	@$(PROGRAM) audit $${OUT:+--out="$$OUT"} -- "$${FILE:?name a file: make audit FILE=config_qlora.yaml}"
 
 train: $(INSTALLED) ## fine-tune RECIPE into runs/NAME (DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1)
-	@$(RUN) train $(RUN_OPTIONS) -- "$${RECIPE:?name a recipe: make train RECIPE=demo; make list shows them}"
+	@$(PROGRAM) train $(RUN_OPTIONS) -- "$${RECIPE:?name a recipe: make train RECIPE=demo; make list shows them}"
 
 train-%: override RECIPE = $*
 train-%: $(INSTALLED) ## the same, as make train-high_capacity
-	@$(RUN) train $(RUN_OPTIONS) -- "$$RECIPE"
+	@$(PROGRAM) train $(RUN_OPTIONS) -- "$$RECIPE"
 
 resume: $(INSTALLED) ## continue the interrupted run NAME from its newest whole checkpoint
-	@$(RUN) resume -- "$${NAME:?name a run: make resume NAME=my_run}"
+	@$(PROGRAM) resume -- "$${NAME:?name a run: make resume NAME=my_run}"
+
+evaluate: $(INSTALLED) ## RUN on rows it has not seen, with intervals and a verdict (SPLIT=validation, BASE=1, DATA=, SET=)
+	@$(PROGRAM) evaluate $${SPLIT:+--split="$$SPLIT"} $${BASE:+--base} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"} -- "$${RUN:?name a run: make evaluate RUN=my_run}"
+
+report: $(INSTALLED) ## write RUN's report.html anew
+	@$(PROGRAM) report -- "$${RUN:?name a run: make report RUN=my_run}"
+
+compare: $(INSTALLED) ## what RUNS changed, what came of it, and which differences are real (OUT=page.html, .md or .csv)
+	@$(PROGRAM) compare $${SPLIT:+--split="$$SPLIT"} $${OUT:+--out="$$OUT"} -- "$${RUNS:?name two runs or more: make compare RUNS='a b c'}"
+
+leaderboard: $(INSTALLED) ## every evaluated run, by the rows it was evaluated on (OUT=table.md or .csv)
+	@$(PROGRAM) leaderboard $${OUT:+--out="$$OUT"}
+
+merge: $(INSTALLED) ## RUN's adapter into unquantised base weights, proven equal (OUT=folder)
+	@$(PROGRAM) merge $${OUT:+--out="$$OUT"} -- "$${RUN:?name a run: make merge RUN=my_run}"
+
+predict: $(INSTALLED) ## what RUN answers to the rows of INPUT (OUT=file.jsonl)
+	@$(PROGRAM) predict --input="$${INPUT:?name a file: INPUT=rows.jsonl}" $${OUT:+--out="$$OUT"} -- "$${RUN:?name a run: make predict RUN=my_run INPUT=rows.jsonl}"
+
+chat: $(INSTALLED) ## talk to RUN in the terminal (BASE=1 begins with the base model)
+	@$(PROGRAM) chat $${BASE:+--base} -- "$${RUN:?name a run: make chat RUN=my_run}"
+
+push: $(INSTALLED) ## upload RUN's adapter to REPO on the Hub, private (MERGED=1 the merged model, PUBLIC=1)
+	@$(PROGRAM) push --repo="$${REPO:?name a repository: REPO=org/name}" $${MERGED:+--merged} $${PUBLIC:+--public} -- "$${RUN:?name a run: make push RUN=my_run REPO=org/name}"
 
 show: $(INSTALLED) ## RECIPE as it resolves, with the origin of every value
-	@$(RUN) show --origin $(OPTIONS) -- "$${RECIPE:?name a recipe: make show RECIPE=default}"
+	@$(PROGRAM) show --origin $(OPTIONS) -- "$${RECIPE:?name a recipe: make show RECIPE=default}"
 
 export: $(INSTALLED) ## RECIPE as a plain file OUT for stock trl sft --config
-	@$(RUN) export --out="$${OUT:?name a file: OUT=plain.yaml}" $(OPTIONS) -- "$${RECIPE:?name a recipe}"
+	@$(PROGRAM) export --out="$${OUT:?name a file: OUT=plain.yaml}" $(OPTIONS) -- "$${RECIPE:?name a recipe}"
 
 pin: $(INSTALLED) ## write the Hub's current commit of the base model into RECIPE
-	@$(RUN) pin -- "$${RECIPE:?name a recipe: make pin RECIPE=default}"
+	@$(PROGRAM) pin -- "$${RECIPE:?name a recipe: make pin RECIPE=default}"
 
 lint: $(INSTALLED_TEST) ## ruff, lint and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

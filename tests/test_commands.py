@@ -183,7 +183,7 @@ def test_one_process_at_a_time_trains_a_run(project: Path, capsys: pytest.Captur
     run = launch.create(launch.check("tiny"), "busy")
     with run.locked():
         assert main(["resume", "busy"]) == 2
-    assert "is being trained by another process" in capsys.readouterr().err
+    assert "is in use by another process" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["data", "finished", "unknown"])

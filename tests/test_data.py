@@ -96,6 +96,40 @@ def test_one_row_with_several_answers_keeps_all_rows_as_messages(place: Workplac
     assert read(prepared, "validation") == [{"messages": LONG_TALK}]
 
 
+def grouped(group: Any, question: str = "2 + 2?") -> dict[str, Any]:
+    return {**talk(question), "style": group}
+
+
+def test_the_groups_of_held_out_rows_are_kept_beside_them(place: Workplace) -> None:
+    test = place.write("test.jsonl", [grouped("formal"), grouped(7), grouped(None)])
+    validation = place.write("validation.jsonl", [talk(), grouped("casual")])
+    prepared = place.prepare([talk()], validation_file=validation, test_file=test, group_column="style")
+    assert data.groups(prepared, "test") == ["formal", "7", None]
+    assert data.groups(prepared, "validation") == [None, "casual"]
+    assert read(prepared, "test") == [pair()] * 3
+    assert not any("style" in note for note in prepared.notes)
+    assert data.groups(place.prepare([talk()], test_file=test), "test") == [None] * 3
+
+
+def test_groups_do_not_decide_which_rows_are_held_out(place: Workplace) -> None:
+    rows = [grouped(str(number), f"What is {number}?") for number in range(40)]
+    with_groups = place.prepare(rows, validation_split_size=0.3, group_column="style")
+    without = place.prepare(rows, validation_split_size=0.3)
+    for split in ("train", "validation"):
+        assert read(with_groups, split) == read(without, split)
+    numbers = [row["prompt"][0]["content"].removeprefix("What is ").rstrip("?") for row in read(without, "validation")]
+    assert data.groups(with_groups, "validation") == numbers
+    assert with_groups.fingerprint != without.fingerprint
+
+
+def test_a_test_row_without_its_group_is_named(place: Workplace) -> None:
+    test = place.write("test.jsonl", [{**talk(), "styel": "formal"}, grouped(["formal"])])
+    assert place.problems([talk()], test_file=test, group_column="style") == [
+        "test.jsonl:1: group_column style is missing (nearest: 'styel'); write it",
+        "test.jsonl:2: style holds a list of 1; write one text or number, the row's group",
+    ]
+
+
 def test_sharegpt(place: Workplace) -> None:
     row = {
         "conversations": [

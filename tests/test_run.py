@@ -88,7 +88,7 @@ def test_a_run_is_locked_until_the_process_that_trains_it_ends_even_by_a_kill(tm
     holder = subprocess.Popen([sys.executable, "-c", code, str(run.directory)], stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout and holder.stdout.readline() == "held\n"
-        with pytest.raises(InputError, match="is being trained by another process"), run.locked():
+        with pytest.raises(InputError, match="is in use by another process"), run.locked():
             pass
     finally:
         holder.kill()

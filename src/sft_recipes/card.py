@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from sft_recipes import schema
-from sft_recipes.preview import visible
+from sft_recipes.terminal import visible
 from sft_recipes.run import Run, write_whole
 from sft_recipes.terminal import count, duration
 
@@ -35,7 +35,6 @@ _PLACES = {
     "run_name",
     "report_to",
 }
-_METRICS = ("macro_f1", "accuracy", "mcc", "exact_match", "rougeL", "chrf", "valid_json")
 
 
 def write(run: Run) -> None:
@@ -155,8 +154,8 @@ def evaluation(run: Run, facts: Facts) -> Iterator[str]:
             each = ", ".join(f"{loss['eval_loss']:.4f} at step {loss['step']}" for loss in losses)
             yield f"Loss on held-out rows: {each}."
         return
-    # That module writes the card in its turn.
-    from sft_recipes.evaluate import NAMES, estimate
+    from sft_recipes.evaluate import estimate
+    from sft_recipes.quality import METRICS, NAMES
 
     yield plain(metrics["verdict"]["text"])
     yield (
@@ -165,18 +164,17 @@ def evaluation(run: Run, facts: Facts) -> Iterator[str]:
         "intervals."
     )
     scored = {**metrics["models"], **{name: M for name, M in metrics["baselines"].items() if name in NAMES}}
-    names = [name for name in _METRICS if any(model.get(name) for model in scored.values())]
+    names = [name for name in METRICS if any(model.get(name) for model in scored.values())]
     yield table(
-        ["", *(NAMES.get(model, model) for model in scored)],
-        [[NAMES.get(name, name), *(estimate(model.get(name)) for model in scored.values())] for name in names],
+        ["", *(NAMES[model] for model in scored)],
+        [[METRICS[name], *(estimate(model.get(name)) for model in scored.values())] for name in names],
     )
     if groups := metrics["groups"]:
-        sides = [(model, name) for name in _METRICS for model in metrics["models"] if name in metrics["models"][model]]
         some = next(iter(groups["by"].values()))
-        sides = [(model, name) for model, name in sides if name in some.get(model, {})]
+        sides = [(model, name) for name in METRICS for model in metrics["models"] if name in some.get(model, {})]
         yield f"By {plain(groups['column'])}; groups of fewer than {groups['minimum']} rows say little."
         yield table(
-            ["", "rows", *(f"{NAMES.get(name, name)}, {model}" for model, name in sides)],
+            ["", "rows", *(f"{METRICS[name]}, {model}" for model, name in sides)],
             [
                 [plain(group), f"{by['n']:,}", *(estimate(by[model][name]) for model, name in sides)]
                 for group, by in groups["by"].items()

@@ -51,9 +51,11 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument("recipe", metavar="RECIPE", help="a name in recipes/, such as default")
         return with_overrides(sub)
 
-    def with_overrides(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    def with_overrides(
+        sub: argparse.ArgumentParser, rows: str = "training rows, instead of the recipe's train_file"
+    ) -> argparse.ArgumentParser:
         sub.add_argument("--set", action="append", default=[], metavar="'KEY=VALUE ...'", help="override recipe keys")
-        sub.add_argument("--data", metavar="FILE", help="training rows, instead of the recipe's train_file")
+        sub.add_argument("--data", metavar="FILE", help=rows)
         return sub
 
     def with_topology(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -66,6 +68,11 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--resume", action="store_true", help="continue the run --name, if it is the same recipe")
     sub = command("resume", _resume, "Continue an interrupted run from its newest whole checkpoint.")
     sub.add_argument("name", metavar="NAME", help="the run's name")
+    sub = command("evaluate", _evaluate, "Score a finished run on rows it has not seen, with intervals and a verdict.")
+    sub.add_argument("run_name", metavar="RUN", help="the run's name")
+    sub.add_argument("--split", choices=["test", "validation"], help="test without it, or validation if there is none")
+    sub.add_argument("--base", action="store_true", help="score the base model on the same rows too")
+    with_overrides(sub, "rows to evaluate on, instead of the recipe's test_file")
     sub = with_topology(with_recipe(command("plan", _plan, "Say what a recipe will do before it runs.")))
     sub.add_argument("--gpu", metavar="NAME", help="a GPU to plan for, such as a100-80gb; the visible one without it")
     sub.add_argument("--trace", action="store_true", help="also run the real modules on tensors without data")
@@ -122,6 +129,19 @@ def _train(options: argparse.Namespace) -> int:
             run_name=options.name,
             resume=options.resume,
         )
+    return code
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from sft_recipes import evaluate
+
+    rows = [] if options.data is None else [shlex.quote(f"test_file={json.dumps(options.data)}")]
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+        code, path = evaluate.evaluate(
+            options.run_name, split=options.split, base=options.base, overrides=[*options.set, *rows]
+        )
+    if options.json and path:
+        print(path.read_text(encoding="utf-8"), end="")
     return code
 
 

@@ -21,6 +21,7 @@ from sft_recipes.readers import Problems, Row, Source, file_source, hub_sources,
 from sft_recipes.recipe import Recipe
 
 CACHE = Path(".cache/data")
+GROUPS = "groups.json"
 # Part of every fingerprint: raise it when the same sources would be prepared differently.
 PREPARATION_VERSION = 1
 
@@ -82,6 +83,7 @@ def source_of(recipe: Recipe) -> dict[str, Any]:
         "dataset_test_split",
         "data_format",
         "data_columns",
+        "group_column",
     )
     # Nothing is held out when nothing is evaluated.
     held_out = recipe["validation_split_size"] if recipe["eval_strategy"] != "no" else 0.0
@@ -99,6 +101,7 @@ def prepare(
     dataset_test_split: str = "test",
     data_format: str = "auto",
     data_columns: Mapping[str, str] | None = None,
+    group_column: str | None = None,
     validation_split_size: float = 0.0,
     cache: Path,
     on_rows: Callable[[int], None] | None = None,
@@ -107,13 +110,14 @@ def prepare(
 
     The validation rows are those of `validation_file`, or of the Hub dataset's test split, or the share
     `validation_split_size` of the training rows, or none. The rows of `test_file` decide nothing about the others.
+    The values of `group_column` in the rows held out, which the evaluation goes by, are kept beside them (`groups`).
     `on_rows` is told how many rows have been read, every `PROGRESS_ROWS`; never for a directory that is there already.
 
     Raises:
         InputError: with everything that is wrong; nothing is left in `cache` then.
     """
     columns = dict(data_columns or {})
-    rules = _Rules(_candidates(data_format, columns), columns)
+    rules = _Rules(_candidates(data_format, columns), columns, group_column)
     if (train_file is None) == (dataset_name is None):
         given = "neither is" if train_file is None else "both are"
         raise InputError(f"give one of train_file and dataset_name: {given} given")
@@ -134,6 +138,8 @@ def prepare(
 
     contents = {split: [source.reader, source.sha256] for split, source in sources.items()}
     decisive = [PREPARATION_VERSION, contents, data_format, columns, float(share)]
+    if group_column is not None:
+        decisive.append(group_column)
     fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     directory = cache / fingerprint[:16]
     facts = _complete(directory, fingerprint)
@@ -156,6 +162,13 @@ def prepare(
     return Prepared(
         directory, fingerprint, facts["kind"], facts["conversational"], facts["format"], facts["splits"], tuple(notes)
     )
+
+
+def groups(prepared: Prepared, split: str) -> list[str | None]:
+    """The value of `group_column` in each row of a split; None where the row has none, or the split was not kept."""
+    path = prepared.directory / GROUPS
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return kept.get(split) or [None] * prepared.splits[split]["prepared_rows"]
 
 
 def _complete(directory: Path, fingerprint: str) -> dict[str, Any] | None:
@@ -193,6 +206,8 @@ def _write(
     read = dict.fromkeys(sources, 0)
     written = dict.fromkeys(origins, 0)
     paths = {split: staging / f"{split}.jsonl" for split in origins}
+    groups: dict[str, list[str | None]] = {split: [] for split in origins if split != "train"}
+    evaluated = "test" if "test" in groups else "validation"
     with ExitStack() as stack:
         files = {split: stack.enter_context(path.open("w", **_TEXT)) for split, path in paths.items()}
         for split, source in sources.items():
@@ -203,12 +218,16 @@ def _write(
                 faults: list[str] = []
                 rules.recognise(source.name, row, problems)
                 line = json.dumps(rules.normalise(row, faults), ensure_ascii=False)
+                target = "validation" if share and split == "train" and _chosen(line, share) else split
+                # Rows for the evaluation at the end must have it; others may.
+                group = rules.group(row, faults if target == evaluated else [])
                 for fault in faults:
                     problems.add(place, fault)
                 if not problems.count:
-                    target = "validation" if share and split == "train" and _chosen(line, share) else split
                     files[target].write(line + "\n")
                     written[target] += 1
+                    if target in groups:
+                        groups[target].append(group)
             if not read[split] and not problems.count:
                 problems.add(source.name, "has no rows; write at least one")
             if split != "test":
@@ -222,6 +241,8 @@ def _write(
     if one_answer and rules.format != "prompt_completion":
         for path in paths.values():
             _split_off_answers(path)
+    if rules.group_column is not None:
+        (staging / GROUPS).write_text(json.dumps(groups), encoding="utf-8")
     facts: dict[str, Any] = {
         "kind": "prompt_completion" if one_answer else "messages",
         "conversational": rules.conversational,
@@ -302,11 +323,12 @@ def _candidates(data_format: str, columns: Mapping[str, str]) -> list[str]:
 class _Rules:
     """What a row of one format has to be, the same for every split."""
 
-    def __init__(self, candidates: list[str], columns: Mapping[str, str]) -> None:
+    def __init__(self, candidates: list[str], columns: Mapping[str, str], group_column: str | None) -> None:
         self.candidates = candidates
         self.detected = len(candidates) > 1
         self.format = ""
         self.columns = dict(columns)
+        self.group_column = group_column
         self.needed: list[str] = []
         self.one_answer = True
         self.unused: set[str] = set()
@@ -334,9 +356,21 @@ class _Rules:
         self.columns = {field: self.columns.get(field, field) for field in fields}
         self.needed = [self.columns[field] for field in fields if field in required]
 
+    def group(self, row: Row, faults: list[str]) -> str | None:
+        """The row's value of `group_column`; a row may say null, but not leave the column out."""
+        if self.group_column is None:
+            return None
+        if self.group_column not in row:
+            faults.append(f"group_column {self.group_column} is missing{nearest(self.group_column, row)}; write it")
+        value = row.get(self.group_column)
+        if isinstance(value, (dict, list)):
+            faults.append(f"{self.group_column} holds {shown(value)}; write one text or number, the row's group")
+            return None
+        return None if value is None or value == "" else str(value)
+
     def normalise(self, row: Row, faults: list[str]) -> Row:
         """The row in TRL's shape: right if nothing was added to `faults`."""
-        self.unused.update(row.keys() - self.columns.values())
+        self.unused.update(row.keys() - self.columns.values() - {self.group_column})
         for column in self.needed:
             if column not in row:
                 faults.append(

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes import plan
+from sft_recipes import plan, task
 from sft_recipes import recipe as recipes
 from sft_recipes.recipe import Recipe
 from sft_recipes.schema import as_yaml
@@ -35,6 +35,7 @@ IDEAS = {
         "data_format",
         "data_columns",
     ),
+    "evaluation": task.KEYS,
     "length": ("max_length", "packing", "packing_strategy"),
     "loss": ("completion_only_loss", "assistant_only_loss", "loss_type"),
     "rank": ("lora_r",),

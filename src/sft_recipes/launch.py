@@ -21,7 +21,7 @@ from typing import Any
 import psutil
 import yaml
 
-from sft_recipes import data, demo_base, lint, plan, topology
+from sft_recipes import card, data, demo_base, evaluate, lint, plan, report, topology
 from sft_recipes import recipe as recipes
 from sft_recipes.errors import InputError
 from sft_recipes.lint import Finding
@@ -73,13 +73,26 @@ def train(
     if resume:
         run = to_continue(run_name or "")
         same_as_before(run, job)
-        return continue_run(run), run
+        return finish(run, continue_run(run)), run
     build_demo_base(job.recipe)
     job = judged(job)
     run = create(job, run_name)
     say("run", str(run.directory))
     with run.locked() as lock:
-        return launch(run, lock), run
+        code = launch(run, lock)
+    return finish(run, code), run
+
+
+def finish(run: Run, code: int) -> int:
+    """What follows a training that has ended well: the evaluation its recipe asks for, the report, the model card."""
+    if code != FINISHED:
+        return code
+    if run.facts()["own"]["task"] is not None:
+        return evaluate.evaluate(run.name, base=True)[0]
+    report.write(run)
+    card.write(run)
+    say("report", str(run.report))
+    return code
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +149,7 @@ def resolved_and_prepared(recipe: Recipe, chosen: Topology, problems: Sequence[s
         found += error.problems
     try:
         prepared = data.prepare(**data.source_of(recipe), cache=data.CACHE)
+        evaluate.check(recipe, prepared)
     except InputError as error:
         found += error.problems
     if found:
@@ -233,7 +247,7 @@ def resume(name: str) -> tuple[int, Run]:
             f"the data of {run.directory} have changed since it was started; put them back, or start a new run"
         )
     say("topology", chosen.describe())
-    return continue_run(run), run
+    return finish(run, continue_run(run)), run
 
 
 def to_continue(name: str) -> Run:

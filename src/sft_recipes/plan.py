@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes import data, gpus, lint, memory, models, packing, schedule, speed, survey, topology, trace
+from sft_recipes import data, evaluate, gpus, lint, memory, models, packing, schedule, speed, survey, topology, trace
 from sft_recipes import recipe as recipes
 from sft_recipes.errors import InputError
 from sft_recipes.lint import Case
@@ -77,6 +77,7 @@ def plan(
         "gpu": dataclasses.asdict(card) if card else None,
         "model": _model(case),
         "data": {"absent": absent} if prepared is None else {"notes": list(prepared.notes), **rows},
+        "evaluation": _evaluation(recipe, prepared) if prepared else None,
         "batch": _batch(case, rows),
         "schedule": dataclasses.asdict(case.schedule) if case.schedule else None,
         "adapter": _adapter(case),
@@ -286,6 +287,25 @@ def _time(case: Case, rows: dict[str, Any], batch: dict[str, Any]) -> dict[str, 
     return {"seconds": [round(low, 1), round(high, 1)], "basis": found.basis, "span": span}
 
 
+def _evaluation(recipe: Recipe, prepared: data.Prepared) -> dict[str, Any] | None:
+    """What the run will be asked when it has been trained."""
+    asked = evaluate.check(recipe, prepared)
+    if asked is None:
+        return None
+    groups = {question.group for question in asked.questions} - {None}
+    return {
+        "task": asked.task.kind,
+        "predict_by": asked.task.by,
+        "labels": list(asked.task.labels) or None,
+        "split": asked.split,
+        "source": prepared.splits[asked.split]["source"],
+        "rows": len(asked.questions),
+        "leaked": sum(question.leaked for question in asked.questions),
+        "groups": len(groups),
+        "decisions": list(asked.task.decisions),
+    }
+
+
 def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The page, as (subject, text) for `terminal.say`."""
     recipe, chosen = figures["recipe"], figures["topology"]
@@ -304,6 +324,14 @@ def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
         covered = f", {share(model['four_bit_share'], 1)} of them in 4 bit" if model["four_bit_share"] else ""
         yield "model", f"{model['name']}: {model['parameters']:,} parameters{covered} ({model['source']})"
     yield from _render_data(figures["data"])
+    if asked := figures["evaluation"]:
+        classes = f" of {count(len(asked['labels']), 'class')}" if asked["labels"] else ""
+        text = (
+            f"{asked['task']}{classes} by {asked['predict_by']}, on {count(asked['rows'], 'row')} of {asked['source']}"
+        )
+        text += f" in {count(asked['groups'], 'group')}" if asked["groups"] else ""
+        text += f"; {asked['leaked']:,} of them are training rows too, and will not count" if asked["leaked"] else ""
+        yield "evaluation", "\n".join([text, *asked["decisions"]])
     batch = figures["batch"]
     if batch["accumulation"]:
         tokens = f", about {batch['tokens_per_step']:,} tokens" if "tokens_per_step" in batch else ""

@@ -4,7 +4,6 @@ The rows go through `train.build`, the same as in training, with a tiny model in
 a process of its own, `python -m sft_recipes.preview DIRECTORY`; what is shown of it needs no torch.
 """
 
-import html
 import itertools
 import json
 import random
@@ -17,11 +16,11 @@ from typing import Any
 
 import yaml
 
-from sft_recipes import launch, tiny
+from sft_recipes import launch, page, tiny
 from sft_recipes import recipe as recipes
 from sft_recipes.errors import InputError
 from sft_recipes.process import quiet_environment
-from sft_recipes.terminal import count
+from sft_recipes.terminal import count, visible
 
 Facts = dict[str, Any]
 
@@ -199,18 +198,6 @@ def _segments(words: Any, ids: list[int], states: list[str]) -> Iterator[tuple[s
         before, start = until, end
 
 
-def visible(text: str) -> str:
-    """The text with line ends marked and every other character that does not print written as its escape.
-
-    Rows are anybody's text: what would move the cursor, reverse the reading direction or hide must not reach a
-    terminal.
-    """
-    return "".join(
-        "↵\n" if char == "\n" else char if char.isprintable() else char.encode("unicode_escape").decode()
-        for char in text
-    )
-
-
 def as_text(facts: Facts, *, colour: bool) -> str:
     """The rows for a terminal, in colours, or with marks where there are none."""
 
@@ -256,47 +243,28 @@ def describe(row: Facts, facts: Facts) -> str:
 
 
 _STYLE = """\
-:root { color-scheme: light dark; --ink: #1c1c1c; --paper: #fff; --faint: #767676; --rule: #ddd;
-  --trained: #0a5c2b; --trained-paper: #dff5e5; --lost: #a11; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6e6; --paper: #161616; --faint: #8f8f8f; --rule: #3a3a3a;
-  --trained: #9be7b4; --trained-paper: #12351f; --lost: #ff8a80; } }
-body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; max-width: 60rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.1rem; } h2 { font-size: 1rem; font-weight: 600; margin: 1.5rem 0 .3rem; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--rule); border-radius: 4px;
-  padding: .7rem; margin: 0; font: 13px/1.55 ui-monospace, monospace; }
+:root { --trained: #0a5c2b; --trained-paper: #dff5e5; --lost: #a11; }
+@media screen and (prefers-color-scheme: dark) { :root { --trained: #9be7b4; --trained-paper: #12351f;
+  --lost: #ff8a80; } }
 .trained { color: var(--trained); background: var(--trained-paper); } .masked { color: var(--faint); }
-.lost { color: var(--lost); text-decoration: line-through; }"""
+.lost { color: var(--lost); text-decoration: line-through; }
+"""
 
 
 def as_html(facts: Facts) -> str:
     """The rows as one page that asks the network for nothing and runs nothing."""
 
     def span(state: str, text: str) -> str:
-        return f'<span class="{state}">{html.escape(visible(text))}</span>'
+        return f'<span class="{state}">{page.text(text)}</span>'
 
-    title = html.escape(heading(facts))
     legend = " · ".join(span(state, meaning) for state, meaning in _LEGEND.items())
     rows = "\n".join(
-        f"<h2>{html.escape(describe(row, facts))}</h2>\n"
+        f"<h2>{page.text(describe(row, facts))}</h2>\n"
         f"<pre>{''.join(span(state, text) for state, text in row['segments'])}</pre>"
         for row in facts["rows"]
     )
-    return f"""\
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>Preview of {html.escape(facts["recipe"])}</title>
-<style>
-{_STYLE}
-</style>
-<h1>{title}</h1>
-<p>{legend}</p>
-{rows}
-</html>
-"""
+    body = f"<h1>{page.text(heading(facts))}</h1>\n<p>{legend}</p>\n{rows}"
+    return page.document(f"Preview of {facts['recipe']}", body, _STYLE)
 
 
 def main(directory: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from sft_recipes import schema
+from sft_recipes import schema, task
 from sft_recipes.errors import InputError
 
 RECIPES = Path("recipes")
@@ -224,6 +224,31 @@ def load(recipe: str | Path, overrides: Mapping[str, Value] | None = None, direc
     return Recipe(path.stem, values, extended)
 
 
+def write_new(name: str, base: str, directory: Path = RECIPES) -> Path:
+    """Write a recipe that extends another, for its author to change; one that is itself a variant lends its lines.
+
+    Raises:
+        InputError: The name is no name or taken, or there is no such base.
+    """
+    if not NAME.fullmatch(name):
+        raise InputError(f"NAME={name!r} is no recipe name: letters, digits, '_', '-' and '.' only")
+    path = directory / f"{name}.yaml"
+    if path.exists():
+        raise InputError(f"{path} exists and is never overwritten; choose another NAME=")
+    load(base, directory=directory)
+    lines = _find(base, directory).read_text(encoding="utf-8").splitlines()
+    # Two files tell the whole story, so a variant of a variant holds the lines of both.
+    variant = (
+        [line for line in lines if not line.startswith("description:")]
+        if "extends" in read(_find(base, directory))
+        else []
+    )
+    text = "\n".join([*(variant or [f"extends: {base}"]), f"description: What {name} tries, in one line.", ""])
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+    return path
+
+
 def _find(name: str, directory: Path, origin: str = "") -> Path:
     where = f"{origin}: " if origin else ""
     if not NAME.fullmatch(name):
@@ -277,6 +302,8 @@ def _contradictions(recipe: Recipe) -> list[str]:
             wrong("save_steps", "load_best_model_at_end needs save_steps equal to eval_steps")
     if recipe["load_best_model_at_end"] and recipe["save_total_limit"] == 1:
         wrong("save_total_limit", "save_total_limit: 1 leaves no whole checkpoint while the next is written; write 2")
+    for key, text in task.problems(recipe.own()):
+        wrong(key, text)
     return problems
 
 

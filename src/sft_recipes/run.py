@@ -30,12 +30,21 @@ class Run:
         self.log = directory / "log.jsonl"
         self.adapter = directory / "adapter"
         self.curve = directory / "loss.png"
+        self.report = directory / "report.html"
         self.stop = directory / "stop"
         """Exists while the run is asked to save and stop at the next step."""
 
     @property
     def name(self) -> str:
         return self.directory.name
+
+    def metrics(self, split: str) -> Path:
+        """Where the metrics of an evaluation lie; those of the test rows have the plain name."""
+        return self.directory / ("metrics.json" if split == "test" else f"metrics-{split}.json")
+
+    def predictions(self, split: str) -> Path:
+        """Where the predictions of an evaluation lie."""
+        return self.directory / ("predictions.jsonl" if split == "test" else f"predictions-{split}.jsonl")
 
     @classmethod
     def create(cls, name: str | None, recipe: str, runs: Path = RUNS) -> "Run":
@@ -108,9 +117,7 @@ class Run:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise InputError(
-                    f"{self.directory} is being trained by another process; wait for it, or stop it"
-                ) from None
+                raise InputError(f"{self.directory} is in use by another process; wait for it, or stop it") from None
             yield lock.fileno()
 
 

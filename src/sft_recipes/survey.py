@@ -451,7 +451,7 @@ class _Split:
 
     def _hash(self, before: list[tuple[str, str]], answer: str) -> None:
         asked = "\0".join(part for turn in before for part in turn)
-        plain_asked, plain_answer = _normalised(asked), _normalised(answer)
+        plain_asked, plain_answer = normalised(asked), normalised(answer)
         for name, value in (
             ("row", (asked, answer)),
             ("normalised_row", (plain_asked, plain_answer)),
@@ -614,7 +614,7 @@ def _turns(row: dict[str, Any]) -> list[tuple[str, str]]:
     return [(turn["role"], turn["content"]) for turn in turns]
 
 
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
     """Without case, punctuation and spacing, unless nothing else is there."""
     return _PUNCTUATION.sub(" ", text.casefold()).strip() or text
 

@@ -35,6 +35,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
+def visible(text: str) -> str:
+    """The text with line ends marked and every other character that does not print written as its escape.
+
+    Rows are anybody's text: what would move the cursor, reverse the reading direction or hide must not reach a
+    terminal.
+    """
+    return "".join(
+        "↵\n" if char == "\n" else char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in text
+    )
+
+
 @contextlib.contextmanager
 def counting_rows() -> Iterator[Callable[[int], None]]:
     """Shows how many rows have been read, once that takes longer than a second and somebody is looking."""

@@ -19,7 +19,7 @@ from transformers import EarlyStoppingCallback, HfArgumentParser, TrainerCallbac
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
-from sft_recipes import curve, verify
+from sft_recipes import charts, verify
 from sft_recipes.callbacks import GracefulStop, Progress, Record, StopOnNaN
 from sft_recipes.errors import InputError
 from sft_recipes.run import Run, seal, sealed
@@ -100,7 +100,7 @@ def train(run: Run) -> None:
             measured["saved"] = sealed(run.adapter, besides="README.md")
             if recipe.get("use_peft"):
                 measured["adapter"]["sha256"] = measured["saved"]["adapter_model.safetensors"]["sha256"]
-            curve.draw(run)
+            charts.draw_loss(run)
             run.update(status="finished", measured=measured)
     trainer.end()
 

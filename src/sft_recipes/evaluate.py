@@ -1,0 +1,462 @@
+"""A finished run on rows it has not seen: predictions of base and tuned model, metrics with intervals, a verdict.
+
+This process imports no torch; what the models say of the rows is the work of another (`scoring.py`).
+"""
+
+import contextlib
+import hashlib
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_recipes import card, data, metrics, report, schema, task, topology
+from sft_recipes import recipe as recipes
+from sft_recipes.data import Prepared
+from sft_recipes.errors import InputError
+from sft_recipes.process import quiet_environment
+from sft_recipes.readers import Problems, nearest, shown
+from sft_recipes.recipe import Recipe
+from sft_recipes.run import Run, adapter_damage, write_whole
+from sft_recipes.survey import normalised
+from sft_recipes.task import Task
+from sft_recipes.terminal import count, say
+
+SCHEMA = 1
+MODELS = ("base", "tuned")
+# More groups than these are no groups; each is a row of a table and a bar of a figure.
+MOST_GROUPS = 50
+# How many of the longest training answers say how long an answer can be.
+LONGEST = 20
+
+
+@dataclass(frozen=True)
+class Question:
+    """A row to be evaluated."""
+
+    row: int
+    """Its number in the prepared split, from 1."""
+    prompt: str | list[dict[str, str]]
+    """As the model is asked: text, or the turns before the answer."""
+    text: str
+    """What a person would read of it: the last turn."""
+    reference: str
+    """The answer of the row."""
+    group: str | None
+    leaked: bool
+    """Whether a training row has the same prompt, case, punctuation and spacing aside."""
+
+    @property
+    def id(self) -> str:
+        """The first 16 hexadecimal digits of the SHA-256 of the prompt, as canonical JSON."""
+        text = json.dumps(self.prompt, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A task with its questions."""
+
+    task: Task
+    split: str
+    questions: list[Question]
+    training: list[tuple[str, str]]
+    """Each training row as (last turn, class or answer), for what a trivial model would say."""
+    longest_answers: list[str]
+
+
+def check(recipe: Recipe, prepared: Prepared) -> Asked | None:
+    """What will be asked when the recipe is trained, so that nothing about it is wrong only afterwards.
+
+    Raises:
+        InputError: The task cannot be evaluated on these rows.
+    """
+    own = recipe.own()
+    if own["task"] is None:
+        return None
+    return ask(own, prepared, default_split(prepared, own["task"]))
+
+
+def default_split(prepared: Prepared, kind: str) -> str:
+    """The test rows, or the validation rows where there are none.
+
+    Raises:
+        InputError: There are neither.
+    """
+    for split in ("test", "validation"):
+        if split in prepared.splits:
+            return split
+    raise InputError(
+        f"task: {kind}, and there are no rows to evaluate it on; set test_file, or hold some out by validation_file "
+        "or validation_split_size"
+    )
+
+
+def ask(own: Mapping[str, Any], prepared: Prepared, split: str) -> Asked:
+    """The task with the rows of a split.
+
+    Raises:
+        InputError: The training answers are no classes, or rows of the split have none of them.
+    """
+    rows = list(_rows(prepared, "train"))
+    found = task.task_of(own, (answer for _, _, answer in rows))
+    seen = {_hash(prompt) for prompt, _, _ in rows}
+    groups = data.groups(prepared, split)
+    questions = [
+        Question(number, prompt, text, answer, group, _hash(prompt) in seen)
+        for number, ((prompt, text, answer), group) in enumerate(zip(_rows(prepared, split), groups, strict=True), 1)
+    ]
+    _check_labels(found, questions, prepared.splits[split]["source"])
+    if len(names := {group for group in groups if group is not None}) > MOST_GROUPS:
+        raise InputError(
+            f"group_column {own['group_column']} has {len(names):,} values in {prepared.splits[split]['source']}, "
+            f"such as {shown(min(names))}; name a column of at most {MOST_GROUPS} groups"
+        )
+    training = [(text, found.label(answer) or answer) for _, text, answer in rows]
+    longest = sorted({answer for _, _, answer in rows}, key=lambda answer: (-len(answer), answer))[:LONGEST]
+    return Asked(found, split, questions, training, longest)
+
+
+def _rows(prepared: Prepared, split: str) -> Iterator[tuple[Any, str, str]]:
+    """The rows of a split as (prompt, last turn of it, answer); of several answers the last."""
+    with (prepared.directory / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
+        for line in lines:
+            row = json.loads(line)
+            if isinstance(row.get("prompt"), str):
+                yield row["prompt"], row["prompt"], row["completion"]
+                continue
+            turns = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
+            yield turns[:-1], turns[-2]["content"], turns[-1]["content"]
+
+
+def _texts(prompt: Any) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+
+
+def _hash(prompt: Any) -> int:
+    return hash(normalised("\0".join(_texts(prompt))))
+
+
+def _check_labels(found: Task, questions: Iterable[Question], source: str) -> None:
+    """Raise an `InputError` that names every row whose answer is none of the classes."""
+    if found.kind != "classification":
+        return
+    problems = Problems()
+    for question in questions:
+        if found.label(question.reference) is None:
+            held = task.written(question.reference, found.field, found.pattern)
+            near = nearest(held, found.labels) if held else ""
+            problems.add(
+                f"{source}, row {question.row}",
+                f"the answer {shown(question.reference)} is none of the {len(found.labels)} classes{near}; correct "
+                "it, or list the labels in the recipe",
+            )
+    problems.stop()
+
+
+def evaluate(
+    name: str,
+    *,
+    split: str | None = None,
+    base: bool = False,
+    overrides: Sequence[str] = (),
+) -> tuple[int, Path | None]:
+    """Evaluate a finished run into its predictions.jsonl and metrics.json, or go on with an evaluation cut off.
+
+    Args:
+        name: The run's.
+        split: test or validation; without it test, or validation where the run has no test rows.
+        base: Whether to score the base model on the same rows. A base that has been scored on them already is kept.
+        overrides: `key=value` words for the keys of `task.KEYS`, where the run's recipe says nothing or another thing.
+
+    Returns:
+        The exit code (0 done, 1 failed, 3 interrupted and resumable) and the metrics' file, if it was written.
+
+    Raises:
+        InputError: There is nothing to evaluate, or not as asked.
+    """
+    run = Run.open(name)
+    facts = run.facts()
+    if facts.get("rehearsal"):
+        raise InputError(f"{run.directory} is a rehearsal: its model is tiny and random, and no result")
+    if facts["status"] != "finished":
+        raise InputError(
+            f"{run.directory} is {facts['status']}; finish it first: make resume NAME={run.name}"
+            if facts["status"] != "running"
+            else f"{run.directory} is being trained; wait for it"
+        )
+    own = _own(facts, overrides)
+    with run.locked() as lock:
+        return _evaluate(run, facts, own, split, base, lock)
+
+
+def _own(facts: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The keys of the task, as the run's recipe and the overrides say.
+
+    Raises:
+        InputError: An override is of another key, or wrong, or there is no task.
+    """
+    changes = {key: item.value for key, item in recipes.parse_overrides(overrides).items()}
+    found = [
+        schema.problem(key, value)
+        if key in task.KEYS
+        else f"SET: {key}: a finished run cannot be changed; an evaluation takes {', '.join(task.KEYS)}"
+        for key, value in changes.items()
+    ]
+    own = {key: changes.get(key, facts["own"].get(key)) for key in task.KEYS}
+    if not any(found):
+        found = [text for _, text in task.problems(own)]
+        if own["task"] is None:
+            found = ["the run's recipe names no task; set one: SET='task=classification' or SET='task=generation'"]
+    if problems := [problem for problem in found if problem]:
+        raise InputError(*problems)
+    return own
+
+
+def _evaluate(
+    run: Run, facts: dict[str, Any], own: Mapping[str, Any], split: str | None, base: bool, lock: int
+) -> tuple[int, Path | None]:
+    if damage := adapter_damage(run):
+        raise InputError(f"{run.directory}: {damage}; train the run again, or put the file back")
+    source = facts["data"]["source"] | {"test_file": own["test_file"], "group_column": own["group_column"]}
+    prepared = data.prepare(**source, cache=data.CACHE)
+    _same_training_rows(run, facts, prepared)
+    split = split or default_split(prepared, own["task"])
+    if split not in prepared.splits or split == "train":
+        have = [name for name in prepared.splits if name != "train"]
+        raise InputError(
+            f"SPLIT={split}: the run has {', '.join(have) or 'no rows held out'}; or set test_file by DATA="
+        )
+    asked = ask(own, prepared, split)
+    for decision in asked.task.decisions:
+        say("task", decision)
+    settings = {key: own[key] for key in task.KEYS if key not in ("task", "predict_by", "test_file")}
+    rows = hashlib.sha256(
+        json.dumps([[q.id, q.reference, q.group, q.leaked] for q in asked.questions], ensure_ascii=False).encode()
+    ).hexdigest()
+    how = json.dumps([rows, asked.task.by, list(asked.task.labels), settings, asked.task.candidates], sort_keys=True)
+    head = {
+        "schema": SCHEMA,
+        "run": run.name,
+        "recipe": facts["recipe"],
+        "task": asked.task.kind,
+        "predict_by": asked.task.by,
+        "split": split,
+        "settings": {**settings, "source": prepared.splits[split]["source"]},
+        "rows_sha256": rows,
+        "fingerprint": hashlib.sha256(how.encode()).hexdigest(),
+    }
+    work = run.directory / f".evaluation-{split}"
+    _prepare(work, run, facts, asked, head["fingerprint"])
+    outputs = _outputs(work)
+    wanted = [model for model in MODELS if model == "tuned" or base or outputs[model]]
+    left = {model: len(asked.questions) - len(outputs[model]) for model in wanted}
+    if any(left.values()):
+        if code := _score(run, work, wanted, lock):
+            return code, None
+        outputs = _outputs(work)
+    else:
+        say("scored", "before, by the same files; delete predictions with " + str(work) + " to score anew")
+    predictions = [_prediction(asked.task, question, outputs, wanted) for question in asked.questions]
+    measured = json.loads((work / "measured.json").read_text(encoding="utf-8"))
+    leaked = sum(question.leaked for question in asked.questions)
+    result = {
+        **head,
+        "rows": len(predictions),
+        "leaked": leaked,
+        "scored": len(predictions) - leaked,
+        **metrics.measure(
+            predictions,
+            asked.task.kind,
+            asked.training,
+            asked.task.labels or None,
+            json_schema=asked.task.schema,
+            group_column=own["group_column"],
+        ),
+        "measured": measured,
+    }
+    lines = (json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
+    write_whole(run.predictions(split), "".join(lines))
+    write_whole(run.metrics(split), json.dumps(result, indent=1) + "\n")
+    for label, text in render(result):
+        say(label, text)
+    report.write(run)
+    card.write(run)
+    say("report", str(run.report))
+    return 0, run.metrics(split)
+
+
+NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "exact_match": "exact match",
+    "rougeL": "ROUGE-L",
+    "chrf": "chrF",
+    "valid_json": "valid JSON",
+    "majority": "most frequent class",
+    "stratified": "random by the classes' shares",
+    "tfidf_logistic_regression": "TF-IDF and logistic regression",
+    "most_common_answer": "most common answer",
+    "nearest_training_row": "answer of the nearest training row",
+}
+
+
+def render(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """The metrics and the verdict, as (subject, text) for `terminal.say`."""
+    text = f"{count(result['scored'], 'row')} of {result['settings']['source']} by {result['predict_by']}"
+    if result["leaked"]:
+        text += f"; {result['leaked']:,} more are training rows too, and do not count"
+    speeds = ", ".join(
+        f"{model} {each['rows_per_second']:,.0f} rows/s" for model, each in result["measured"]["models"].items()
+    )
+    yield "evaluated", f"{text} ({speeds})"
+    shown = ("macro_f1", "accuracy") if result["task"] == "classification" else ("exact_match", "rougeL", "chrf")
+    shown = (*shown, "valid_json") if result["primary"] == "valid_json" else shown
+    for model in ("tuned", "base"):
+        if model in result["models"]:
+            yield model, _figures(result["models"][model], shown)
+    for name, figures in result["baselines"].items():
+        if name in NAMES:
+            yield "trivial", f"{NAMES[name]}: {_figures(figures, shown)}"
+    yield from _gaps(result["groups"])
+    yield "verdict", "\n".join([result["verdict"]["text"], *result["verdict"]["reasons"]])
+
+
+def _figures(figures: Mapping[str, Any], names: Iterable[str]) -> str:
+    parts = [f"{NAMES[name]} {estimate(figures[name])}" for name in names]
+    if (figures.get("invalid") or {}).get("count"):
+        parts.append(f"{figures['invalid']['count']:,} invalid")
+    return ", ".join(parts)
+
+
+def estimate(held: Mapping[str, float | None] | None) -> str:
+    """A value with its 95 % interval, as people read it."""
+    if held is None or held["value"] is None:
+        return "undefined"
+    if held["low"] is None or held["high"] is None:
+        return f"{held['value']:.3f}"
+    return f"{held['value']:.3f} ({held['low']:.3f} to {held['high']:.3f})"
+
+
+def _gaps(groups: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if not groups:
+        return
+    small = [name for name, each in groups["by"].items() if each["n"] < groups["minimum"]]
+    gap = (groups["gaps"].get("tuned") or {}).get("accuracy")
+    if gap and gap["value"] is not None:
+        told = (
+            f"largest gap in accuracy by {groups['column']} {estimate(gap)}: {gap['largest']} over {gap['smallest']}"
+        )
+        yield "groups", told
+    if small:
+        yield "groups", f"too few rows to judge (under {groups['minimum']}): {', '.join(small)}"
+
+
+def _same_training_rows(run: Run, facts: Mapping[str, Any], prepared: Prepared) -> None:
+    """Raise an `InputError` if the rows are not those that the run was trained on: what it has seen must be known."""
+    before, now = (splits["train"] for splits in (facts["data"]["splits"], prepared.splits))
+    if (before["sha256"], before["prepared_rows"]) != (now["sha256"], now["prepared_rows"]):
+        raise InputError(
+            f"{now['source']} has changed since {run.directory} was trained, so it is not known which rows the model "
+            "has seen; put the file back"
+        )
+
+
+def _prepare(work: Path, run: Run, facts: Mapping[str, Any], asked: Asked, fingerprint: str) -> None:
+    """The files that the scoring process reads; what another adapter said, or said to other rows, is thrown away."""
+    adapter = ((facts.get("measured") or {}).get("adapter") or {}).get("sha256")
+    job = {
+        "recipe": str(run.recipe),
+        "tuned": str(run.adapter),
+        "on_cpu": not topology.visible_gpus(),
+        "by": asked.task.by,
+        "candidates": asked.task.candidates or None,
+        "max_new_tokens": asked.task.max_new_tokens,
+        "longest_answers": asked.longest_answers,
+        "fingerprint": fingerprint,
+        "adapter_sha256": adapter,
+    }
+    path = work / "job.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    if before is None or any(before.get(key) != job[key] for key in ("fingerprint", "adapter_sha256")):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+    rows = (json.dumps({"row": q.row, "prompt": q.prompt}, ensure_ascii=False) + "\n" for q in asked.questions)
+    write_whole(work / "rows.jsonl", "".join(rows))
+    write_whole(path, json.dumps(job, indent=1))
+
+
+def _outputs(work: Path) -> dict[str, dict[int, dict[str, Any]]]:
+    """What each model has said so far, by row."""
+    found: dict[str, dict[int, dict[str, Any]]] = {model: {} for model in MODELS}
+    path = work / "outputs.jsonl"
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        with contextlib.suppress(ValueError):  # a line cut off by a crash
+            output = json.loads(line)
+            found[output["model"]][output["row"]] = output
+    return found
+
+
+def _score(run: Run, work: Path, models: list[str], lock: int) -> int:
+    """Let the models answer; the exit code is 0 when they have, 1 when that failed, 3 when it was interrupted."""
+    job = json.loads((work / "job.json").read_text(encoding="utf-8")) | {"models": models}
+    write_whole(work / "job.json", json.dumps(job, indent=1))
+    answer = work / "answer.json"
+    answer.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "sft_recipes.scoring", str(work)]
+    again = f"make evaluate RUN={run.name}{' BASE=1' if 'base' in models else ''}"
+    process = subprocess.Popen(command, env=quiet_environment(on_cpu=job["on_cpu"]), pass_fds=(lock,))
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        say("stopped", f"what was scored is kept; go on with: {again}")
+        return 3
+    if answer.is_file():
+        raise InputError(*json.loads(answer.read_text(encoding="utf-8"))["problems"])
+    if code:
+        print(f"error: scoring ended with code {code}; what was scored is kept: {again}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _prediction(
+    found: Task, question: Question, outputs: Mapping[str, Mapping[int, dict[str, Any]]], models: list[str]
+) -> dict[str, Any]:
+    """A line of predictions.jsonl."""
+    classes = found.kind == "classification"
+    return {
+        "row": question.row,
+        "id": question.id,
+        "prompt": question.text,
+        "group": question.group,
+        "gold": found.label(question.reference) if classes else None,
+        "reference": question.reference,
+        "leaked": question.leaked,
+        **{model: _said(found, outputs[model][question.row]) for model in models},
+    }
+
+
+def _said(found: Task, output: Mapping[str, Any]) -> dict[str, Any]:
+    """What one model says to a row, with probabilities that sum to one over the labels."""
+    if found.by == "likelihood":
+        scores = output["log_likelihoods"]
+        highest = max(scores.values())
+        weights = {label: math.exp(score - highest) for label, score in scores.items()}
+        total = sum(weights.values())
+        probabilities = {label: float(f"{weight / total:.6g}") for label, weight in weights.items()}
+        # The first of the labels where two are equally likely, as argmax would.
+        return {
+            "prediction": max(scores, key=scores.__getitem__),
+            "probabilities": probabilities,
+            "text": None,
+            "finished": None,
+        }
+    text = task.answer_of(output["text"])
+    prediction = found.label(text) if found.kind == "classification" else text
+    return {"prediction": prediction, "probabilities": None, "text": output["text"], "finished": output["finished"]}
