@@ -137,28 +137,54 @@ def seal(checkpoint: Path) -> None:
     Upstream neither writes checkpoints atomically nor looks inside one before resuming from it; the manifest, written
     last, is what makes a checkpoint whole.
     """
+    files = sealed(checkpoint, besides=MANIFEST)
+    write_whole(checkpoint / MANIFEST, json.dumps({"schema": SCHEMA, "files": files}, indent=1) + "\n")
+
+
+def sealed(directory: Path, besides: str) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below a directory but those of one name, after they are on the disk."""
     files = {}
-    for path in sorted(path for path in checkpoint.rglob("*") if path.is_file() and path.name != MANIFEST):
+    for path in sorted(path for path in directory.rglob("*") if path.is_file() and path.name != besides):
         with path.open("rb") as file:
             digest = _digest(file)
             os.fsync(file.fileno())
-        files[path.relative_to(checkpoint).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
-    write_whole(checkpoint / MANIFEST, json.dumps({"schema": SCHEMA, "files": files}, indent=1) + "\n")
+        files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+    return files
 
 
 def damage(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be trusted, or None when every file is as it was sealed."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        sealed = [(name, file["bytes"], file["sha256"]) for name, file in manifest["files"].items()]
+        files = [(name, file["bytes"], file["sha256"]) for name, file in manifest["files"].items()]
     except FileNotFoundError:
         return "it was never finished (no manifest)"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its manifest cannot be read"
-    if not sealed or manifest.get("schema") != SCHEMA:
+    if not files or manifest.get("schema") != SCHEMA:
         return "its manifest is of another version, or names no file"
-    for name, size, sha256 in sealed:
-        path = checkpoint / name
+    return _difference(checkpoint, files)
+
+
+def adapter_damage(run: Run) -> str | None:
+    """Why the adapter of a run (or its whole model, where there is no adapter) cannot be trusted, or None.
+
+    Compared with what training recorded in run.json, so that neither a damaged file nor the adapter of another run
+    passes for this one's.
+    """
+    facts = run.facts()
+    if facts["status"] != "finished":
+        return f"the run is {facts['status']}, not finished"
+    files = facts["measured"].get("saved")
+    if not files:
+        return "run.json holds no checksums of it; it was trained before they were recorded"
+    return _difference(run.adapter, [(name, file["bytes"], file["sha256"]) for name, file in files.items()])
+
+
+def _difference(directory: Path, files: list[tuple[str, int, str]]) -> str | None:
+    """The first file, of (name, bytes, SHA-256), that is not as it should be."""
+    for name, size, sha256 in files:
+        path = directory / name
         if not path.is_file():
             return f"{name} is missing"
         if path.stat().st_size != size:

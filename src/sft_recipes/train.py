@@ -22,7 +22,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_co
 from sft_recipes import charts, verify
 from sft_recipes.callbacks import GracefulStop, Progress, Record, StopOnNaN
 from sft_recipes.errors import InputError
-from sft_recipes.run import Run, seal
+from sft_recipes.run import Run, seal, sealed
 
 
 def train(run: Run) -> None:
@@ -91,11 +91,15 @@ def train(run: Run) -> None:
     else:
         trainer.save_model(str(run.adapter))
         trainer.accelerator.wait_for_everyone()
+        if recipe.get("use_peft"):
+            measured["adapter"] = verify.saved_adapter(trainer, run.adapter)
         if main:
             # A pickle of the arguments, which nothing reads and nobody should have to trust.
             (run.adapter / "training_args.bin").unlink(missing_ok=True)
+            # The model card is written anew after each evaluation.
+            measured["saved"] = sealed(run.adapter, besides="README.md")
             if recipe.get("use_peft"):
-                measured["adapter"] = verify.saved_adapter(run.adapter)
+                measured["adapter"]["sha256"] = measured["saved"]["adapter_model.safetensors"]["sha256"]
             charts.draw_loss(run)
             run.update(status="finished", measured=measured)
     trainer.end()

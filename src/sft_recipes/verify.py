@@ -4,6 +4,7 @@ Each check returns the facts for run.json and says them in one line; what differ
 """
 
 import collections
+import contextlib
 import itertools
 import math
 from collections.abc import Mapping
@@ -12,7 +13,9 @@ from typing import Any
 
 import bitsandbytes as bnb
 import numpy as np
+import peft
 import torch
+from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
@@ -351,14 +354,22 @@ def start(
     }
 
 
-def saved_adapter(directory: Path) -> Facts:
-    """The adapter file on the disk holds what was trained.
+def saved_adapter(trainer: SFTTrainer, directory: Path) -> Facts:
+    """The adapter file on the disk holds what was trained, and plain PEFT reads it back.
+
+    Called on every process, since ZeRO-3 and FSDP give a whole tensor only to all of them together. Where every
+    process holds the whole model, PEFT loads the file beside the live adapter and both compute the logits of some
+    training rows; elsewhere the tensors alone are compared.
 
     Raises:
-        RuntimeError: A tensor is empty or not finite, or every lora_B is still zero as at the start.
+        RuntimeError: A tensor is empty, not finite or other than the live one, every lora_B is still zero as at the
+            start, or the reloaded adapter computes something else.
     """
     from safetensors.torch import load_file
 
+    live = _live_adapter(trainer)
+    if not trainer.is_world_process_zero():
+        return {}
     tensors = load_file(directory / "adapter_model.safetensors")
     empty = [name for name, tensor in tensors.items() if tensor.numel() == 0]
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
@@ -367,8 +378,89 @@ def saved_adapter(directory: Path) -> Facts:
         raise RuntimeError(f"{directory}: {len(empty)} empty and {len(broken)} non-finite of {len(tensors)} tensors")
     if not changed and any("lora_B" in name for name in tensors):
         raise RuntimeError(f"{directory}: every lora_B is zero, so training changed nothing")
+    other = [
+        name
+        for name, tensor in live.items()
+        if name not in tensors or not torch.equal(tensors[name], tensor.to(tensors[name].dtype))
+    ]
+    if other:
+        raise RuntimeError(
+            f"{directory}: {len(other)} of {len(live)} tensors are not those in memory, the first is {other[0]}; the "
+            "file was not written whole, so train again, on another disk if this one is failing"
+        )
     norm = math.sqrt(sum(float(tensor.double().norm() ** 2) for name, tensor in tensors.items() if "lora_B" in name))
-    return {"tensors": len(tensors), "lora_b_norm": norm}
+    facts: Facts = {"tensors": len(tensors), "lora_b_norm": norm, "reloaded": "weights"}
+    if trainer.is_fsdp_enabled or any(hasattr(parameter, "ds_id") for parameter in trainer.model.parameters()):
+        return facts
+    return facts | {"reloaded": "logits", **_reloaded(trainer, directory)}
+
+
+def _live_adapter(trainer: SFTTrainer) -> dict[str, torch.Tensor]:
+    """The adapter's tensors in memory, whole and on the CPU, by their names in its file."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    ours = _adapter_parameters(model)
+    state = {}
+    for name, parameter in model.named_parameters():
+        if id(parameter) not in ours:
+            continue
+        with contextlib.ExitStack() as stack:
+            if hasattr(parameter, "ds_id"):
+                from deepspeed.zero import GatheredParameters
+
+                stack.enter_context(GatheredParameters([parameter]))
+            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+            # Checkpointing of activations, as FSDP does it, wraps modules in one of this name, which no file has.
+            state[name.replace("_checkpoint_wrapped_module.", "")] = whole.detach().to("cpu", copy=True)
+    return get_peft_model_state_dict(model, state_dict=state, save_embedding_layers=False)
+
+
+# Rows, and tokens of each, that the two adapters are compared on.
+RELOAD_ROWS, RELOAD_TOKENS = 4, 128
+
+
+def _reloaded(trainer: SFTTrainer, directory: Path) -> Facts:
+    """Load the file into the live model as a second adapter, and compare the logits of both.
+
+    The file's tensors equal the live ones here, so what is left to differ is how PEFT reads them: names it does not
+    find, a scaling of another rank or alpha. Any such difference is a share of what the adapter itself does to the
+    logits; scheduling on a GPU is not, and is far below the hundredth of it that is allowed.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    model.eval()
+    rows = [
+        trainer.train_dataset[index]["input_ids"][:RELOAD_TOKENS]
+        for index in range(min(RELOAD_ROWS, len(trainer.train_dataset)))
+    ]
+    batches = [torch.tensor([row], device=trainer.accelerator.device) for row in rows]
+
+    def logits() -> list[torch.Tensor]:
+        with torch.inference_mode():
+            return [model(input_ids=batch).logits.float() for batch in batches]
+
+    trained = logits()
+    with model.disable_adapter():
+        base = logits()
+    model.load_adapter(str(directory), adapter_name="saved", torch_device=str(trainer.accelerator.device))
+    try:
+        # PEFT loads every adapter as float32; the live one may compute in bfloat16.
+        dtypes = {name: parameter.dtype for name, parameter in model.named_parameters() if ".default" in name}
+        for name, parameter in model.named_parameters():
+            if ".saved" in name:
+                parameter.data = parameter.data.to(dtypes[name.replace(".saved", ".default")])
+        model.set_adapter("saved")
+        again = logits()
+    finally:
+        model.set_adapter("default")
+        model.delete_adapter("saved")
+    difference = max(float((one - other).abs().max()) for one, other in zip(trained, again, strict=True))
+    effect = max(float((one - other).abs().max()) for one, other in zip(trained, base, strict=True))
+    if not difference <= effect / 100:
+        raise RuntimeError(
+            f"{directory}: reloaded in PEFT, the adapter gives logits that are up to {difference:.3g} off those "
+            f"in memory, which change the base's by up to {effect:.3g}; peft {peft.__version__} does not read back "
+            "what it wrote, so the adapter is not to be used"
+        )
+    return {"logit_difference": difference, "logit_effect": effect}
 
 
 def _elements(parameter: torch.Tensor) -> int:
