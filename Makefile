@@ -25,8 +25,11 @@ override INPUT := $(value INPUT)
 override REPO := $(value REPO)
 override MERGED := $(value MERGED)
 override PUBLIC := $(value PUBLIC)
+override KEY := $(value KEY)
+override FROM := $(value FROM)
+override WHY := $(value WHY)
 export RECIPE ACCEL GPUS NAME SET RESUME OUT DATA GPU VRAM TRACE FETCH ROWS HTML A B FILE
-export RUN RUNS SPLIT BASE SEEDS INPUT REPO MERGED PUBLIC
+export RUN RUNS SPLIT BASE SEEDS INPUT REPO MERGED PUBLIC KEY FROM WHY
 
 PYTHON ?= python3
 # An active environment is used as it is; otherwise one of our own is made.
@@ -37,7 +40,7 @@ INSTALLED := $(VENV)/.sft-recipes
 INSTALLED_TEST := $(VENV)/.sft-recipes-test
 OPTIONS = $${ACCEL:+--accel="$$ACCEL"} $${GPUS:+--gpus="$$GPUS"} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"}
 PLAN_OPTIONS = $(OPTIONS) $${GPU:+--gpu="$$GPU"}
-RUN_OPTIONS = $(OPTIONS) $${NAME:+--name="$$NAME"} $${RESUME:+--resume}
+RUN_OPTIONS = $(OPTIONS) $${NAME:+--name="$$NAME"} $${RESUME:+--resume} $${SEEDS:+--seeds="$$SEEDS"}
 
 .PHONY: help install list plan preview fit diff rules rehearse audit train resume evaluate report compare leaderboard merge predict chat push show export pin lint types test check benchmark docs
 .DEFAULT_GOAL := help
@@ -72,7 +75,7 @@ rehearse: $(INSTALLED) ## run RECIPE for a few steps with a tiny model on CPU pr
 audit: $(INSTALLED) ## check another tool's SFT configuration FILE, and translate it into the recipe OUT
 	@$(PROGRAM) audit $${OUT:+--out="$$OUT"} -- "$${FILE:?name a file: make audit FILE=config_qlora.yaml}"
 
-train: $(INSTALLED) ## fine-tune RECIPE into runs/NAME (DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1)
+train: $(INSTALLED) ## fine-tune RECIPE into runs/NAME (DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1, SEEDS="42 43")
 	@$(PROGRAM) train $(RUN_OPTIONS) -- "$${RECIPE:?name a recipe: make train RECIPE=demo; make list shows them}"
 
 train-%: override RECIPE = $*
@@ -89,10 +92,10 @@ report: $(INSTALLED) ## write RUN's report.html anew
 	@$(PROGRAM) report -- "$${RUN:?name a run: make report RUN=my_run}"
 
 compare: $(INSTALLED) ## what RUNS changed, what came of it, and which differences are real (OUT=page.html, .md or .csv)
-	@$(PROGRAM) compare $${SPLIT:+--split="$$SPLIT"} $${OUT:+--out="$$OUT"} -- "$${RUNS:?name two runs or more: make compare RUNS='a b c'}"
+	@set -f; $(PROGRAM) compare $${SPLIT:+--split="$$SPLIT"} $${OUT:+--out="$$OUT"} -- $${RUNS:?name two runs or more: make compare RUNS="a b"}
 
 leaderboard: $(INSTALLED) ## every evaluated run, by the rows it was evaluated on (OUT=table.md or .csv)
-	@$(PROGRAM) leaderboard $${OUT:+--out="$$OUT"}
+	@$(PROGRAM) leaderboard $${SPLIT:+--split="$$SPLIT"} $${OUT:+--out="$$OUT"}
 
 merge: $(INSTALLED) ## RUN's adapter into unquantised base weights, proven equal (OUT=folder)
 	@$(PROGRAM) merge $${OUT:+--out="$$OUT"} -- "$${RUN:?name a run: make merge RUN=my_run}"
@@ -106,8 +109,14 @@ chat: $(INSTALLED) ## talk to RUN in the terminal (BASE=1 begins with the base m
 push: $(INSTALLED) ## upload RUN's adapter to REPO on the Hub, private (MERGED=1 the merged model, PUBLIC=1)
 	@$(PROGRAM) push --repo="$${REPO:?name a repository: REPO=org/name}" $${MERGED:+--merged} $${PUBLIC:+--public} -- "$${RUN:?name a run: make push RUN=my_run REPO=org/name}"
 
-show: $(INSTALLED) ## RECIPE as it resolves, with the origin of every value
-	@$(PROGRAM) show --origin $(OPTIONS) -- "$${RECIPE:?name a recipe: make show RECIPE=default}"
+new: $(INSTALLED) ## write the recipe NAME, three lines that extend FROM=default
+	@$(PROGRAM) new $${FROM:+--from="$$FROM"} -- "$${NAME:?name the new recipe: make new NAME=my_experiment}"
+
+why: $(INSTALLED) ## why KEY has its value, in RECIPE (KEY=lora_alpha RECIPE=default)
+	@$(PROGRAM) why -- "$${KEY:?name a key: make why KEY=lora_alpha}" $${RECIPE:+"$$RECIPE"}
+
+show: $(INSTALLED) ## RECIPE as it resolves, with the origin of every value (WHY=1: a reason instead)
+	@$(PROGRAM) show $${WHY:+--why} $${WHY:---origin} $(OPTIONS) -- "$${RECIPE:?name a recipe: make show RECIPE=default}"
 
 export: $(INSTALLED) ## RECIPE as a plain file OUT for stock trl sft --config
 	@$(PROGRAM) export --out="$${OUT:?name a file: OUT=plain.yaml}" $(OPTIONS) -- "$${RECIPE:?name a recipe}"

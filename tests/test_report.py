@@ -488,6 +488,7 @@ def test_a_long_run_on_long_rows_makes_a_small_page(run: Run, look: Callable[...
     assert fits(opened)
     assert all(chart["outside"] == [] for chart in opened.evaluate(CHARTS))
     assert "400 more are not shown" in words(opened)
+    assert opened.evaluate("Math.max(...[...document.querySelectorAll('tbody')].map(each => each.rows.length))") == 200
 
 
 def test_what_is_cut_says_so(run: Run, look: Callable[..., Any]) -> None:

@@ -117,7 +117,9 @@ def describe(
     constant = len(set(predicted)) == 1 or len(set(gold)) == 1
     mcc = np.nan if constant else sklearn_metrics.matthews_corrcoef(gold, predicted)
     confusion = sklearn_metrics.confusion_matrix(gold, predicted, labels=range(len(labels) + 1))[: len(labels)]
-    calibration = _calibration(gold, predicted, probabilities, seed) if probabilities is not None else (None, None)
+    ece, reliability = None, None
+    if probabilities is not None:
+        ece, reliability = calibration(gold, predicted, probabilities, seed=seed, resamples=len(resampled))
     return {
         "accuracy": accuracy,
         "macro_f1": estimate(means["macro"], bounds["macro_f1"]),
@@ -125,11 +127,11 @@ def describe(
         "weighted_f1": estimate(means["weighted"], bounds["weighted_f1"]),
         "mcc": estimate(mcc, bounds["mcc"]),
         "roc_auc": None if probabilities is None else _roc_auc(gold, probabilities),
-        "ece": calibration[0],
+        "ece": ece,
         "invalid": {"count": invalid, "share": _share(invalid, n)},
         "classes": _classes(gold, predicted, labels),
         "confusion": {"gold": list(labels), "predicted": [*labels, "invalid"], "counts": confusion.tolist()},
-        "reliability": calibration[1],
+        "reliability": reliability,
     }
 
 
@@ -185,8 +187,8 @@ def _roc_auc(gold: Codes, probabilities: Floats) -> Estimate:
     return estimate(value, (float(low), float(high)))
 
 
-def _calibration(
-    gold: Codes, predicted: Codes, probabilities: Floats, seed: int
+def calibration(
+    gold: Codes, predicted: Codes, probabilities: Floats, *, seed: int, resamples: int
 ) -> tuple[Estimate, list[dict[str, Any]]]:
     """Expected calibration error of the predicted class's probability, and the bins that have rows.
 
@@ -201,7 +203,8 @@ def _calibration(
     gaps = np.zeros((n, BINS))
     gaps[np.arange(n), bins] = (right - confidence) / n
     by_bin = gaps.sum(0)
-    strays = np.abs(bootstrap(lambda counts: counts @ gaps, np.arange(n), seed=seed) - by_bin).sum(-1)
+    resampled = bootstrap(lambda counts: counts @ gaps, np.arange(n), seed=seed, resamples=resamples)
+    strays = np.abs(resampled - by_bin).sum(-1)
     value, half = float(np.abs(by_bin).sum()), float(np.quantile(strays, CONFIDENCE))
     reliability = []
     for number in np.unique(bins):

@@ -66,13 +66,36 @@ def parser() -> argparse.ArgumentParser:
     sub = with_topology(with_recipe(command("train", _train, "Fine-tune a recipe into runs/NAME.")))
     sub.add_argument("--name", help="the run's name; the recipe's name and the time without it")
     sub.add_argument("--resume", action="store_true", help="continue the run --name, if it is the same recipe")
+    sub.add_argument("--seeds", metavar="'N ...'", help="train once for each of these seeds, one after another")
     sub = command("resume", _resume, "Continue an interrupted run from its newest whole checkpoint.")
     sub.add_argument("name", metavar="NAME", help="the run's name")
-    sub = command("evaluate", _evaluate, "Score a finished run on rows it has not seen, with intervals and a verdict.")
-    sub.add_argument("run_name", metavar="RUN", help="the run's name")
-    sub.add_argument("--split", choices=["test", "validation"], help="test without it, or validation if there is none")
+    def with_run(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("run_name", metavar="RUN", help="the run's name")
+        return sub
+
+    sub = with_run(command("evaluate", _evaluate, "Score a finished run on rows it has not seen, with intervals."))
+    sub.add_argument("--split", choices=SPLITS, help="test without it, or validation where there are no test rows")
     sub.add_argument("--base", action="store_true", help="score the base model on the same rows too")
     with_overrides(sub, "rows to evaluate on, instead of the recipe's test_file")
+    with_run(command("report", _report, "Write the report of a run anew."))
+    sub = command("compare", _compare, "Say what runs changed, what came of it, and which differences are real.")
+    sub.add_argument("runs", metavar="RUN", nargs="+", help="the runs' names")
+    sub.add_argument("--split", choices=SPLITS, default="test", help="test without it")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="write a page (.html), Markdown (.md) or CSV (.csv)")
+    sub = command("leaderboard", _leaderboard, "Rank the evaluated runs, as far as they can be told apart.")
+    sub.add_argument("--split", choices=SPLITS, default="test", help="test without it")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="write Markdown (.md) or CSV (.csv)")
+    sub = with_run(command("merge", _merge, "Merge a run's adapter into unquantised base weights, and prove it."))
+    sub.add_argument("--out", type=Path, metavar="FOLDER", help="runs/RUN/merged without it")
+    sub = with_run(command("predict", _predict, "Write what a run answers to the rows of a file."))
+    sub.add_argument("--input", type=Path, required=True, metavar="FILE", help="rows with prompts")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="JSON lines; beside the input without it")
+    sub = with_run(command("chat", _chat, "Talk to a run in the terminal."))
+    sub.add_argument("--base", action="store_true", help="begin with the base model")
+    sub = with_run(command("push", _push, "Upload a run's adapter to the Hub."))
+    sub.add_argument("--repo", required=True, metavar="ORG/NAME", help="the repository, made if it is not there")
+    sub.add_argument("--merged", action="store_true", help="upload the merged model instead")
+    sub.add_argument("--public", action="store_true", help="a new repository is public, not private")
     sub = with_topology(with_recipe(command("plan", _plan, "Say what a recipe will do before it runs.")))
     sub.add_argument("--gpu", metavar="NAME", help="a GPU to plan for, such as a100-80gb; the visible one without it")
     sub.add_argument("--trace", action="store_true", help="also run the real modules on tensors without data")
@@ -101,14 +124,25 @@ def parser() -> argparse.ArgumentParser:
     command("list", _list, "List the recipes and the one idea of each.")
     text = "Print a resolved recipe: its base, overrides and what follows from them."
     sub = with_topology(with_recipe(command("show", _show, text)))
-    sub.add_argument("--origin", action="store_true", help="say where each value comes from")
+    beside = sub.add_mutually_exclusive_group()
+    beside.add_argument("--origin", action="store_true", help="say where each value comes from")
+    beside.add_argument("--why", action="store_true", help="say one reason for each value")
     text = "Write a resolved recipe that stock `trl sft --config` reads."
     sub = with_topology(with_recipe(command("export", _export, text)))
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the YAML file to write")
     sub = command("pin", _pin, "Write the Hub's current commit of the base model into the recipe.")
     sub.add_argument("recipe", metavar="RECIPE", help="a name in recipes/, such as default")
+    sub = command("why", _why, "Say what a key does, why it has its value, and what to change first when it is wrong.")
+    sub.add_argument("key", metavar="KEY", help="a key of a recipe, such as lora_alpha")
+    sub.add_argument("recipe", metavar="RECIPE", nargs="?", help="a name in recipes/, for its value and its neighbours")
+    sub = command("new", _new, "Write a recipe of three lines that extends another.")
+    sub.add_argument("recipe", metavar="NAME", help="the new recipe's name")
+    sub.add_argument("--from", dest="base", default="default", metavar="RECIPE", help="default without it")
     command("keys", _keys, "List every key a recipe may set, with type and default.")
     return top
+
+
+SPLITS = ("test", "validation")
 
 
 def _count(text: str) -> int:
@@ -118,8 +152,22 @@ def _count(text: str) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from sft_recipes import launch
+    from sft_recipes import launch, seeds
 
+    if options.seeds is not None:
+        with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+            code, runs = seeds.train_seeds(
+                options.recipe,
+                options.seeds,
+                accel=options.accel,
+                processes=options.gpus,
+                overrides=_words(options),
+                run_name=options.name,
+                resume=options.resume,
+            )
+        if options.json:
+            print(json.dumps([run.facts() for run in runs], indent=2))
+        return code
     with _facts_on_stdout(options) as name_of:
         code, name_of["run"] = launch.train(
             options.recipe,
@@ -143,6 +191,58 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.json and path:
         print(path.read_text(encoding="utf-8"), end="")
     return code
+
+
+def _report(options: argparse.Namespace) -> int:
+    from sft_recipes import report
+    from sft_recipes.run import Run
+
+    path = report.write(Run.open(options.run_name))
+    print(json.dumps({"file": str(path)}) if options.json else f"wrote {path}")
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from sft_recipes import compare, report, tables
+
+    pages = {
+        ".html": lambda: report.comparison(facts, options.out),
+        ".md": lambda: options.out.write_text(tables.as_markdown(facts), encoding="utf-8"),
+        ".csv": lambda: options.out.write_text(tables.as_csv(facts), encoding="utf-8"),
+    }
+    write = _writer(options.out, pages)
+    facts = compare.compare(options.runs, options.split)
+    return _say_or_write(facts, tables.render, write, options)
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    from sft_recipes import compare, tables
+
+    pages = {
+        ".md": lambda: options.out.write_text(tables.as_markdown(facts), encoding="utf-8"),
+        ".csv": lambda: options.out.write_text(tables.as_csv(facts), encoding="utf-8"),
+    }
+    write = _writer(options.out, pages)
+    facts = compare.leaderboard(options.split)
+    return _say_or_write(facts, tables.render, write, options)
+
+
+def _writer(out: Path | None, pages: dict[str, Any]) -> Any:
+    """How a file of that ending is written; None where none is asked for."""
+    if out is None:
+        return None
+    if out.suffix not in pages:
+        raise InputError(f"OUT={out}: what form is that? End it in {', '.join(pages)}")
+    return pages[out.suffix]
+
+
+def _say_or_write(facts: Any, render: Any, write: Any, options: argparse.Namespace) -> int:
+    if write is None or options.json:
+        _say(facts, render, options)
+    if write is not None:
+        with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+            _written(options.out, write)
+    return 0
 
 
 def _resume(options: argparse.Namespace) -> int:
@@ -313,16 +413,41 @@ def _resolved(options: argparse.Namespace) -> recipes.Recipe:
     return topology.resolve(recipe, topology.read(accel, origin, options.gpus))
 
 
+def _new(options: argparse.Namespace) -> int:
+    path = recipes.write_new(options.recipe, options.base)
+    if options.json:
+        print(json.dumps({"file": str(path)}))
+    else:
+        print(f"wrote {path}\nnext: put the change it tries into it, then make plan RECIPE={options.recipe}")
+    return 0
+
+
+def _why(options: argparse.Namespace) -> int:
+    from sft_recipes import why
+
+    _say(why.why(options.key, options.recipe), why.render, options)
+    return 0
+
+
 def _show(options: argparse.Namespace) -> int:
     recipe = _resolved(options)
+    beside = {key: item.origin for key, item in recipe.values.items()}
+    if options.why:
+        from sft_recipes import why
+
+        beside = why.reasons(recipe)
     if options.json:
-        values = {key: {"value": item.value, "origin": item.origin} for key, item in recipe.values.items()}
+        values = {
+            key: {"value": item.value, "origin": item.origin} | ({"why": beside[key]} if options.why else {})
+            for key, item in recipe.values.items()
+        }
         print(json.dumps({"name": recipe.name, "values": values}, indent=2))
         return 0
     lines = {key: f"{key}: {schema.as_yaml(item.value)}" for key, item in recipe.values.items()}
-    width = max(map(len, lines.values())) if options.origin else 0
+    # A long description must not push what stands beside the others out of sight.
+    width = min(48, max(map(len, lines.values()))) if options.origin or options.why else 0
     for key, line in lines.items():
-        print(f"{line:<{width}}  # {recipe.values[key].origin}" if options.origin else line)
+        print(f"{line:<{width}}  # {beside[key]}" if width else line)
     return 0
 
 

@@ -34,7 +34,7 @@ Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
 
 MODELS = ("base", "tuned")
-# Of fewer rows the interval of an accuracy can be wider than 34 points: no part in gaps.
+# Groups of fewer rows take no part in gaps. With so many the interval of an accuracy is up to 34 points wide.
 MINIMUM_GROUP = 30
 # Even if all of fewer rows favoured one model, an exact test would not reach p = 0.05: 2 x 0.5^5 = 0.06.
 MINIMUM_DIFFERING = 6
@@ -120,7 +120,7 @@ def measure(
         "groups": None,
     }
     if scored:
-        _check(scored, models, labels)
+        _check(scored, models, labels, train)
         if labels is not None:
             sample, numbers = _classify(scored, models, train, labels, seed, resamples)
         else:
@@ -167,17 +167,21 @@ def _primary(labels: Sequence[str] | None, json_schema: Any) -> str:
     return "macro_f1" if labels is not None else "rougeL" if json_schema is None else "valid_json"
 
 
-def _check(rows: Sequence[Row], models: Sequence[str], labels: Sequence[str] | None) -> None:
-    """Refuse what no scorer of ours writes."""
+def _check(rows: Sequence[Row], models: Sequence[str], labels: Sequence[str] | None, train: Train = ()) -> None:
+    """Refuse what no scorer of ours writes, and training rows of other classes."""
     problems = Problems()
+    known = None if labels is None else set(labels)
+    if known is not None:
+        for label in sorted({label for _, label in train} - known):
+            problems.add("training rows", f"the class {label!r} is none of the labels; write it into labels")
     for row in rows:
         place = f"predictions, row {row['row']}"
-        if labels is not None and row["gold"] not in labels:
+        if known is not None and row["gold"] not in known:
             problems.add(place, f"gold is {row['gold']!r}, which is none of the labels")
         for model in models:
             if model not in row:
                 problems.add(place, f"no answer of {model}, which other rows have; evaluate again")
-            elif labels is not None and (fault := _fault(row[model], rows[0].get(model, {}), set(labels))):
+            elif known is not None and (fault := _fault(row[model], rows[0].get(model, {}), known)):
                 problems.add(place, f"{model}: {fault}; evaluate again")
     problems.stop()
 
@@ -191,7 +195,7 @@ def _fault(answer: Row, first_answer: Row, labels: set[str]) -> str | None:
     if probabilities is None:
         return None
     if set(probabilities) != labels or not math.isclose(sum(probabilities.values()), 1, abs_tol=1e-3):
-        return "the probabilities are not those of all labels or do not add up to 1"
+        return "the probabilities are not of all labels or do not add up to 1"
     if prediction is None or probabilities[prediction] < max(probabilities.values()) - 1e-6:
         return f"the prediction {prediction!r} is not the most probable label"
     return None

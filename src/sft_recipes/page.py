@@ -55,6 +55,7 @@ td p { margin: .2rem 0; min-width: 14rem; }
 svg { display: block; width: 100%; height: auto; } svg text { font-family: system-ui, sans-serif; }
 .tuned { color: var(--tuned); } .base { color: var(--base); }
 .row { margin: .7rem 0; } .row > p { margin: 0; max-width: none; font-size: 13px; }
+.row dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem .8rem; margin: 0; } dd { margin: 0; }
 .row pre { border: 0; border-left: 2px solid var(--rule); border-radius: 0; padding: 0 0 0 .7rem; }
 summary { cursor: pointer; font-size: 13px; }
 @page { margin: 14mm; }

@@ -27,7 +27,7 @@ METRICS = {
     "micro_f1": "micro F1",
     "weighted_f1": "weighted F1",
     "mcc": "MCC",
-    "roc_auc": "ROC-AUC",
+    "roc_auc": "ROC AUC",
     "ece": "ECE",
     "fpr": "FPR",
     "fnr": "FNR",
@@ -215,10 +215,10 @@ def _quality(metrics: Facts) -> str:
     header += ["only tuned right", "only other right", "McNemar p"]
     by_class = estimates("The same class for every row", always, columns, counted, "numbers stacked")
     rows = f"{count(metrics['scored'], 'row')} of {text(metrics['settings']['source'])}"
-    if leaked:
-        rows += f", {leaked:,} more left out because they were trained on"
     if metrics["predict_by"]:
         rows += f", predicted by {metrics['predict_by']}"
+    if leaked:
+        rows += f"; {count(leaked, 'other row')} left out, having been trained on"
     kind = f"{100 * metrics['confidence']:g} % intervals"
     bootstrap = f"{metrics['resamples']:,} resamples with seed {metrics['seed']}"
     return f"""\
@@ -344,18 +344,19 @@ def _telling(task: str, predictions: Sequence[Facts]) -> str:
 def _row(row: Facts, begin: int, task: str) -> str:
     models = _scored(row)
     title = [f"row {row['row']:,}"] + ([text(row["group"], LABEL)] if row["group"] is not None else [])
-    shown = f"<pre>{text(row['prompt'][begin:], LONGEST)}</pre>"
+    prompt = row["prompt"][begin:]
     if task == "generation":
-        answers = {"reference": row["reference"]} | {model: row[model]["prediction"] or "" for model in models}
-        shown += "".join(f'<p class="faint">{n}</p><pre>{text(said, LONGEST)}</pre>' for n, said in answers.items())
-        return f'<div class="row"><p>{" · ".join(title)}</p>{shown}</div>'
+        texts = {"prompt": prompt, "reference": row["reference"]}
+        texts |= {model: row[model]["prediction"] or "" for model in models}
+        shown = (f'<dt class="faint">{n}</dt><dd><pre>{text(said, LONGEST)}</pre></dd>' for n, said in texts.items())
+        return f'<div class="row"><p>{" · ".join(title)}</p><dl>{"".join(shown)}</dl></div>'
     title.append(f"gold <b>{text(row['gold'], LABEL)}</b>")
     for model in models:
         said, sure = row[model]["prediction"], confidence(row, model)
         raw = f"invalid <code>{text(row[model]['text'], 200)}</code>"
         answer = raw if said is None else f"<b>{text(said, LABEL)}</b>"
         title.append(f"{model} {answer}{f' {sure:.3f}' if sure is not None else ''}")
-    return f'<div class="row"><p>{" · ".join(title)}</p>{shown}</div>'
+    return f'<div class="row"><p>{" · ".join(title)}</p><pre>{text(prompt, LONGEST)}</pre></div>'
 
 
 def _common(prompts: Sequence[str]) -> str:

@@ -250,13 +250,13 @@ def comparison(facts: Facts, path: Path) -> None:
         name, role = NAMES.get(each["name"], each["name"]), "base" if each["kind"] == "base" else "other"
         lines.append((name, {role: each["metrics"]}))
         named[name] = each["metrics"]
-    found = "".join(f"<p>{text(pair['text'])}</p>" for pair in facts["pairs"])
+    found = "".join(f"<li>{text(pair['text'])}</li>" for pair in facts["pairs"])
     title = f"Comparison of {'; '.join(each['name'] for each in entries)}"
     body = f"""\
 <h1>{text(title)}</h1>
 <p>The same {count(data["scored"], "row")} of {text(data["rows_source"])} ({text(facts["split"])}) for all, \
 trained on {text(data["train_source"])}. Brackets hold {100 * facts["confidence"]:g} % intervals.</p>
-{found and f'<div class="verdict">{found}</div>'}
+{found and f'<div class="verdict"><ul>{found}</ul></div>'}
 {"".join(f"<p>{text(note)}</p>" for note in facts["notes"])}
 <h2>Differences</h2>
 {_by_run(facts, "differences", "What the runs do differently")}

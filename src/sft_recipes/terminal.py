@@ -48,15 +48,16 @@ def visible(text: str) -> str:
 
 
 @contextlib.contextmanager
-def counting_rows() -> Iterator[Callable[[int], None]]:
-    """Shows how many rows have been read, once that takes longer than a second and somebody is looking."""
+def counting_rows(label: str = "reading", of: int | None = None) -> Iterator[Callable[[int], None]]:
+    """Shows how many rows have been done, once that takes longer than a second and somebody is looking."""
     shown, began = False, time.monotonic()
 
     def show(rows: int) -> None:
         nonlocal shown
         if sys.stderr.isatty() and time.monotonic() - began > 1:
             shown = True
-            print(f"\rreading    {rows:,} rows", end="", file=sys.stderr, flush=True)
+            done = f"{rows:,}" if of is None else f"{rows:,} of {of:,}"
+            print(f"\r{label:<10} {done} rows", end="", file=sys.stderr, flush=True)
 
     yield show
     if shown:

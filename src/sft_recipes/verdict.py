@@ -104,6 +104,9 @@ def _facts(result: Mapping[str, Any], rows: Sequence[Row], scored: Sequence[Row]
     if 0 < len(scored) < len(rows):
         left_out = f"{count(len(rows) - len(scored), 'row')} of {len(rows):,}"
         facts.append(f"{left_out} left out: the prompt is among the training rows")
+    repeated = len(scored) - len({row["id"] for row in scored})
+    if repeated:
+        facts.append(f"{count(repeated, 'row')} with another row's prompt; the intervals take all rows as independent")
     for model in result["models"]:
         said = Counter(row[model]["prediction"] for row in scored)
         cut = sum(row[model].get("finished") is False for row in scored)
