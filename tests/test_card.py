@@ -52,7 +52,7 @@ def evaluated(run: Run, group: str = "formal") -> dict[str, Any]:
 
 
 def test_the_card_carries_recipe_data_metrics_with_intervals_and_limits(finished: Finished) -> None:
-    run = finished(**FLOAT32, task="classification")
+    run = finished(**FLOAT32)
     result = evaluated(run)
     card.write(run)
     text = run.adapter.joinpath("README.md").read_text(encoding="utf-8")
@@ -73,7 +73,7 @@ def test_the_card_carries_recipe_data_metrics_with_intervals_and_limits(finished
 
 
 def test_without_an_evaluation_the_card_claims_nothing(finished: Finished) -> None:
-    run = finished(**FLOAT32, task="classification")
+    run = finished(**FLOAT32)
     text = card.card(run)
     assert "Not evaluated on test rows; nothing is known of how well it answers." in text
     assert "accuracy" not in text
@@ -102,7 +102,7 @@ def test_nothing_of_the_machine_is_in_the_card(
 
 
 def test_a_base_and_data_of_the_hub_are_linked(finished: Finished) -> None:
-    run = finished(**FLOAT32, task="classification")
+    run = finished(**FLOAT32)
     run.recipe.write_text(
         run.recipe.read_text().replace("model_name_or_path: model", "model_name_or_path: Qwen/Qwen3-8B")
     )
@@ -117,7 +117,7 @@ def test_a_base_and_data_of_the_hub_are_linked(finished: Finished) -> None:
 
 
 def test_what_recipe_and_rows_hold_stays_text(finished: Finished) -> None:
-    run = finished(**FLOAT32, task="classification")
+    run = finished(**FLOAT32)
     evil = "<img src=x onerror=alert(1)>|x\n# heading `code` [a](b)\x1b[2J"
     facts = run.facts()
     facts["own"]["description"] = evil
@@ -131,7 +131,7 @@ def test_what_recipe_and_rows_hold_stays_text(finished: Finished) -> None:
     assert len(set(columns[-3:])) == 1
 
 
-@pytest.mark.parametrize("overrides", [FLOAT32 | {"task": "classification"}, {}])
+@pytest.mark.parametrize("overrides", [FLOAT32, {}])
 def test_the_code_in_the_card_loads_and_answers(
     finished: Finished, tiny_model: Path, capsys: pytest.CaptureFixture, overrides: dict[str, Any]
 ) -> None:
@@ -149,7 +149,7 @@ def test_the_code_in_the_card_loads_and_answers(
 
 
 def test_the_card_of_a_merged_model_says_how_far_it_is_from_what_was_trained(finished: Finished) -> None:
-    run = finished(**FLOAT32, task="classification")
+    run = finished(**FLOAT32)
     proof = {"dtype": "bfloat16", "answer_tokens": 96, "rows": 32, "kl": 1.234e-5, "top1": 0.99}
     text = card.card(run, proof)
     assert ModelCard(text).data.library_name == "transformers"

@@ -50,7 +50,7 @@ def test_rows_keep_their_order_and_columns_and_get_a_class_with_probabilities(
     finished: Finished, project: Path
 ) -> None:
     """By the real process, with rows that have no answers."""
-    finished(**FLOAT32, task="classification")
+    finished(**FLOAT32)
     rows = [{"id": f"é{n}", **row} for n, row in enumerate(alpaca_rows(12, seed=5))]
     for row in rows:
         row.pop("output")
@@ -70,9 +70,9 @@ def test_rows_keep_their_order_and_columns_and_get_a_class_with_probabilities(
 
 
 def test_without_a_task_the_prediction_is_a_text(finished: Finished, project: Path, predict_here: Any) -> None:
-    finished("talks", task="generation", max_new_tokens=12, **FLOAT32)
+    finished("texts", **FLOAT32 | {"task": "generation", "max_new_tokens": 12})
     (project / "new.csv").write_text('instruction,input,n\nCount the word red.,"red, cat",1\nCount.,,2\n')
-    predicted = predict_here("talks", Path("new.csv"), Path("out.jsonl"))
+    predicted = predict_here("texts", Path("new.csv"), Path("out.jsonl"))
     assert [row["n"] for row in predicted] == ["1", "2"]
     assert all(isinstance(row["prediction"], str) and isinstance(row["finished"], bool) for row in predicted)
     assert predicted[0].keys() == {"instruction", "input", "n", "prediction", "finished"}
@@ -81,7 +81,7 @@ def test_without_a_task_the_prediction_is_a_text(finished: Finished, project: Pa
 def test_an_interrupted_prediction_is_gone_on_with_and_another_is_not(
     finished: Finished, project: Path, predict_here: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finished(**FLOAT32, task="classification")
+    finished(**FLOAT32)
     write_rows(project / "new.jsonl", alpaca_rows(6, seed=5))
     whole = predict_here("tuned", Path("new.jsonl"), Path("whole.jsonl"))
 
@@ -112,7 +112,7 @@ def test_an_interrupted_prediction_is_gone_on_with_and_another_is_not(
 
 
 def test_all_wrong_rows_are_named_at_once_and_nothing_is_written(finished: Finished, project: Path) -> None:
-    run = finished(**FLOAT32, task="classification")
+    run = finished(**FLOAT32)
     rows: list[dict[str, Any]] = [{"instruction": "a", "input": "b"}, {"instruction": 3}, {"input": "b"}]
     write_rows(project / "new.jsonl", rows)
     (project / "new.jsonl").write_text((project / "new.jsonl").read_text() + "{not json}\n")

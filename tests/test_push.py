@@ -89,7 +89,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture
 def of_the_hub(finished: Finished) -> Run:
     """A finished run whose base is a model of the Hub, with its card."""
-    run = finished(**FLOAT32, task="classification")
+    run = finished(**FLOAT32)
     run.recipe.write_text(run.recipe.read_text().replace("model_name_or_path: model", "model_name_or_path: org/base"))
     card.write(run)
     return run
@@ -144,7 +144,7 @@ def test_nothing_goes_into_a_repository_that_is_public_already(of_the_hub: Run, 
 def test_what_is_nothing_to_publish_is_refused_with_every_reason(
     finished: Finished, hub: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = finished(**FLOAT32, task="classification")
+    run = finished(**FLOAT32)
     run.update(rehearsal=True)
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(InputError) as refused:

@@ -216,7 +216,7 @@ def merged(run: Run, job: Facts, directory: Path) -> Facts:
         "revision": recipe.get("model_revision", "main"),
         "commit": commit,
         "dtype": dtype,
-        "adapter_sha256": facts["measured"]["adapter"]["sha256"],
+        "adapter_sha256": facts["measured"]["saved"]["adapter_model.safetensors"]["sha256"],
         "split": job["split"],
         "rows": len(rows),
         **compared,
