@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--seeds", metavar="'N ...'", help="train once for each of these seeds, one after another")
     sub = command("resume", _resume, "Continue an interrupted run from its newest whole checkpoint.")
     sub.add_argument("name", metavar="NAME", help="the run's name")
+
     def with_run(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("run_name", metavar="RUN", help="the run's name")
         return sub
@@ -134,7 +135,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe", metavar="RECIPE", help="a name in recipes/, such as default")
     sub = command("why", _why, "Say what a key does, why it has its value, and what to change first when it is wrong.")
     sub.add_argument("key", metavar="KEY", help="a key of a recipe, such as lora_alpha")
-    sub.add_argument("recipe", metavar="RECIPE", nargs="?", help="a name in recipes/, for its value and its neighbours")
+    sub.add_argument(
+        "recipe", metavar="RECIPE", nargs="?", help="a name in recipes/, for its value and its neighbours"
+    )
     sub = command("new", _new, "Write a recipe of three lines that extends another.")
     sub.add_argument("recipe", metavar="NAME", help="the new recipe's name")
     sub.add_argument("--from", dest="base", default="default", metavar="RECIPE", help="default without it")

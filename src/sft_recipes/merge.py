@@ -302,12 +302,15 @@ def computing_in_float32() -> Iterator[None]:
 
     class Widen(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            dtypes = {each.dtype for each in args if isinstance(each, torch.Tensor) and each.is_floating_point()}
+            kwargs = kwargs or {}
+            given = [each for each in (*args, *kwargs.values()) if isinstance(each, torch.Tensor)]
             name = getattr(func, "__name__", "")
             # What works in place must get the tensor itself.
-            if len(dtypes) > 1 and (not name.endswith("_") or "matmul" in name):
-                args = [wide(each) for each in args]
-            result = func(*args, **(kwargs or {}))
+            if len({each.dtype for each in given if each.is_floating_point()}) > 1 and (
+                not name.endswith("_") or "matmul" in name
+            ):
+                args, kwargs = [wide(each) for each in args], {key: wide(each) for key, each in kwargs.items()}
+            result = func(*args, **kwargs)
             return wide(result) if func is torch.nn.functional.embedding else result
 
     with Widen():

@@ -405,9 +405,9 @@ def _live_adapter(trainer: SFTTrainer) -> dict[str, torch.Tensor]:
             continue
         with contextlib.ExitStack() as stack:
             if hasattr(parameter, "ds_id"):
-                from deepspeed.zero import GatheredParameters
+                import deepspeed
 
-                stack.enter_context(GatheredParameters([parameter]))
+                stack.enter_context(deepspeed.zero.GatheredParameters([parameter]))
             whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
             # Checkpointing of activations, as FSDP does it, wraps modules in one of this name, which no file has.
             state[name.replace("_checkpoint_wrapped_module.", "")] = whole.detach().to("cpu", copy=True)
@@ -440,7 +440,7 @@ def _reloaded(trainer: SFTTrainer, directory: Path) -> Facts:
     trained = logits()
     with model.disable_adapter():
         base = logits()
-    model.load_adapter(str(directory), adapter_name="saved", torch_device=str(trainer.accelerator.device))
+    model.load_adapter(str(directory), adapter_name="saved", torch_device="cpu")
     try:
         # PEFT loads every adapter as float32; the live one may compute in bfloat16.
         dtypes = {name: parameter.dtype for name, parameter in model.named_parameters() if ".default" in name}
