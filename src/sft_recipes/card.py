@@ -14,9 +14,8 @@ from typing import Any
 import yaml
 
 from sft_recipes import schema
-from sft_recipes.terminal import visible
 from sft_recipes.run import Run, write_whole
-from sft_recipes.terminal import count, duration
+from sft_recipes.terminal import count, duration, visible
 
 Facts = dict[str, Any]
 

@@ -369,7 +369,6 @@ def _same_training_rows(run: Run, facts: Mapping[str, Any], prepared: Prepared) 
 
 def _prepare(work: Path, run: Run, facts: Mapping[str, Any], asked: Asked, fingerprint: str) -> None:
     """The files that the scoring process reads; what another adapter said, or said to other rows, is thrown away."""
-    adapter = ((facts.get("measured") or {}).get("adapter") or {}).get("sha256")
     job = {
         "recipe": str(run.recipe),
         "tuned": str(run.adapter),
@@ -379,11 +378,11 @@ def _prepare(work: Path, run: Run, facts: Mapping[str, Any], asked: Asked, finge
         "max_new_tokens": asked.task.max_new_tokens,
         "longest_answers": asked.longest_answers,
         "fingerprint": fingerprint,
-        "adapter_sha256": adapter,
+        "saved": facts["measured"]["saved"],
     }
     path = work / "job.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if before is None or any(before.get(key) != job[key] for key in ("fingerprint", "adapter_sha256")):
+    if before is None or any(before.get(key) != job[key] for key in ("fingerprint", "saved")):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
     rows = (json.dumps({"row": q.row, "prompt": q.prompt}, ensure_ascii=False) + "\n" for q in asked.questions)
