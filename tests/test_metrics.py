@@ -356,6 +356,8 @@ def test_what_no_scorer_writes_is_refused(gold: list[str], train: list[tuple[str
     with_probabilities(rows, "tuned", np.full((400, 4), 0.25) + np.array([0.03, -0.01, -0.01, -0.01]))
     rows[0]["tuned"]["prediction"] = "dog"
     rows[1]["tuned"]["probabilities"] = {"cat": 1.0}
+    rows[6]["tuned"]["probabilities"]["cat"] += 0.1
+    rows[6]["tuned"]["prediction"] = "cat"
     rows[2]["tuned"]["probabilities"] = None
     rows[3]["tuned"]["prediction"] = "cow"
     rows[4]["gold"] = "cow"
@@ -370,6 +372,7 @@ def test_what_no_scorer_writes_is_refused(gold: list[str], train: list[tuple[str
         "predictions, row 4: tuned: the prediction 'cow' is none of the labels; evaluate again",
         "predictions, row 5: gold is 'cow', which is none of the labels",
         "predictions, row 6: no answer of base, which other rows have; evaluate again",
+        "predictions, row 7: tuned: the probabilities are not of all labels or do not add up to 1; evaluate again",
     ]
 
 
@@ -403,7 +406,7 @@ def test_the_tfidf_baseline_is_scikit_learns_logistic_regression(
 ) -> None:
     texts, classes = (list(column) for column in zip(*train, strict=True))
     prompts = texts_of(gold, generator)
-    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+")
+    words = TfidfVectorizer(ngram_range=(1, 2), token_pattern=baselines.TOKEN.pattern)
     pipeline = make_pipeline(words, LogisticRegression()).fit(texts, classes)
     codes = np.array([LABELS.index(label) for label in classes])
     found = baselines.classes(texts, codes, prompts, 4, 0)["tfidf_logistic_regression"]
@@ -581,6 +584,7 @@ def test_a_schema_is_checked_before_use_and_nothing_is_fetched(monkeypatch: pyte
     assert "'https://example.com/a.json', which is not in it, and nothing is fetched" in error.value.problems[1]
     with pytest.raises(InputError, match="not valid at"):
         generation.validator({"type": "text"})
+    assert not generation.is_valid("NaN", generation.validator(True))
     del schema["properties"]
     assert generation.is_valid('["x"]', generation.validator(schema))
     assert not generation.is_valid("[1]", generation.validator(schema))
