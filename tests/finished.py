@@ -10,8 +10,8 @@ import pytest
 
 from sft_recipes.run import Run
 
-# Trained as it is computed with: float32 all through, so that what should be equal is.
-FLOAT32 = {"load_in_4bit": False, "dtype": "float32", "bf16": False}
+# Float32 all through, so that what should be equal is.
+FLOAT32 = {"load_in_4bit": False, "dtype": "float32", "bf16": False, "task": "classification"}
 
 _kept: dict[str, Path] = {}
 

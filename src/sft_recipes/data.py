@@ -171,6 +171,40 @@ def groups(prepared: Prepared, split: str) -> list[str | None]:
     return kept.get(split) or [None] * prepared.splits[split]["prepared_rows"]
 
 
+def prompts(
+    name: str, data_format: str, data_columns: Mapping[str, str] | None, *, conversational: bool
+) -> list[tuple[Row, Any]]:
+    """The rows of a file as they are, each with what a model is asked: a text, or the turns before the answer.
+
+    They are read and checked as training rows are, but need no answer; one that is there is not looked at.
+
+    Args:
+        name: The file.
+        data_format: What the training rows were in, never "auto".
+        data_columns: As in the recipe.
+        conversational: Whether the training rows were turns, or plain text.
+
+    Raises:
+        InputError: With everything that is wrong.
+    """
+    rules = _Rules([data_format], data_columns or {}, None)
+    rules.prompt_type = list if conversational else str
+    problems = Problems()
+    found = []
+    for place, row in file_source(name).rows(problems):
+        rules.recognise(name, row, problems)
+        faults: list[str] = []
+        answered = rules.normalise(rules.answered(row), faults)
+        for fault in faults:
+            problems.add(place, fault)
+        if not faults:
+            found.append((row, answered["messages"][:-1] if "messages" in answered else answered["prompt"]))
+    if not found and not problems.count:
+        problems.add(name, "has no rows; write at least one")
+    problems.stop()
+    return found
+
+
 def _complete(directory: Path, fingerprint: str) -> dict[str, Any] | None:
     """The facts of a prepared directory, or None if it is absent or something of it is missing."""
     try:
@@ -332,12 +366,13 @@ class _Rules:
         self.needed: list[str] = []
         self.one_answer = True
         self.unused: set[str] = set()
-        self._prompt_type: type | None = None
+        self.prompt_type: type | None = None
+        """Of prompts and completions; None until the first row."""
 
     @property
     def conversational(self) -> bool:
         """Whether rows are turns: all but prompts and completions that are strings."""
-        return self._prompt_type is not str
+        return self.prompt_type is not str
 
     def recognise(self, source: str, row: Row, problems: Problems) -> None:
         """Settle the format by the columns of the first row of all."""
@@ -367,6 +402,21 @@ class _Rules:
             faults.append(f"{self.group_column} holds {shown(value)}; write one text or number, the row's group")
             return None
         return None if value is None or value == "" else str(value)
+
+    def answered(self, row: Row) -> Row:
+        """The row with an answer that stands in for the one it may lack, so that it can be checked like any other."""
+        if self.format in ("alpaca", "prompt_completion"):
+            column = self.columns["output" if self.format == "alpaca" else "completion"]
+            text = self.format == "alpaca" or self.prompt_type is str
+            return {**row, column: "answer" if text else [{"role": "assistant", "content": "answer"}]}
+        column = self.columns["messages" if self.format == "messages" else "conversations"]
+        turns = row.get(column)
+        last = turns[-1] if isinstance(turns, list) and turns else None
+        if isinstance(turns, list) and isinstance(last, dict):
+            role = str(last.get("role") or last.get("from"))
+            if _SHAREGPT_ROLES.get(role) != "assistant":
+                return {**row, column: [*turns, {"role": "assistant", "content": "answer"}]}
+        return row
 
     def normalise(self, row: Row, faults: list[str]) -> Row:
         """The row in TRL's shape: right if nothing was added to `faults`."""
@@ -402,14 +452,14 @@ class _Rules:
     def _prompt_completion(self, row: Row, faults: list[str]) -> Row:
         values = {field: row[self.columns[field]] for field in ("prompt", "completion")}
         for field, value in values.items():
-            if self._prompt_type is None and isinstance(value, (str, list)):
-                self._prompt_type = type(value)
-            if self._prompt_type is None or not isinstance(value, self._prompt_type):
-                fix = "a list of messages" if self._prompt_type is list else "a string"
+            if self.prompt_type is None and isinstance(value, (str, list)):
+                self.prompt_type = type(value)
+            if self.prompt_type is None or not isinstance(value, self.prompt_type):
+                fix = "a list of messages" if self.prompt_type is list else "a string"
                 faults.append(f"{self.columns[field]} holds {shown(value)}; write {fix}, as in every row")
         if faults:
             return {}
-        if self._prompt_type is str:
+        if self.prompt_type is str:
             return {field: self._text(row, field, faults) for field in values}
         prompt, completion = (self._turns(value, self.columns[field], faults) for field, value in values.items())
         if len(completion) > 1:

@@ -183,52 +183,40 @@ def main(directory: Path) -> None:
 def merged(run: Run, job: Facts, directory: Path) -> Facts:
     """Merge, write, read back what was written, and compare it with base and adapter."""
     import torch
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer, HfArgumentParser
-    from trl import ModelConfig
 
     from sft_recipes import scoring
 
     facts, recipe = run.facts(), yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
-    (config,) = HfArgumentParser(ModelConfig).parse_dict(recipe, allow_extra_keys=True)
-    on_gpu = torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 1.5 * job["bytes"]
-    place = {"": "cuda:0" if on_gpu else "cpu"}
-    tokenizer = AutoTokenizer.from_pretrained(run.adapter)
+    on_cpu = not (torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 1.5 * job["bytes"])
+    unquantised = {**recipe, "load_in_4bit": False, "load_in_8bit": False}
+    say("merging", f"{run.adapter} into {recipe['model_name_or_path']}, {job['bytes'] / 1e9:.2f} GB of weights")
+    both, tokenizer = scoring.load(unquantised, run.adapter, on_cpu=on_cpu)
+    commit, dtype = getattr(both.config, "_commit_hash", None), str(both.dtype).removeprefix("torch.")
     rows = [tokens(tokenizer, row) for row in job["rows"]]
-    say("merging", f"{run.adapter} into {config.model_name_or_path}, {job['bytes'] / 1e9:.1f} GB in {config.dtype}")
-    try:
-        base = AutoModelForCausalLM.from_pretrained(
-            config.model_name_or_path, revision=config.model_revision, dtype=config.dtype, device_map=place
-        )
-    except (OSError, ValueError) as error:
-        raise InputError(f"the base {config.model_name_or_path} cannot be loaded: {error}") from None
-    commit, dtype = getattr(base.config, "_commit_hash", None), str(base.dtype).removeprefix("torch.")
-    both = PeftModel.from_pretrained(base, run.adapter).eval()
     with computing_in_float32():
         expected = log_probabilities(both, rows)
         with both.disable_adapter():
             effect = divergence(expected, log_probabilities(both, rows))
-    base = both.merge_and_unload()
-    base.generation_config.eos_token_id = sorted(scoring.stops(base, tokenizer))
-    base.save_pretrained(directory, max_shard_size=SHARD)
+    model = both.merge_and_unload()
+    model.save_pretrained(directory, max_shard_size=SHARD)
     tokenizer.save_pretrained(directory)
-    del base, both
-    written = AutoModelForCausalLM.from_pretrained(directory, dtype="auto", device_map=place).eval()
+    del both, model
+    written, _ = scoring.load({**unquantised, "use_peft": False}, directory, on_cpu=on_cpu)
     with computing_in_float32():
         compared = divergence(expected, log_probabilities(written, rows))
     del written
     quantised = None
     if recipe.get("load_in_4bit") or recipe.get("load_in_8bit"):
-        as_trained, _ = scoring.load(recipe, run.adapter, on_cpu=facts["topology"]["use_cpu"])
+        as_trained, _ = scoring.load(recipe, run.adapter, on_cpu=on_cpu)
         quantised = divergence(expected, log_probabilities(as_trained, rows))
     return {
         "schema": 1,
         "run": run.name,
-        "base": config.model_name_or_path,
-        "revision": config.model_revision,
+        "base": recipe["model_name_or_path"],
+        "revision": recipe.get("model_revision", "main"),
         "commit": commit,
         "dtype": dtype,
-        "adapter_sha256": facts["measured"]["adapter"]["sha256"],
+        "adapter_sha256": facts["measured"]["saved"]["adapter_model.safetensors"]["sha256"],
         "split": job["split"],
         "rows": len(rows),
         **compared,

@@ -163,7 +163,7 @@ def damage(checkpoint: Path) -> str | None:
         return "its manifest cannot be read"
     if not files or manifest.get("schema") != SCHEMA:
         return "its manifest is of another version, or names no file"
-    return _difference(checkpoint, files)
+    return difference(checkpoint, files)
 
 
 def adapter_damage(run: Run) -> str | None:
@@ -178,10 +178,10 @@ def adapter_damage(run: Run) -> str | None:
     files = facts["measured"].get("saved")
     if not files:
         return "run.json holds no checksums of it; it was trained before they were recorded"
-    return _difference(run.adapter, [(name, file["bytes"], file["sha256"]) for name, file in files.items()])
+    return difference(run.adapter, [(name, file["bytes"], file["sha256"]) for name, file in files.items()])
 
 
-def _difference(directory: Path, files: list[tuple[str, int, str]]) -> str | None:
+def difference(directory: Path, files: list[tuple[str, int, str]]) -> str | None:
     """The first file, of (name, bytes, SHA-256), that is not as it should be."""
     for name, size, sha256 in files:
         path = directory / name

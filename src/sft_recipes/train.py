@@ -98,8 +98,6 @@ def train(run: Run) -> None:
             (run.adapter / "training_args.bin").unlink(missing_ok=True)
             # The model card is written anew after each evaluation.
             measured["saved"] = sealed(run.adapter, besides="README.md")
-            if recipe.get("use_peft"):
-                measured["adapter"]["sha256"] = measured["saved"]["adapter_model.safetensors"]["sha256"]
             charts.draw_loss(run)
             run.update(status="finished", measured=measured)
     trainer.end()
