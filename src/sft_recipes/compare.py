@@ -28,7 +28,7 @@ from sft_recipes.verdict import MINIMUM_ROWS
 SCHEMA = 1
 # The metrics of a table, in order, after the primary one.
 METRICS = {
-    key: terms.METRICS[key]
+    key: terms.METRICS.get(key, key)
     for key in (
         "macro_f1",
         "accuracy",

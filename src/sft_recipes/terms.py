@@ -14,8 +14,6 @@ METRICS = {
     "rougeL": "ROUGE-L",
     "chrf": "chrF",
     "valid_json": "valid JSON",
-    "invalid": "invalid",
-    "unfinished": "unfinished",
 }
 NAMES = {
     "tuned": "tuned model",
