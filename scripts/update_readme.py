@@ -86,7 +86,7 @@ def demo_block() -> str:
         f"```\n{terminal}\n```\n\n"
         "(Every tenth training line is shown, [the whole](docs/demo/terminal.txt) beside it. "
         f"{facts['cpus']} CPU cores, no GPU; {versions}.)\n\n"
-        "![The demo's macro F1 and accuracy with 95 % intervals: tuned, base, trivial baselines](docs/demo/evaluation.png)"
+        "![Macro F1 and accuracy with 95 % intervals: tuned, base and trivial baselines](docs/demo/evaluation.png)"
     )
 
 
