@@ -14,8 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from sft_recipes import lint, schema, topology
+from sft_recipes import lint, report, schema, topology
 from sft_recipes import recipe as recipes
+from sft_recipes.run import Run
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "docs" / "demo"
@@ -85,7 +86,7 @@ def demo_block() -> str:
         f"```\n{terminal}\n```\n\n"
         "(Every tenth training line is shown, [the whole](docs/demo/terminal.txt) beside it. "
         f"{facts['cpus']} CPU cores, no GPU; {versions}.)\n\n"
-        "![Training and held-out loss of the demo](docs/demo/loss.png)"
+        "![Macro F1 and accuracy with 95 % intervals: tuned, base and trivial baselines](docs/demo/evaluation.png)"
     )
 
 
@@ -130,6 +131,7 @@ def train_demo() -> None:
     (DEMO / "plan.txt").write_text(text, encoding="utf-8")
     (DEMO / "terminal.txt").write_text(f"$ make train RECIPE=demo NAME=readme\n{said}", encoding="utf-8")
     shutil.copy(run / "loss.png", DEMO / "loss.png")
+    report.picture(Run(run), DEMO / "evaluation.png")
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     kept = {key: facts[key] for key in ("recipe", "versions", "python", "cpus", "in_effect", "measured", "seconds")}
     (DEMO / "run.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

@@ -416,7 +416,7 @@ def test_a_report_says_what_the_run_directory_says(run: Run, look: Callable[...,
     assert "supervised token share 5.4 %" in said
     assert run.facts()["data"]["fingerprint"] in said
     lora, inherited = (
-        said.index("lora_r 8 recipes/tiny.yaml:"),
+        said.index("lora_r 8 32 recipes/tiny.yaml:"),
         said.index("lora_task_type CAUSAL_LM recipes/default.yaml:"),
     )
     assert lora < said.index("values taken over or derived") < inherited

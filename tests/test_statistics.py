@@ -26,6 +26,10 @@ def test_a_proportion_of_nothing_has_no_interval() -> None:
     assert statistics.f1_interval(0, 0) is None
 
 
+def test_the_f1_interval_is_that_of_the_share_of_hits() -> None:
+    assert statistics.f1_interval(15, 5) == pytest.approx(tuple(2 * j / (1 + j) for j in statistics.wilson(15, 20)))
+
+
 def test_the_f1_interval_holds_the_truth_also_in_a_class_of_few_rows() -> None:
     generator = np.random.default_rng(0)
     held = []

@@ -208,43 +208,73 @@ def _report(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from sft_recipes import compare, report, tables
 
-    pages = {
-        ".html": lambda: report.comparison(facts, options.out),
-        ".md": lambda: options.out.write_text(tables.as_markdown(facts), encoding="utf-8"),
-        ".csv": lambda: options.out.write_text(tables.as_csv(facts), encoding="utf-8"),
-    }
-    write = _writer(options.out, pages)
+    _check_form(options.out, (".html", ".md", ".csv"))
     facts = compare.compare(options.runs, options.split)
-    return _say_or_write(facts, tables.render, write, options)
+    return _say_or_write(facts, tables, options, page=report.comparison)
 
 
 def _leaderboard(options: argparse.Namespace) -> int:
     from sft_recipes import compare, tables
 
-    pages = {
-        ".md": lambda: options.out.write_text(tables.as_markdown(facts), encoding="utf-8"),
-        ".csv": lambda: options.out.write_text(tables.as_csv(facts), encoding="utf-8"),
-    }
-    write = _writer(options.out, pages)
-    facts = compare.leaderboard(options.split)
-    return _say_or_write(facts, tables.render, write, options)
+    _check_form(options.out, (".md", ".csv"))
+    return _say_or_write(compare.leaderboard(options.split), tables, options)
 
 
-def _writer(out: Path | None, pages: dict[str, Any]) -> Any:
-    """How a file of that ending is written; None where none is asked for."""
-    if out is None:
-        return None
-    if out.suffix not in pages:
-        raise InputError(f"OUT={out}: what form is that? End it in {', '.join(pages)}")
-    return pages[out.suffix]
+def _merge(options: argparse.Namespace) -> int:
+    from sft_recipes import merge
+
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+        code, proof = merge.merge(options.run_name, options.out)
+    if options.json:
+        print(json.dumps(proof, indent=2))
+    return code
 
 
-def _say_or_write(facts: Any, render: Any, write: Any, options: argparse.Namespace) -> int:
-    if write is None or options.json:
-        _say(facts, render, options)
-    if write is not None:
+def _predict(options: argparse.Namespace) -> int:
+    from sft_recipes import predict
+
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+        code, facts = predict.predict(options.run_name, options.input, options.out)
+    if options.json:
+        print(json.dumps(facts, indent=2))
+    return code
+
+
+def _chat(options: argparse.Namespace) -> int:
+    from sft_recipes import chat
+
+    return chat.chat(options.run_name, base=options.base)
+
+
+def _push(options: argparse.Namespace) -> int:
+    from sft_recipes import push
+
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+        facts = push.push(options.run_name, options.repo, merged=options.merged, public=options.public)
+    if options.json:
+        print(json.dumps(facts, indent=2))
+    return 0
+
+
+def _check_form(out: Path | None, forms: Sequence[str]) -> None:
+    if out is not None and out.suffix not in forms:
+        raise InputError(f"OUT={out}: end the file's name in {' or '.join(forms)}, which says what is written")
+
+
+def _say_or_write(facts: Any, tables: Any, options: argparse.Namespace, page: Any = None) -> int:
+    """The lines for people or the facts as JSON, or a file in the form that its name says."""
+    from sft_recipes.run import write_whole
+
+    out = options.out
+    if out is None or options.json:
+        _say(facts, tables.render, options)
+    if out is not None:
         with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-            _written(options.out, write)
+            if out.suffix == ".html":
+                _written(out, lambda: page(facts, out))
+            else:
+                text = tables.as_markdown(facts) if out.suffix == ".md" else tables.as_csv(facts)
+                _written(out, lambda: write_whole(out, text))
     return 0
 
 

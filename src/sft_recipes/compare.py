@@ -18,7 +18,7 @@ from jsonschema import Draft202012Validator
 from numpy.typing import NDArray
 from scipy import stats
 
-from sft_recipes import classification, generation, schema, statistics
+from sft_recipes import classification, generation, schema, statistics, terms
 from sft_recipes.errors import InputError
 from sft_recipes.run import RUNS, Run
 from sft_recipes.statistics import CONFIDENCE
@@ -28,18 +28,21 @@ from sft_recipes.verdict import MINIMUM_ROWS
 SCHEMA = 1
 # The metrics of a table, in order, after the primary one.
 METRICS = {
-    "macro_f1": "macro F1",
-    "accuracy": "accuracy",
-    "weighted_f1": "weighted F1",
-    "mcc": "MCC",
-    "roc_auc": "ROC AUC",
-    "ece": "ECE",
-    "invalid": "invalid",
-    "rougeL": "ROUGE-L",
-    "exact_match": "exact match",
-    "chrf": "chrF",
-    "valid_json": "valid JSON",
-    "unfinished": "unfinished",
+    key: terms.METRICS.get(key, key)
+    for key in (
+        "macro_f1",
+        "accuracy",
+        "weighted_f1",
+        "mcc",
+        "roc_auc",
+        "ece",
+        "invalid",
+        "rougeL",
+        "exact_match",
+        "chrf",
+        "valid_json",
+        "unfinished",
+    )
 }
 SEEDS = ("seed", "data_seed")
 # Where rows lie and how they are read, for which the data's fingerprint stands; where results lie; what is said of a

@@ -26,6 +26,7 @@ from sft_recipes.run import Run, adapter_damage, write_whole
 from sft_recipes.survey import normalised
 from sft_recipes.task import Task
 from sft_recipes.terminal import count, say
+from sft_recipes.terms import METRICS, NAMES
 
 SCHEMA = 1
 MODELS = ("base", "tuned")
@@ -291,21 +292,6 @@ def _evaluate(
     return 0, run.metrics(split)
 
 
-NAMES = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "exact_match": "exact match",
-    "rougeL": "ROUGE-L",
-    "chrf": "chrF",
-    "valid_json": "valid JSON",
-    "majority": "most frequent class",
-    "stratified": "random by the classes' shares",
-    "tfidf_logistic_regression": "TF-IDF and logistic regression",
-    "most_common_answer": "most common answer",
-    "nearest_training_row": "answer of the nearest training row",
-}
-
-
 def render(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The metrics and the verdict, as (subject, text) for `terminal.say`."""
     text = f"{count(result['scored'], 'row')} of {result['settings']['source']} by {result['predict_by']}"
@@ -328,7 +314,7 @@ def render(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _figures(figures: Mapping[str, Any], names: Iterable[str]) -> str:
-    parts = [f"{NAMES[name]} {estimate(figures[name])}" for name in names]
+    parts = [f"{METRICS[name]} {estimate(figures[name])}" for name in names]
     if (figures.get("invalid") or {}).get("count"):
         parts.append(f"{figures['invalid']['count']:,} invalid")
     return ", ".join(parts)
@@ -369,7 +355,6 @@ def _same_training_rows(run: Run, facts: Mapping[str, Any], prepared: Prepared) 
 
 def _prepare(work: Path, run: Run, facts: Mapping[str, Any], asked: Asked, fingerprint: str) -> None:
     """The files that the scoring process reads; what another adapter said, or said to other rows, is thrown away."""
-    adapter = ((facts.get("measured") or {}).get("adapter") or {}).get("sha256")
     job = {
         "recipe": str(run.recipe),
         "tuned": str(run.adapter),
@@ -379,11 +364,11 @@ def _prepare(work: Path, run: Run, facts: Mapping[str, Any], asked: Asked, finge
         "max_new_tokens": asked.task.max_new_tokens,
         "longest_answers": asked.longest_answers,
         "fingerprint": fingerprint,
-        "adapter_sha256": adapter,
+        "saved": facts["measured"]["saved"],
     }
     path = work / "job.json"
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if before is None or any(before.get(key) != job[key] for key in ("fingerprint", "adapter_sha256")):
+    if before is None or any(before.get(key) != job[key] for key in ("fingerprint", "saved")):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
     rows = (json.dumps({"row": q.row, "prompt": q.prompt}, ensure_ascii=False) + "\n" for q in asked.questions)

@@ -198,6 +198,8 @@ def create(job: Job, run_name: str | None) -> Run:
         "rehearses": job.rehearses,
         "status": "running",
         "command": shlex.join(["sft-recipes", *sys.argv[1:]]),
+        "extends": job.recipe.base.name if job.recipe.base else None,
+        "differences": plan.differences(job.recipe),
         "overrides": {key: item.value for key, item in job.recipe.values.items() if item.origin == "SET"},
         "origins": {key: item.origin for key, item in job.resolved.values.items()},
         "own": job.resolved.own(),

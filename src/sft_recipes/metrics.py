@@ -7,6 +7,7 @@ What these choices rest on is in docs/intervals.md.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +129,8 @@ def measure(
         result |= numbers
         if group_column is not None:
             groups = _groups(sample, scored, models, seed, resamples)
-            result["groups"] = {"column": group_column, "minimum": MINIMUM_GROUP} | groups
+            positive = None if labels is None else _positive(labels, train)
+            result["groups"] = {"column": group_column, "minimum": MINIMUM_GROUP, "positive": positive} | groups
     most = baselines.MOST_NEIGHBOURS if labels is None else baselines.MOST_ROWS
     unseen = len(train) - len(baselines.sample([text for text, _ in train], seed, most))
     return result | {"verdict": verdict(result, rows, unseen)}
@@ -165,6 +167,18 @@ def difference(
 
 def _primary(labels: Sequence[str] | None, json_schema: Any) -> str:
     return "macro_f1" if labels is not None else "rougeL" if json_schema is None else "valid_json"
+
+
+def _positive(labels: Sequence[str], train: Train) -> str | None:
+    """The label whose FPR and FNR are meant: of two the one rarer in training, of equals the second.
+
+    It is the one that is looked for, as a rule. None with more labels: then both rates are means over the labels, each
+    against all others, which with two labels would be equal to each other.
+    """
+    if len(labels) != 2:
+        return None
+    rows = Counter(label for _, label in train)
+    return labels[0] if rows[labels[0]] < rows[labels[1]] else labels[1]
 
 
 def _check(rows: Sequence[Row], models: Sequence[str], labels: Sequence[str] | None, train: Train = ()) -> None:
@@ -250,9 +264,8 @@ def _classify(
     always = dict(zip(labels, classification.always(gold, len(labels)), strict=True))
     best = max(labels, key=lambda label: always[label]["macro_f1"]["value"])
     said |= trivial | {"always_best": np.full(len(gold), code[best])}
-    # With two labels the means over both would be equal; the rarer one is, as a rule, the one that is looked for.
-    rarer = 0 if np.count_nonzero(known == 0) < np.count_nonzero(known == 1) else 1
-    sample = _class_sample(gold, said, len(labels), rarer if len(labels) == 2 else None)
+    positive = _positive(labels, train)
+    sample = _class_sample(gold, said, len(labels), None if positive is None else code[positive])
     observed, resampled = sample.bootstrap([seed], resamples)
 
     def described(name: str) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from typing import Any
 from sft_recipes import charts
 from sft_recipes.page import DASH, estimate, folded, number, side, table, text
 from sft_recipes.terminal import count
+from sft_recipes.terms import METRICS, NAMES
 
 Facts = dict[str, Any]
 Lines = Sequence[tuple[str, Mapping[str, Facts]]]
@@ -21,31 +22,6 @@ LONGEST, LABEL = 1000, 100
 MOST_CLASSES = 25
 
 OUTCOMES = {"better": "better", "worse": "worse", "not_distinguishable": "not distinguishable", "none": "no verdict"}
-METRICS = {
-    "accuracy": "accuracy",
-    "macro_f1": "macro F1",
-    "micro_f1": "micro F1",
-    "weighted_f1": "weighted F1",
-    "mcc": "MCC",
-    "roc_auc": "ROC AUC",
-    "ece": "ECE",
-    "fpr": "FPR",
-    "fnr": "FNR",
-    "exact_match": "exact match",
-    "rougeL": "ROUGE-L",
-    "chrf": "chrF",
-    "valid_json": "valid JSON",
-}
-NAMES = {
-    "tuned": "tuned model",
-    "base": "base model",
-    "majority": "majority class",
-    "stratified": "stratified draw",
-    "tfidf_logistic_regression": "TF-IDF + logistic regression",
-    "always_best": "best single class",
-    "most_common_answer": "most common answer",
-    "nearest_training_row": "nearest training row",
-}
 # Why a row tells: what the two models made of it and whose confidence puts it first; and the same for generation.
 WHY = {
     "missed": (

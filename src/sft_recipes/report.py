@@ -14,10 +14,11 @@ import yaml
 from sft_recipes import charts, page, quality
 from sft_recipes.errors import InputError
 from sft_recipes.page import DASH, estimate, folded, number, pairs, side, table, text
-from sft_recipes.quality import METRICS, NAMES, OUTCOMES
+from sft_recipes.quality import OUTCOMES
 from sft_recipes.run import Run, write_whole
 from sft_recipes.schema import as_yaml
 from sft_recipes.terminal import count, duration
+from sft_recipes.terms import METRICS, NAMES
 
 Facts = dict[str, Any]
 GIB = 2**30
@@ -152,17 +153,22 @@ def _measured(facts: Facts, metrics: Facts | None) -> Iterator[tuple[str, str]]:
 
 def _recipe(facts: Facts, recipe: Facts) -> str:
     values = {**facts["own"], **recipe}
+    base = {each["key"]: each["base"] for each in facts.get("differences", [])}
     own: list[list[str]] = []
     others: list[list[str]] = []
     for key, origin in facts["origins"].items():
         if key == "description":
             continue
-        row = [f"<code>{text(key)}</code>", text(as_yaml(values.get(key)), 300), text(origin)]
-        from_here = origin == "SET" or Path(origin.rpartition(":")[0]).stem == facts["recipe"]
-        (own if from_here else others).append(row)
-    header = ["key", "value", "written in"]
+        name, value = f"<code>{text(key)}</code>", text(as_yaml(values.get(key)), 300)
+        if origin == "SET" or Path(origin.rpartition(":")[0]).stem == facts["recipe"]:
+            before = text(as_yaml(base[key]), 300) if key in base and facts.get("extends") else DASH
+            own.append([name, value, before, text(origin)])
+        else:
+            others.append([name, value, text(origin)])
+    extends = facts.get("extends")
+    header = ["key", "value", f"in {text(extends)}" if extends else "before", "written in"]
     said = table(f"Said by {facts['recipe']} itself or by SET=", header, own, "words")
-    taken = table("Taken over from its base recipe, or derived", header, others, "words")
+    taken = table("Taken over from its base recipe, or derived", ["key", "value", "written in"], others, "words")
     more = folded(f"{count(len(others), 'value')} taken over or derived", taken) if others else ""
     return f"<h2>Recipe</h2>{said}{more}"
 

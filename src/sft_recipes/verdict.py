@@ -5,25 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_recipes.terminal import count, share
+from sft_recipes.terms import IN_SENTENCES, METRICS
 
 Row = Mapping[str, Any]
 
 # Of fewer scored rows nothing is concluded, and classes of fewer rows are named: docs/intervals.md.
 MINIMUM_ROWS = 100
 MINIMUM_CLASS = 10
-
-NAMES = {
-    "base": "the base",
-    "tuned": "the tuned model",
-    "majority": "the majority class",
-    "stratified": "a stratified draw",
-    "tfidf_logistic_regression": "TF-IDF + logistic regression",
-    "most_common_answer": "the most common answer",
-    "nearest_training_row": "the nearest training row's answer",
-    "macro_f1": "macro F1",
-    "rougeL": "ROUGE-L",
-    "valid_json": "valid JSON",
-}
 
 
 def verdict(result: Mapping[str, Any], rows: Sequence[Row], unseen: int = 0) -> dict[str, Any]:
@@ -85,7 +73,7 @@ def _amount(pair: Mapping[str, Any], short: bool = False) -> str:
     """`+0.71 macro F1, 95 % 0.67 to 0.75`, or short, `+0.71, 0.67 to 0.75`."""
     value, low, high = (pair["difference"][key] for key in ("value", "low", "high"))
     digits = 3 if any(number is not None and abs(number) < 0.01 for number in (value, low, high)) else 2
-    text = f"{value:+.{digits}f}" if short else f"{value:+.{digits}f} {NAMES[pair['metric']]}"
+    text = f"{value:+.{digits}f}" if short else f"{value:+.{digits}f} {METRICS[pair['metric']]}"
     if low is not None:
         return f"{text}, {'' if short else '95 % '}{low:.{digits}f} to {high:.{digits}f}"
     return f"{text}, {count(pair['differing'], 'row')} {'differs' if pair['differing'] == 1 else 'differ'}"
@@ -93,7 +81,7 @@ def _amount(pair: Mapping[str, Any], short: bool = False) -> str:
 
 def _name(name: str, result: Mapping[str, Any]) -> str:
     if name != "always_best":
-        return NAMES[name]
+        return IN_SENTENCES[name]
     always = result["baselines"]["always"]
     return f"always answering `{max(always, key=lambda label: always[label]['macro_f1']['value'])}`"
 
@@ -113,11 +101,13 @@ def _facts(result: Mapping[str, Any], rows: Sequence[Row], scored: Sequence[Row]
         if len(said) == 1 and len(scored) > 1:
             (only,) = said
             answer = "the same text" if result["labels"] is None else "nothing valid" if only is None else f"`{only}`"
-            facts.append(f"{NAMES[model]} answers {answer} for every row")
+            facts.append(f"{IN_SENTENCES[model]} answers {answer} for every row")
         elif said[None]:
-            facts.append(f"{NAMES[model]} gives {share(said[None], len(scored))} invalid outputs")
+            facts.append(f"{IN_SENTENCES[model]} gives {share(said[None], len(scored))} invalid outputs")
         if cut:
-            facts.append(f"{NAMES[model]} is cut off by max_new_tokens in {share(cut, len(scored))} of the rows")
+            facts.append(
+                f"{IN_SENTENCES[model]} is cut off by max_new_tokens in {share(cut, len(scored))} of the rows"
+            )
     if result["labels"] is not None:
         support = Counter(row["gold"] for row in scored)
         rare = [f"`{label}` ({support[label]})" for label in result["labels"] if support[label] < MINIMUM_CLASS]
