@@ -147,7 +147,7 @@ def evaluation(run: Run, facts: Facts) -> Iterator[str]:
     """The metrics of metrics.json with their intervals, beside those of the base and of trivial predictors."""
     metrics = metrics_of(run)
     if metrics is None:
-        yield "Not evaluated on test rows; nothing is known of how well it answers."
+        yield "Not evaluated; nothing is known of how well it answers."
         losses = (facts.get("measured") or {}).get("eval_loss")
         if losses:
             each = ", ".join(f"{loss['eval_loss']:.4f} at step {loss['step']}" for loss in losses)
@@ -175,16 +175,16 @@ def evaluation(run: Run, facts: Facts) -> Iterator[str]:
         yield table(
             ["", "rows", *(f"{METRICS[name]}, {model}" for model, name in sides)],
             [
-                [plain(group), f"{by['n']:,}", *(estimate(by[model][name]) for model, name in sides)]
+                [plain(group), f"{by['n']:,}", *(estimate(by.get(model, {}).get(name)) for model, name in sides)]
                 for group, by in groups["by"].items()
             ],
         )
 
 
 def metrics_of(run: Run) -> Facts | None:
-    """What the last evaluation on the test split found, or None."""
-    path = run.directory / "metrics.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    """What the last evaluation found, on the test rows or where there are none on the validation rows; or None."""
+    path = next((path for split in ("test", "validation") if (path := run.metrics(split)).is_file()), None)
+    return json.loads(path.read_text(encoding="utf-8")) if path else None
 
 
 def limits(run: Run, facts: Facts, recipe: Facts) -> Iterator[str]:
@@ -220,7 +220,9 @@ def data(facts: Facts, dataset: str | None) -> Iterator[str]:
 def training(facts: Facts) -> Iterator[str]:
     """How it was trained: command, hardware, versions, commit."""
     changed = [
-        f"{key}={schema.as_yaml(public(value))}" for key, value in facts["overrides"].items() if key not in _PLACES
+        f"{key}={schema.as_yaml(public(key, value))}"
+        for key, value in facts["overrides"].items()
+        if key not in _PLACES
     ]
     setting = f" SET={shlex.quote(' '.join(map(shlex.quote, changed)))}" if changed else ""
     yield f"`make train RECIPE={facts['recipe']} ACCEL={facts['topology']['name']}{setting}`"
@@ -238,18 +240,18 @@ def training(facts: Facts) -> Iterator[str]:
 def settings(recipe: Facts, facts: Facts) -> str:
     """The resolved recipe without what says where files lie."""
     own = {key: value for key, value in facts["own"].items() if value is not None and key != "description"}
-    kept = {key: public(value) for key, value in {**recipe, **own}.items() if key not in _PLACES}
-    if not hub_id(recipe["model_name_or_path"]):
-        kept["model_name_or_path"] = "a local model"
+    kept = {key: public(key, value) for key, value in {**recipe, **own}.items() if key not in _PLACES}
     return "".join(f"{key}: {schema.as_yaml(value)}\n" for key, value in kept.items())
 
 
-def public(value: Any) -> Any:
-    """The value, or `(local)` for a text that is a path of this machine."""
+def public(key: str, value: Any) -> Any:
+    """A key's value, or `(local)` for what lies on this machine."""
     if isinstance(value, dict):
-        return {key: public(each) for key, each in value.items()}
+        return {each: public(each, held) for each, held in value.items()}
     if isinstance(value, list):
-        return [public(each) for each in value]
+        return [public(key, held) for held in value]
+    if key == "model_name_or_path":
+        return hub_id(value) or "(local)"
     if isinstance(value, str) and (
         value.startswith(("/", "./", "../", "~")) or ("/" in value and Path(value).exists())
     ):
