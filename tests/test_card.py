@@ -114,7 +114,7 @@ def test_a_base_and_data_of_the_hub_are_linked(finished: Finished) -> None:
     header = ModelCard(text).data.to_dict()
     assert (header["base_model"], header["datasets"]) == ("Qwen/Qwen3-8B", ["org/rows"])
     assert "license" not in header
-    assert 'from_pretrained("Qwen/Qwen3-8B", revision="main"' in text
+    assert 'from_pretrained(\n    "Qwen/Qwen3-8B",\n    revision="main",\n' in text
 
 
 def test_what_recipe_and_rows_hold_stays_text(finished: Finished) -> None:

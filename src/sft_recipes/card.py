@@ -126,7 +126,7 @@ def loading(recipe: Facts, facts: Facts, *, adapter: bool) -> str:
         arguments.insert(1, f'revision="{recipe.get("model_revision", "main")}"')
     if quantised:
         arguments.append("quantization_config=quantization")
-    lines.append(f"model = AutoModelForCausalLM.from_pretrained({', '.join(arguments)})")
+    lines += ["model = AutoModelForCausalLM.from_pretrained(", *(f"    {each}," for each in arguments), ")"]
     if adapter:
         lines.append("model = PeftModel.from_pretrained(model, here)")
     if facts["data"]["conversational"]:
@@ -156,11 +156,11 @@ def evaluation(run: Run, facts: Facts) -> Iterator[str]:
     from sft_recipes.evaluate import estimate
     from sft_recipes.quality import METRICS, NAMES
 
-    yield plain(metrics["verdict"]["text"])
+    yield f"Verdict: {plain(metrics['verdict']['text'])}."
     yield (
         f"On {count(metrics['scored'], 'row')} of the {metrics['split']} split, without the {metrics['leaked']:,} "
-        f"that are training rows too; predicted by {metrics['predict_by']}. In brackets {metrics['confidence']:.0%} "
-        "intervals."
+        f"that are training rows too; predicted by {metrics['predict_by']}. In brackets "
+        f"{100 * metrics['confidence']:g} % intervals."
     )
     scored = {**metrics["models"], **{name: M for name, M in metrics["baselines"].items() if name in NAMES}}
     names = [name for name in METRICS if any(model.get(name) for model in scored.values())]

@@ -98,7 +98,7 @@ def merge(name: str, out: Path | None = None, *, rows: int = ROWS) -> tuple[int,
 def render(out: Path, proof: Facts) -> Iterator[tuple[str, str]]:
     """What was merged and how far it is from what was trained, as (subject, text)."""
     size = sum(file["bytes"] for file in proof["files"].values())
-    yield "merged", f"{out}, {size / 1e9:.2f} GB in {proof['dtype']}"
+    yield "merged", f"{out}, {size / 1e6:,.0f} MB in {proof['dtype']}"
     over = f"{count(proof['answer_tokens'], 'answer token')} of {count(proof['rows'], proof['split'] + ' row')}"
     yield (
         "proof",
@@ -189,7 +189,7 @@ def merged(run: Run, job: Facts, directory: Path) -> Facts:
     facts, recipe = run.facts(), yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
     on_cpu = not (torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 1.5 * job["bytes"])
     unquantised = {**recipe, "load_in_4bit": False, "load_in_8bit": False}
-    say("merging", f"{run.adapter} into {recipe['model_name_or_path']}, {job['bytes'] / 1e9:.2f} GB of weights")
+    say("merging", f"{run.adapter} into {recipe['model_name_or_path']}, {job['bytes'] / 1e6:,.0f} MB of weights")
     both, tokenizer = scoring.load(unquantised, run.adapter, on_cpu=on_cpu)
     commit, dtype = getattr(both.config, "_commit_hash", None), str(both.dtype).removeprefix("torch.")
     rows = [tokens(tokenizer, row) for row in job["rows"]]
