@@ -1,4 +1,4 @@
-"""Do the intervals of an evaluation hold? `python scripts/validate_intervals.py`, about half an hour on one core.
+"""Do the intervals of an evaluation hold? `python scripts/validate_intervals.py`, a quarter of an hour on one core.
 
 Draws samples from known populations and counts how often the intervals of `sft_recipes.metrics` hold the truth, and
 how often two equally good models are called different. Rewrites the tables at the end of docs/intervals.md.

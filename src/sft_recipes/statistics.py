@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
 CONFIDENCE = 0.95
-# Monte-Carlo error of a bound is then about a twentieth of the interval's half-width.
+# The Monte-Carlo error of a bound is then 3 % of the interval's half-width.
 RESAMPLES = 2000
 
 Interval = tuple[float, float]
@@ -89,9 +89,9 @@ def bootstrap(
 def percentile(values: NDArray[np.float64], confidence: float = CONFIDENCE) -> Interval | None:
     """Percentile interval of resampled values: the (B+1)(1-confidence)/2-th smallest and largest of the B.
 
-    Not BCa: its bounds do not correspond to a p-value counted from the same resamples, as this one's do
-    (`difference_p`), and its coverage is no better here (docs/intervals.md). Order statistics as in Davison and
-    Hinkley (1997, doi:10.1017/CBO9780511802843, section 5.2).
+    Not BCa: its bounds do not belong to a p-value counted from the same resamples, as these do (`difference_p`). How
+    often they hold the truth is in docs/intervals.md. Order statistics as in Davison and Hinkley (1997,
+    doi:10.1017/CBO9780511802843, section 5.2).
 
     None where fewer than the share `confidence` of the resamples define the statistic, and where all are equal:
     resampling cannot see the errors that a sample happens to be without.

@@ -111,6 +111,7 @@ def _facts(result: Mapping[str, Any], rows: Sequence[Row], scored: Sequence[Row]
     if result["labels"] is not None:
         support = Counter(row["gold"] for row in scored)
         rare = [f"`{label}` ({support[label]})" for label in result["labels"] if support[label] < MINIMUM_CLASS]
+        rare[10:] = [f"{len(rare) - 10} more"] if len(rare) > 10 else []
         if scored and rare:
             facts.append(f"classes of fewer than {MINIMUM_CLASS} rows, of which little is known: {', '.join(rare)}")
     if unseen:
