@@ -106,7 +106,7 @@ predict: $(INSTALLED) ## what RUN answers to the rows of INPUT (OUT=file.jsonl)
 chat: $(INSTALLED) ## talk to RUN in the terminal (BASE=1 begins with the base model)
 	@$(PROGRAM) chat $${BASE:+--base} -- "$${RUN:?name a run: make chat RUN=my_run}"
 
-push: $(INSTALLED) ## upload RUN's adapter to REPO on the Hub, private (MERGED=1 the merged model, PUBLIC=1)
+push: $(INSTALLED) ## upload RUN's adapter to REPO on the Hub by HF_TOKEN, private (MERGED=1 the merged model, PUBLIC=1)
 	@$(PROGRAM) push --repo="$${REPO:?name a repository: REPO=org/name}" $${MERGED:+--merged} $${PUBLIC:+--public} -- "$${RUN:?name a run: make push RUN=my_run REPO=org/name}"
 
 new: $(INSTALLED) ## write the recipe NAME, three lines that extend FROM=default

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_recipes import card, data, metrics, report, schema, task, topology
+from sft_recipes import card, data, report, schema, task, topology
 from sft_recipes import recipe as recipes
 from sft_recipes.data import Prepared
 from sft_recipes.errors import InputError
@@ -265,6 +265,9 @@ def _evaluate(
         say("scored", "before, by the same files; delete predictions with " + str(work) + " to score anew")
     predictions = [_prediction(asked.task, question, outputs, wanted) for question in asked.questions]
     measured = json.loads((work / "measured.json").read_text(encoding="utf-8"))
+    # scikit-learn and SciPy, which the checks before a training need not wait for.
+    from sft_recipes import metrics
+
     leaked = sum(question.leaked for question in asked.questions)
     result = {
         **head,
@@ -423,11 +426,11 @@ def _prediction(
         "gold": found.label(question.reference) if classes else None,
         "reference": question.reference,
         "leaked": question.leaked,
-        **{model: _said(found, outputs[model][question.row]) for model in models},
+        **{model: said(found, outputs[model][question.row]) for model in models},
     }
 
 
-def _said(found: Task, output: Mapping[str, Any]) -> dict[str, Any]:
+def said(found: Task, output: Mapping[str, Any]) -> dict[str, Any]:
     """What one model says to a row, with probabilities that sum to one over the labels."""
     if found.by == "likelihood":
         scores = output["log_likelihoods"]

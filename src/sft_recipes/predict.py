@@ -128,7 +128,7 @@ def score(work: Path, on_cpu: bool, lock: int) -> int:
 
 def answer(row: Facts, task: Any, output: Facts) -> Facts:
     """A row with its prediction."""
-    said = evaluate._said(task, output)
+    said = evaluate.said(task, output)
     if task.kind == "generation":
         said["text"] = None
     return {**row, **{key: value for key, value in said.items() if value is not None or key == "prediction"}}
