@@ -234,9 +234,9 @@ def _predict(options: argparse.Namespace) -> int:
     from sft_recipes import predict
 
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-        code, facts = predict.predict(options.run_name, options.input, options.out)
+        code, path = predict.predict(options.run_name, options.input, options.out)
     if options.json:
-        print(json.dumps(facts, indent=2))
+        print(json.dumps({"file": str(path)}))
     return code
 
 
