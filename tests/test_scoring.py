@@ -5,6 +5,7 @@ import json
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ from accelerate.state import AcceleratorState, PartialState
 from conftest import alpaca_rows, write_rows
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
 from transformers import (
+    AddedToken,
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
@@ -27,6 +31,7 @@ from transformers import (
     MambaConfig,
     MistralConfig,
     Phi3Config,
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3NextConfig,
 )
@@ -254,6 +259,15 @@ def test_a_model_that_was_trained_whole_is_compared_with_the_base_and_reads_its_
         torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected), atol=1e-4, rtol=0)
 
 
+def test_two_whole_models_are_never_in_memory_together(whole: Path) -> None:
+    recipe = yaml.safe_load((whole / "recipe.yaml").read_text(encoding="utf-8"))
+    last = None
+    for _, model, _ in scoring.base_and_tuned(recipe, whole / "adapter", ["tuned", "base"], on_cpu=True):
+        assert last is None or last() is None
+        last = weakref.ref(model)
+        del model
+
+
 def test_greedy_answers_are_those_of_one_prompt_at_a_time_without_padding(tokenizer: Any) -> None:
     model = random_model(CONFIGS["gemma3"](**sizes(tokenizer)))
     # What a model ships to be sampled with has no say.
@@ -389,7 +403,8 @@ def test_the_tokens_are_those_that_sfttrainer_trains_on(form: str, project: Path
 
 def test_texts_are_scored_like_turns(tokenizer: Any) -> None:
     model = random_model(CONFIGS["qwen3"](**sizes(tokenizer)))
-    prompts = [f"{question}\nAnswer: " for question in QUESTIONS]
+    # Also one that is the start of others.
+    prompts = [*(f"{question}\nAnswer: " for question in QUESTIONS), "red red", "red", "red dog"]
     expected = [one_by_one(model, tokenizer, prompt, ANSWERS) for prompt in prompts]
     scores = all_of(likelihood.likelihoods(model, tokenizer, prompts, ANSWERS))
     torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected), atol=1e-4, rtol=0)
@@ -408,6 +423,23 @@ def test_a_template_whose_answers_depend_on_the_row_is_taken_at_its_word(conditi
     prompts = [turns(question) for question in ("red", "shout red", "blue red", "shout blue")]
     expected = [one_by_one(model, tokenizer, prompt, ["even", "odd"]) for prompt in prompts]
     scores = all_of(likelihood.likelihoods(model, tokenizer, prompts, ["even", "odd"]))
+    torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+def test_a_token_that_splits_some_rows_and_not_others_is_found_out() -> None:
+    # Without a pre-tokeniser a merge may reach into the answer, and a token of this kind is none after a letter.
+    letters = [*"abcdefghijklmnopqrstuvwxyz!<>-.", ">-"]
+    bpe = Tokenizer(BPE({letter: number for number, letter in enumerate(letters)}, [(">", "-")]))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="|")  # noqa: S106, a token of text
+    tokenizer.add_tokens(AddedToken("<a>", single_word=True))
+    tokenizer.chat_template = "{{ messages[0].content }}<a>{% if messages[1:] %}{{ messages[1].content }}|{% endif %}"
+    model = random_model(CONFIGS["qwen3"](**sizes(tokenizer)))
+    prompts = [[{"role": "user", "content": text}] for text in ("red!", "red", "blue!", "blue")]
+    answers = ["-e", ".o"]
+    rows = likelihood.candidates(model, tokenizer, prompts, answers)
+    assert [tokenizer.decode(row.prefix[-1:]) for row in rows] == ["<a>", "a", "<a>", "a"]
+    expected = [one_by_one(model, tokenizer, prompt, answers) for prompt in prompts]
+    scores = all_of(likelihood.likelihoods(model, tokenizer, prompts, answers))
     torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected), atol=1e-4, rtol=0)
 
 
@@ -475,6 +507,13 @@ def test_a_damaged_adapter_is_the_inputs_fault(qlora: Path, tmp_path: Path) -> N
     assert "missing adapter keys" in problem(rewritten(lambda tensors: dict(list(tensors.items())[1:])))
     wide = rewritten(lambda tensors: {name: tensor.repeat(2, 2) for name, tensor in tensors.items()})
     assert "size mismatch" in problem(wide)
+    config = "adapter_config.json"
+
+    def swapped(file: Path) -> None:
+        facts = json.loads(file.with_name(config).read_text()) | {"base_model_name_or_path": "another"}
+        file.with_name(config).write_text(json.dumps(facts))
+
+    assert "trained on another, and the recipe names model" in problem(swapped)
     nan = rewritten(lambda tensors: {name: tensor * float("nan") for name, tensor in tensors.items()})
     assert "not finite" in problem(nan)
 
@@ -488,6 +527,16 @@ def test_a_trained_model_that_lacks_weights_is_refused(whole: Path, tmp_path: Pa
     job = Scratch(tmp_path / "job", run)
     assert job.run() == 2
     assert "lack" in job.problems()[0] and "up_proj" in job.problems()[0]
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(qlora: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(qlora, tmp_path / "run")
+    words = AutoTokenizer.from_pretrained(run / "adapter")
+    words.add_tokens([f"<extra {number}>" for number in range(9)])
+    words.save_pretrained(run / "adapter")
+    job = Scratch(tmp_path / "job", run)
+    assert job.run() == 2
+    assert "set it to a .jinja file" in job.problems()[0]
 
 
 @pytest.mark.slow

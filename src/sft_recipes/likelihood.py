@@ -102,8 +102,10 @@ def candidates(model: Any, tokenizer: Any, prompts: Sequence[Prompt], answers: S
             if split:
                 mark = tokenizer.convert_ids_to_tokens(ids[split])
                 nth = ids[: split + 1].count(ids[split])
-                ends = [mark + each.split(mark, nth)[nth] for each in every]
-                known.append((ends, ids[split:], start - split, tree))
+                parts = [each.split(mark, nth) for each in every]
+                # A tokenizer that normalises such a token may have read it from another text.
+                if all(len(each) > nth for each in parts):
+                    known.append(([mark + each[nth] for each in parts], ids[split:], start - split, tree))
     return rows
 
 
@@ -179,7 +181,7 @@ def likelihoods(
         )
     rows = candidates(model, tokenizer, prompts, answers)
     prefixes = [row.prefix for row in rows]
-    shared = min([common_prefix_length(min(prefixes), max(prefixes)), *(len(prefix) - 1 for prefix in prefixes)])
+    shared = shared_tokens(prefixes)
     past = DynamicCache() if shared else None
     if shared:
         ids = torch.tensor([prefixes[0][:shared]], device=model.device)
@@ -195,6 +197,11 @@ def likelihoods(
             return dict(zip(batch, scores.tolist(), strict=True))
 
         yield from in_batches(sizes, limit, compute)
+
+
+def shared_tokens(prefixes: Sequence[list[int]]) -> int:
+    """With how many tokens all begin, leaving each one or more, whose logits predict what comes next."""
+    return min([common_prefix_length(min(prefixes), max(prefixes)), *(len(prefix) - 1 for prefix in prefixes)])
 
 
 def _score(model: Any, prefixes: list[list[int]], tree: Tree, past: DynamicCache | None, shared: int) -> torch.Tensor:

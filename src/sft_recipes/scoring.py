@@ -26,7 +26,7 @@ if __name__ == "__main__":
 import bitsandbytes as bnb
 import torch
 import yaml
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, GenerationConfig, HfArgumentParser
 from trl import ModelConfig, get_quantization_config
@@ -86,15 +86,21 @@ def load(
             module.support_avx512bf16_for_cpu = False
     source = tokenizer or tuned
     with _input_to_blame(f"the tokenizer of {source or path}"):
-        words = (
-            AutoTokenizer.from_pretrained(str(source)) if source else AutoTokenizer.from_pretrained(path, **revision)
+        words = AutoTokenizer.from_pretrained(str(source or path), **({} if source else revision))
+    if len(words) > model.get_input_embeddings().num_embeddings:
+        raise InputError(
+            f"the tokenizer of {source or path} has tokens that {path} has no embeddings for, as added where "
+            "chat_template_path is a model: set it to a .jinja file and train again"
         )
     model.generation_config = GenerationConfig(
         eos_token_id=sorted(_stops(model, words)), pad_token_id=words.pad_token_id or 0
     )
     if adapter is not None:
         with _input_to_blame(str(adapter)), warnings.catch_warnings():
-            # Weights that the file lacks stay as they were drawn.
+            trained_on = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+            if trained_on != path:
+                raise ValueError(f"it was trained on {trained_on}, and the recipe names {path}")
+            # What the file lacks would stay as it was drawn.
             warnings.filterwarnings("error", message=".*missing adapter keys")
             model = PeftModel.from_pretrained(model, str(adapter))
     return model.eval(), words
@@ -125,11 +131,9 @@ def _input_to_blame(what: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError, UserWarning) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(
-            f"{what} cannot be loaded: {reason}. Put the files of the run back, or train again"
-        ) from error
+        raise InputError(f"{what} cannot be loaded: {reason}. Put back what the run had, or train again") from error
 
 
 def _stops(model: Any, tokenizer: Any) -> set[int]:
@@ -189,11 +193,14 @@ def run(workdir: Path) -> None:
     """
     job = json.loads((workdir / "job.json").read_text(encoding="utf-8"))
     recipe = yaml.safe_load(Path(job["recipe"]).read_text(encoding="utf-8"))
-    rows = [json.loads(line) for line in (workdir / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
+    rows = [json.loads(line) for line in (workdir / "rows.jsonl").read_bytes().splitlines()]
     done = _done(workdir / "outputs.jsonl")
     left = {name: [row for row in rows if (row["row"], name) not in done] for name in job["models"]}
     names = [name for name in job["models"] if left[name]]
-    device, load_seconds, measured = None, 0.0, {}
+    if not names and (workdir / "measured.json").exists():
+        return
+    device, load_seconds = None, 0.0
+    measured: dict[str, dict[str, float]] = {}
     clock = time.perf_counter()
     with (workdir / "outputs.jsonl").open("a", encoding="utf-8") as file:
         for name, model, tokenizer in base_and_tuned(recipe, Path(job["tuned"]), names, on_cpu=job["on_cpu"]):
@@ -205,7 +212,7 @@ def run(workdir: Path) -> None:
                 for batch in _outputs(job, model, tokenizer, [row["prompt"] for row in left[name]]):
                     for number, output in batch.items():
                         line = {"row": left[name][number]["row"], "model": name, **output}
-                        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                        file.write(json.dumps(line) + "\n")
                     file.flush()
                     written += len(batch)
                     show(written)
