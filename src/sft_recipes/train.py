@@ -15,12 +15,14 @@ import bitsandbytes as bnb
 import torch
 import yaml
 from datasets import load_dataset
-from transformers import EarlyStoppingCallback, HfArgumentParser, TrainerCallback
+from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, TrainerCallback
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
 from sft_recipes import charts, verify
 from sft_recipes.callbacks import GracefulStop, Progress, Record, StopOnNaN
+from sft_recipes.census import beside_text
 from sft_recipes.errors import InputError
 from sft_recipes.run import Run, seal, sealed
 
@@ -122,15 +124,25 @@ def build(recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()) -> 
     # TRL makes a text of a one-element list, which PEFT then reads as a regular expression over whole module names.
     if recipe.get("lora_target_modules") not in (None, ["all-linear"]):
         model.lora_target_modules = recipe["lora_target_modules"]
+    adapters, quantisation = get_peft_config(model), get_quantization_config(model)
+    # TRL's own keys know bitsandbytes alone, and transformers refuses a mapping where it wants a config.
+    if described := training.model_init_kwargs.pop("quantization_config", None):
+        with refusals():
+            quantisation = AutoQuantizationConfig.from_dict(described)
+    base = {"pretrained_model_name_or_path": model.model_name_or_path, "revision": model.model_revision}
+    if adapters is not None:
+        adapters.exclude_modules = beside_text(AutoConfig.from_pretrained(**base))
     dataset = load_dataset(script.dataset_name)
     with refusals():
         return Trainer(
             model=model.model_name_or_path,
             args=training,
+            # Not a processor for images and sounds, which would need packages of its own: rows are text.
+            processing_class=AutoTokenizer.from_pretrained(**base),
             train_dataset=dataset[script.dataset_train_split],
             eval_dataset=dataset[script.dataset_test_split] if training.eval_strategy != "no" else None,
-            quantization_config=get_quantization_config(model),
-            peft_config=get_peft_config(model),
+            quantization_config=quantisation,
+            peft_config=adapters,
             callbacks=[*callbacks],
         )
 
