@@ -159,7 +159,8 @@ def shrunk(config: dict[str, Any], vocabulary: int) -> Any:
     # Where no width of a head is given, it is the share of the hidden size, which factors of RoPE may follow.
     width = full_width // heads
     width = width if width % WIDTH == 0 else WIDTH
-    text.hidden_size = WIDTH if getattr(text, "head_dim", None) else width * text.num_attention_heads
+    free = getattr(text, "head_dim", None) and WIDTH % text.num_attention_heads == 0
+    text.hidden_size = WIDTH if free else width * text.num_attention_heads
     for key in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"):
         if getattr(text, key, None):
             setattr(text, key, 2 * WIDTH)

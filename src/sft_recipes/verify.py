@@ -262,7 +262,10 @@ def adapter(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, An
         say("training", f"all {total:,} parameters in {' and '.join(dtypes)}, no adapter")
         return {"trainable_parameters": total, "dtypes": dtypes, "modules": {}}
     modules = collections.Counter(
-        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+        # Adapters on two parameters of a module are one inside the other.
+        name.removesuffix(".base_layer").rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
     )
     missing = [
         target
