@@ -156,11 +156,12 @@ def shrunk(config: dict[str, Any], vocabulary: int) -> Any:
     text.num_attention_heads = shared if shared > 1 else 2
     if getattr(text, "num_key_value_heads", None):
         text.num_key_value_heads = text.num_attention_heads // shared
-    # Where no width of a head is given, it is the share of the hidden size, which factors of RoPE may follow.
-    width = full_width // heads
-    width = width if width % WIDTH == 0 else WIDTH
-    free = getattr(text, "head_dim", None) and WIDTH % text.num_attention_heads == 0
-    text.hidden_size = WIDTH if free else width * text.num_attention_heads
+    number, width = text.num_attention_heads, full_width // heads
+    if getattr(text, "head_dim", None):
+        text.hidden_size = WIDTH if WIDTH % number == 0 else WIDTH * number
+    else:
+        # A head's width is its share of the hidden size, and RoPE may have a factor for each of its pairs.
+        text.hidden_size = number * (width if width % WIDTH == 0 else WIDTH)
     for key in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"):
         if getattr(text, key, None):
             setattr(text, key, 2 * WIDTH)
