@@ -14,7 +14,7 @@ import torch
 from conftest import ROOT, alpaca_rows, write_rows
 from transformers import AutoModelForCausalLM
 
-from sft_recipes import demo_base, launch, models, recipe, schema, tiny, verify
+from sft_recipes import data, demo_base, launch, models, plan, recipe, rehearse, schema, tiny, topology, train, verify
 from sft_recipes.errors import InputError
 from sft_recipes.recipe import Value, load, parse_overrides, read_model
 
@@ -460,10 +460,23 @@ MXFP4 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
 
 @pytest.mark.slow
 def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
-    families: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path
+    families: Path,
+    train_here: Callable[..., Any],
+    seen: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With adapters on experts too, which stay out of reach of attention's."""
+    """With adapters on experts too, and not because the packages are missing that would leave the weights MXFP4."""
     from safetensors.torch import load_file
+
+    asked: list[Any] = []
+    built = train.Trainer.__init__
+
+    def spy(self: Any, *arguments: Any, **kwargs: Any) -> None:
+        asked.append(kwargs["quantization_config"])
+        built(self, *arguments, **kwargs)
+
+    monkeypatch.setattr(train.Trainer, "__init__", spy)
 
     write_rows(families / "data" / "train.jsonl", alpaca_rows(4, seed=1))
     base = tiny_base("gpt_oss_20b", tmp_path)
@@ -476,6 +489,7 @@ def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
         lora_dropout=0.0,
         **ONE_STEP,
     ).facts()["in_effect"]
+    assert [(type(each).__name__, each.dequantize) for each in asked] == [("Mxfp4Config", True)]
     assert effect["base"]["dtypes"] == ["bfloat16"]
     assert effect["adapter"]["modules"] == {"q_proj": 2, "v_proj": 2, "experts": 4}
 
@@ -502,16 +516,16 @@ def test_several_turns_are_marked_or_refused_with_the_remedy(
     write_rows(families / "data" / "train.jsonl", [{"messages": CONVERSATIONS[1]}] * 4)
     base, turns = tiny_base(family, tmp_path), kind_of(family).turns
 
-    def train() -> None:
+    def one_step() -> None:
         train_here("default", model=family, model_name_or_path=str(base), **ONE_STEP)
 
     if turns is None:
         with pytest.raises(
             InputError, match=r"does not mark them.*Set chat_template_path .* give each row one answer"
         ):
-            train()
+            one_step()
         return
-    train()
+    one_step()
     words, row = seen[0].processing_class, seen[0].train_dataset[0]
     assert words.decode([label for label in row["labels"] if label != -100]) == turns
 
@@ -523,3 +537,22 @@ def test_all_weights_of_a_model_for_more_than_text_are_not_trained(
     base = tiny_base("gemma3_4b", tmp_path)
     with pytest.raises(InputError, match=r"rows of text leave part of it without a gradient; train adapters"):
         train_here("tiny", model="gemma3_4b", model_name_or_path=str(base), use_peft=False, load_in_4bit=False)
+
+
+def test_a_rehearsal_of_gpt_oss_has_whole_weights_and_says_so(families: Path) -> None:
+    composed = of("gpt_oss_20b")
+    real = topology.read("ddp", "ACCEL")
+    base = tiny.find(composed["model_name_or_path"], "main")
+    tiny.build(base.directory, base.config, base.tokenizer)
+    prepared = data.prepare(**data.source_of(composed), cache=data.CACHE)
+    job = rehearse.job_of(composed, real, rehearse.on_cpu(real), prepared, base)
+    assert job.resolved["model_init_kwargs"] == {}
+    assert job.resolved["attn_implementation"] == "eager" and not rehearse.impossible(composed, real)
+    assert "dequantising is not rehearsed" in rehearse.description(job, real, base)
+
+
+def test_an_unpinned_model_is_pinned_where_it_is_named(families: Path) -> None:
+    """The remedy is the command that writes into the model's file, not into a recipe that others compose with."""
+    findings = plan.plan("tiny", overrides=["model=qwen3_4b"])["findings"]
+    (found,) = [each for each in findings if each["rule"] == "model-unpinned"]
+    assert found["instead"] == "make pin RECIPE=tiny MODEL=qwen3_4b"

@@ -171,7 +171,7 @@ def description(job: Job, real: Topology, base: tiny.Base) -> str:
             "\nits tokenizer is not on this machine; the demo's takes its place, lengths and template differ"
             f"\nfetch its own with: {tiny.fetch(base.name, job.recipe['model_revision'])}"
         )
-    if dequantised(job.recipe):
+    if base.config.get("quantization_config"):
         text += "\ndequantising is not rehearsed: the tiny model's weights are whole"
     if real.config.get("deepspeed_config", {}) != job.topology.config.get("deepspeed_config", {}):
         text += "\noffloading is not rehearsed: everything is in host memory here"

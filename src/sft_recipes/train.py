@@ -7,7 +7,7 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,11 +124,9 @@ def build(recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()) -> 
     # TRL makes a text of a one-element list, which PEFT then reads as a regular expression over whole module names.
     if recipe.get("lora_target_modules") not in (None, ["all-linear"]):
         model.lora_target_modules = recipe["lora_target_modules"]
-    adapters, quantisation = get_peft_config(model), get_quantization_config(model)
-    # TRL's own keys know bitsandbytes alone, and transformers refuses a mapping where it wants a config.
-    if described := training.model_init_kwargs.pop("quantization_config", None):
-        with refusals():
-            quantisation = AutoQuantizationConfig.from_dict(described)
+    # Handed over as a config of its own; as a mapping transformers refuses it.
+    training.model_init_kwargs.pop("quantization_config", None)
+    adapters, quantisation = get_peft_config(model), stored_quantisation(recipe) or get_quantization_config(model)
     base = {"pretrained_model_name_or_path": model.model_name_or_path, "revision": model.model_revision}
     if adapters is not None:
         adapters.exclude_modules = beside_text(AutoConfig.from_pretrained(**base))
@@ -145,6 +143,17 @@ def build(recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()) -> 
             peft_config=adapters,
             callbacks=[*callbacks],
         )
+
+
+def stored_quantisation(recipe: Mapping[str, Any]) -> Any:
+    """How a checkpoint that is quantised is to be loaded: `quantization_config` of `model_init_kwargs`, None without.
+
+    Raises:
+        InputError: transformers knows no such quantisation.
+    """
+    described = (recipe.get("model_init_kwargs") or {}).get("quantization_config")
+    with refusals():
+        return AutoQuantizationConfig.from_dict(described) if described else None
 
 
 class Trainer(SFTTrainer):
