@@ -11,10 +11,26 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import ROOT, alpaca_rows, write_rows
 from transformers import AutoModelForCausalLM
 
-from sft_recipes import data, demo_base, launch, models, plan, recipe, rehearse, schema, tiny, topology, train, verify
+from sft_recipes import (
+    data,
+    demo_base,
+    launch,
+    likelihood,
+    models,
+    plan,
+    recipe,
+    rehearse,
+    schema,
+    scoring,
+    tiny,
+    topology,
+    train,
+    verify,
+)
 from sft_recipes.errors import InputError
 from sft_recipes.recipe import Value, load, parse_overrides, read_model
 
@@ -556,3 +572,28 @@ def test_an_unpinned_model_is_pinned_where_it_is_named(families: Path) -> None:
     findings = plan.plan("tiny", overrides=["model=qwen3_4b"])["findings"]
     (found,) = [each for each in findings if each["rule"] == "model-unpinned"]
     assert found["instead"] == "make pin RECIPE=tiny MODEL=qwen3_4b"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gemma3_4b", "gpt_oss_20b"])
+def test_what_was_trained_on_such_a_base_is_scored_on_it(
+    families: Path, train_here: Callable[..., Any], tmp_path: Path, family: str
+) -> None:
+    """A model for more than text, and one whose weights were made whole: base, adapter and template come together."""
+    write_rows(families / "data" / "train.jsonl", alpaca_rows(4, seed=1))
+    rate = {"learning_rate": 0.5, "lora_dropout": 0.0}
+    run = train_here("default", model=family, model_name_or_path=str(tiny_base(family, tmp_path)), **ONE_STEP, **rate)
+    resolved = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    model, words = scoring.load(resolved, run.adapter, on_cpu=True)
+    prompts: list[likelihood.Prompt] = [[{"role": "user", "content": text}] for text in ("red", "red cat")]
+    with model.disable_adapter():
+        before = [
+            score
+            for batch in likelihood.likelihoods(model, words, prompts, ["odd", "even"])
+            for score in batch.values()
+        ]
+    after = [
+        score for batch in likelihood.likelihoods(model, words, prompts, ["odd", "even"]) for score in batch.values()
+    ]
+    assert torch.tensor(before).isfinite().all() and not torch.allclose(torch.tensor(before), torch.tensor(after))
+    assert words.chat_template == kind_of(family).template() or "2025-08-05" in words.chat_template

@@ -113,6 +113,12 @@ def build(recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()) -> 
     Raises:
         InputError: Upstream refuses what it is given.
     """
+    base = {
+        "pretrained_model_name_or_path": recipe["model_name_or_path"],
+        "revision": recipe.get("model_revision", "main"),
+    }
+    # Before the training arguments exist, which may switch ZeRO-3 on, as in `train`.
+    beside = beside_text(AutoConfig.from_pretrained(**base))
     with refusals():
         script, training, model = HfArgumentParser((ScriptArguments, SFTConfig, ModelConfig)).parse_dict(recipe)
     training.model_init_kwargs = {
@@ -127,9 +133,8 @@ def build(recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()) -> 
     # Handed over as a config of its own; as a mapping transformers refuses it.
     training.model_init_kwargs.pop("quantization_config", None)
     adapters, quantisation = get_peft_config(model), stored_quantisation(recipe) or get_quantization_config(model)
-    base = {"pretrained_model_name_or_path": model.model_name_or_path, "revision": model.model_revision}
     if adapters is not None:
-        adapters.exclude_modules = beside_text(AutoConfig.from_pretrained(**base))
+        adapters.exclude_modules = beside
     dataset = load_dataset(script.dataset_name)
     with refusals():
         return Trainer(
