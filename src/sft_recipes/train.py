@@ -15,14 +15,14 @@ import bitsandbytes as bnb
 import torch
 import yaml
 from datasets import load_dataset
-from transformers import AutoConfig, AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, TrainerCallback
+from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, TrainerCallback
 from transformers.quantizers import AutoQuantizationConfig
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
-from sft_recipes import charts, verify
+from sft_recipes import charts, models, verify
 from sft_recipes.callbacks import GracefulStop, Progress, Record, StopOnNaN
-from sft_recipes.census import beside_text
+from sft_recipes.census import beside_text, config_of
 from sft_recipes.errors import InputError
 from sft_recipes.run import Run, seal, sealed
 
@@ -113,12 +113,9 @@ def build(recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()) -> 
     Raises:
         InputError: Upstream refuses what it is given.
     """
-    base = {
-        "pretrained_model_name_or_path": recipe["model_name_or_path"],
-        "revision": recipe.get("model_revision", "main"),
-    }
     # Before the training arguments exist, which may switch ZeRO-3 on, as in `train`.
-    beside = beside_text(AutoConfig.from_pretrained(**base))
+    found = models.find_config(recipe["model_name_or_path"], recipe.get("model_revision", "main"))
+    beside = beside_text(config_of(found[0])) if found else None
     with refusals():
         script, training, model = HfArgumentParser((ScriptArguments, SFTConfig, ModelConfig)).parse_dict(recipe)
     training.model_init_kwargs = {
@@ -133,15 +130,18 @@ def build(recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()) -> 
     # Handed over as a config of its own; as a mapping transformers refuses it.
     training.model_init_kwargs.pop("quantization_config", None)
     adapters, quantisation = get_peft_config(model), stored_quantisation(recipe) or get_quantization_config(model)
-    if adapters is not None:
-        adapters.exclude_modules = beside
+    words = None
+    if beside is not None:
+        # Not the processor of images and sounds too, which needs packages of its own: rows are text.
+        words = AutoTokenizer.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+        if adapters is not None:
+            adapters.exclude_modules = beside
     dataset = load_dataset(script.dataset_name)
     with refusals():
         return Trainer(
             model=model.model_name_or_path,
             args=training,
-            # Not a processor for images and sounds, which would need packages of its own: rows are text.
-            processing_class=AutoTokenizer.from_pretrained(**base),
+            processing_class=words,
             train_dataset=dataset[script.dataset_train_split],
             eval_dataset=dataset[script.dataset_test_split] if training.eval_strategy != "no" else None,
             quantization_config=quantisation,
