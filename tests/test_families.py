@@ -563,6 +563,8 @@ def test_a_rehearsal_of_gpt_oss_has_whole_weights_and_says_so(families: Path) ->
     prepared = data.prepare(**data.source_of(composed), cache=data.CACHE)
     job = rehearse.job_of(composed, real, rehearse.on_cpu(real), prepared, base)
     assert job.resolved["model_init_kwargs"] == {}
+    # The demo's tokenizer is in place of one that is not here, so its template is too.
+    assert base.tokenizer is None and job.resolved["chat_template_path"] is None
     assert job.resolved["attn_implementation"] == "eager" and not rehearse.impossible(composed, real)
     assert "dequantising is not rehearsed" in rehearse.description(job, real, base)
 

@@ -125,6 +125,9 @@ def job_of(recipe: Recipe, real: Topology, small: Topology, prepared: data.Prepa
         # Nobody should find a rehearsal among the runs of a tracker.
         "report_to": "tensorboard" if "tensorboard" in (recipe["report_to"] or ()) else "none",
     }
+    if base.tokenizer is None:
+        # The demo's tokenizer stands in, and has neither the tokens of the model's template nor its end of a turn.
+        changes |= {key: None for key in ("chat_template_path", "eos_token") if recipe[key]}
     if dequantised(recipe):
         # The tiny model's weights never were quantised.
         kept = {key: value for key, value in recipe["model_init_kwargs"].items() if key != "quantization_config"}
