@@ -17,7 +17,7 @@ def take(config: dict[str, Any]) -> list[tuple[str, list[int], int, str]]:
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config_of(config))
-    head = model.get_output_embeddings()
+    head, text = model.get_output_embeddings(), set(model.get_decoder().modules())
     counts: dict[tuple[str, tuple[int, ...], str], int] = {}
     seen = set()
     for path, module in model.named_modules():
@@ -29,11 +29,29 @@ def take(config: dict[str, Any]) -> list[tuple[str, list[int], int, str]]:
             if isinstance(module, torch.nn.Embedding):
                 kind = "embedding"
             elif name == "weight" and isinstance(module, torch.nn.Linear):
-                kind = "head" if module is head else "linear"
+                kind = "head" if module is head else "linear" if module in text else "tower"
             pattern = re.sub(r"\.\d+(?=\.|$)", ".*", path if name == "weight" else f"{path}.{name}")
             key = (pattern, tuple(parameter.shape), kind)
             counts[key] = counts.get(key, 0) + 1
     return [(path, list(shape), count, kind) for (path, shape, kind), count in counts.items()]
+
+
+def beside_text(config: Any) -> str | None:
+    """A regular expression of the modules that rows of text never reach, for PEFT's `exclude_modules`.
+
+    A model that also sees or hears has layers of the same names as its language model's, and an adapter there would
+    get no gradient, which DDP would wait for. None for a model of text alone.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if config.get_text_config() is config:
+        return None
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    text = model.get_decoder()
+    path = next(path for path, module in model.named_modules() if module is text)
+    return rf"(?!{re.escape(path)}\.).*"
 
 
 def config_of(values: dict[str, Any]) -> Any:

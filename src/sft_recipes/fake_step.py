@@ -23,7 +23,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from trl.kernels import chunked_logprob
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
-from sft_recipes.census import config_of
+from sft_recipes.census import beside_text, config_of
 from sft_recipes.live import LiveStorages
 from sft_recipes.memory import Setup
 
@@ -148,7 +148,12 @@ def wrap(model: torch.nn.Module, setup: Setup) -> torch.nn.Module:
         return model
     targets: Any = "all-linear" if "all-linear" in setup.targets else list(setup.targets)
     adapters = LoraConfig(
-        r=setup.rank, target_modules=targets, lora_dropout=setup.dropout, bias="none", task_type="CAUSAL_LM"
+        r=setup.rank,
+        target_modules=targets,
+        exclude_modules=beside_text(model.config),
+        lora_dropout=setup.dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
     )
     # PEFT moves what it adds, which fake tensors do not survive; on the meta device they need not be moved.
     with torch.device("meta"):

@@ -114,6 +114,9 @@ class Job:
         """What was decided before anything was started, as (subject, decision)."""
         idea = self.recipe["description"]
         yield "recipe", f"{self.recipe.name}: {idea}" if idea else self.recipe.name
+        facts = {key: item for key, item in self.recipe.values.items() if item.origin.startswith(f"{recipes.MODELS}/")}
+        if facts:
+            yield "model", ", ".join(f"{key}: {recipes.schema.as_yaml(item.value)}" for key, item in facts.items())
         for key, item in self.recipe.values.items():
             if item.origin == "SET":
                 yield "override", f"{key}: {recipes.schema.as_yaml(item.value)}"

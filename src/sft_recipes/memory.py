@@ -43,6 +43,8 @@ class Setup:
     """Of one adapter weight, as `adapter_dtype` has it."""
     rank: int = 16
     targets: tuple[str, ...] = ("all-linear",)
+    parameters: tuple[str, ...] = ()
+    """Experts that are adapted, as `lora_target_parameters` names them."""
     use_peft: bool = True
     """False trains all weights."""
     dropout: float = 0.0
@@ -83,6 +85,7 @@ class Setup:
             adapter_bytes=DTYPE_BYTES[recipe["adapter_dtype"]],
             rank=recipe["lora_r"],
             targets=tuple(recipe["lora_target_modules"] or ()),
+            parameters=tuple(recipe["lora_target_parameters"] or ()),
             use_peft=recipe["use_peft"],
             dropout=recipe["lora_dropout"] if recipe["use_peft"] else 0.0,
             optimizer=recipe["optim"],
@@ -166,7 +169,7 @@ class Shape:
         Raises:
             InputError: The config names no such size.
         """
-        config = model.config
+        config = model.text_config
 
         def size(*names: str, default: int | None = None) -> int:
             value = next((config[name] for name in names if isinstance(config.get(name), int)), default)
@@ -202,7 +205,7 @@ def estimate(model: Model, setup: Setup) -> Memory:
     """
     shape = Shape.of(model)
     quantised, unquantised = base_weights(model, setup)
-    trained = model.adapter_parameters(setup.targets, setup.rank) if setup.use_peft else model.elements()
+    trained = adapted_parameters(model, setup) if setup.use_peft else model.elements()
     adapters, gradients, optimizer, step = trained_weights(setup, trained)
     if not setup.use_peft:
         # The trained weights are the base.
@@ -222,12 +225,23 @@ def estimate(model: Model, setup: Setup) -> Memory:
     )
 
 
+def adapted_parameters(model: Model, setup: Setup) -> int:
+    """Trainable parameters of the adapters that are asked for."""
+    return model.adapter_parameters(setup.targets, setup.rank, setup.parameters)
+
+
 def not_counted(model: Model, setup: Setup) -> str | None:
     """What the estimate leaves out for this model, as a sentence; None if nothing that is known.
 
-    Experts that are held as one tensor are adapted by PEFT where `all-linear`, or gate_proj with up_proj, or down_proj
-    is asked for (peft/utils/transformers_weight_conversion.py, 0.21), through a changed copy of all their weights.
+    Experts that are held as one tensor are adapted by PEFT where `lora_target_parameters` names them, or `all-linear`,
+    or gate_proj with up_proj, or down_proj is asked for (peft/utils/transformers_weight_conversion.py, 0.21), through
+    a changed copy of all their weights.
     """
+    if setup.use_peft and model.experts(setup.parameters):
+        return (
+            "the copy of the experts' weights that PEFT makes for lora_target_parameters is not counted, which is as "
+            "large as they are; without them the estimate is whole"
+        )
     fused = any(group.kind == "other" and len(group.shape) == 3 for group in model.groups)
     wanted = set(setup.targets)
     if setup.use_peft and fused and wanted & {"all-linear", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}:
@@ -257,7 +271,7 @@ def base_weights(model: Model, setup: Setup) -> tuple[float, float]:
     byte for each weight and a float32 for each row (arXiv 2208.07339).
     """
     share = 0.0 if setup.offload_parameters else 1 / setup.processes if shards_weights(setup) else 1.0
-    kinds = ("linear",) if setup.four_bit or setup.eight_bit else ()
+    kinds = ("linear", "tower") if setup.four_bit or setup.eight_bit else ()
     quantised = sum(
         group.count
         * (
@@ -359,7 +373,7 @@ def activations(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]
     copies = 0
     if _cast(setup) and setup.autocast:
         # Autocast's 16-bit copies of the adapters.
-        copies = 2 * model.adapter_parameters(setup.targets, setup.rank)
+        copies = 2 * adapted_parameters(model, setup)
     return shape.layers * saved + copies, layer
 
 

@@ -32,8 +32,9 @@ class Group:
     shape: tuple[int, ...]
     count: int
     kind: str
-    """linear: a decoder's `nn.Linear`, which 4-bit quantises and LoRA adapts; head: the output embedding; embedding;
-    other: norms, biases, and experts held as one tensor, which are neither quantised nor adapted as linear layers."""
+    """linear: a decoder's `nn.Linear`, which 4-bit quantises and LoRA adapts; tower: one beside the decoder, of a
+    model that also sees or hears, which 4-bit quantises and no row of text reaches; head: the output embedding;
+    embedding; other: norms, biases, and experts held as one tensor, neither quantised nor adapted as linear layers."""
 
     @property
     def elements(self) -> int:
@@ -50,7 +51,7 @@ class Model:
 
     Args:
         name: as the recipe names it.
-        config: config.json, of the language model where there are several.
+        config: config.json.
         source: where the config was found, as a person reads it.
         groups: every parameter of the model, shared ones once.
     """
@@ -60,6 +61,11 @@ class Model:
     source: str
     groups: tuple[Group, ...]
 
+    @property
+    def text_config(self) -> dict[str, Any]:
+        """The language model's part of the config, which is all of it in a model of text."""
+        return self.config.get("text_config", self.config)
+
     def elements(self, *kinds: str) -> int:
         """Parameters of the kinds, or of all."""
         return sum(group.elements for group in self.groups if not kinds or group.kind in kinds)
@@ -67,7 +73,7 @@ class Model:
     @property
     def four_bit_share(self) -> float:
         """Share of all parameters that bitsandbytes holds in 4 bit when it is asked to."""
-        return self.elements("linear") / self.elements()
+        return self.elements("linear", "tower") / self.elements()
 
     def targets(self, names: Iterable[str]) -> list[Group]:
         """The linear layers that PEFT adapts for `lora_target_modules`, all but the head for `all-linear`."""
@@ -79,9 +85,25 @@ class Model:
             and ("all-linear" in wanted or any(f".{group.path}".endswith(f".{name}") for name in wanted))
         ]
 
-    def adapter_parameters(self, names: Iterable[str], rank: int) -> int:
-        """Trainable parameters of LoRA: rank x (in + out) for every adapted layer (arXiv 2106.09685, section 4.1)."""
-        return sum(rank * sum(group.shape) * group.count for group in self.targets(names))
+    def experts(self, parameters: Iterable[str]) -> list[Group]:
+        """The experts held as one tensor that PEFT adapts for `lora_target_parameters`."""
+        wanted = list(parameters)
+        return [
+            group
+            for group in self.groups
+            if group.kind == "other"
+            and len(group.shape) == 3
+            and any(f".{group.path}".endswith(f".{name}") for name in wanted)
+        ]
+
+    def adapter_parameters(self, names: Iterable[str], rank: int, parameters: Iterable[str] = ()) -> int:
+        """Trainable parameters of LoRA: rank x (in + out) for every adapted layer (arXiv 2106.09685, section 4.1).
+
+        The same again for every expert of the `parameters` (peft/tuners/lora/layer.py, 0.21: `ParamWrapper`).
+        """
+        layers = sum(rank * sum(group.shape) * group.count for group in self.targets(names))
+        experts = self.experts(parameters)
+        return layers + sum(rank * group.shape[0] * sum(group.shape[1:]) * group.count for group in experts)
 
 
 def find(name: str, revision: str = "main") -> Model | None:
@@ -125,7 +147,10 @@ def hub_reason(error: Exception) -> str:
 
 @functools.cache
 def bundled() -> dict[str, dict[str, Any]]:
-    """Configs of the models that shipped recipes name, each with its `source` and published `parameters`."""
+    """Configs of the models that recipes/ and models/ name, each with its `source` and published `parameters`.
+
+    `checked` says where both were found, since the source itself could not be read when they were written down.
+    """
     return json.loads(resources.files("sft_recipes").joinpath("models.json").read_text(encoding="utf-8"))
 
 

@@ -1,6 +1,7 @@
 """Write the Hub's current commit of a recipe's base model into the file that names the model."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from sft_recipes import recipe as recipes
@@ -9,13 +10,13 @@ from sft_recipes.models import hub_reason
 from sft_recipes.run import write_whole
 
 
-def pin(name: str) -> tuple[Path, str]:
+def pin(name: str, overrides: Sequence[str] = ()) -> tuple[Path, str]:
     """Ask the Hub and write `model_revision`; returns the file that changed and the commit.
 
     Raises:
         InputError: The model is a local directory, or the Hub does not answer for it. Nothing is written then.
     """
-    recipe = recipes.load(name)
+    recipe = recipes.load(name, recipes.parse_overrides(overrides))
     model = recipe.values["model_name_or_path"]
     path = Path(model.origin.rpartition(":")[0])
     if Path(model.value).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.value):

@@ -138,13 +138,13 @@ def case_of(
 
 
 def differences(recipe: Recipe) -> list[dict[str, Any]]:
-    """What a recipe and its overrides say otherwise than the recipe it extends."""
-    base = recipe.base
+    """What a recipe, the model and the overrides say otherwise than the recipe it extends."""
+    base, beside = recipe.base, ("SET", f"{recipes.MODELS}/")
     return [
         {"key": key, "base": base[key] if base else None, "value": item.value, "origin": item.origin}
         for key, item in recipe.values.items()
         if key not in ("description", "extends")
-        and (base[key] != item.value if base else item.origin == "SET" and item.value is not None)
+        and (base[key] != item.value if base else item.origin.startswith(beside) and item.value is not None)
     ]
 
 
@@ -225,12 +225,13 @@ def _adapter(case: Case) -> dict[str, Any] | None:
         return None
     if not recipe["use_peft"]:
         return {"trainable_parameters": case.model.elements(), "rank": None, "alpha": None, "modules": {}}
-    targets = recipe["lora_target_modules"] or []
+    targets, parameters = recipe["lora_target_modules"] or [], recipe["lora_target_parameters"] or []
+    adapted = case.model.targets(targets) + case.model.experts(parameters)
     return {
-        "trainable_parameters": case.model.adapter_parameters(targets, recipe["lora_r"]),
+        "trainable_parameters": case.model.adapter_parameters(targets, recipe["lora_r"], parameters),
         "rank": recipe["lora_r"],
         "alpha": recipe["lora_alpha"],
-        "modules": {group.path.rpartition(".")[2]: group.count for group in case.model.targets(targets)},
+        "modules": {group.path.rpartition(".")[2]: group.count for group in adapted},
     }
 
 

@@ -37,6 +37,7 @@ _IDLE = {
     "tf32": None,
     "load_in_4bit": False,
     "load_in_8bit": False,
+    "model_init_kwargs": None,
     "report_to": "none",
 }
 

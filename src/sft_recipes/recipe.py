@@ -16,9 +16,25 @@ from sft_recipes import schema, task
 from sft_recipes.errors import InputError
 
 RECIPES = Path("recipes")
+MODELS = Path("models")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 # A recipe is read by people; what is larger than this is something else.
 LARGEST = 64 * 1024
+# What a file of models/ may say: which checkpoint, and what follows from it whatever is learned.
+MODEL_KEYS = {
+    "description",
+    "model_name_or_path",
+    "model_revision",
+    "dtype",
+    "attn_implementation",
+    "load_in_4bit",
+    "load_in_8bit",
+    "model_init_kwargs",
+    "router_aux_loss_coef",
+    "lora_target_modules",
+    "chat_template_path",
+    "eos_token",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,12 +200,44 @@ def parse_overrides(text: str | Iterable[str]) -> dict[str, Value]:
     return values
 
 
+def read_model(name: Any) -> dict[str, Value]:
+    """The facts of a model that any recipe can be trained with, `models/NAME.yaml`, each with its file and line.
+
+    Raises:
+        InputError: There is no such file, or it says what belongs in a recipe.
+    """
+    path = MODELS / f"{name}.yaml"
+    if not isinstance(name, str) or not NAME.fullmatch(name) or not path.is_file():
+        raise InputError(f"no model {schema.as_yaml(name)} in {MODELS}/; there are {', '.join(names(MODELS))}")
+    values = read(path)
+    problems = []
+    for key, item in values.items():
+        if key not in schema.known():
+            problems.append(f"{item.origin}: {schema.problem(key, item.value)}")
+        elif key not in MODEL_KEYS:
+            problems.append(
+                f"{item.origin}: {key} is a choice and no fact of a model; write it in {RECIPES}/, or SET="
+            )
+    # A revision, too: the one that a recipe pins is another model's.
+    missing = [key for key in ("description", "model_name_or_path", "model_revision") if key not in values]
+    if missing:
+        problems.append(
+            f"{path}: {', '.join(missing)} missing; say {'it' if len(missing) == 1 else 'them'} of every model"
+        )
+    if problems:
+        raise InputError(*problems)
+    return values
+
+
 def load(recipe: str | Path, overrides: Mapping[str, Value] | None = None, directory: Path = RECIPES) -> Recipe:
     """Read a recipe by its name (or a file by its path), over its base, under the overrides, and check every key.
 
+    An override `model` names a file of models/, whose values come before the other overrides.
+
     Raises:
-        InputError: With all problems of the recipe, its base and the overrides at once.
+        InputError: With all problems of the recipe, its base, the model and the overrides at once.
     """
+    overrides = dict(overrides or {})
     path = recipe if isinstance(recipe, Path) else _find(recipe, directory)
     own = read(path)
     base = own.get("extends")
@@ -210,10 +258,16 @@ def load(recipe: str | Path, overrides: Mapping[str, Value] | None = None, direc
                     f"{base.origin}: {base.value} itself extends {values['extends'].value} ({parent}); two files must "
                     f"tell the whole story, so extend {values['extends'].value} and write the difference here"
                 )
-    if "extends" in (overrides or {}):
+    if "extends" in overrides:
         problems.append("SET: extends cannot be overridden; name the other recipe instead")
     extended = Recipe(str(base.value), values) if values and base else None
-    values = {key: item for key, item in {**values, **own, **(overrides or {})}.items() if key != "extends"}
+    values = {**values, **own}
+    if "model" in overrides:
+        try:
+            values |= _facts(read_model(overrides.pop("model").value), values)
+        except InputError as error:
+            problems += error.problems
+    values = {key: item for key, item in {**values, **overrides}.items() if key != "extends"}
     for key, item in values.items():
         if found := schema.problem(key, item.value):
             problems.append(f"{item.origin}: {found}")
@@ -222,6 +276,14 @@ def load(recipe: str | Path, overrides: Mapping[str, Value] | None = None, direc
     if problems:
         raise InputError(*problems)
     return Recipe(path.stem, values, extended)
+
+
+def _facts(model: Mapping[str, Value], recipe: Mapping[str, Value]) -> dict[str, Value]:
+    """What a model says over a recipe, whose idea stays the recipe's."""
+    targets = recipe.get("lora_target_modules")
+    # A model names its layers where a recipe's names are not among them; all-linear is every model's.
+    kept = {"description", *(["lora_target_modules"] if targets and targets.value == ["all-linear"] else [])}
+    return {key: item for key, item in model.items() if key not in kept}
 
 
 def write_new(name: str, base: str, directory: Path = RECIPES) -> Path:
@@ -276,7 +338,10 @@ def _contradictions(recipe: Recipe) -> list[str]:
         wrong("train_file", "name exactly one of train_file (a local file) and dataset_name (a Hub id)")
     if recipe["load_in_4bit"] and recipe["load_in_8bit"]:
         wrong("load_in_8bit", "load_in_4bit and load_in_8bit are both true; keep one")
-    if (recipe["load_in_4bit"] or recipe["load_in_8bit"]) and not recipe["use_peft"]:
+    quantised = recipe["load_in_4bit"] or recipe["load_in_8bit"]
+    if quantised and "quantization_config" in (recipe["model_init_kwargs"] or {}):
+        wrong("load_in_4bit", "load_in_4bit and a quantization_config in model_init_kwargs are two answers; keep one")
+    if quantised and not recipe["use_peft"]:
         wrong("load_in_4bit", "quantised weights cannot be trained themselves; set use_peft: true")
     if recipe["load_in_4bit"] and recipe["dtype"] not in ("bfloat16", "float16", "float32"):
         wrong("dtype", f"dtype: {schema.as_yaml(recipe['dtype'])} cannot be the 4-bit compute dtype; write bfloat16")

@@ -52,7 +52,7 @@ def rehearse(
     _, prepared = launch.resolved_and_prepared(recipe, real, problems)
     launch.build_demo_base(recipe)
     base = tiny.find(recipe["model_name_or_path"], recipe["model_revision"])
-    if base.config.get("quantization_config"):
+    if base.config.get("quantization_config") and not dequantised(recipe):
         raise InputError(
             f"{base.name} is already quantised, and a rehearsal has no such weights to load; rehearse with its "
             "unquantised checkpoint: SET=model_name_or_path=..."
@@ -101,6 +101,11 @@ def impossible(recipe: Recipe, real: Topology) -> list[str]:
     return problems
 
 
+def dequantised(recipe: Recipe) -> bool:
+    """Whether the weights of a checkpoint that is quantised are made whole as they are loaded."""
+    return bool((recipe["model_init_kwargs"] or {}).get("quantization_config", {}).get("dequantize"))
+
+
 def job_of(recipe: Recipe, real: Topology, small: Topology, prepared: data.Prepared, base: tiny.Base) -> Job:
     """The job that stands for the real one: the same accumulation, a few steps, an evaluation and a save at the end.
 
@@ -120,6 +125,13 @@ def job_of(recipe: Recipe, real: Topology, small: Topology, prepared: data.Prepa
         # Nobody should find a rehearsal among the runs of a tracker.
         "report_to": "tensorboard" if "tensorboard" in (recipe["report_to"] or ()) else "none",
     }
+    if base.tokenizer is None:
+        # The demo's tokenizer stands in, and has neither the tokens of the model's template nor its end of a turn.
+        changes |= {key: None for key in ("chat_template_path", "eos_token") if recipe[key]}
+    if dequantised(recipe):
+        # The tiny model's weights never were quantised.
+        kept = {key: value for key, value in recipe["model_init_kwargs"].items() if key != "quantization_config"}
+        changes["model_init_kwargs"] = kept
     for what in ("eval", "save"):
         if recipe[f"{what}_strategy"] in ("epoch", "steps"):
             changes |= {f"{what}_strategy": "steps", f"{what}_steps": STEPS}
@@ -162,6 +174,8 @@ def description(job: Job, real: Topology, base: tiny.Base) -> str:
             "\nits tokenizer is not on this machine; the demo's takes its place, lengths and template differ"
             f"\nfetch its own with: {tiny.fetch(base.name, job.recipe['model_revision'])}"
         )
+    if base.config.get("quantization_config"):
+        text += "\ndequantising is not rehearsed: the tiny model's weights are whole"
     if real.config.get("deepspeed_config", {}) != job.topology.config.get("deepspeed_config", {}):
         text += "\noffloading is not rehearsed: everything is in host memory here"
     return text + "\nmemory, speed and what is learned are not rehearsed"

@@ -36,6 +36,7 @@ from sft_recipes.errors import InputError
 from sft_recipes.likelihood import BATCH_TOKENS, Prompt, in_batches, likelihoods
 from sft_recipes.run import write_whole
 from sft_recipes.terminal import counting_rows
+from sft_recipes.train import stored_quantisation
 
 WRONG_INPUT, INTERRUPTED = 2, 3
 
@@ -72,7 +73,7 @@ def load(
             # Whatever training used: masks that are not causal need sdpa, the default, or eager where a recipe asks
             # for it or a model has no other.
             attn_implementation="eager" if config.attn_implementation == "eager" else None,
-            quantization_config=get_quantization_config(config),
+            quantization_config=stored_quantisation(recipe) or get_quantization_config(config),
             device_map={"": "cpu"} if on_cpu else "auto",
             trust_remote_code=False,
             output_loading_info=True,

@@ -14,7 +14,7 @@ import yaml
 
 from sft_recipes import recipe as recipes
 from sft_recipes.gpus import Spec, known
-from sft_recipes.memory import Setup, Shape, shards_weights
+from sft_recipes.memory import Setup, Shape, adapted_parameters, shards_weights
 from sft_recipes.models import Model
 from sft_recipes.recipe import Recipe
 from sft_recipes.run import RUNS
@@ -72,7 +72,7 @@ def flops_per_token(model: Model, setup: Setup) -> float:
     head = shape.vocabulary * shape.hidden
     body = model.elements("linear") + active_experts(model, shape)
     passes = 2 + (1 if setup.checkpointing else 0)
-    trained = model.adapter_parameters(setup.targets, setup.rank) if setup.use_peft else body
+    trained = adapted_parameters(model, setup) if setup.use_peft else body
     matrices = 2 * passes * body + (2 * (passes + 1) if setup.use_peft else 2) * trained
     head_passes = (3 if setup.fused_head else 2) + (0 if setup.use_peft else 1)
     share = setup.supervised_share if setup.fused_head else 1.0
@@ -84,7 +84,8 @@ def flops_per_token(model: Model, setup: Setup) -> float:
 def active_experts(model: Model, shape: Shape) -> float:
     """Parameters of experts held as one tensor that one token visits; all of them if the config does not say."""
     names = ("num_experts", "num_local_experts", "n_routed_experts")
-    number = next((model.config[name] for name in names if isinstance(model.config.get(name), int)), 0)
+    config = model.text_config
+    number = next((config[name] for name in names if isinstance(config.get(name), int)), 0)
     fused = sum(group.elements for group in model.groups if group.kind == "other" and len(group.shape) == 3)
     return fused * shape.experts / number if number and shape.experts else fused
 

@@ -144,7 +144,7 @@ def shrunk(config: dict[str, Any], vocabulary: int) -> Any:
 
     full = config_of({key: value for key, value in config.items() if key != "quantization_config"})
     text = full.get_text_config()
-    layers, heads = text.num_hidden_layers, text.num_attention_heads
+    layers, heads, full_width = text.num_hidden_layers, text.num_attention_heads, text.hidden_size
     kinds = getattr(text, "layer_types", None) or [None] * layers
     firsts = sorted({kinds.index(kind) for kind in kinds})
     kept = firsts if len(firsts) > 1 else [*range(layers)][:2]
@@ -156,12 +156,27 @@ def shrunk(config: dict[str, Any], vocabulary: int) -> Any:
     text.num_attention_heads = shared if shared > 1 else 2
     if getattr(text, "num_key_value_heads", None):
         text.num_key_value_heads = text.num_attention_heads // shared
-    # Where no width of a head is given, it is the share of the hidden size.
-    text.hidden_size = WIDTH if getattr(text, "head_dim", None) else WIDTH * text.num_attention_heads
+    number, width = text.num_attention_heads, full_width // heads
+    if getattr(text, "head_dim", None):
+        text.hidden_size = WIDTH if WIDTH % number == 0 else WIDTH * number
+    else:
+        # A head's width is its share of the hidden size, and RoPE may have a factor for each of its pairs.
+        text.hidden_size = number * (width if width % WIDTH == 0 else WIDTH)
     for key in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"):
         if getattr(text, key, None):
             setattr(text, key, 2 * WIDTH)
     text.vocab_size = vocabulary
+    for part in (getattr(full, name, None) for name in full.sub_configs):
+        # Parts that see or hear, which rows of text never reach.
+        if part is not None and part is not text:
+            small = {
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "hidden_size": 2 * WIDTH,
+                "intermediate_size": WIDTH,
+            }
+            for key in small.keys() & part.to_dict().keys():
+                setattr(part, key, small[key])
     return full
 
 

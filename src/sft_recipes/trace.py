@@ -48,6 +48,8 @@ def trace(config: dict[str, Any], setup: Setup) -> dict[str, Any]:
 
 def _not_covered(setup: Setup) -> list[str]:
     problems = []
+    if setup.parameters:
+        problems.append("adapters on experts (lora_target_parameters) are not traced; the formula estimates them")
     if setup.eight_bit:
         problems.append("load_in_8bit is not traced; the formula estimates it")
     if setup.zero_stage or setup.fsdp or setup.offload_parameters or setup.offload_optimizer:

@@ -7,7 +7,7 @@ import contextlib
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ import bitsandbytes as bnb
 import torch
 import yaml
 from datasets import load_dataset
-from transformers import EarlyStoppingCallback, HfArgumentParser, TrainerCallback
+from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, TrainerCallback
+from transformers.quantizers import AutoQuantizationConfig
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
 
-from sft_recipes import charts, verify
+from sft_recipes import charts, models, verify
 from sft_recipes.callbacks import GracefulStop, Progress, Record, StopOnNaN
+from sft_recipes.census import beside_text, config_of
 from sft_recipes.errors import InputError
 from sft_recipes.run import Run, seal, sealed
 
@@ -111,6 +113,9 @@ def build(recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()) -> 
     Raises:
         InputError: Upstream refuses what it is given.
     """
+    # Before the training arguments exist, which may switch ZeRO-3 on, as in `train`.
+    found = models.find_config(recipe["model_name_or_path"], recipe.get("model_revision", "main"))
+    beside = beside_text(config_of(found[0])) if found else None
     with refusals():
         script, training, model = HfArgumentParser((ScriptArguments, SFTConfig, ModelConfig)).parse_dict(recipe)
     training.model_init_kwargs = {
@@ -122,17 +127,38 @@ def build(recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()) -> 
     # TRL makes a text of a one-element list, which PEFT then reads as a regular expression over whole module names.
     if recipe.get("lora_target_modules") not in (None, ["all-linear"]):
         model.lora_target_modules = recipe["lora_target_modules"]
+    # Handed over as a config of its own; as a mapping transformers refuses it.
+    training.model_init_kwargs.pop("quantization_config", None)
+    adapters, quantisation = get_peft_config(model), stored_quantisation(recipe) or get_quantization_config(model)
+    words = None
+    if beside is not None:
+        # Not the processor of images and sounds too, which needs packages of its own: rows are text.
+        words = AutoTokenizer.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+        if adapters is not None:
+            adapters.exclude_modules = beside
     dataset = load_dataset(script.dataset_name)
     with refusals():
         return Trainer(
             model=model.model_name_or_path,
             args=training,
+            processing_class=words,
             train_dataset=dataset[script.dataset_train_split],
             eval_dataset=dataset[script.dataset_test_split] if training.eval_strategy != "no" else None,
-            quantization_config=get_quantization_config(model),
-            peft_config=get_peft_config(model),
+            quantization_config=quantisation,
+            peft_config=adapters,
             callbacks=[*callbacks],
         )
+
+
+def stored_quantisation(recipe: Mapping[str, Any]) -> Any:
+    """How a checkpoint that is quantised is to be loaded: `quantization_config` of `model_init_kwargs`, None without.
+
+    Raises:
+        InputError: transformers knows no such quantisation.
+    """
+    described = (recipe.get("model_init_kwargs") or {}).get("quantization_config")
+    with refusals():
+        return AutoQuantizationConfig.from_dict(described) if described else None
 
 
 class Trainer(SFTTrainer):

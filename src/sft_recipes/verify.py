@@ -53,6 +53,11 @@ def model_files(recipe: Mapping[str, Any], conversational: bool) -> None:
         )
     if recipe.get("use_peft"):
         _targets(name, config, recipe)
+    elif config.get_text_config() is not config:
+        raise InputError(
+            f"{name} is a model for more than text, and rows of text leave part of it without a gradient; train "
+            "adapters (use_peft: true), which stay on its language part, or choose a checkpoint of text alone"
+        )
     if conversational and not recipe.get("chat_template_path"):
         if not tokenizer.chat_template:
             raise InputError(
@@ -257,7 +262,10 @@ def adapter(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, An
         say("training", f"all {total:,} parameters in {' and '.join(dtypes)}, no adapter")
         return {"trainable_parameters": total, "dtypes": dtypes, "modules": {}}
     modules = collections.Counter(
-        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, BaseTunerLayer)
+        # Adapters on two parameters of a module are one inside the other.
+        name.removesuffix(".base_layer").rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, BaseTunerLayer)
     )
     missing = [
         target

@@ -55,7 +55,9 @@ def zero_saves_nothing(case: Case) -> Iterator[Said]:
     stage, processes = case.topology.zero_stage, case.topology.processes
     if case.model is None or not case.recipe["use_peft"] or stage not in (1, 2) or processes < 2:
         return
-    adapters = case.model.adapter_parameters(case.recipe["lora_target_modules"] or [], case.recipe["lora_r"])
+    adapters = case.model.adapter_parameters(
+        case.recipe["lora_target_modules"] or [], case.recipe["lora_r"], case.recipe["lora_target_parameters"] or []
+    )
     # DeepSpeed's float32 master weights and two moments, and at stage 2 the gradients in bfloat16.
     saved = adapters * (12 + (2 if stage == 2 else 0)) * (processes - 1) // processes
     if saved < GIB:

@@ -34,7 +34,7 @@ def largest_micro_batch(case: Case) -> memory.Setup:
         if not recipe["packing"]:
             longest = max(lengths)
     if longest is None:
-        longest = case.model.config.get("max_position_embeddings", 2048) if case.model else 2048
+        longest = case.model.text_config.get("max_position_embeddings", 2048) if case.model else 2048
     tokens = recipe["per_device_train_batch_size"] * longest
     return memory.Setup.of(recipe, case.topology, tokens, longest, supervised)
 

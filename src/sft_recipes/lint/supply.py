@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sft_recipes.lint import Case, Said, rule
+from sft_recipes.recipe import MODELS
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # What each tracker needs from the environment before it can send anything.
@@ -16,10 +17,12 @@ CREDENTIALS = {"wandb": ("WANDB_API_KEY", "WANDB_MODE"), "mlflow": ("MLFLOW_TRAC
 def model_unpinned(case: Case) -> Iterator[Said]:
     """The base model is named by a branch, which can change under a recipe."""
     name, revision = case.recipe["model_name_or_path"], str(case.recipe["model_revision"])
+    where = Path(case.recipe.values["model_name_or_path"].origin.rpartition(":")[0])
+    family = f" MODEL={where.stem}" if where.parent == MODELS else ""
     if not Path(name).exists() and not name.startswith(".") and not COMMIT.fullmatch(revision):
         yield Said(
             f"{name} is taken at '{revision}', which can change between two runs",
-            f"make pin RECIPE={case.recipe.name}",
+            f"make pin RECIPE={case.recipe.name}{family}",
         )
 
 
