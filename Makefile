@@ -25,11 +25,12 @@ override INPUT := $(value INPUT)
 override REPO := $(value REPO)
 override MERGED := $(value MERGED)
 override PUBLIC := $(value PUBLIC)
+override MODEL := $(value MODEL)
 override KEY := $(value KEY)
 override FROM := $(value FROM)
 override WHY := $(value WHY)
 export RECIPE ACCEL GPUS NAME SET RESUME OUT DATA GPU VRAM TRACE FETCH ROWS HTML A B FILE
-export RUN RUNS SPLIT BASE SEEDS INPUT REPO MERGED PUBLIC KEY FROM WHY
+export RUN RUNS SPLIT BASE SEEDS INPUT REPO MERGED PUBLIC MODEL KEY FROM WHY
 
 PYTHON ?= python3
 # An active environment is used as it is; otherwise one of our own is made.
@@ -38,11 +39,11 @@ BIN := $(VENV)/bin
 PROGRAM := $(BIN)/sft-recipes
 INSTALLED := $(VENV)/.sft-recipes
 INSTALLED_TEST := $(VENV)/.sft-recipes-test
-OPTIONS = $${ACCEL:+--accel="$$ACCEL"} $${GPUS:+--gpus="$$GPUS"} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"}
+OPTIONS = $${ACCEL:+--accel="$$ACCEL"} $${GPUS:+--gpus="$$GPUS"} $${MODEL:+--model="$$MODEL"} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"}
 PLAN_OPTIONS = $(OPTIONS) $${GPU:+--gpu="$$GPU"}
 RUN_OPTIONS = $(OPTIONS) $${NAME:+--name="$$NAME"} $${RESUME:+--resume} $${SEEDS:+--seeds="$$SEEDS"}
 
-.PHONY: help install list plan preview fit diff rules rehearse audit train resume evaluate report compare leaderboard merge predict chat push show export pin lint types test check benchmark docs
+.PHONY: help install list models plan preview fit diff rules rehearse audit train resume evaluate report compare leaderboard merge predict chat push show export pin lint types test check benchmark docs
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -54,14 +55,17 @@ install: $(INSTALLED) ## the environment and the pinned packages; other targets 
 list: $(INSTALLED) ## the recipes and the one idea of each
 	@$(PROGRAM) list
 
+models: $(INSTALLED) ## the models that any recipe can be trained on by MODEL=
+	@$(PROGRAM) models
+
 plan: $(INSTALLED) ## what RECIPE will do: rows, steps, memory, time, findings (DATA=, GPU=a100-80gb, TRACE=1, FETCH=1)
 	@$(PROGRAM) plan $(PLAN_OPTIONS) $${TRACE:+--trace} $${FETCH:+--fetch} -- "$${RECIPE:?name a recipe: make plan RECIPE=default}"
 
 preview: $(INSTALLED) ## rows of RECIPE as the trainer sees them (ROWS=5, HTML=page.html, DATA=)
-	@$(PROGRAM) preview $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"} $${ROWS:+--rows="$$ROWS"} $${HTML:+--html="$$HTML"} -- "$${RECIPE:?name a recipe: make preview RECIPE=demo}"
+	@$(PROGRAM) preview $${MODEL:+--model="$$MODEL"} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"} $${ROWS:+--rows="$$ROWS"} $${HTML:+--html="$$HTML"} -- "$${RECIPE:?name a recipe: make preview RECIPE=demo}"
 
 fit: $(INSTALLED) ## the largest micro-batch of RECIPE that fits, at the same global batch (GPUS=1 VRAM=24)
-	@$(PROGRAM) fit $${GPUS:+--gpus="$$GPUS"} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"} --vram="$${VRAM:?name the memory of a GPU in GiB: VRAM=24}" -- "$${RECIPE:?name a recipe: make fit RECIPE=default GPUS=1 VRAM=24}"
+	@$(PROGRAM) fit $${GPUS:+--gpus="$$GPUS"} $${MODEL:+--model="$$MODEL"} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"} --vram="$${VRAM:?name the memory of a GPU in GiB: VRAM=24}" -- "$${RECIPE:?name a recipe: make fit RECIPE=default GPUS=1 VRAM=24}"
 
 diff: $(INSTALLED) ## what recipes A and B do differently, why, and what follows (DATA=)
 	@$(PROGRAM) diff $(PLAN_OPTIONS) -- "$${A:?name two recipes: make diff A=default B=high_capacity}" "$${B:?name the other recipe: B=}"
@@ -75,7 +79,7 @@ rehearse: $(INSTALLED) ## run RECIPE for a few steps with a tiny model on CPU pr
 audit: $(INSTALLED) ## check another tool's SFT configuration FILE, and translate it into the recipe OUT
 	@$(PROGRAM) audit $${OUT:+--out="$$OUT"} -- "$${FILE:?name a file: make audit FILE=config_qlora.yaml}"
 
-train: $(INSTALLED) ## fine-tune RECIPE into runs/NAME (DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1, SEEDS="42 43")
+train: $(INSTALLED) ## fine-tune RECIPE into runs/NAME (MODEL=, DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1, SEEDS="42 43")
 	@$(PROGRAM) train $(RUN_OPTIONS) -- "$${RECIPE:?name a recipe: make train RECIPE=demo; make list shows them}"
 
 train-%: override RECIPE = $*
@@ -121,8 +125,8 @@ show: $(INSTALLED) ## RECIPE as it resolves, with the origin of every value (WHY
 export: $(INSTALLED) ## RECIPE as a plain file OUT for stock trl sft --config
 	@$(PROGRAM) export --out="$${OUT:?name a file: OUT=plain.yaml}" $(OPTIONS) -- "$${RECIPE:?name a recipe}"
 
-pin: $(INSTALLED) ## write the Hub's current commit of the base model into RECIPE
-	@$(PROGRAM) pin -- "$${RECIPE:?name a recipe: make pin RECIPE=default}"
+pin: $(INSTALLED) ## write the Hub's current commit of the base model into RECIPE (or into MODEL)
+	@$(PROGRAM) pin $${MODEL:+--model="$$MODEL"} -- "$${RECIPE:?name a recipe: make pin RECIPE=default}"
 
 lint: $(INSTALLED_TEST) ## ruff, lint and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

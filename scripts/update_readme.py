@@ -75,6 +75,16 @@ def rules_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def model_table() -> str:
+    """The models that any recipe can be trained on."""
+    lines = ["| `MODEL=` | base model | |", "|---|---|---|"]
+    for name in recipes.names(recipes.MODELS):
+        values = recipes.read_model(name)
+        base, text = (values[key].value for key in ("model_name_or_path", "description"))
+        lines.append(f"| [`{name}`](models/{name}.yaml) | {base} | {text} |")
+    return "\n".join(lines)
+
+
 def demo_block() -> str:
     """What the terminal showed when the demo was last trained for this page, and on what."""
     facts = json.loads((DEMO / "run.json").read_text(encoding="utf-8"))
@@ -100,6 +110,7 @@ def render(text: str) -> str:
     sections = {
         "recipes": recipe_table,
         "topologies": topology_table,
+        "models": model_table,
         "demo": demo_block,
         "plan": plan_block,
     }

@@ -117,7 +117,7 @@ def counted_here(censuses: Path) -> Iterator[None]:
 @pytest.fixture
 def project(tmp_path: Path, tiny_model: Path, censuses: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A directory as a user's: the shipped recipes and accelerate configs, a recipe `tiny`, its model and data."""
-    for name in ("recipes", "accelerate_configs"):
+    for name in ("recipes", "accelerate_configs", "models"):
         shutil.copytree(ROOT / name, tmp_path / name)
     (tmp_path / "recipes" / "tiny.yaml").write_text(TINY, encoding="utf-8")
     (tmp_path / "model").symlink_to(tiny_model)

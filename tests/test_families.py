@@ -46,13 +46,6 @@ TRAINED = [family for family in FAMILIES if family not in SAME]
 PRESETS = ["default", "high_capacity", "memory_efficient", "quick_test"]
 
 
-@pytest.fixture
-def families(project: Path) -> Path:
-    """The user's directory with the shipped models in it."""
-    shutil.copytree(ROOT / "models", project / "models", dirs_exist_ok=True)
-    return project
-
-
 def of(family: str, preset: str = "default", *words: str) -> recipe.Recipe:
     return load(preset, parse_overrides([f"model={family}", *words]))
 
@@ -62,7 +55,7 @@ def of(family: str, preset: str = "default", *words: str) -> recipe.Recipe:
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_model_composes_with_every_preset(families: Path, preset: str, family: str) -> None:
+def test_a_model_composes_with_every_preset(project: Path, preset: str, family: str) -> None:
     alone, composed, facts = load(preset), of(family, preset), read_model(family)
     said = facts.keys() - {"description"}
     assert {key: composed.values[key] for key in said} == {key: facts[key] for key in said}
@@ -75,7 +68,7 @@ def test_a_model_composes_with_every_preset(families: Path, preset: str, family:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_model_can_be_planned_without_the_hub(families: Path, family: str) -> None:
+def test_a_model_can_be_planned_without_the_hub(project: Path, family: str) -> None:
     composed = of(family)
     model = models.find(composed["model_name_or_path"])
     assert model is not None and model.source.startswith("bundled")
@@ -88,13 +81,13 @@ def test_a_model_can_be_planned_without_the_hub(families: Path, family: str) -> 
     assert path is None or (Path(path).is_file() and Path(path).parent == recipe.MODELS)
 
 
-def test_an_override_wins_over_the_model_and_the_model_over_the_recipe(families: Path) -> None:
+def test_an_override_wins_over_the_model_and_the_model_over_the_recipe(project: Path) -> None:
     composed = of("gpt_oss_20b", "default", "attn_implementation=flex_attention")
     assert composed.values["attn_implementation"] == Value("flex_attention", "SET")
     assert (composed["load_in_4bit"], load("default")["load_in_4bit"]) == (False, True)
 
 
-def test_all_linear_is_every_models(families: Path) -> None:
+def test_all_linear_is_every_models(project: Path) -> None:
     """Layers that a model names are in place of names that it does not have."""
     Path("recipes/everything.yaml").write_text("extends: default\nlora_target_modules: [all-linear]\n")
     assert of("phi4")["lora_target_modules"] == ["qkv_proj"]
@@ -102,7 +95,7 @@ def test_all_linear_is_every_models(families: Path) -> None:
     assert of("phi4", "everything", "lora_target_modules=[o_proj]")["lora_target_modules"] == ["o_proj"]
 
 
-def test_what_is_no_fact_of_a_model_is_refused(families: Path) -> None:
+def test_what_is_no_fact_of_a_model_is_refused(project: Path) -> None:
     text = (
         "description: Mine.\nmodel_name_or_path: org/mine\nlearning_rate: 1e-4\nmax_seq_length: 9\ndtipe: bfloat16\n"
     )
@@ -117,7 +110,7 @@ def test_what_is_no_fact_of_a_model_is_refused(families: Path) -> None:
     ]
 
 
-def test_a_wrong_value_is_said_with_its_place_in_the_models_file(families: Path) -> None:
+def test_a_wrong_value_is_said_with_its_place_in_the_models_file(project: Path) -> None:
     Path("models/mine.yaml").write_text(
         "description: Mine.\nmodel_name_or_path: org/mine\nmodel_revision: main\ndtype: half\n"
     )
@@ -126,19 +119,19 @@ def test_a_wrong_value_is_said_with_its_place_in_the_models_file(families: Path)
 
 
 @pytest.mark.parametrize("name", ["qwen3_5b", "../recipes/default", "", "[a]", "3"])
-def test_a_model_that_is_not_there_is_refused_with_those_that_are(families: Path, name: str) -> None:
+def test_a_model_that_is_not_there_is_refused_with_those_that_are(project: Path, name: str) -> None:
     with pytest.raises(InputError, match=r"^no model .* in models/; there are .*gpt_oss_20b.*qwen3_4b"):
         of(name)
 
 
-def test_what_is_decided_is_said(families: Path) -> None:
+def test_what_is_decided_is_said(project: Path) -> None:
     job = launch.check("tiny", overrides=["model=mistral_7b", "lora_r=4"])
     said = dict(job.decisions())
     assert said["model"] == "model_name_or_path: mistralai/Mistral-7B-Instruct-v0.3, model_revision: main"
     assert said["override"] == "lora_r: 4"
 
 
-def test_two_ways_to_quantise_are_refused(families: Path) -> None:
+def test_two_ways_to_quantise_are_refused(project: Path) -> None:
     with pytest.raises(InputError, match=r"SET: load_in_4bit and a quantization_config .* keep one"):
         of("gpt_oss_20b", "default", "load_in_4bit=true")
 
@@ -409,7 +402,7 @@ ONE_STEP: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(("family", "trained"), SAME.items())
-def test_another_size_is_the_same_model_with_the_same_keys(families: Path, family: str, trained: str) -> None:
+def test_another_size_is_the_same_model_with_the_same_keys(project: Path, family: str, trained: str) -> None:
     """But for its output embedding, which small models share with the input's."""
     one, other = (models.find(of(name)["model_name_or_path"]) for name in (family, trained))
     assert one is not None and other is not None
@@ -435,10 +428,10 @@ def test_a_bundled_model_can_be_made_small_for_a_rehearsal(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TRAINED)
 def test_a_family_trains_on_answers_alone_and_learns_to_stop(
-    families: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path, family: str
+    project: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path, family: str
 ) -> None:
     rows = alpaca_rows(4, seed=1)
-    write_rows(families / "data" / "train.jsonl", rows)
+    write_rows(project / "data" / "train.jsonl", rows)
     base = tiny_base(family, tmp_path)
     kind, composed = kind_of(family), of(family)
     effect = train_here("default", model=family, model_name_or_path=str(base), **ONE_STEP).facts()["in_effect"]
@@ -476,7 +469,7 @@ MXFP4 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
 
 @pytest.mark.slow
 def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
-    families: Path,
+    project: Path,
     train_here: Callable[..., Any],
     seen: list[Any],
     tmp_path: Path,
@@ -494,7 +487,7 @@ def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
 
     monkeypatch.setattr(train.Trainer, "__init__", spy)
 
-    write_rows(families / "data" / "train.jsonl", alpaca_rows(4, seed=1))
+    write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
     base = tiny_base("gpt_oss_20b", tmp_path)
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     effect = train_here(
@@ -527,9 +520,9 @@ def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TRAINED)
 def test_several_turns_are_marked_or_refused_with_the_remedy(
-    families: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path, family: str
+    project: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path, family: str
 ) -> None:
-    write_rows(families / "data" / "train.jsonl", [{"messages": CONVERSATIONS[1]}] * 4)
+    write_rows(project / "data" / "train.jsonl", [{"messages": CONVERSATIONS[1]}] * 4)
     base, turns = tiny_base(family, tmp_path), kind_of(family).turns
 
     def one_step() -> None:
@@ -548,14 +541,14 @@ def test_several_turns_are_marked_or_refused_with_the_remedy(
 
 @pytest.mark.slow
 def test_all_weights_of_a_model_for_more_than_text_are_not_trained(
-    families: Path, train_here: Callable[..., Any], tmp_path: Path
+    project: Path, train_here: Callable[..., Any], tmp_path: Path
 ) -> None:
     base = tiny_base("gemma3_4b", tmp_path)
     with pytest.raises(InputError, match=r"rows of text leave part of it without a gradient; train adapters"):
         train_here("tiny", model="gemma3_4b", model_name_or_path=str(base), use_peft=False, load_in_4bit=False)
 
 
-def test_a_rehearsal_of_gpt_oss_has_whole_weights_and_says_so(families: Path) -> None:
+def test_a_rehearsal_of_gpt_oss_has_whole_weights_and_says_so(project: Path) -> None:
     composed = of("gpt_oss_20b")
     real = topology.read("ddp", "ACCEL")
     base = tiny.find(composed["model_name_or_path"], "main")
@@ -569,7 +562,7 @@ def test_a_rehearsal_of_gpt_oss_has_whole_weights_and_says_so(families: Path) ->
     assert "dequantising is not rehearsed" in rehearse.description(job, real, base)
 
 
-def test_an_unpinned_model_is_pinned_where_it_is_named(families: Path) -> None:
+def test_an_unpinned_model_is_pinned_where_it_is_named(project: Path) -> None:
     """The remedy is the command that writes into the model's file, not into a recipe that others compose with."""
     findings = plan.plan("tiny", overrides=["model=qwen3_4b"])["findings"]
     (found,) = [each for each in findings if each["rule"] == "model-unpinned"]
@@ -579,10 +572,10 @@ def test_an_unpinned_model_is_pinned_where_it_is_named(families: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma3_4b", "gpt_oss_20b"])
 def test_what_was_trained_on_such_a_base_is_scored_on_it(
-    families: Path, train_here: Callable[..., Any], tmp_path: Path, family: str
+    project: Path, train_here: Callable[..., Any], tmp_path: Path, family: str
 ) -> None:
     """A model for more than text, and one whose weights were made whole: base, adapter and template come together."""
-    write_rows(families / "data" / "train.jsonl", alpaca_rows(4, seed=1))
+    write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
     rate = {"learning_rate": 0.5, "lora_dropout": 0.0}
     run = train_here("default", model=family, model_name_or_path=str(tiny_base(family, tmp_path)), **ONE_STEP, **rate)
     resolved = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))

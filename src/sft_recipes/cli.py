@@ -49,13 +49,17 @@ def parser() -> argparse.ArgumentParser:
 
     def with_recipe(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
         sub.add_argument("recipe", metavar="RECIPE", help="a name in recipes/, such as default")
-        return with_overrides(sub)
+        return with_model(with_overrides(sub))
 
     def with_overrides(
         sub: argparse.ArgumentParser, rows: str = "training rows, instead of the recipe's train_file"
     ) -> argparse.ArgumentParser:
         sub.add_argument("--set", action="append", default=[], metavar="'KEY=VALUE ...'", help="override recipe keys")
         sub.add_argument("--data", metavar="FILE", help=rows)
+        return sub
+
+    def with_model(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        sub.add_argument("--model", metavar="NAME", help="a model of models/, instead of the recipe's")
         return sub
 
     def with_topology(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -107,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
     sub = command("diff", _diff, "Show what two recipes do differently, why, and what follows.")
     sub.add_argument("a", metavar="A", help="a recipe")
     sub.add_argument("b", metavar="B", help="another recipe")
-    with_topology(with_overrides(sub))
+    with_topology(with_model(with_overrides(sub)))
     sub.add_argument("--gpu", metavar="NAME", help="a GPU to plan for, such as a100-80gb")
     sub = with_recipe(command("preview", _preview, "Show rows as the trainer sees them."))
     sub.add_argument("--rows", type=_count, default=5, metavar="N", help="how many rows; 5 without it")
@@ -123,6 +127,7 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, metavar="FILE", help="write the recipe there")
     command("rules", _rules, "List every rule that plan and train apply.")
     command("list", _list, "List the recipes and the one idea of each.")
+    command("models", _models, "List the models that any recipe can be trained on.")
     text = "Print a resolved recipe: its base, overrides and what follows from them."
     sub = with_topology(with_recipe(command("show", _show, text)))
     beside = sub.add_mutually_exclusive_group()
@@ -131,7 +136,7 @@ def parser() -> argparse.ArgumentParser:
     text = "Write a resolved recipe that stock `trl sft --config` reads."
     sub = with_topology(with_recipe(command("export", _export, text)))
     sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the YAML file to write")
-    sub = command("pin", _pin, "Write the Hub's current commit of the base model into the recipe.")
+    sub = with_model(command("pin", _pin, "Write the Hub's current commit of the base model into its file."))
     sub.add_argument("recipe", metavar="RECIPE", help="a name in recipes/, such as default")
     sub = command("why", _why, "Say what a key does, why it has its value, and what to change first when it is wrong.")
     sub.add_argument("key", metavar="KEY", help="a key of a recipe, such as lora_alpha")
@@ -299,10 +304,13 @@ def _facts_on_stdout(options: argparse.Namespace) -> Any:
 
 
 def _words(options: argparse.Namespace) -> list[str]:
-    """The overrides of a command, with its DATA among them."""
-    if options.data is None:
-        return options.set
-    return [*options.set, shlex.quote(f"train_file={json.dumps(options.data)}"), "dataset_name=null"]
+    """The overrides of a command, with its MODEL and DATA among them."""
+    words = [*options.set]
+    if options.model is not None:
+        words.append(shlex.quote(f"model={json.dumps(options.model)}"))
+    if options.data is not None:
+        words += [shlex.quote(f"train_file={json.dumps(options.data)}"), "dataset_name=null"]
+    return words
 
 
 def _say(facts: Any, render: Any, options: argparse.Namespace) -> None:
@@ -433,6 +441,17 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
+def _models(options: argparse.Namespace) -> int:
+    found = {name: recipes.read_model(name)["description"].value for name in recipes.names(recipes.MODELS)}
+    if options.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    width = max(map(len, found), default=0)
+    for name, text in found.items():
+        print(f"{name:<{width}}  {text}")
+    return 0
+
+
 def _resolved(options: argparse.Namespace) -> recipes.Recipe:
     from sft_recipes import topology
 
@@ -501,7 +520,8 @@ def _export(options: argparse.Namespace) -> int:
 def _pin(options: argparse.Namespace) -> int:
     from sft_recipes import pin
 
-    path, commit = pin.pin(options.recipe)
+    words = [] if options.model is None else [shlex.quote(f"model={json.dumps(options.model)}")]
+    path, commit = pin.pin(options.recipe, words)
     print(
         json.dumps({"file": str(path), "model_revision": commit})
         if options.json
