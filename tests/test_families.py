@@ -4,7 +4,6 @@ with its chat template, trained for a step."""
 import dataclasses
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
