@@ -43,7 +43,7 @@ OPTIONS = $${ACCEL:+--accel="$$ACCEL"} $${GPUS:+--gpus="$$GPUS"} $${MODEL:+--mod
 PLAN_OPTIONS = $(OPTIONS) $${GPU:+--gpu="$$GPU"}
 RUN_OPTIONS = $(OPTIONS) $${NAME:+--name="$$NAME"} $${RESUME:+--resume} $${SEEDS:+--seeds="$$SEEDS"}
 
-.PHONY: help install list models plan preview fit diff rules rehearse audit train resume evaluate report compare leaderboard merge predict chat push show export pin lint types test check benchmark docs
+.PHONY: help install list models plan preview fit diff rules rehearse audit train resume evaluate report compare leaderboard merge predict chat push show export pin lint types test check benchmark benchmark-scoring docs
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -141,6 +141,9 @@ check: lint types test ## what CI runs
 
 benchmark: $(INSTALLED) ## the demo through us and through stock trl sft, side by side
 	@$(BIN)/python scripts/benchmark_overhead.py
+
+benchmark-scoring: $(INSTALLED) ## the demo run RUN scored by likelihood and by generation, in rows a second
+	@$(BIN)/python scripts/benchmark_scoring.py "$${RUN:?name a demo run: make benchmark-scoring RUN=my_demo}"
 
 docs: $(INSTALLED) ## regenerate the tables and the picture of README.md from the recipes and a demo run
 	@$(BIN)/python scripts/update_readme.py

@@ -116,6 +116,8 @@ def test_a_run_is_evaluated_with_its_base_and_never_twice(
     lines = [json.loads(line) for line in run.predictions("test").read_text().splitlines()]
     assert [line["tuned"] for line in lines] == tuned
     assert metrics["models"]["tuned"] == first["models"]["tuned"]
+    assert metrics["measured"]["models"]["tuned"] == first["measured"]["models"]["tuned"]
+    assert sorted(metrics["measured"]["models"]) == ["base", "tuned"]
     assert sorted(metrics["models"]) == ["base", "tuned"]
     assert metrics["rows"] == metrics["scored"] == 24
     assert [line["gold"] for line in lines] == [row["output"] for row in rows_to_ask()]

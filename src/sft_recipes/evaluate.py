@@ -256,15 +256,18 @@ def _evaluate(
     _prepare(work, run, facts, asked, head["fingerprint"])
     outputs = _outputs(work)
     wanted = [model for model in MODELS if model == "tuned" or base or outputs[model]]
-    left = {model: len(asked.questions) - len(outputs[model]) for model in wanted}
-    if any(left.values()):
+    before = _measured(work)
+    if any(len(outputs[model]) < len(asked.questions) for model in wanted):
         if code := _score(run, work, wanted, lock):
             return code, None
         outputs = _outputs(work)
     else:
         say("scored", "before, by the same files; delete predictions with " + str(work) + " to score anew")
     predictions = [_prediction(asked.task, question, outputs, wanted) for question in asked.questions]
-    measured = json.loads((work / "measured.json").read_text(encoding="utf-8"))
+    # The process has measured what it did itself; a model that was done before is as it was measured then.
+    measured = _measured(work)
+    measured["models"] = before.get("models", {}) | measured["models"]
+    write_whole(work / "measured.json", json.dumps(measured, indent=1))
     # scikit-learn and SciPy, which the checks before a training need not wait for.
     from sft_recipes import metrics
 
@@ -377,6 +380,11 @@ def _prepare(work: Path, run: Run, facts: Mapping[str, Any], asked: Asked, finge
     rows = (json.dumps({"row": q.row, "prompt": q.prompt}, ensure_ascii=False) + "\n" for q in asked.questions)
     write_whole(work / "rows.jsonl", "".join(rows))
     write_whole(path, json.dumps(job, indent=1))
+
+
+def _measured(work: Path) -> dict[str, Any]:
+    path = work / "measured.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _outputs(work: Path) -> dict[str, dict[int, dict[str, Any]]]:

@@ -157,7 +157,7 @@ def likelihoods(
     It is the sum over an answer's tokens in float32, from where the answers part up to the stop token. What all
     prompts begin with is computed once and kept as keys and values. The rest of a prompt is computed once for all of
     its answers, which follow it side by side: each at the positions that it would have alone, seeing the prompt and
-    itself (tree attention: SpecInfer, arXiv 2305.09781, section 4.2).
+    itself (tree attention: SpecInfer, arXiv 2305.09781).
 
     Args:
         model: As `scoring.load` gives it.
@@ -174,6 +174,7 @@ def likelihoods(
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     layers = set(getattr(model.config.get_text_config(), "layer_types", None) or [])
     other = sorted(layers - {"full_attention", "sliding_attention"})
+    # How transformers marks models that keep a state, and those whose attention takes whatever mask it is given.
     if other or inner._is_stateful or not inner._supports_attention_backend:
         raise InputError(
             f"{type(inner).__name__} has {' and '.join(other) or 'attention of a kind'} that cannot take several "
