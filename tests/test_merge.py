@@ -346,6 +346,7 @@ def test_memory_is_bounded_by_the_weights_once(finished: Finished, project: Path
     model.save_pretrained(large)
     size = sum(parameter.numel() * 2 for parameter in model.parameters())
     adapter = get_peft_model(model, LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False))
+    adapter.peft_config["default"].base_model_name_or_path = "./large"
     adapter.save_pretrained(run.adapter)
     facts = run.facts()
     facts["measured"]["saved"] = sealed(run.adapter, besides="README.md")
