@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import alpaca_rows, write_rows
 
-from sft_recipes import data, evaluate, launch
+from sft_recipes import data, evaluate, launch, task
 from sft_recipes import recipe as recipes
 from sft_recipes.errors import InputError
 from sft_recipes.run import Run
@@ -182,3 +182,23 @@ def test_the_fingerprint_is_of_the_rows_and_of_how_they_are_asked(with_task: Pat
     assert evaluate.check(recipe, prepared) == evaluate.check(recipe, prepared)
     ids = {question.id for question in checked().questions}
     assert len(ids) == len({row["input"] for row in rows_to_ask()})
+
+
+def test_generated_answers_are_checked_against_a_schema_and_thought_is_not_the_answer(
+    with_task: Path, train_here: Callable[..., Run]
+) -> None:
+    train_here(name="one")
+    (with_task / "answer.json").write_text('{"type": "object", "required": ["label"]}')
+    keys = "task=generation json_schema=answer.json group_column=null max_new_tokens=4"
+    code, path = evaluate.evaluate("one", base=True, overrides=[keys])
+    assert code == 0 and path is not None
+    metrics = json.loads(path.read_text())
+    assert (metrics["primary"], metrics["predict_by"], metrics["labels"]) == ("valid_json", "generation", None)
+    lines = [json.loads(line) for line in Run(path.parent).predictions("test").read_text().splitlines()]
+    exact = [line["tuned"]["prediction"] == line["reference"] for line in lines]
+    assert metrics["models"]["tuned"]["exact_match"]["value"] == pytest.approx(sum(exact) / len(exact))
+    # No answer of this data is JSON.
+    assert metrics["models"]["tuned"]["valid_json"]["value"] == 0
+    found = task.task_of({**dict.fromkeys(task.KEYS), "task": "generation"}, [])
+    said = evaluate.said(found, {"text": "<think>hm</think>\n\n odd", "finished": True})
+    assert (said["prediction"], said["text"]) == ("odd", "<think>hm</think>\n\n odd")
