@@ -10,7 +10,7 @@ import pytest
 from conftest import alpaca_rows, write_rows
 from finished import FLOAT32
 
-from sft_recipes import data, predict
+from sft_recipes import data, predict, scoring_job
 from sft_recipes.errors import InputError
 from sft_recipes.run import Run
 
@@ -38,7 +38,7 @@ def predict_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str
 
     def predict_here(*arguments: Any) -> list[dict[str, Any]]:
         with monkeypatch.context() as context:
-            context.setattr(predict.subprocess, "Popen", Done)
+            context.setattr(scoring_job.subprocess, "Popen", Done)
             code, out = predict.predict(*arguments)
         assert code == 0
         return read(out)
@@ -97,7 +97,7 @@ def test_an_interrupted_prediction_is_gone_on_with_and_another_is_not(
 
     def kill() -> None:
         with monkeypatch.context() as context:
-            context.setattr(predict.subprocess, "Popen", Killed)
+            context.setattr(scoring_job.subprocess, "Popen", Killed)
             assert predict.predict("tuned", Path("new.jsonl"), Path("parts.jsonl")) == (1, Path("parts.jsonl"))
 
     kill()

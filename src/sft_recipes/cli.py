@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("error: stopped before training began; nothing is left behind", file=sys.stderr)
+        print("error: stopped; nothing half-written is left behind", file=sys.stderr)
         return 1
 
 

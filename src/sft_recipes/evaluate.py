@@ -7,19 +7,15 @@ import contextlib
 import hashlib
 import json
 import math
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_recipes import card, data, report, schema, task, topology
+from sft_recipes import card, data, report, schema, scoring_job, task
 from sft_recipes import recipe as recipes
 from sft_recipes.data import Prepared
 from sft_recipes.errors import InputError
-from sft_recipes.process import quiet_environment
 from sft_recipes.readers import Problems, nearest, shown
 from sft_recipes.recipe import Recipe
 from sft_recipes.run import Run, adapter_damage, write_whole
@@ -253,12 +249,15 @@ def _evaluate(
         "fingerprint": hashlib.sha256(how.encode()).hexdigest(),
     }
     work = run.directory / f".evaluation-{split}"
-    _prepare(work, run, facts, asked, head["fingerprint"])
+    prompts = (question.prompt for question in asked.questions)
+    scoring_job.prepare(work, run, asked.task, asked.longest_answers, prompts, head["fingerprint"])
     outputs = _outputs(work)
     wanted = [model for model in MODELS if model == "tuned" or base or outputs[model]]
     before = _measured(work)
     if any(len(outputs[model]) < len(asked.questions) for model in wanted):
-        if code := _score(run, work, wanted, lock):
+        if code := scoring_job.score(work, wanted, lock):
+            again = f"make evaluate RUN={run.name}{' BASE=1' if 'base' in wanted else ''}"
+            say("stopped" if code == 3 else "failed", f"what was scored is kept; go on with: {again}")
             return code, None
         outputs = _outputs(work)
     else:
@@ -359,29 +358,6 @@ def _same_training_rows(run: Run, facts: Mapping[str, Any], prepared: Prepared) 
         )
 
 
-def _prepare(work: Path, run: Run, facts: Mapping[str, Any], asked: Asked, fingerprint: str) -> None:
-    """The files that the scoring process reads; what another adapter said, or said to other rows, is thrown away."""
-    job = {
-        "recipe": str(run.recipe),
-        "tuned": str(run.adapter),
-        "on_cpu": not topology.visible_gpus(),
-        "by": asked.task.by,
-        "candidates": asked.task.candidates or None,
-        "max_new_tokens": asked.task.max_new_tokens,
-        "longest_answers": asked.longest_answers,
-        "fingerprint": fingerprint,
-        "saved": facts["measured"]["saved"],
-    }
-    path = work / "job.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    if before is None or any(before.get(key) != job[key] for key in ("fingerprint", "saved")):
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-    rows = (json.dumps({"row": q.row, "prompt": q.prompt}, ensure_ascii=False) + "\n" for q in asked.questions)
-    write_whole(work / "rows.jsonl", "".join(rows))
-    write_whole(path, json.dumps(job, indent=1))
-
-
 def _measured(work: Path) -> dict[str, Any]:
     path = work / "measured.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
@@ -396,29 +372,6 @@ def _outputs(work: Path) -> dict[str, dict[int, dict[str, Any]]]:
             output = json.loads(line)
             found[output["model"]][output["row"]] = output
     return found
-
-
-def _score(run: Run, work: Path, models: list[str], lock: int) -> int:
-    """Let the models answer; the exit code is 0 when they have, 1 when that failed, 3 when it was interrupted."""
-    job = json.loads((work / "job.json").read_text(encoding="utf-8")) | {"models": models}
-    write_whole(work / "job.json", json.dumps(job, indent=1))
-    answer = work / "answer.json"
-    answer.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "sft_recipes.scoring", str(work)]
-    again = f"make evaluate RUN={run.name}{' BASE=1' if 'base' in models else ''}"
-    process = subprocess.Popen(command, env=quiet_environment(on_cpu=job["on_cpu"]), pass_fds=(lock,))
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        say("stopped", f"what was scored is kept; go on with: {again}")
-        return 3
-    if answer.is_file():
-        raise InputError(*json.loads(answer.read_text(encoding="utf-8"))["problems"])
-    if code:
-        print(f"error: scoring ended with code {code}; what was scored is kept: {again}", file=sys.stderr)
-        return 1
-    return 0
 
 
 def _prediction(

@@ -87,7 +87,7 @@ def finish(run: Run, code: int) -> int:
     """What follows a training that has ended well: the evaluation its recipe asks for, the report, the model card."""
     if code != FINISHED:
         return code
-    if run.facts()["own"]["task"] is not None:
+    if run.facts()["own"].get("task") is not None:
         return evaluate.evaluate(run.name, base=True)[0]
     report.write(run)
     card.write(run)

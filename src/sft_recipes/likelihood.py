@@ -20,7 +20,7 @@ Prompt = str | list[dict[str, Any]]
 # Tokens of a batch, padding and answers included: what keeps a large GPU busy. Generation takes as many on a CPU,
 # because one of its steps computes a single token of each row.
 BATCH_TOKENS = 8192
-# Of a forward pass on a CPU: the activations of a larger one leave the caches, which costs the demo 40 % at 8,192.
+# Of a forward pass on a CPU, where the activations of a larger one leave the caches.
 CPU_FORWARD_TOKENS = 2048
 
 Output = TypeVar("Output")

@@ -6,14 +6,11 @@ The models' work is that of an evaluation (`scoring.py`), so what was predicted 
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-from sft_recipes import data, evaluate, topology
+from sft_recipes import data, evaluate, scoring_job
 from sft_recipes.errors import InputError
-from sft_recipes.process import quiet_environment
 from sft_recipes.run import Run, adapter_damage, write_whole
 from sft_recipes.terminal import count, say
 
@@ -45,21 +42,12 @@ def predict(name: str, rows: Path, out: Path | None = None) -> tuple[int, Path]:
     asked = questions(rows, facts, out)
     task = training_task(facts)
     work = out.with_name(f".{out.name}.unfinished")
-    job = {
-        "recipe": str(run.recipe),
-        "tuned": str(run.adapter),
-        "on_cpu": not topology.visible_gpus(),
-        "by": task.task.by,
-        "candidates": task.task.candidates or None,
-        "max_new_tokens": task.task.max_new_tokens,
-        "longest_answers": task.longest_answers,
-        "models": ["tuned"],
-        "saved": facts["measured"]["saved"],
-        "rows": hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest(),
-    }
+    fingerprint = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()
     with run.locked() as lock:
-        prepare(work, job, [prompt for _, prompt in asked])
-        if code := score(work, job["on_cpu"], lock):
+        prompts = (prompt for _, prompt in asked)
+        scoring_job.prepare(work, run, task.task, task.longest_answers, prompts, fingerprint)
+        if code := scoring_job.score(work, ["tuned"], lock):
+            say("stopped", "what was predicted is kept; the same command goes on with it")
             return code, out
         with (work / "outputs.jsonl").open(encoding="utf-8") as lines:
             outputs = {output["row"]: output for output in map(json.loads, lines)}
@@ -93,37 +81,8 @@ def questions(rows: Path, facts: Facts, out: Path) -> list[tuple[Facts, Any]]:
 
 def training_task(facts: Facts) -> evaluate.Asked:
     """What the run was trained to answer; without a task in its recipe, texts."""
-    own = facts["own"] if facts["own"]["task"] else facts["own"] | {"task": "generation"}
+    own = facts["own"] if facts["own"].get("task") else facts["own"] | {"task": "generation"}
     return evaluate.ask(own, data.prepare(**facts["data"]["source"], cache=data.CACHE), "train")
-
-
-def prepare(work: Path, job: Facts, prompts: list[Any]) -> None:
-    """The files that the scoring process reads; what was begun for another job is thrown away."""
-    path = work / "job.json"
-    if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(job)):
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-    lines = (json.dumps({"row": number, "prompt": prompt}) + "\n" for number, prompt in enumerate(prompts, 1))
-    write_whole(work / "rows.jsonl", "".join(lines))
-    write_whole(path, json.dumps(job))
-
-
-def score(work: Path, on_cpu: bool, lock: int) -> int:
-    """Let the model answer; 0, or 1 or 3 where what it has answered is kept for the next time."""
-    (work / "answer.json").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "sft_recipes.scoring", str(work)]
-    process = subprocess.Popen(command, env=quiet_environment(on_cpu=on_cpu), pass_fds=(lock,))
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        code = 3
-    if (work / "answer.json").is_file():
-        raise InputError(*json.loads((work / "answer.json").read_text(encoding="utf-8"))["problems"])
-    if code == 0:
-        return 0
-    say("stopped", "what was predicted is kept; the same command goes on with it")
-    return 3 if code == 3 else 1
 
 
 def answer(row: Facts, task: Any, output: Facts) -> Facts:

@@ -8,6 +8,7 @@ from typing import Any
 
 from sft_recipes.compare import METRICS, p_value
 from sft_recipes.terminal import count, duration
+from sft_recipes.terms import NAMES
 
 Table = tuple[str, list[str], list[list[str]]]
 
@@ -96,7 +97,7 @@ def _comparison(facts: dict[str, Any]) -> Iterator[Table]:
     names = [run["name"] for run in facts["runs"]]
     changed = [[each["key"], *(each["values"][name] for name in names)] for each in facts["differences"]]
     yield "differs", ["key", *names], changed or [["nothing", *([""] * len(names))]]
-    rows = [[row["name"], *_metrics(row, facts)] for row in facts["entries"] + facts["references"]]
+    rows = [[_named(row), *_metrics(row, facts)] for row in facts["entries"] + facts["references"]]
     header = [METRICS[key] for key in facts["metrics"]]
     yield "metrics", ["", *header], rows
     if len(facts["entries"]) < len(facts["runs"]):
@@ -119,6 +120,11 @@ def _comparison(facts: dict[str, Any]) -> Iterator[Table]:
         yield "elsewhere", ["", *names], elsewhere
 
 
+def _named(row: dict[str, Any]) -> str:
+    """A run by its name, a trivial baseline by what it is called."""
+    return NAMES.get(row["name"], row["name"]) if row.get("kind") == "baseline" else row["name"]
+
+
 def _board(board: dict[str, Any]) -> Iterator[Table]:
     rows = []
     for row in board["rows"]:
@@ -129,7 +135,7 @@ def _board(board: dict[str, Any]) -> Iterator[Table]:
             rest = [standing, verdict, *_costs(row["cost"])]
         else:
             rest = [row["kind"], *([""] * (len(COSTS) + 1))]
-        rows.append([row["name"], _estimate(row["metrics"][board["primary"]]), *rest])
+        rows.append([_named(row), _estimate(row["metrics"][board["primary"]]), *rest])
     yield "board", ["", METRICS[board["primary"]], "against the first", "verdict", *COSTS], rows
 
 
