@@ -202,3 +202,23 @@ def test_generated_answers_are_checked_against_a_schema_and_thought_is_not_the_a
     found = task.task_of({**dict.fromkeys(task.KEYS), "task": "generation"}, [])
     said = evaluate.said(found, {"text": "<think>hm</think>\n\n odd", "finished": True})
     assert (said["prediction"], said["text"]) == ("odd", "<think>hm</think>\n\n odd")
+
+
+def test_what_was_cut_off_is_gone_on_with_by_the_command_that_is_said(
+    with_task: Path, train_here: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = train_here(name="one")
+    (run.directory / "adapter" / "tokenizer.json").rename(run.directory / "kept")
+    facts = run.facts()
+    del facts["measured"]["saved"]["tokenizer.json"]
+    run.write(facts)
+    overrides = ["predict_by=generation max_new_tokens=4"]
+    # Wrong input found by the scoring process is a message, and none of its files is taken for a result.
+    with pytest.raises(InputError, match="tokenizer"):
+        evaluate.evaluate("one", overrides=overrides)
+    assert not run.metrics("test").exists()
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(evaluate.scoring_job, "score", lambda *arguments: 3)
+        assert evaluate.evaluate("one", split="test", base=True, overrides=overrides) == (3, None)
+    said = "make evaluate RUN=one BASE=1 SPLIT=test SET='predict_by=generation max_new_tokens=4'"
+    assert said in capsys.readouterr().out

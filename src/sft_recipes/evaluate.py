@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import math
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -189,7 +190,14 @@ def evaluate(
         )
     own = _own(facts, overrides)
     with run.locked() as lock:
-        return _evaluate(run, facts, own, split, base, lock)
+        code, path = _evaluate(run, facts, own, split, base, lock)
+    if code:
+        # With everything that was asked: another evaluation would begin anew.
+        given = {"SPLIT": split, "SET": " ".join(overrides)}
+        words = [f"{key}={shlex.quote(value)}" for key, value in given.items() if value]
+        again = " ".join(["make evaluate", f"RUN={run.name}", *(["BASE=1"] if base else []), *words])
+        say("stopped" if code == 3 else "failed", f"what was scored is kept; go on with: {again}")
+    return code, path
 
 
 def _own(facts: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -256,8 +264,6 @@ def _evaluate(
     before = _measured(work)
     if any(len(outputs[model]) < len(asked.questions) for model in wanted):
         if code := scoring_job.score(work, wanted, lock):
-            again = f"make evaluate RUN={run.name}{' BASE=1' if 'base' in wanted else ''}"
-            say("stopped" if code == 3 else "failed", f"what was scored is kept; go on with: {again}")
             return code, None
         outputs = _outputs(work)
     else:
