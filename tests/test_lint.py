@@ -123,6 +123,11 @@ CASES: dict[str, tuple[Any, str, Any]] = {
         "0.9, from the model config",
         lambda: case(config=EXPERTS, router_aux_loss_coef=0.0),
     ),
+    "updates-round-away": (
+        lambda: case("full_finetune", "ddp"),
+        "moves by 0.00012 or not at all",
+        lambda: case("full_finetune", "zero2"),
+    ),
     "sharded-8bit-optimizer": (
         lambda: case(accel="zero2", optim="paged_adamw_8bit"),
         "paged_adamw_8bit under zero2",

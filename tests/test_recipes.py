@@ -1,13 +1,17 @@
 """The shipped recipes: the values they are known for, what each states, and that TRL reads them as they are."""
 
+import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import alpaca_rows, write_rows
 
+from sft_recipes import data, fit, launch, plan, rehearse, tiny, topology
 from sft_recipes import recipe as recipes
-from sft_recipes import topology
 from sft_recipes.errors import InputError
 from sft_recipes.recipe import Recipe, load, read
 
@@ -26,6 +30,8 @@ DIFFERENT: dict[str, tuple[Any, Any, Any, Any]] = {
     "warmup_steps": (100, 100, 100, 50),
     "early_stopping_patience": (2, 2, 2, 0),
 }
+# The recipes that others extend: what the founding document specifies, and what the evidence asks for.
+BASES = ("default", "all_linear")
 PRESETS = ("default", "high_capacity", "memory_efficient", "quick_test")
 SAME = {
     "learning_rate": 2e-4,
@@ -80,10 +86,10 @@ def test_a_variant_states_only_what_differs_from_its_base(name: str) -> None:
     stated = {key: item.value for key, item in read(Path("recipes") / f"{name}.yaml").items()}
     base = stated.pop("extends", None)
     if base is None:
-        assert name in ("default", "demo")
+        assert name in BASES
         return
     # The demo is another model on another machine; the others try one idea each.
-    assert 0 < len(stated) <= (30 if name == "demo" else 15)
+    assert 0 < len(stated) <= (30 if name == "demo" else 10)
     inherited = load(base)
     assert [key for key, value in stated.items() if inherited[key] == value] == []
 
@@ -145,4 +151,132 @@ def test_no_preset_is_refused_by_its_own_accelerate_config() -> None:
 
 
 def test_these_recipes_are_shipped() -> None:
-    assert recipes.names() == ["default", "demo", "high_capacity", "memory_efficient", "quick_test"]
+    shipped = [*PRESETS, "demo", *IDEAS]
+    assert recipes.names() == ["default", *sorted(set(shipped) - {"default"})]
+
+
+# The recipes beyond the founding document
+
+# What each is for, in the values that make it so.
+IDEAS: dict[str, dict[str, Any]] = {
+    "all_linear": {
+        "lora_target_modules": ["all-linear"],
+        "lora_r": 16,
+        "lora_alpha": 32,
+        "lora_dropout": 0.0,
+        "learning_rate": 2e-4,
+        "num_train_epochs": 2,
+        "global_batch_size": 16,
+        "warmup_steps": 0.03,
+        "weight_decay": 0.0,
+        "max_length": 1024,
+        "eval_steps": 0.1,
+        "load_in_4bit": True,
+    },
+    "high_capacity_all_linear": {"lora_r": 64, "lora_alpha": 32},
+    "small_data": {"global_batch_size": 8, "num_train_epochs": 4, "lora_dropout": 0.05, "validation_split_size": 0.2},
+    "long_context": {"max_length": 8192, "packing": True, "activation_checkpointing": True},
+    "lora_bf16": {"load_in_4bit": False, "use_peft": True, "dtype": "bfloat16"},
+    "full_finetune": {"use_peft": False, "load_in_4bit": False, "accelerate_config": "zero3", "learning_rate": 2e-5},
+    "single_24gb": {"accelerate_config": "single_gpu", "load_in_4bit": True, "global_batch_size": 16},
+    "laptop": {"accelerate_config": None, "load_in_4bit": False, "dtype": "float32", "bf16": False},
+    "chat": {"data_format": "messages", "assistant_only_loss": True, "max_length": 2048},
+    "classification": {"task": "classification", "test_file": "data/test.jsonl"},
+}
+ACCELS = {"full_finetune": "zero3", "single_24gb": "single_gpu", "laptop": "cpu"}
+
+
+@pytest.mark.parametrize("name", IDEAS)
+def test_a_recipe_has_the_values_that_its_idea_needs(name: str) -> None:
+    recipe = load(name)
+    assert {key: recipe[key] for key in IDEAS[name]} == IDEAS[name]
+
+
+def with_rows(directory: Path) -> None:
+    """The files that the shipped recipes name, as a user has them; `project` has the training rows."""
+    write_rows(directory / "data" / "test.jsonl", alpaca_rows(16, seed=3))
+    shutil.copytree(ROOT / "data" / "demo", directory / "data" / "demo")
+    turns = [
+        {
+            "messages": [
+                {"role": "user", "content": row["input"]},
+                {"role": "assistant", "content": row["output"]},
+                {"role": "user", "content": "And in words?"},
+                {"role": "assistant", "content": f"It is {row['output']}."},
+            ]
+        }
+        for row in alpaca_rows(64, seed=4)
+    ]
+    write_rows(directory / "data" / "conversations.jsonl", turns)
+
+
+def test_plan_tells_every_recipe_from_every_other(project: Path) -> None:
+    """On the same rows and the same topology, by what plan computes; a recipe that it cannot tell is not shipped."""
+    with_rows(project)
+    # From a few tokens to more than any recipe keeps.
+    lengths = [2 ** (n % 14) for n in range(200)]
+    rows = [
+        {"instruction": "Count.", "input": f"{n} " + "red " * size, "output": ["odd", "even"][n % 2]}
+        for n, size in enumerate(lengths)
+    ]
+    write_rows(project / "data" / "train.jsonl", rows)
+    same = "train_file=data/train.jsonl data_format=auto validation_file=null group_column=null"
+    seen: dict[str, str] = {}
+    for name in NAMES:
+        model = " model_name_or_path=Qwen/Qwen3-0.6B" if name == "demo" else ""
+        test = " test_file=data/test.jsonl" if load(name)["task"] else ""
+        figures = plan.plan(name, accel="single_gpu", overrides=[same + model + test])
+        kept = ("model", "data", "evaluation", "batch", "schedule", "adapter", "memory")
+        text = json.dumps({key: figures[key] for key in kept}, sort_keys=True)
+        assert text not in seen, f"plan says the same of {name} and {seen.get(text)}"
+        seen[text] = name
+
+
+def memory_of(name: str, gpu: str | None = None, accel: str | None = None) -> dict[str, Any]:
+    """What plan says of a recipe's memory without rows: of a micro-batch of rows as long as max_length."""
+    return plan.plan(name, gpu=gpu, accel=accel)["memory"]
+
+
+def test_what_the_recipes_say_of_memory_is_what_plan_computes() -> None:
+    gib = 2**30
+    assert memory_of("laptop", accel="cpu")["allocated"] < 8 * gib
+    assert memory_of("single_24gb", "rtx-4090")["fits"]
+    assert memory_of("lora_bf16", "a100-80gb")["fits"]
+    assert memory_of("long_context", "a100-80gb")["tokens"] == 8192
+    assert memory_of("long_context", "a100-80gb")["fits"]
+    assert memory_of("full_finetune", "a100-80gb")["fits"]
+
+
+def test_single_24gb_has_the_micro_batch_that_fit_finds() -> None:
+    found = fit.fit(*plan.to_fit("all_linear", []), 1, 24)
+    assert found.best is not None
+    assert found.best.rows == load("single_24gb")["per_device_train_batch_size"]
+
+
+def test_the_adapters_have_the_sizes_that_their_comments_say() -> None:
+    def parameters(name: str) -> int:
+        return plan.plan(name)["adapter"]["trainable_parameters"]
+
+    # "three times its parameters", and "four times the rank".
+    assert round(parameters("all_linear") / parameters("default")) == 3
+    assert parameters("high_capacity_all_linear") == 4 * parameters("all_linear")
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in (*PRESETS, "full_finetune")])
+def test_a_recipe_trains_as_a_rehearsal_of_itself(name: str, project: Path, train_here: Callable[..., Any]) -> None:
+    """Its own data, quantisation, adapters, packing and loss, on a tiny model of its base's kind, in one process."""
+    with_rows(project)
+    # The demo builds a base of its own first.
+    words = ["model_name_or_path=model"] if name == "demo" else []
+    chosen = load(name, recipes.parse_overrides(words))
+    real = topology.read(ACCELS.get(name, "single_gpu"), "a test")
+    prepared = data.prepare(**data.source_of(chosen), cache=data.CACHE)
+    base = tiny.find(chosen["model_name_or_path"], chosen["model_revision"])
+    tiny.build(base.directory, base.config, base.tokenizer)
+    run = launch.create(rehearse.job_of(chosen, real, rehearse.on_cpu(real), prepared, base), None)
+    facts = train_here(run=run).facts()
+    assert (facts["status"], facts["measured"]["step"]) == ("finished", rehearse.STEPS)
+    effect = facts["in_effect"]
+    assert effect["base"]["four_bit_layers"] == (14 if chosen["load_in_4bit"] else 0)
+    layers = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    assert effect["adapter"]["modules"] == dict.fromkeys(sorted(layers), 2)

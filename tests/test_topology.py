@@ -18,7 +18,7 @@ SHIPPED = {
     "cpu": (1, "single", None, "no"),
     "ddp": (4, "ddp", None, "bf16"),
     "fsdp2": (4, "fsdp", None, "bf16"),
-    "single_gpu": (1, "single", None, "bf16"),
+    "single_gpu": (1, "single", None, "no"),
     "zero1": (4, "deepspeed", 1, "bf16"),
     "zero2": (4, "deepspeed", 2, "bf16"),
     "zero3": (4, "deepspeed", 3, "bf16"),
@@ -431,3 +431,16 @@ def test_enough_gpus_are_no_problem() -> None:
     assert topology.missing_gpus(recipe(), topo("ddp"), [A100] * 4) == []
     assert topology.missing_gpus(recipe(), topo("ddp", 2), [A100] * 3) == []
     assert topology.missing_gpus(recipe(), topo("cpu"), []) == []
+
+
+def test_the_gpu_of_an_apple_chip_is_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.system", lambda: "Darwin")
+    monkeypatch.setattr("platform.machine", lambda: "arm64")
+    (gpu,) = topology.visible_gpus()
+    chosen = topology.choose(load("laptop"), None, None, [gpu])
+    assert (chosen.name, chosen.origin, chosen.use_cpu) == ("single_gpu", "one GPU is visible", False)
+    assert topology.missing_gpus(load("laptop"), chosen, [gpu]) == []
+    assert topology.unsupported(load("laptop"), chosen) == []
+    # Intel's Macs have none that torch computes on.
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    assert topology.visible_gpus() == []

@@ -126,14 +126,14 @@ def prepare(
 
     sources: dict[str, Source] = {}
     if train_file is not None:
-        sources["train"] = file_source(train_file)
+        sources["train"] = file_source(train_file, "train_file")
     elif dataset_name is not None:
         wanted = None if validation_file else dataset_test_split
         sources = hub_sources(dataset_name, dataset_config, dataset_train_split, wanted)
     if validation_file is not None:
-        sources["validation"] = file_source(validation_file)
+        sources["validation"] = file_source(validation_file, "validation_file")
     if test_file is not None:
-        sources["test"] = file_source(test_file)
+        sources["test"] = file_source(test_file, "test_file")
     share = 0.0 if "validation" in sources else validation_split_size
 
     contents = {split: [source.reader, source.sha256] for split, source in sources.items()}

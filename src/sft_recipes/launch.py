@@ -490,6 +490,8 @@ def missing_tools(recipe: Recipe, chosen: Topology) -> list[str]:
         for tracker in trackers
         if tracker not in (None, "none") and importlib.util.find_spec(tracker) is None
     ]
+    if chosen.backend == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
+        problems.append(f"{chosen.name}: DeepSpeed is not installed, it is for Linux alone; choose ACCEL=single_gpu")
     on_cpu = chosen.use_cpu or "cpu" in (chosen.config.get("deepspeed_config") or {}).values()
     if chosen.backend == "deepspeed" and on_cpu and not shutil.which(os.environ.get("CXX", "c++")):
         problems.append(
@@ -514,7 +516,8 @@ def missing_model(recipe: Recipe) -> list[str]:
 
 def versions() -> dict[str, str]:
     """The packages that decide what a run computes, as they are installed."""
-    return {package: version(package) for package in PACKAGES}
+    # DeepSpeed is for Linux alone.
+    return {package: version(package) for package in PACKAGES if importlib.util.find_spec(package.replace("-", "_"))}
 
 
 def now() -> str:

@@ -51,7 +51,8 @@ class Source:
     rows: Callable[[Problems], Iterator[tuple[str, Row]]]
 
 
-def file_source(name: str) -> Source:
+def file_source(name: str, key: str | None = None) -> Source:
+    """A file of rows, which the recipe names by `key`."""
     path = Path(name)
     if path.is_dir():
         raise InputError(f"{name} is a directory; name one file, or give the directory as dataset_name")
@@ -65,8 +66,8 @@ def file_source(name: str) -> Source:
     except FileNotFoundError:
         siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         raise InputError(
-            f"{name}: no such file{nearest(path.name, siblings)}; correct the path, or name your own file with "
-            "SET=train_file=..."
+            f"{name}: no such file{nearest(path.name, siblings)}; correct the path"
+            + (f", or name your own file with SET={key}=..." if key else "")
         ) from None
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror}; make it a file that this user may read") from None

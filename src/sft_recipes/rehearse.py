@@ -149,12 +149,13 @@ def job_of(recipe: Recipe, real: Topology, small: Topology, prepared: data.Prepa
 
 
 def excerpt(prepared: data.Prepared) -> data.Prepared:
-    """The first rows of each split, in a directory of their own."""
+    """The first rows of each split that training reads, in a directory of their own."""
     key = hashlib.sha256(f"{prepared.fingerprint} {ROWS}".encode()).hexdigest()[:16]
     directory = tiny.CACHE / f"rows-{key}"
     directory.mkdir(parents=True, exist_ok=True)
     splits = {}
-    for split, facts in prepared.splits.items():
+    for split in [split for split in ROWS if split in prepared.splits]:
+        facts = prepared.splits[split]
         path = prepared.directory / f"{split}.jsonl"
         with path.open(encoding="utf-8", newline="\n") as lines:
             first = list(itertools.islice(lines, ROWS[split]))

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import platform
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -85,14 +86,21 @@ class Topology:
 
 @dataclasses.dataclass(frozen=True)
 class Gpu:
-    """A visible GPU, as nvidia-smi names it."""
+    """A visible GPU."""
 
     name: str
     memory_mib: int
+    """0 for one that shares the host's memory."""
 
 
 def visible_gpus() -> list[Gpu]:
-    """The NVIDIA GPUs that a process started now would see. Asks nvidia-smi, so that torch need not be imported."""
+    """The GPUs that a process started now would see: NVIDIA's as nvidia-smi names them, or the one of an Apple chip.
+
+    Neither needs torch to be imported.
+    """
+    if (platform.system(), platform.machine()) == ("Darwin", "arm64"):
+        # It has the machine's memory, of which the system decides how much a GPU may take.
+        return [Gpu("Apple GPU", 0)]
     try:
         answer = subprocess.run(
             ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"],  # noqa: S607

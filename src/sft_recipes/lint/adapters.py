@@ -1,10 +1,14 @@
 """Rules about quantisation, adapters and what they attach to."""
 
+import math
 from collections.abc import Iterator
 
 from sft_recipes.lint import Case, Said, rule
 from sft_recipes.schema import as_yaml
 from sft_recipes.terminal import share
+
+# The standard deviation that transformers initialises the linear layers of Qwen3, Llama and most others with.
+TYPICAL_WEIGHT = 0.02
 
 
 def _experts(case: Case) -> int:
@@ -130,6 +134,27 @@ def router_loss(case: Case) -> Iterator[Said]:
             "and the eval_loss that chooses checkpoints, would be mostly the router's",
             "router_aux_loss_coef: 0.0",
         )
+
+
+@rule("updates-round-away", "warning", "bfloat16 has 8 significant bits; DeepSpeed and FSDP2 keep float32 weights")
+def updates_round_away(case: Case) -> Iterator[Said]:
+    """All weights are trained in 16 bit without a float32 copy, so small updates are lost in rounding."""
+    dtype, rate = case.recipe["dtype"], case.recipe["learning_rate"]
+    if case.recipe["use_peft"] or dtype != "bfloat16" or case.topology.backend not in ("single", "ddp"):
+        return
+    # Adam's first steps move a weight by about the rate; it stays where it is below half the distance to the next.
+    lost = _half_spacing(TYPICAL_WEIGHT)
+    if rate < lost:
+        yield Said(
+            f"all weights are trained in bfloat16, where a weight of {TYPICAL_WEIGHT:g} moves by {2 * lost:.2g} or "
+            f"not at all; steps of the learning rate, {rate:g}, mostly round away",
+            "ACCEL=zero3, which keeps float32 weights for the optimizer, or dtype: float32 in twice the memory",
+        )
+
+
+def _half_spacing(weight: float) -> float:
+    """Half the distance between neighbouring bfloat16 numbers of this size."""
+    return 2.0 ** (math.floor(math.log2(weight)) - 8)
 
 
 @rule("sharded-8bit-optimizer", "warning", "PEFT's FSDP guide: paged_adamw_8bit fails when it is saved")
