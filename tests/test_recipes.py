@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import alpaca_rows, write_rows
 
-from sft_recipes import data, fit, launch, plan, rehearse, tiny, topology
+from sft_recipes import data, fit, launch, plan, rehearse, tiny, topology, why
 from sft_recipes import recipe as recipes
 from sft_recipes.errors import InputError
 from sft_recipes.recipe import Recipe, load, read
@@ -280,3 +280,11 @@ def test_a_recipe_trains_as_a_rehearsal_of_itself(name: str, project: Path, trai
     assert effect["base"]["four_bit_layers"] == (14 if chosen["load_in_4bit"] else 0)
     layers = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
     assert effect["adapter"]["modules"] == dict.fromkeys(sorted(layers), 2)
+
+
+@pytest.mark.parametrize("name", IDEAS)
+def test_a_value_that_is_not_the_default_s_has_its_reason_above_it(name: str) -> None:
+    default = load("default")
+    stated = read(Path("recipes") / f"{name}.yaml")
+    other = {key: item for key, item in stated.items() if key not in ("extends", "description")}
+    assert [key for key, item in other.items() if item.value != default[key] and not why.comment(item.origin)] == []

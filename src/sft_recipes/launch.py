@@ -413,9 +413,14 @@ def conclude(run: Run, facts: dict[str, Any]) -> int:
         first, best = evaluations[0], min(evaluations, key=lambda entry: entry["eval_loss"])
         since = "before training" if first["step"] == 0 else f"at step {first['step']}"
         say("held out", f"loss {first['eval_loss']:.4f} {since} -> {best['eval_loss']:.4f} at step {best['step']}")
-    say("adapter", str(run.adapter))
+    say(_trained(facts), str(run.adapter))
     say("curve", str(run.curve))
     return FINISHED
+
+
+def _trained(facts: dict[str, Any]) -> str:
+    """What a run leaves: an adapter, or the model where all weights were trained."""
+    return "adapter" if "adapter" in facts["measured"] else "model"
 
 
 def conclude_rehearsal(run: Run, facts: dict[str, Any]) -> int:
@@ -424,11 +429,11 @@ def conclude_rehearsal(run: Run, facts: dict[str, Any]) -> int:
         steps, evaluations = facts["measured"]["step"], len(facts["measured"]["eval_loss"])
         checkpoint, _ = newest_whole(run.directory)
         done = f"{count(steps, 'step')}, {count(evaluations, 'evaluation')}, "
-        done += f"{checkpoint.name if checkpoint else 'no checkpoint'} and the adapter"
+        done += f"{checkpoint.name if checkpoint else 'no checkpoint'} and the {_trained(facts)}"
         say(
             "rehearsed",
             f"{facts['recipe']} in {duration(facts['seconds'])} without an error: {done}\n"
-            "no result: the model was tiny and random, so its losses, speed and adapter say nothing",
+            "no result: the model was tiny and random, so its losses, speed and weights say nothing",
         )
         return FINISHED
     if facts["status"] == "interrupted":

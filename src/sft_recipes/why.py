@@ -15,6 +15,7 @@ from sft_recipes import schema, topology
 from sft_recipes.errors import InputError
 from sft_recipes.recipe import RECIPES, Recipe
 from sft_recipes.schema import as_yaml
+from sft_recipes.terminal import count
 
 SCHEMA = 1
 EVIDENCE = Path(__file__).parent / "evidence"
@@ -188,13 +189,15 @@ def reasons(recipe: Recipe) -> dict[str, str]:
 def _reason(key: str, item: recipes.Value) -> str:
     if item.origin.startswith("derived: "):
         return item.origin
+    found = entry(key)
+    # A description is its recipe's own, and what stands above it is about the file.
+    if found is not None and key == "description":
+        return found["because"]
     if own := comment(item.origin):
         return own
-    found = entry(key)
     if found is None:
         return "no evidence here"
-    # A description is its recipe's own; what it differs from says nothing.
-    if item.value == found["value"] or key == "description":
+    if item.value == found["value"]:
         return found["because"]
     return f"the default has {as_yaml(found['value'])}. {found['what'].split('. ')[0].rstrip('.')}"
 
@@ -229,8 +232,12 @@ def render(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _by_value(facts: dict[str, Any]) -> list[str]:
-    """The recipes by what they have: `64: high_capacity`; the default is the first of all."""
+    """The recipes by what they have: `64: high_capacity`; of those that have the first's value only their number."""
     groups: dict[str, list[str]] = {}
     for name, value in facts["recipes"].items():
         groups.setdefault(as_yaml(value), []).append(name)
-    return [f"{value}: {', '.join(names)}" for value, names in groups.items()]
+    lines = [f"{value}: {', '.join(names)}" for value, names in groups.items()]
+    if lines:
+        value, (first, *same) = next(iter(groups.items()))
+        lines[0] = f"{value}: {first}" + (f" and {count(len(same), 'other')}" if same else "")
+    return lines
