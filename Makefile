@@ -146,7 +146,7 @@ benchmark-scoring: $(INSTALLED) ## the demo run RUN scored by likelihood and by 
 	@$(BIN)/python scripts/benchmark_scoring.py "$${RUN:?name a demo run: make benchmark-scoring RUN=my_demo}"
 
 docs: $(INSTALLED) ## regenerate the tables and the picture of README.md from the recipes and a demo run
-	@$(BIN)/python scripts/update_readme.py
+	@$(BIN)/python scripts/update_pages.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -1,6 +1,7 @@
-"""Regenerate what README.md and docs/rules.md show: tables from recipes, accelerate configs and rules, and the demo.
+"""Regenerate what pages show of recipes, accelerate configs, rules and the demo: README.md and its kin (PAGES), and
+docs/rules.md.
 
-`python scripts/update_readme.py` trains the demo anew and replaces docs/demo/; with `--tables` only the tables change.
+`python scripts/update_pages.py` trains the demo anew and replaces docs/demo/; with `--tables` only the tables change.
 A test compares the pages with what `render` and `rules_page` give, so that none can drift.
 """
 
@@ -12,29 +13,24 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
-from sft_recipes import lint, report, schema, topology
+import guide_tables
+
+from sft_recipes import lint, report, topology
 from sft_recipes import recipe as recipes
 from sft_recipes.run import Run
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "docs" / "demo"
-# What a reader compares first; each is shown where a recipe differs from the first one.
-COLUMNS = ("lora_r", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "max_length")
 
 
 def recipe_table() -> str:
-    """One row a recipe: its idea and the values that distinguish it, resolved for the topology it is paired with."""
-    lines = [
-        f"| recipe | {' | '.join(f'`{column}`' for column in COLUMNS)} | idea |",
-        f"|---|{'---|' * len(COLUMNS)}---|",
-    ]
+    """One row a recipe: its idea."""
+    lines = ["| recipe | idea |", "|---|---|"]
     for name in recipes.names():
-        recipe = recipes.load(name)
-        resolved = topology.resolve(recipe, topology.read(recipe["accelerate_config"], name))
-        values = " | ".join(schema.as_yaml(resolved[column]) for column in COLUMNS)
-        lines.append(f"| [`{name}`](recipes/{name}.yaml) | {values} | {recipe['description']} |")
+        lines.append(f"| [`{name}`](recipes/{name}.yaml) | {recipes.load(name)['description']} |")
     return "\n".join(lines)
 
 
@@ -105,22 +101,29 @@ def plan_block() -> str:
     return f"```\n{(DEMO / 'plan.txt').read_text(encoding='utf-8')}```"
 
 
-def render(text: str) -> str:
-    """README.md with its generated sections replaced."""
-    sections = {
+# Where the generated sections of each page come from.
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
         "recipes": recipe_table,
         "topologies": topology_table,
         "models": model_table,
         "demo": demo_block,
         "plan": plan_block,
-    }
-    for name, made in sections.items():
-        content = made()
+    },
+    "recipes/README.md": {"presets": guide_tables.preset_table, "recipes": guide_tables.recipe_table},
+    "docs/choosing.md": {"costs": guide_tables.costs, "claims": guide_tables.claims},
+}
+
+
+def render(page: str) -> str:
+    """A page with its generated sections replaced."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for name, made in PAGES[page].items():
         pattern = rf"(<!-- generated: {name} -->).*?(<!-- end -->)"
         # A function, because backslashes of a replacement text would be read as groups.
-        text, found = re.subn(pattern, functools.partial(_between, content), text, flags=re.DOTALL)
+        text, found = re.subn(pattern, functools.partial(_between, made()), text, flags=re.DOTALL)
         if found != 1:
-            sys.exit(f"README.md has {found} sections 'generated: {name}', not one")
+            sys.exit(f"{page} has {found} sections 'generated: {name}', not one")
     return text
 
 
@@ -155,8 +158,8 @@ def main() -> None:
     if not options.parse_args().tables:
         train_demo()
     (ROOT / "docs" / "rules.md").write_text(rules_page(), encoding="utf-8")
-    readme = ROOT / "README.md"
-    readme.write_text(render(readme.read_text(encoding="utf-8")), encoding="utf-8")
+    for page in PAGES:
+        (ROOT / page).write_text(render(page), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,199 @@
+"""The generated tables of recipes/README.md and docs/choosing.md: what recipes say, and what plan computes of them."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+from sft_recipes import plan, schema, topology, why
+from sft_recipes import recipe as recipes
+from sft_recipes.recipe import Recipe
+from sft_recipes.terminal import duration
+
+PRESETS = ("default", "high_capacity", "memory_efficient", "quick_test")
+# The seed's table, in its order.
+PRESET_KEYS = (
+    "lora_r",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_length",
+    "learning_rate",
+)
+KEYS = (
+    "lora_target_modules",
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "load_in_4bit",
+    "learning_rate",
+    "num_train_epochs",
+    "global_batch_size",
+    "warmup_steps",
+    "max_length",
+)
+# The rows that times are computed for: as many as the seed's approach document assumes, as long as those of the
+# origin, whose tokens were counted (2,686 rows of finetuning/data/ft_prompts/train.jsonl; mean 184, of which 36
+# answer), by linear interpolation between these quantiles.
+ROWS = 10_453
+QUANTILES = ((0.0, 143), (0.5, 181), (0.95, 221), (0.99, 249), (1.0, 712))
+ANSWER = 36
+REFERENCE = Path(".cache/docs/reference.jsonl")
+
+
+def link(key: str, page: str) -> str:
+    """A key, linked to what is known of it; `page` is the path of docs/hyperparameters.md from here."""
+    return f"[`{key}`]({page}#{why.anchor(key, why.entry(key) or {})})"
+
+
+def resolved(name: str) -> Recipe:
+    """A recipe on the topology that it is paired with, or else on one process."""
+    recipe = recipes.load(name)
+    return topology.resolve(recipe, topology.read(recipe["accelerate_config"] or "cpu", name))
+
+
+def preset_table() -> str:
+    """The four presets by the values in which they differ; what differs from the default is bold."""
+    shown = {name: resolved(name) for name in PRESETS}
+    heads = [f"[`{name}`]({name}.yaml)" for name in PRESETS]
+    lines = [f"| parameter | {' | '.join(heads)} |", f"|---|{'---|' * len(PRESETS)}"]
+    for key in PRESET_KEYS:
+        values = [schema.as_yaml(recipe[key]) for recipe in shown.values()]
+        marked = [value if value == values[0] else f"**{value}**" for value in values]
+        lines.append(f"| {link(key, '../docs/hyperparameters.md')} | {' | '.join(marked)} |")
+    return "\n".join(lines)
+
+
+def recipe_table() -> str:
+    """Every recipe by the values that say the most; what differs from the recipe it extends is bold."""
+    lines = [
+        f"| recipe | {' | '.join(link(key, '../docs/hyperparameters.md') for key in KEYS)} |",
+        f"|---|{'---|' * len(KEYS)}",
+    ]
+    for name in recipes.names():
+        recipe = recipes.load(name)
+        cells = []
+        for key in KEYS:
+            value = "" if not recipe["use_peft"] and key.startswith("lora_") else schema.as_yaml(recipe[key])
+            value = value.replace('"', "")
+            cells.append(f"**{value or 'none'}**" if recipe.base and recipe.base[key] != recipe[key] else value)
+        lines.append(f"| [`{name}`]({name}.yaml) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def reference_rows() -> Path:
+    """The rows that times are computed for, written once: text of the lengths above, without meaning."""
+    if not REFERENCE.is_file():
+        REFERENCE.parent.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for n in range(ROWS):
+            share = n / (ROWS - 1)
+            (low, short), (high, long) = next(pair for pair in itertools.pairwise(QUANTILES) if share <= pair[1][0])
+            tokens = short + (long - short) * (share - low) / (high - low)
+            # Four characters count as a token. A number, so that no row repeats another.
+            answer, prompt = "y" * 4 * (ANSWER - 1), f"{n:08}" + "x" * round(4 * (tokens - ANSWER) - 8)
+            rows.append(json.dumps({"prompt": prompt, "completion": answer}))
+        REFERENCE.write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return REFERENCE
+
+
+def planned(name: str, gpu: str | None = None) -> dict[str, Any]:
+    """What plan says of a recipe and the reference rows, on the hardware that the recipe is for."""
+    rows = f"train_file={json.dumps(str(reference_rows()))} data_format=auto validation_file=null task=null"
+    model = " model_name_or_path=Qwen/Qwen3-0.6B" if name == "demo" else ""
+    return plan.plan(name, gpu=gpu, overrides=[rows + " test_file=null group_column=null" + model])
+
+
+def costs() -> str:
+    """What each recipe trains, takes and lasts, by plan."""
+    lines = [
+        "| recipe | on | trained parameters | tokens a step | steps | memory of a GPU | time of training |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    same: dict[str, list[str]] = {}
+    for name in recipes.names():
+        if name == "demo":
+            continue
+        gpu = "rtx-4090" if name == "single_24gb" else None
+        figures = planned(name, gpu)
+        card, processes = figures["gpu"], figures["topology"]["processes"]
+        where = f"{processes} x {card['name']}" if card else "CPU"
+        time = figures["time"]
+        cells = [
+            where,
+            millions(figures["adapter"]["trainable_parameters"]),
+            f"{figures['batch']['tokens_per_step']:,}",
+            f"{figures['schedule']['steps']:,}",
+            f"{gib(figures['memory']['device' if card else 'allocated'])}{'' if card else ', of the host'}",
+            time["span"] or "a run tells",
+        ]
+        # On these rows, which are short and have one answer each, some recipes do the same.
+        same.setdefault(" | ".join(cells), []).append(f"[`{name}`](../recipes/{name}.yaml)")
+    return "\n".join([*lines, *(f"| {', '.join(names)} | {cells} |" for cells, names in same.items())])
+
+
+def millions(number: int) -> str:
+    return f"{number / 1e6:,.1f} M" if number < 1e9 else f"{number / 1e9:.2f} B"
+
+
+def gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+def span(seconds: list[float]) -> str:
+    return " to ".join(dict.fromkeys(map(duration, seconds)))
+
+
+def claims() -> str:
+    """What the seed says without a measurement, and what is computed or was measured here."""
+    figures = {name: planned(name) for name in (*PRESETS, "all_linear")}
+    default, efficient = figures["default"], figures["memory_efficient"]
+    ratios = [a / b - 1 for a, b in zip(efficient["time"]["seconds"], default["time"]["seconds"], strict=True)]
+    slower = " to ".join(f"{each:+.0%}".replace("%", " %") for each in sorted(ratios))
+    smallest = gib(efficient["memory"]["device"])
+    run = json.loads(Path("docs/demo/run.json").read_text(encoding="utf-8"))
+    losses = [entry["eval_loss"] for entry in run["measured"]["eval_loss"]]
+    threshold = recipes.load("default")["early_stopping_threshold"]
+    steps = {name: figures[name]["schedule"]["steps"] for name in ("default", "all_linear")}
+    warmup = default["schedule"]["warmup_steps"]
+    rows = [
+        (
+            "Full training takes 2 to 3 hours.",
+            f"`default` {span(default['time']['seconds'])} for {ROWS:,} rows on four A100, by plan.",
+        ),
+        (
+            "`quick_test` takes 30 to 40 minutes.",
+            f"{span(figures['quick_test']['time']['seconds'])}, by plan.",
+        ),
+        (
+            "`memory_efficient` is about 30 % slower.",
+            f"{slower}, by plan: rows of this length fill neither length, so it computes nearly the same tokens in "
+            "twice the micro-batches, each of which has a fixed cost.",
+        ),
+        (
+            "`memory_efficient` is for GPUs of less than 80 GB.",
+            f"It takes {smallest}, and `default` {gib(default['memory']['device'])}: both fit into 24 GB.",
+        ),
+        (
+            "`high_capacity` should still fit on 80 GB.",
+            f"It takes {gib(figures['high_capacity']['memory']['device'])}.",
+        ),
+        (
+            "An effective batch of 64 is optimal.",
+            f"No source says so. On these rows it makes {steps['default']:,} steps, and the batch of `all_linear` "
+            f"{steps['all_linear']:,} in fewer epochs.",
+        ),
+        (
+            "100 warm-up steps.",
+            f"{warmup / steps['default']:.0%}".replace("%", " %")
+            + f" of these {steps['default']:,} steps; plan warns where the rows are fewer.",
+        ),
+        (
+            "Early stopping asks for an improvement of 1 %.",
+            f"`early_stopping_threshold` {threshold} is nats: {threshold / losses[-1]:.1%} of the demo's final loss, "
+            f"{threshold / losses[0]:.1%} of its first.".replace("%", " %"),
+        ),
+    ]
+    return "\n".join(
+        ["| the seed says | what holds |", "|---|---|", *(f"| {said} | {holds} |" for said, holds in rows)]
+    )
