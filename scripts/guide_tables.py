@@ -1,5 +1,6 @@
 """The generated tables of recipes/README.md and docs/choosing.md: what recipes say, and what plan computes of them."""
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -8,7 +9,6 @@ from typing import Any
 from sft_recipes import plan, schema, topology, why
 from sft_recipes import recipe as recipes
 from sft_recipes.recipe import Recipe
-from sft_recipes.terminal import duration
 
 PRESETS = ("default", "high_capacity", "memory_efficient", "quick_test")
 # The seed's table, in its order.
@@ -19,18 +19,6 @@ PRESET_KEYS = (
     "gradient_accumulation_steps",
     "max_length",
     "learning_rate",
-)
-KEYS = (
-    "lora_target_modules",
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "load_in_4bit",
-    "learning_rate",
-    "num_train_epochs",
-    "global_batch_size",
-    "warmup_steps",
-    "max_length",
 )
 # The rows that times are computed for: as many as the seed's approach document assumes, as long as those of the
 # origin, whose tokens were counted (2,686 rows of finetuning/data/ft_prompts/train.jsonl; mean 184, of which 36
@@ -65,19 +53,17 @@ def preset_table() -> str:
 
 
 def recipe_table() -> str:
-    """Every recipe by the values that say the most; what differs from the recipe it extends is bold."""
-    lines = [
-        f"| recipe | {' | '.join(link(key, '../docs/hyperparameters.md') for key in KEYS)} |",
-        f"|---|{'---|' * len(KEYS)}",
-    ]
+    """Every recipe by what it says otherwise than the one it extends, or than the default."""
+    lines = ["| recipe | extends | what it says otherwise |", "|---|---|---|"]
+    default = recipes.load("default")
     for name in recipes.names():
         recipe = recipes.load(name)
-        cells = []
-        for key in KEYS:
-            value = "" if not recipe["use_peft"] and key.startswith("lora_") else schema.as_yaml(recipe[key])
-            value = value.replace('"', "")
-            cells.append(f"**{value or 'none'}**" if recipe.base and recipe.base[key] != recipe[key] else value)
-        lines.append(f"| [`{name}`]({name}.yaml) | {' | '.join(cells)} |")
+        said = [
+            f"{link(each['key'], '../docs/hyperparameters.md')} {schema.as_yaml(each['value'])}"
+            for each in plan.differences(dataclasses.replace(recipe, base=recipe.base or default))
+        ]
+        base = f"[`{recipe.base.name}`]({recipe.base.name}.yaml)" if recipe.base else ""
+        lines.append(f"| [`{name}`]({name}.yaml) | {base} | {', '.join(said)} |")
     return "\n".join(lines)
 
 
@@ -117,7 +103,7 @@ def costs() -> str:
         gpu = "rtx-4090" if name == "single_24gb" else None
         figures = planned(name, gpu)
         card, processes = figures["gpu"], figures["topology"]["processes"]
-        where = f"{processes} x {card['name']}" if card else "CPU"
+        where = f"{processes} x {card['name'].removesuffix('-80gb')}" if card else "CPU"
         time = figures["time"]
         cells = [
             where,
@@ -125,7 +111,7 @@ def costs() -> str:
             f"{figures['batch']['tokens_per_step']:,}",
             f"{figures['schedule']['steps']:,}",
             f"{gib(figures['memory']['device' if card else 'allocated'])}{'' if card else ', of the host'}",
-            time["span"] or "a run tells",
+            span(time["seconds"]) if time["seconds"] else "a run tells",
         ]
         # On these rows, which are short and have one answer each, some recipes do the same.
         same.setdefault(" | ".join(cells), []).append(f"[`{name}`](../recipes/{name}.yaml)")
@@ -141,7 +127,9 @@ def gib(size: float) -> str:
 
 
 def span(seconds: list[float]) -> str:
-    return " to ".join(dict.fromkeys(map(duration, seconds)))
+    """Whole minutes, as rough as the estimate is."""
+    low, high = (round(each / 60) for each in seconds)
+    return f"{low} to {high} min"
 
 
 def claims() -> str:
