@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,21 @@ def train_here(project: Path) -> Iterator[Callable[..., Any]]:
     yield train
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def merge_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict[str, Any]]]:
+    """Merge with the work of the other process done in this one, which has torch imported already."""
+
+    from sft_recipes import merge
+
+    def work(command: list[str], **options: Any) -> Any:
+        merge.main(Path(command[-1]))
+        return subprocess.CompletedProcess(command, 0, stderr="")
+
+    def merge_here(*arguments: Any, **options: Any) -> tuple[int, dict[str, Any]]:
+        with monkeypatch.context() as context:
+            context.setattr(merge.subprocess, "run", work)
+            return merge.merge(*arguments, **options)
+
+    return merge_here

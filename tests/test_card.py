@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
 from conftest import write_rows
 from finished import FLOAT32
 from huggingface_hub import ModelCard
 
-from sft_recipes import card, metrics
+from sft_recipes import card, metrics, scoring
 from sft_recipes.run import Run
 
 pytest_plugins = ["finished"]
@@ -132,20 +134,38 @@ def test_what_recipe_and_rows_hold_stays_text(finished: Finished) -> None:
     assert len(set(columns[-3:])) == 1
 
 
-@pytest.mark.parametrize("overrides", [FLOAT32, {}])
-def test_the_code_in_the_card_loads_and_answers(
-    finished: Finished, tiny_model: Path, capsys: pytest.CaptureFixture, overrides: dict[str, Any]
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("tuned", FLOAT32),
+        ("four_bit", {}),
+        ("changed", {**FLOAT32, "model_init_kwargs": {"rms_norm_eps": 0.5, "low_cpu_mem_usage": True}}),
+    ],
+)
+def test_the_code_in_the_card_loads_what_was_trained_and_answers(
+    finished: Finished, tiny_model: Path, capsys: pytest.CaptureFixture, name: str, overrides: dict[str, Any]
 ) -> None:
-    run = finished("tuned" if overrides else "four_bit", **overrides)
+    run = finished(name, **overrides)
     (code,) = re.findall(r"```python\n(.*?)```", card.card(run), re.DOTALL)
-    assert ("BitsAndBytesConfig" in code) == (not overrides)
+    assert ("BitsAndBytesConfig" in code) == (name == "four_bit")
     code = code.replace("PATH OF THE BASE MODEL", str(tiny_model))
     code = code.replace("PATH OR HUB ID OF THIS DIRECTORY", str(run.adapter)).replace(
         "max_new_tokens=64", "max_new_tokens=4"
     )
     scope: dict[str, Any] = {}
     exec(code, scope)  # noqa: S102, what a reader of the card would do
-    assert type(scope["model"]).__name__ == "PeftModelForCausalLM"
+    assert ("rms_norm_eps" in code) == (name == "changed") and "low_cpu_mem_usage" not in code
+    ours, ids = scope["model"], torch.tensor([[3, 14, 15, 92, 65]])
+    trained, _ = scoring.load(yaml.safe_load(run.recipe.read_text()), run.adapter, on_cpu=True)
+    with torch.inference_mode():
+        expected = trained(ids).logits
+        apart = (ours(ids).logits - expected).abs().max()
+        with ours.disable_adapter():
+            effect = (ours(ids).logits - expected).abs().max()
+    # Some CPUs round the scales of 4-bit weights further where training does not let them.
+    assert apart < effect / 10 if name == "four_bit" else apart == 0 < effect
+    (eps,) = {module.variance_epsilon for module in trained.modules() if hasattr(module, "variance_epsilon")}
+    assert eps == (0.5 if name == "changed" else 1e-6)
     assert capsys.readouterr().out.endswith("\n")
 
 

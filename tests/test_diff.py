@@ -25,6 +25,17 @@ def test_a_difference_has_both_values_its_reason_and_what_follows(capsys: pytest
     assert "as documented" in reasons["lora_alpha"]
 
 
+def test_the_heading_of_a_group_is_no_reason(capsys: pytest.CaptureFixture) -> None:
+    Path("recipes/first.yaml").write_text(
+        "extends: default\n# Optimisation\nweight_decay: 0.1\n# LoRA\n# Half of the seed's.\nlora_r: 16\n"
+    )
+    changed = diff.diff("default", "first")["changed"]
+    assert {each["key"]: each["reason"] for each in changed} == {"weight_decay": None, "lora_r": "Half of the seed's."}
+    assert main(["diff", "default", "first"]) == 0
+    said = capsys.readouterr().out
+    assert "Half of the seed's." in said and "Optimisation" not in said
+
+
 def test_several_ideas_at_once_are_a_warning(capsys: pytest.CaptureFixture) -> None:
     assert diff.diff("default", "quick_test")["ideas"] == [
         "rank",

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
+import torch
 import trl
 from transformers import training_args
+from transformers.trainer_pt_utils import EvalLoopContainer
 
 from sft_recipes import data, lint, memory, models, recipe, schema, topology, train, why
 from sft_recipes.lint import Case
@@ -223,13 +226,56 @@ def upstream_code() -> str:
     return "\n".join(path.read_text(encoding="utf-8") for path in files)
 
 
-def test_no_training_argument_that_a_recipe_sets_is_dead_upstream() -> None:
+def test_no_training_argument_that_a_recipe_may_set_is_dead_upstream() -> None:
     """A field that nothing reads changes the arguments and nothing else."""
     code = upstream_code()
-    fields = [key for key in OTHER if (schema.upstream().get(key) or {}).get("class") == "SFTConfig"]
-    assert len(fields) > 40
+    fields = [key for key, entry in schema.known().items() if entry["class"] == "SFTConfig"]
+    assert len(fields) > 90
     assert [key for key in fields if not read(key, code)] == []
     assert not read("no_such_argument", code)
+
+
+# Why each key is refused that upstream reads and that could change nothing here, or only break something.
+
+
+def test_what_is_derived_for_every_run_cannot_be_set() -> None:
+    for name in ("cpu", "ddp", "zero3"):
+        resolved = topology.resolve(loaded({}), topology.read(name, "a test"))
+        always = {key for key in resolved.values if resolved.values[key].origin.startswith("derived: ")}
+        written = {"use_cpu", "activation_checkpointing_kwargs"}
+        assert always - written <= schema.REFUSED.keys()
+        assert always >= {"logging_nan_inf_filter", "restore_callback_states_from_checkpoint"}
+
+
+def test_the_trainer_is_given_no_metrics_function() -> None:
+    refused = {"include_for_metrics", "batch_eval_metrics", "eval_do_concat_batches", "prediction_loss_only"}
+    assert refused <= schema.REFUSED.keys()
+    assert not {"compute_metrics", "preprocess_logits_for_metrics"} & given("{}").keys()
+
+
+def test_evaluation_gathers_losses_alike_in_one_array_and_in_many() -> None:
+    """What `eval_do_concat_batches` decides."""
+    losses = []
+    for concatenated in (True, False):
+        kept = EvalLoopContainer(concatenated, padding_index=-100)
+        for batch in (torch.tensor([1.0, 2.0]), torch.tensor([4.0])):
+            kept.add(batch)
+        found = kept.get_arrays()
+        losses.append(np.concatenate(found) if isinstance(found, list) else found)
+    assert losses[0].tolist() == losses[1].tolist() == [1.0, 2.0, 4.0]
+
+
+@pytest.mark.parametrize("columns", [("instruction", "output"), ("prompt", "completion"), ("messages",)])
+def test_prepared_rows_have_no_column_that_a_text_field_or_a_length_could_name(
+    tmp_path: Path, columns: tuple[str, ...]
+) -> None:
+    turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
+    row = {column: turns if column == "messages" else column for column in columns}
+    (tmp_path / "rows.jsonl").write_text(json.dumps({**row, "text": "of the user", "length": 3}) + "\n")
+    prepared = data.prepare(train_file=str(tmp_path / "rows.jsonl"), validation_file=None, cache=tmp_path / "cache")
+    (written,) = (prepared.directory / "train.jsonl").read_text().splitlines()
+    assert set(json.loads(written)) in ({"prompt", "completion"}, {"messages"})
+    assert {"dataset_text_field", "length_column_name"} <= schema.REFUSED.keys()
 
 
 def read(key: str, code: str) -> bool:

@@ -12,13 +12,15 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, alpaca_rows, write_rows
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from sft_recipes import (
+    card,
     data,
     demo_base,
     launch,
     likelihood,
+    merge,
     models,
     plan,
     recipe,
@@ -32,6 +34,7 @@ from sft_recipes import (
 )
 from sft_recipes.errors import InputError
 from sft_recipes.recipe import Value, load, parse_overrides, read_model
+from sft_recipes.run import Run
 
 FAMILIES = recipe.names(ROOT / "models")
 # Other sizes of a model that is trained here.
@@ -591,3 +594,68 @@ def test_what_was_trained_on_such_a_base_is_scored_on_it(
     ]
     assert torch.tensor(before).isfinite().all() and not torch.allclose(torch.tensor(before), torch.tensor(after))
     assert words.chat_template == kind_of(family).template() or "2025-08-05" in words.chat_template
+
+
+@pytest.fixture
+def adapted(project: Path, train_here: Callable[..., Any], tmp_path: Path) -> Run:
+    """A run named `adapted` on an MXFP4 checkpoint whose weights were made whole."""
+    write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
+    base = tiny_base("gpt_oss_20b", tmp_path)
+    rate = {"learning_rate": 0.5, "lora_dropout": 0.0}
+    named = {"model": "gpt_oss_20b", "model_name_or_path": str(base)}
+    return train_here("default", name="adapted", **named, **ONE_STEP, **rate)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_merged_into_weights_that_were_made_whole(
+    adapted: Run, tmp_path: Path, merge_here: Callable[..., Any]
+) -> None:
+    code, proof = merge_here("adapted")
+    assert code == 0 and proof["kl"] < 1e-5 < proof["effect"]["kl"] and proof["quantised"] is None
+    merged, found = AutoModelForCausalLM.from_pretrained(
+        adapted.directory / "merged", dtype="auto", output_loading_info=True
+    )
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    whole = Mxfp4Config(dequantize=True)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="bfloat16", quantization_config=whole)
+    ours, theirs = dict(merged.named_parameters()), dict(base.named_parameters())
+    assert {parameter.dtype for parameter in ours.values()} == {torch.bfloat16}
+    changed = {name for name, parameter in ours.items() if not torch.equal(parameter, theirs[name])}
+    assert changed == {name for name in ours if name.endswith(("q_proj.weight", "v_proj.weight"))}
+
+
+@pytest.mark.slow
+def test_an_adapter_on_weights_that_stay_quantised_is_not_merged(adapted: Run) -> None:
+    adapted.recipe.write_text(adapted.recipe.read_text().replace("dequantize: true", "dequantize: false"))
+    with pytest.raises(InputError, match=r"base is stored quantised, .* train on the weights made whole"):
+        merge.merge("adapted")
+    assert not (adapted.directory / "merged").exists()
+
+
+@pytest.mark.slow
+def test_the_code_in_the_card_loads_the_weights_as_they_were_trained(adapted: Run, tmp_path: Path) -> None:
+    """And says so itself: here they would be made whole unasked, for want of the packages that leave them MXFP4."""
+    (code,) = re.findall(r"```python\n(.*?)```", card.card(adapted), re.DOTALL)
+    code = code.replace("PATH OF THE BASE MODEL", str(tmp_path / "base")).replace(
+        "max_new_tokens=64", "max_new_tokens=2"
+    )
+    assert "quantization_config=quantization" in code
+    scope: dict[str, Any] = {}
+    exec(code.replace("PATH OR HUB ID OF THIS DIRECTORY", str(adapted.adapter)), scope)  # noqa: S102, as its reader would
+    assert isinstance(scope["quantization"], Mxfp4Config) and scope["quantization"].dequantize
+    trained, _ = scoring.load(yaml.safe_load(adapted.recipe.read_text()), adapted.adapter, on_cpu=True)
+    ours = scope["model"].state_dict()
+    assert ours.keys() == trained.state_dict().keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in trained.state_dict().items())
+    assert scope["model"].config._attn_implementation == "eager"
+
+
+@pytest.mark.slow
+def test_a_whole_model_made_of_quantised_weights_can_be_loaded_again(
+    project: Path, train_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
+    named = {"model": "gpt_oss_20b", "model_name_or_path": str(tiny_base("gpt_oss_20b", tmp_path))}
+    run = train_here("default", **named, use_peft=False, lora_target_modules=None, **ONE_STEP)
+    model, _ = scoring.load(yaml.safe_load(run.recipe.read_text()), run.adapter, on_cpu=True)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

@@ -145,7 +145,6 @@ CASES: dict[str, tuple[Any, str, Any]] = {
         lambda: case(model_init_kwargs={"use_kernels": True}),
     ),
     "tracker-credentials": (lambda: case(report_to="wandb"), "WANDB_API_KEY is not set", lambda: case()),
-    "hub-unused": (lambda: case(hub_model_id="me/it"), "hub_model_id have no effect", lambda: case()),
     "loss-on-prompts": (
         lambda: case(
             completion_only_loss=False, data={"splits": {"train": {"tokens": 1000, "supervised_tokens": 60}}}

@@ -30,22 +30,6 @@ pytest_plugins = ["finished"]
 Finished = Callable[..., Run]
 
 
-@pytest.fixture
-def merge_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict[str, Any]]]:
-    """Merge with the work of the other process done in this one, which has torch imported already."""
-
-    def work(command: list[str], **options: Any) -> Any:
-        merge.main(Path(command[-1]))
-        return subprocess.CompletedProcess(command, 0, stderr="")
-
-    def merge_here(*arguments: Any, **options: Any) -> tuple[int, dict[str, Any]]:
-        with monkeypatch.context() as context:
-            context.setattr(merge.subprocess, "run", work)
-            return merge.merge(*arguments, **options)
-
-    return merge_here
-
-
 def digests(directory: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in directory.iterdir()}
 

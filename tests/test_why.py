@@ -68,7 +68,7 @@ def test_a_name_that_is_no_key_says_what_stands_in_its_place() -> None:
         ("lora_alfa", "lora_alfa: no such key; did you mean lora_alpha?"),
         ("max_seq_length", "max_seq_length is not a key of TRL .*: write max_length"),
         ("output_dir", "output_dir does not belong in a recipe"),
-        ("hub_strategy", "hub_strategy is a key without evidence here"),
+        ("logging_strategy", "logging_strategy is a key without evidence here"),
         ("../../../recipes/default", "no such key"),
         ("xyzzy", "xyzzy: no such key; `sft-recipes keys` lists them"),
     ],

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from sft_recipes import schema
+from sft_recipes import models, schema
 from sft_recipes.run import Run, write_whole
 from sft_recipes.terminal import count, duration, visible
 
@@ -104,10 +104,12 @@ def what(run: Run, facts: Facts, recipe: Facts, proof: Facts | None) -> Iterator
 def loading(recipe: Facts, facts: Facts, *, adapter: bool) -> str:
     """Python that loads the files in the precision they were trained in, and answers one prompt."""
     quantised = adapter and (recipe.get("load_in_4bit") or recipe.get("load_in_8bit"))
+    stored = models.described_quantisation(recipe) if adapter else {}
     base = hub_id(recipe["model_name_or_path"]) or "PATH OF THE BASE MODEL"
     names = ["AutoModelForCausalLM", "AutoTokenizer", *(["BitsAndBytesConfig"] if quantised else [])]
     dtype = recipe.get("dtype", "float32")
-    lines = [*(["from peft import PeftModel"] if adapter else []), f"from transformers import {', '.join(names)}", ""]
+    lines = [*(["from peft import PeftModel"] if adapter else []), f"from transformers import {', '.join(names)}"]
+    lines += [*(["from transformers.quantizers import AutoQuantizationConfig"] if stored else []), ""]
     lines.append('here = "PATH OR HUB ID OF THIS DIRECTORY"')
     lines.append("tokenizer = AutoTokenizer.from_pretrained(here)")
     if recipe.get("load_in_4bit") and adapter:
@@ -121,10 +123,18 @@ def loading(recipe: Facts, facts: Facts, *, adapter: bool) -> str:
         ]
     elif quantised:
         lines.append("quantization = BitsAndBytesConfig(load_in_8bit=True)")
+    elif stored:
+        # The class is that of the method, as in training: Mxfp4Config for mxfp4.
+        lines.append(f"quantization = AutoQuantizationConfig.from_dict({stored!r})")
     arguments = [f'"{base}"' if adapter else "here", f'dtype="{dtype}"', 'device_map="auto"']
     if adapter and hub_id(recipe["model_name_or_path"]):
         arguments.insert(1, f'revision="{recipe.get("model_revision", "main")}"')
-    if quantised:
+    if recipe.get("attn_implementation") == "eager":
+        arguments.append('attn_implementation="eager"')
+    if adapter:
+        further = models.further_arguments(recipe)
+        arguments += [f"{key}={public(key, value)!r}" for key, value in further.items()]
+    if quantised or stored:
         arguments.append("quantization_config=quantization")
     lines += ["model = AutoModelForCausalLM.from_pretrained(", *(f"    {each}," for each in arguments), ")"]
     if adapter:

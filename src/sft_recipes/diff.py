@@ -1,10 +1,9 @@
 """What two recipes do differently: keys with their reasons, and what follows from them."""
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
-from sft_recipes import plan, task
+from sft_recipes import plan, task, why
 from sft_recipes import recipe as recipes
 from sft_recipes.recipe import Recipe
 from sft_recipes.schema import as_yaml
@@ -137,16 +136,4 @@ def _changed(a: Recipe, b: Recipe) -> Iterator[dict[str, Any]]:
     for key in [*a.values, *(key for key in b.values if key not in a.values)]:
         if key not in ("description", "extends") and a[key] != b[key]:
             item = b.values.get(key) or a.values[key]
-            yield {"key": key, "a": a[key], "b": b[key], "origin": item.origin, "reason": reason(item.origin)}
-
-
-def reason(origin: str) -> str | None:
-    """The comment above a key where it is written: the reason that the recipe gives."""
-    path, _, line = origin.rpartition(":")
-    if not line.isdigit() or not Path(path).is_file():
-        return None
-    above = Path(path).read_text(encoding="utf-8").splitlines()[: int(line) - 1]
-    comment: list[str] = []
-    while above and above[-1].startswith("#"):
-        comment.insert(0, above.pop().lstrip("# "))
-    return " ".join(comment) or None
+            yield {"key": key, "a": a[key], "b": b[key], "origin": item.origin, "reason": why.comment(item.origin)}

@@ -144,10 +144,11 @@ def checked(name: str, out: Path | None) -> tuple[Run, Path, int]:
             f"the base model {recipe['model_name_or_path']} is not on this machine any more; put it back, or fetch it "
             f"with: hf download {recipe['model_name_or_path']}"
         )
-    if base.config.get("quantization_config"):
+    if base.config.get("quantization_config") and not models.dequantised(recipe):
         raise InputError(
             f"{base.name} is stored quantised, and nothing is merged into rounded weights; use base and adapter as "
-            "they are"
+            "they are, or train on the weights made whole, with dequantize: true in the quantization_config of "
+            "model_init_kwargs, where its method can"
         )
     size = base.elements() * (4 if recipe.get("dtype", "float32") == "float32" else 2)
     free = shutil.disk_usage(out.absolute().parent).free
@@ -198,7 +199,8 @@ def merged(run: Run, job: Facts, directory: Path) -> Facts:
         with both.disable_adapter():
             effect = divergence(expected, log_probabilities(both, rows))
     model = both.merge_and_unload()
-    model.save_pretrained(directory, max_shard_size=SHARD)
+    # Upstream would save weights that were made whole under their quantised names, by which nothing can read them.
+    model.save_pretrained(directory, max_shard_size=SHARD, save_original_format=not models.dequantised(recipe))
     tokenizer.save_pretrained(directory)
     del both, model
     written, _ = scoring.load({**unquantised, "use_peft": False}, directory, on_cpu=on_cpu)

@@ -9,7 +9,7 @@ import hashlib
 import json
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,25 @@ from sft_recipes.run import write_whole
 CACHE = Path(".cache/models")
 # What configs, tokenizers and chat templates are kept in; never weights, and never code.
 FETCHED = ("*.json", "*.jinja", "*.model", "*.txt")
+# Arguments of from_pretrained that have keys of their own, or say where the weights lie, how they are read and whose
+# code runs. What is not among them may change what the model computes.
+_APART = {
+    "quantization_config",
+    "revision",
+    "dtype",
+    "attn_implementation",
+    "device_map",
+    "max_memory",
+    "offload_folder",
+    "offload_buffers",
+    "low_cpu_mem_usage",
+    "use_safetensors",
+    "use_kernels",
+    "cache_dir",
+    "local_files_only",
+    "token",
+    "trust_remote_code",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,3 +222,18 @@ def _count(config: dict[str, Any]) -> list[Any]:
         reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
         raise InputError(f"transformers cannot build a causal language model from this config: {reason[0]}")
     return json.loads(done.stdout)
+
+
+def described_quantisation(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """How a resolved recipe loads a checkpoint that is stored quantised, as in its `model_init_kwargs`; {} if not."""
+    return (recipe.get("model_init_kwargs") or {}).get("quantization_config") or {}
+
+
+def dequantised(recipe: Mapping[str, Any]) -> bool:
+    """Whether a resolved recipe makes the weights of a checkpoint that is stored quantised whole as it loads them."""
+    return bool(described_quantisation(recipe).get("dequantize"))
+
+
+def further_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What else a resolved recipe's `model_init_kwargs` say that its base must be loaded with to compute the same."""
+    return {key: value for key, value in (recipe.get("model_init_kwargs") or {}).items() if key not in _APART}

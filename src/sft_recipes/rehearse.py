@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes import data, launch, tiny, topology
+from sft_recipes import data, launch, models, tiny, topology
 from sft_recipes import recipe as recipes
 from sft_recipes.errors import InputError
 from sft_recipes.launch import Job
@@ -52,7 +52,7 @@ def rehearse(
     _, prepared = launch.resolved_and_prepared(recipe, real, problems)
     launch.build_demo_base(recipe)
     base = tiny.find(recipe["model_name_or_path"], recipe["model_revision"])
-    if base.config.get("quantization_config") and not dequantised(recipe):
+    if base.config.get("quantization_config") and not models.dequantised(recipe.upstream()):
         raise InputError(
             f"{base.name} is already quantised, and a rehearsal has no such weights to load; rehearse with its "
             "unquantised checkpoint: SET=model_name_or_path=..."
@@ -101,11 +101,6 @@ def impossible(recipe: Recipe, real: Topology) -> list[str]:
     return problems
 
 
-def dequantised(recipe: Recipe) -> bool:
-    """Whether the weights of a checkpoint that is quantised are made whole as they are loaded."""
-    return bool((recipe["model_init_kwargs"] or {}).get("quantization_config", {}).get("dequantize"))
-
-
 def job_of(recipe: Recipe, real: Topology, small: Topology, prepared: data.Prepared, base: tiny.Base) -> Job:
     """The job that stands for the real one: the same accumulation, a few steps, an evaluation and a save at the end.
 
@@ -128,7 +123,7 @@ def job_of(recipe: Recipe, real: Topology, small: Topology, prepared: data.Prepa
     if base.tokenizer is None:
         # The demo's tokenizer stands in, and has neither the tokens of the model's template nor its end of a turn.
         changes |= {key: None for key in ("chat_template_path", "eos_token") if recipe[key]}
-    if dequantised(recipe):
+    if models.dequantised(recipe.upstream()):
         # The tiny model's weights never were quantised.
         kept = {key: value for key, value in recipe["model_init_kwargs"].items() if key != "quantization_config"}
         changes["model_init_kwargs"] = kept

@@ -136,6 +136,10 @@ REFUSED = {
     "hub_token": "tokens come from the environment (HF_TOKEN), never from a file",
     "trust_remote_code": "no code out of a model repository is run; choose a model that transformers itself knows",
     "push_to_hub": "look at the run first, then: hf upload ORG/NAME runs/NAME/adapter",
+    **dict.fromkeys(
+        ("hub_always_push", "hub_model_id", "hub_revision", "hub_strategy"),
+        "a run uploads nothing; look at it first, then: hf upload ORG/NAME runs/NAME/adapter",
+    ),
     "auto_find_batch_size": "it changes the batch size in silence; set per_device_train_batch_size",
     "enable_jit_checkpoint": "every run saves at a step boundary on SIGTERM already",
     "save_only_model": "a checkpoint without optimizer cannot be resumed exactly",
@@ -143,6 +147,23 @@ REFUSED = {
     "dataset_streaming": "data are checked as a whole before training",
     "dataset_kwargs": "data are prepared and checked as a whole before training",
     "disable_tqdm": "the terminal decides: a progress bar on a terminal, plain lines elsewhere",
+    "logging_nan_inf_filter": "it is derived: false, so that a NaN stops the run; drop it",
+    "restore_callback_states_from_checkpoint": "it is derived: true, so that a resumed run counts the evaluations "
+    "without improvement on; drop it",
+    "ignore_bias_buffers": "TRL reads it for preference training alone; drop it",
+    "dataset_text_field": "rows are prepared as prompt and completion, or as messages; name your columns with "
+    "data_columns",
+    "length_column_name": "prepared rows have no column of lengths, they are counted from the tokens; drop it",
+    "liger_kernel_config": "it configures use_liger_kernel, which is deprecated; kernels come by "
+    "model_init_kwargs: {use_kernels: true}",
+    # Nothing but the loss is evaluated during training.
+    "include_for_metrics": "the trainer is given no metrics function; metrics are computed after training, set task",
+    "batch_eval_metrics": "the trainer is given no metrics function; to empty the GPU's cache after each batch of an "
+    "evaluation, set eval_accumulation_steps: 1",
+    "eval_do_concat_batches": "the losses of an evaluation are averaged either way; drop it",
+    "eval_use_gather_object": "losses are tensors, and an evaluation of one batch on several processes fails with it; "
+    "drop it",
+    "prediction_loss_only": "without a metrics function nothing but the loss is computed; drop it",
     "do_train": "the command decides",
     "do_eval": "set eval_strategy",
     "do_predict": "the command decides",

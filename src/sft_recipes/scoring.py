@@ -32,6 +32,7 @@ from transformers import AutoTokenizer, GenerationConfig, HfArgumentParser
 from trl import ModelConfig, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
+from sft_recipes import models
 from sft_recipes.errors import InputError
 from sft_recipes.likelihood import BATCH_TOKENS, Prompt, in_batches, likelihoods
 from sft_recipes.run import write_whole
@@ -69,11 +70,13 @@ def load(
         model, found = create_model_from_path(
             path,
             **revision,
+            **(models.further_arguments(recipe) if base else {}),
             dtype=config.dtype,
             # Whatever training used: masks that are not causal need sdpa, the default, or eager where a recipe asks
             # for it or a model has no other.
             attn_implementation="eager" if config.attn_implementation == "eager" else None,
-            quantization_config=stored_quantisation(recipe) or get_quantization_config(config),
+            # What training saved whole is as it was trained.
+            quantization_config=(stored_quantisation(recipe) if base else None) or get_quantization_config(config),
             device_map={"": "cpu"} if on_cpu else "auto",
             trust_remote_code=False,
             output_loading_info=True,

@@ -138,7 +138,7 @@ def build(recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()) -> 
             adapters.exclude_modules = beside
     dataset = load_dataset(script.dataset_name)
     with refusals():
-        return Trainer(
+        trainer = Trainer(
             model=model.model_name_or_path,
             args=training,
             processing_class=words,
@@ -148,6 +148,10 @@ def build(recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()) -> 
             peft_config=adapters,
             callbacks=[*callbacks],
         )
+    if models.dequantised(recipe):
+        # Or weights that were made whole would be saved under their quantised names, by which nothing can read them.
+        trainer.model._weight_conversions = None
+    return trainer
 
 
 def stored_quantisation(recipe: Mapping[str, Any]) -> Any:
@@ -156,7 +160,7 @@ def stored_quantisation(recipe: Mapping[str, Any]) -> Any:
     Raises:
         InputError: transformers knows no such quantisation.
     """
-    described = (recipe.get("model_init_kwargs") or {}).get("quantization_config")
+    described = models.described_quantisation(recipe)
     with refusals():
         return AutoQuantizationConfig.from_dict(described) if described else None
 

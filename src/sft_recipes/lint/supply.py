@@ -56,11 +56,3 @@ def tracker_credentials(case: Case) -> Iterator[Said]:
         needed = CREDENTIALS.get(str(tracker), ())
         if needed and not any(os.environ.get(name) for name in needed):
             yield Said(f"report_to: {tracker}, and {needed[0]} is not set", f"export {needed[0]}, or report_to: none")
-
-
-@rule("hub-unused", "info", "a run never uploads by itself")
-def hub_unused(case: Case) -> Iterator[Said]:
-    """Keys about the Hub are set, and a run sends nothing there."""
-    named = [key for key in ("hub_model_id", "hub_strategy") if key in case.recipe.values]
-    if named:
-        yield Said(f"{' and '.join(named)} have no effect: a run uploads nothing", f"drop {' and '.join(named)}")
