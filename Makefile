@@ -29,8 +29,11 @@ override MODEL := $(value MODEL)
 override KEY := $(value KEY)
 override FROM := $(value FROM)
 override WHY := $(value WHY)
+override OVER := $(value OVER)
+override TRIALS := $(value TRIALS)
+override JOBS := $(value JOBS)
 export RECIPE ACCEL GPUS NAME SET RESUME OUT DATA GPU VRAM TRACE FETCH ROWS HTML A B FILE
-export RUN RUNS SPLIT BASE SEEDS INPUT REPO MERGED PUBLIC MODEL KEY FROM WHY
+export RUN RUNS SPLIT BASE SEEDS INPUT REPO MERGED PUBLIC MODEL KEY FROM WHY OVER TRIALS JOBS
 
 PYTHON ?= python3
 # An active environment is used as it is; otherwise one of our own is made.
@@ -43,7 +46,7 @@ OPTIONS = $${ACCEL:+--accel="$$ACCEL"} $${GPUS:+--gpus="$$GPUS"} $${MODEL:+--mod
 PLAN_OPTIONS = $(OPTIONS) $${GPU:+--gpu="$$GPU"}
 RUN_OPTIONS = $(OPTIONS) $${NAME:+--name="$$NAME"} $${RESUME:+--resume} $${SEEDS:+--seeds="$$SEEDS"}
 
-.PHONY: help install list models plan preview fit diff rules rehearse audit train resume evaluate report compare leaderboard merge predict chat push show export pin lint types test check benchmark benchmark-scoring docs
+.PHONY: help install list models plan preview fit diff rules rehearse audit train sweep resume evaluate report compare leaderboard merge predict chat push show export pin lint types test check benchmark benchmark-scoring docs
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -85,6 +88,9 @@ train: $(INSTALLED) ## fine-tune RECIPE into runs/NAME (MODEL=, DATA=, ACCEL=, G
 train-%: override RECIPE = $*
 train-%: $(INSTALLED) ## the same, as make train-high_capacity
 	@$(PROGRAM) train $(RUN_OPTIONS) -- "$$RECIPE"
+
+sweep: $(INSTALLED) ## RECIPE with every value of OVER="learning_rate=1e-4,2e-4 lora_r=16,32", compared (TRIALS=20 by Optuna, JOBS=, OUT=)
+	@$(PROGRAM) sweep --over="$${OVER:?name what to vary: OVER=\"learning_rate=1e-4,2e-4\"}" $${TRIALS:+--trials="$$TRIALS"} $${JOBS:+--jobs="$$JOBS"} $${OUT:+--out="$$OUT"} $${NAME:+--name="$$NAME"} $(OPTIONS) -- "$${RECIPE:?name a recipe: make sweep RECIPE=default}"
 
 resume: $(INSTALLED) ## continue the interrupted run NAME from its newest whole checkpoint
 	@$(PROGRAM) resume -- "$${NAME:?name a run: make resume NAME=my_run}"

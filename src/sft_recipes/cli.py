@@ -71,6 +71,15 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--name", help="the run's name; the recipe's name and the time without it")
     sub.add_argument("--resume", action="store_true", help="continue the run --name, if it is the same recipe")
     sub.add_argument("--seeds", metavar="'N ...'", help="train once for each of these seeds, one after another")
+    text = "Train a recipe with several values, compare them, and write the best as a recipe."
+    sub = with_topology(with_recipe(command("sweep", _sweep, text)))
+    sub.add_argument("--over", required=True, metavar="'KEY=VALUE,VALUE KEY=LOW..HIGH'", help="what is varied")
+    sub.add_argument(
+        "--trials", type=_count, metavar="N", help="let Optuna choose so many; all combinations without it"
+    )
+    sub.add_argument("--jobs", type=_count, metavar="N", help="trials at a time; one for each GPU without it")
+    sub.add_argument("--name", help="the runs are NAME-t000 and so on")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="write the best as this recipe")
     sub = command("resume", _resume, "Continue an interrupted run from its newest whole checkpoint.")
     sub.add_argument("name", metavar="NAME", help="the run's name")
 
@@ -185,6 +194,26 @@ def _train(options: argparse.Namespace) -> int:
             run_name=options.name,
             resume=options.resume,
         )
+    return code
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from sft_recipes import sweep
+
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+        code, facts = sweep.sweep(
+            options.recipe,
+            options.over,
+            trials=options.trials,
+            jobs=options.jobs,
+            accel=options.accel,
+            processes=options.gpus,
+            overrides=_words(options),
+            run_name=options.name,
+            out=options.out,
+        )
+    if options.json:
+        print(json.dumps(facts, indent=2))
     return code
 
 

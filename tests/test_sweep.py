@@ -1,0 +1,196 @@
+"""A sweep: what it goes over, what it refuses before the first trial, and that it goes on, prunes and concludes."""
+
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_recipes import launch, space, sweep
+from sft_recipes import recipe as recipes
+from sft_recipes.errors import InputError
+from sft_recipes.run import Run
+from sft_recipes.space import Choices, Range
+
+
+def test_values_are_read_as_a_recipe_s_are() -> None:
+    found = space.parse(
+        "learning_rate=1e-4,2e-4 lora_r=8,16 lora_target_modules=[q_proj,v_proj],[all-linear] use_rslora=true,false "
+        "optim=adamw_torch,'adamw_torch_fused'"
+    )
+    assert found == {
+        "learning_rate": Choices((1e-4, 2e-4)),
+        "lora_r": Choices((8, 16)),
+        "lora_target_modules": Choices((["q_proj", "v_proj"], ["all-linear"])),
+        "use_rslora": Choices((True, False)),
+        "optim": Choices(("adamw_torch", "adamw_torch_fused")),
+    }
+    assert len(space.grid(found)) == 32
+    assert [values["optim"] for values in space.grid(found)[:3]] == ["adamw_torch", "adamw_torch_fused", "adamw_torch"]
+
+
+@pytest.mark.parametrize(
+    ("text", "whole", "logarithmic"),
+    [("1e-5..1e-3", False, True), ("0.0..0.1", False, False), ("4..64", True, True), ("4..8", True, False)],
+)
+def test_a_range_is_on_the_scale_of_its_ends(text: str, whole: bool, logarithmic: bool) -> None:
+    (found,) = space.parse(f"x={text}").values()
+    assert isinstance(found, Range)
+    assert (found.whole, found.logarithmic) == (whole, logarithmic)
+
+
+@pytest.mark.parametrize(
+    ("over", "wrong"),
+    [
+        ("", "OVER names nothing to vary"),
+        ("lora_r", "'lora_r' is not key=value,value"),
+        ("lora_r=8,16,8", "lora_r has 8 twice; keep one"),
+        ("lora_r=8 lora_r=16", "lora_r appears twice"),
+        ("learning_rate=1e-3..1e-5", "is no range; write two numbers, the smaller first"),
+        ("learning_rate=a..b", "is no range"),
+        ("lora_r=[8", "is not a YAML value"),
+        ("seed=1,2", "a seed is luck and not a setting; train the best with SEEDS"),
+        ("max_length=256,512", "max_length cannot be swept: another value holds out, reads or cuts other rows"),
+        ("learning_rate='1", "No closing quotation"),
+    ],
+)
+def test_what_cannot_be_gone_over_is_refused(over: str, wrong: str) -> None:
+    with pytest.raises(InputError) as refused:
+        space.parse(over)
+    assert len(refused.value.problems) == 1
+    assert wrong in refused.value.problems[0]
+
+
+def test_everything_wrong_is_said_before_the_first_trial(project: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        sweep.sweep(
+            "tiny",
+            "learning_rate=1e-3..1e-2 lora_rank=8 lora_alpha=x,16",
+            overrides=["learning_rate=1e-3"],
+            run_name="a/b",
+            out=Path("best.yaml"),
+        )
+    name, out, endless, twice, alpha, key = refused.value.problems
+    assert "NAME='a/b' is no run name" in name
+    assert "OUT=best.yaml: a recipe lies in recipes/" in out
+    assert "learning_rate is a range, which has no end of values; say how many with TRIALS=20" in endless
+    assert "learning_rate is in SET and in OVER" in twice
+    assert alpha.startswith("OVER: lora_alpha: x is text")
+    assert key.startswith("OVER: ") and "lora_rank" in key and "lora_r" in key
+    assert not Path("runs").exists()
+
+
+def test_a_combination_that_would_not_start_is_named(project: Path) -> None:
+    with pytest.raises(InputError) as refused:
+        sweep.sweep("tiny", "lora_target_modules=[q_proj],[q_porj] global_batch_size=8,9")
+    found = refused.value.problems
+    assert any(
+        each.startswith('lora_target_modules ["q_porj"]') and "matches no linear layer" in each for each in found
+    )
+    assert any("global_batch_size 9" in each and "not reachable" in each for each in found)
+    with pytest.raises(InputError, match="trials are compared by the held-out loss"):
+        never = "eval_strategy=no load_best_model_at_end=false early_stopping_patience=0"
+        sweep.sweep("tiny", "lora_r=4,8", overrides=[never])
+    assert not Path("runs").exists()
+
+
+def test_jobs_share_what_is_there() -> None:
+    assert sweep._device(1, 1, on_cpu=True) == {}
+    assert int(sweep._device(1, 2, on_cpu=True)["OMP_NUM_THREADS"]) == max((os.cpu_count() or 1) // 2, 1)
+
+
+def test_a_gpu_is_given_to_each_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert sweep._device(1, 4, on_cpu=False) == {"CUDA_VISIBLE_DEVICES": "1"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-ab")
+    assert sweep._device(1, 2, on_cpu=False) == {"CUDA_VISIBLE_DEVICES": "GPU-ab"}
+
+
+def interrupt_when(there: Callable[[], bool]) -> None:
+    def wait() -> None:
+        while threading.main_thread().is_alive() and not there():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@pytest.mark.slow
+def test_a_grid_goes_on_where_it_was_stopped_and_its_best_becomes_a_recipe(
+    project: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Stopped as by Ctrl-C in the first of two trials; then both are trained side by side."""
+    asked: dict[str, Any] = {"overrides": ["max_steps=30 logging_steps=5"], "run_name": "grid"}
+    interrupt_when(lambda: Path("runs/grid-t000/log.jsonl").exists())
+    code, facts = sweep.sweep("tiny", "learning_rate=1e-9,1e-2", **asked)
+    assert (code, [each["state"] for each in facts["trials"]]) == (launch.INTERRUPTED, ["interrupted"])
+    assert "the same command goes on with 2 trials" in capfd.readouterr().out
+    first = Run.open("grid-t000")
+    assert first.facts()["status"] == "interrupted"
+    with pytest.raises(InputError, match="was another sweep, with another over; choose another NAME="):
+        sweep.sweep("tiny", "learning_rate=1e-9,1e-3", **asked)
+    with pytest.raises(InputError, match="was another sweep, with another overrides, lora_r; choose"):
+        sweep.sweep("tiny", "learning_rate=1e-9,1e-2", overrides=[*asked["overrides"], "lora_r=4"], run_name="grid")
+
+    out = Path("recipes/best.yaml")
+    code, facts = sweep.sweep("tiny", "learning_rate=1e-9,1e-2", **asked, jobs=2, out=out)
+    said = capfd.readouterr().out
+    assert code == launch.FINISHED, said
+    assert [each["values"]["learning_rate"] for each in facts["trials"]] == [1e-2, 1e-9]
+    assert [each["state"] for each in facts["trials"]] == ["finished", "finished"]
+    assert first.facts()["resumed"] and first.facts()["status"] == "finished"
+    for each in facts["trials"]:
+        run = Run.open(each["run"])
+        assert run.facts()["overrides"]["learning_rate"] == each["values"]["learning_rate"]
+        assert each["eval_loss"] == min(entry["eval_loss"] for entry in run.facts()["measured"]["eval_loss"])
+    assert json.loads(Path("runs/grid.sweep/sweep.json").read_text()) == facts
+    assert "grid-t001: the 1. held-out loss is" in said and "finished   30 steps" not in said
+    assert "finished   30 steps" in Path("runs/grid.sweep/grid-t001.txt").read_text()
+    assert "the lowest of 2 held-out losses flatters itself" in said
+    # As the trial was, and two files tell the whole story.
+    best, trial = (
+        recipes.load("best"),
+        recipes.load("tiny", recipes.parse_overrides("learning_rate=1e-2 max_steps=30 logging_steps=5")),
+    )
+    assert {key: best[key] for key in trial.values} | {"description": ""} == {
+        key: trial[key] for key in trial.values
+    } | {"description": ""}
+    assert best.base is not None and best.base.name == "default"
+    # Everything is there, so nothing is trained again.
+    with pytest.raises(InputError, match=r"recipes/best.yaml exists and is never overwritten"):
+        sweep.sweep("tiny", "learning_rate=1e-9,1e-2", **asked, out=out)
+    began = time.monotonic()
+    assert sweep.sweep("tiny", "learning_rate=1e-9,1e-2", **asked)[1]["trials"] == facts["trials"]
+    assert time.monotonic() - began < 5
+
+
+@pytest.mark.slow
+def test_a_trial_that_is_worse_than_the_others_is_stopped_early(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    """The first trial learns and is finished; the second hardly does, and its run could be resumed."""
+    monkeypatch.setattr(sweep, "BEFORE_PRUNING", 1)
+    monkeypatch.setattr(sweep, "SECONDS", 0.05)
+    steps = "max_steps=100 eval_strategy=steps save_strategy=steps eval_steps=10 save_steps=10"
+    # With this seed Optuna begins with the first value.
+    words = [f"{steps} early_stopping_patience=0 logging_steps=10 seed=44"]
+    code, facts = sweep.sweep("tiny", "learning_rate=1e-2,1e-9,2e-9", trials=2, overrides=words, run_name="study")
+    said = capfd.readouterr().out
+    assert code == launch.FINISHED, said
+    good, bad = facts["trials"]
+    assert (good["state"], good["values"], good["evaluations"]) == ("finished", {"learning_rate": 1e-2}, 10)
+    assert bad["state"] == "pruned" and bad["eval_loss"] > good["eval_loss"]
+    assert bad["evaluations"] < 10 and bad["values"]["learning_rate"] < 1e-8
+    assert "pruned     study-t001: held-out loss" in said
+    run = Run.open("study-t001")
+    assert run.facts()["status"] == "interrupted"
+    assert run.facts()["measured"]["step"] < 100 and not run.adapter.exists()
+    # The same command has nothing left to do.
+    monkeypatch.setattr(sweep.Sweep, "_start", lambda self, trial: pytest.fail("nothing is left to train"))
+    again = sweep.sweep("tiny", "learning_rate=1e-2,1e-9,2e-9", trials=2, overrides=words, run_name="study")
+    assert again == (code, facts)
