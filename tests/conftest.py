@@ -1,5 +1,6 @@
 """One tiny base model and one small project for all tests: real files, real weights, nothing from the network."""
 
+import contextlib
 import json
 import os
 import random
@@ -171,3 +172,24 @@ def merge_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict
             return merge.merge(*arguments, **options)
 
     return merge_here
+
+
+@pytest.fixture
+def scoring_here() -> Callable[[], Any]:
+    """A context in which the work of the scoring process is done in this one, which has torch imported already."""
+    from sft_recipes import scoring, scoring_job
+
+    class Done:
+        def __init__(self, command: list[str], **options: Any) -> None:
+            self.code = scoring.main(Path(command[-1]))
+
+        def wait(self) -> int:
+            return self.code
+
+    @contextlib.contextmanager
+    def scoring_here() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as context:
+            context.setattr(scoring_job.subprocess, "Popen", Done)
+            yield
+
+    return scoring_here

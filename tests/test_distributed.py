@@ -15,6 +15,9 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from sft_recipes.run import Run
+
+pytest_plugins = ["finished"]
 pytestmark = pytest.mark.slow
 
 needs_compiler = pytest.mark.skipif(
@@ -75,7 +78,7 @@ def interrupt(*arguments: str, name: str, at_step: int) -> str:
 )
 def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     on_cpu: Path,
-    train_here: Callable[..., Any],
+    finished: Callable[..., Run],
     monkeypatch: pytest.MonkeyPatch,
     accel: str,
     kind: str,
@@ -92,7 +95,7 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     assert tokenised
 
     # The same global batch on another topology: the same steps, and a loss that differs by rounding only.
-    train_here(name="single", num_train_epochs=2)
+    finished("single", num_train_epochs=2)
     effect, alone = facts("whole")["in_effect"], facts("single")["in_effect"]
     assert effect["run"]["distributed_type"] == kind
     assert (effect["run"]["world_size"], effect["run"]["zero_stage"]) == (2, stage)

@@ -102,8 +102,9 @@ def test_of_several_answers_the_last_is_asked(with_task: Path) -> None:
 
 
 def test_a_run_is_evaluated_with_its_base_and_never_twice(
-    with_task: Path, train_here: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+    with_task: Path, train_here: Callable[..., Run], scoring_here: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """By the real process first."""
     run = train_here(name="one")
     code, path = evaluate.evaluate("one")
     assert (code, path) == (0, run.metrics("test"))
@@ -111,7 +112,8 @@ def test_a_run_is_evaluated_with_its_base_and_never_twice(
     assert list(first["models"]) == ["tuned"]
     tuned = [json.loads(line)["tuned"] for line in run.predictions("test").read_text().splitlines()]
 
-    assert evaluate.evaluate("one", base=True)[0] == 0
+    with scoring_here():
+        assert evaluate.evaluate("one", base=True)[0] == 0
     metrics = json.loads(run.metrics("test").read_text())
     lines = [json.loads(line) for line in run.predictions("test").read_text().splitlines()]
     assert [line["tuned"] for line in lines] == tuned
@@ -134,7 +136,8 @@ def test_a_run_is_evaluated_with_its_base_and_never_twice(
 
     written = (run.directory / ".evaluation-test" / "outputs.jsonl").read_bytes()
     capsys.readouterr()
-    assert evaluate.evaluate("one")[0] == 0
+    with scoring_here():
+        assert evaluate.evaluate("one")[0] == 0
     assert (run.directory / ".evaluation-test" / "outputs.jsonl").read_bytes() == written
     assert sorted(json.loads(run.metrics("test").read_text())["models"]) == ["base", "tuned"]
     assert "verdict" in capsys.readouterr().out
@@ -185,12 +188,13 @@ def test_the_fingerprint_is_of_the_rows_and_of_how_they_are_asked(with_task: Pat
 
 
 def test_generated_answers_are_checked_against_a_schema_and_thought_is_not_the_answer(
-    with_task: Path, train_here: Callable[..., Run]
+    with_task: Path, train_here: Callable[..., Run], scoring_here: Any
 ) -> None:
     train_here(name="one")
     (with_task / "answer.json").write_text('{"type": "object", "required": ["label"]}')
     keys = "task=generation json_schema=answer.json group_column=null max_new_tokens=4"
-    code, path = evaluate.evaluate("one", base=True, overrides=[keys])
+    with scoring_here():
+        code, path = evaluate.evaluate("one", base=True, overrides=[keys])
     assert code == 0 and path is not None
     metrics = json.loads(path.read_text())
     assert (metrics["primary"], metrics["predict_by"], metrics["labels"]) == ("valid_json", "generation", None)

@@ -25,20 +25,11 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def predict_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict[str, Any]]]:
-    """Predict with the work of the other process done in this one, which has torch imported already."""
-    from sft_recipes import scoring
-
-    class Done:
-        def __init__(self, command: list[str], **options: Any) -> None:
-            self.code = scoring.main(Path(command[-1]))
-
-        def wait(self) -> int:
-            return self.code
+def predict_here(scoring_here: Any) -> Callable[..., list[dict[str, Any]]]:
+    """Predict without a process of its own, and give what was predicted."""
 
     def predict_here(*arguments: Any) -> list[dict[str, Any]]:
-        with monkeypatch.context() as context:
-            context.setattr(scoring_job.subprocess, "Popen", Done)
+        with scoring_here():
             code, out = predict.predict(*arguments)
         assert code == 0
         return read(out)

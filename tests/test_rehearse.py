@@ -2,14 +2,17 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import yaml
 
-from sft_recipes import data, launch, recipe, rehearse, tiny, topology
+from sft_recipes import data, launch, process, recipe, rehearse, tiny, topology
 from sft_recipes.errors import InputError
 
 
@@ -213,8 +216,21 @@ def test_four_gpus_are_rehearsed_on_two_processes(project: Path, capfd: pytest.C
     assert "the demo's takes its place" in said
 
 
-@pytest.mark.slow
-def test_a_wrong_target_is_found_under_the_models_own_name(project: Path) -> None:
+def test_a_wrong_target_is_found_under_the_models_own_name(
+    project: Path, train_here: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the one process of the launch finds it, here in this one."""
+
+    start = subprocess.Popen
+
+    def started(command: list[str], **options: Any) -> Any:
+        if "sft_recipes.process" not in command:
+            return start(command, **options)
+        monkeypatch.setattr(sys, "argv", command[-2:])
+        return mock.Mock(returncode=process.main())
+
+    monkeypatch.setattr(launch.subprocess, "Popen", started)
+    job("tiny", "cpu")
     with pytest.raises(InputError, match="q_porj matches no module of model; its linear layers are"):
         rehearse.rehearse("tiny", overrides=["lora_target_modules=[q_porj]"])
     assert not list(Path("runs").iterdir())

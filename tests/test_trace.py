@@ -42,9 +42,11 @@ def validate() -> ModuleType:
 
 def test_the_trace_says_what_a_real_step_holds(validate: ModuleType) -> None:
     """Real tensors of a real SFTTrainer on the CPU, in 4 bit, with checkpointing, within 2 %."""
+    from sft_recipes import fake_step
+
     setup = dataclasses.replace(SETUP, fused_head=False)
     measured = validate.measure_case(TINY, setup)
-    assert trace(TINY, setup)["peak"] == pytest.approx(measured, rel=0.02)
+    assert fake_step.extrapolate(TINY, setup)["peak"] == pytest.approx(measured, rel=0.02)
 
 
 def test_four_layers_tell_of_six() -> None:
@@ -60,8 +62,11 @@ def test_four_layers_tell_of_six() -> None:
 
 def test_static_parts_are_the_formula_s_exactly() -> None:
     """Both count the same weights; the trace rounds every tensor up to an allocator's block."""
+    from sft_recipes import fake_step
+
     setup = dataclasses.replace(SETUP, targets=("q_proj", "v_proj"))
     found = trace(TINY, setup)
+    assert found == fake_step.extrapolate(TINY, setup)
     expected = memory.estimate(models.from_config("tiny", TINY, "here"), setup)
     assert found["adapters"] == expected.adapters
     assert found["gradients"] == expected.gradients
@@ -109,10 +114,12 @@ def test_upstream_s_reason_is_given() -> None:
 
 def test_layers_that_differ_are_not_extrapolated() -> None:
     """A mixture of experts whose last layer is dense."""
+    from sft_recipes import fake_step
+
     mixed = {**TINY, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2}
     mixed |= {"moe_intermediate_size": 64, "mlp_only_layers": [5]}
-    with pytest.raises(InputError, match="not alike"):
-        trace(mixed, dataclasses.replace(SETUP, four_bit=False, targets=("q_proj",)))
+    with pytest.raises(ValueError, match="not alike"):
+        fake_step.extrapolate(mixed, dataclasses.replace(SETUP, four_bit=False, targets=("q_proj",)))
 
 
 def test_models_of_the_validation_have_their_published_sizes(validate: ModuleType) -> None:

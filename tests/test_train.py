@@ -19,6 +19,8 @@ from sft_recipes import train as worker
 from sft_recipes.errors import InputError
 from sft_recipes.run import Run, damage, newest_whole
 
+pytest_plugins = ["finished"]
+
 Train = Callable[..., Run]
 
 
@@ -120,11 +122,11 @@ def test_the_adapter_reloads_in_plain_peft_with_the_same_loss(train_here: Train,
 @pytest.mark.parametrize("adapter_dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("stop_at", [3, 10])
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
-    train_here: Train, monkeypatch: pytest.MonkeyPatch, adapter_dtype: str, stop_at: int
+    train_here: Train, finished: Train, monkeypatch: pytest.MonkeyPatch, adapter_dtype: str, stop_at: int
 ) -> None:
     """Within the first epoch and within the second, with dropout, accumulation and 4-bit weights."""
     settings = {"adapter_dtype": adapter_dtype, "num_train_epochs": 2}
-    whole = train_here(name="whole", **settings)
+    whole = finished("whole", **settings)
     with monkeypatch.context() as context:
         signal_at(stop_at, context)
         run = train_here(name="parts", **settings)
