@@ -332,6 +332,7 @@ def test_every_documented_command_reaches_the_program(checkout: Path, command: s
 
 def test_pages_show_what_the_scripts_write() -> None:
     sys.path.insert(0, str(ROOT / "scripts"))
+    import guide_tables
     import update_pages
 
     directory = Path.cwd()
@@ -339,6 +340,9 @@ def test_pages_show_what_the_scripts_write() -> None:
     try:
         for page in update_pages.PAGES:
             assert update_pages.render(page) == (ROOT / page).read_text(encoding="utf-8"), page
+        rows = guide_tables.reference_rows().read_text(encoding="utf-8").splitlines()
+        tokens = [len(row["prompt"] + row["completion"]) / 4 for row in map(json.loads, rows)]
+        assert abs(sum(tokens) / len(tokens) - guide_tables.MEAN) < 2
         assert update_pages.rules_page() == (ROOT / "docs" / "rules.md").read_text(encoding="utf-8")
     finally:
         os.chdir(directory)

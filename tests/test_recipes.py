@@ -257,9 +257,17 @@ def test_the_adapters_have_the_sizes_that_their_comments_say() -> None:
     def parameters(name: str) -> int:
         return plan.plan(name)["adapter"]["trainable_parameters"]
 
-    # "three times its parameters", and "four times the rank".
+    # "three times its parameters", "four times the rank", "four times the default's steps", "32,768 tokens a step" and
+    # "nearly three times the memory for the base".
     assert round(parameters("all_linear") / parameters("default")) == 3
     assert parameters("high_capacity_all_linear") == 4 * parameters("all_linear")
+    assert load("default")["global_batch_size"] == 4 * load("all_linear")["global_batch_size"]
+    assert load("long_context")["global_batch_size"] * load("long_context")["max_length"] == 32_768
+    base = [
+        parts["quantised"] + parts["unquantised"]
+        for parts in (memory_of(name)["components"] for name in ("lora_bf16", "all_linear"))
+    ]
+    assert 2.5 < base[0] / base[1] < 3
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (*PRESETS, "full_finetune")])
