@@ -160,7 +160,7 @@ class Sweep:
         process = subprocess.Popen(
             [sys.executable, "-m", "sft_recipes", *command],
             env=os.environ | _device(free, self.jobs, on_cpu=self.asked["on_cpu"]),
-            stdout=output,
+            stdout=output or sys.stdout,
             stderr=subprocess.STDOUT if output else None,
             # Ctrl-C reaches it once, through us.
             start_new_session=True,
