@@ -76,9 +76,8 @@ def test_the_base_is_the_same_every_time_and_knows_when_it_is_current(tmp_path: 
 
 
 @pytest.mark.slow
-def test_the_demo_learns_what_its_base_cannot(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`make train RECIPE=demo`, as it is, on all cores; the base is kept for the next run of the tests."""
-    monkeypatch.delenv("OMP_NUM_THREADS")
+def test_the_demo_learns_what_its_base_cannot(project: Path) -> None:
+    """`make train RECIPE=demo`, as it is; the base is kept for the next run of the tests."""
     (ROOT / ".cache" / "demo").mkdir(parents=True, exist_ok=True)
     (project / ".cache" / "demo").symlink_to(ROOT / ".cache" / "demo")
     (project / "data").rename(project / "other")

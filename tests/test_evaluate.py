@@ -209,7 +209,7 @@ def test_generated_answers_are_checked_against_a_schema_and_thought_is_not_the_a
 
 
 def test_what_was_cut_off_is_gone_on_with_by_the_command_that_is_said(
-    with_task: Path, train_here: Callable[..., Run], capsys: pytest.CaptureFixture[str]
+    with_task: Path, train_here: Callable[..., Run], scoring_here: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = train_here(name="one")
     (run.directory / "adapter" / "tokenizer.json").rename(run.directory / "kept")
@@ -218,7 +218,7 @@ def test_what_was_cut_off_is_gone_on_with_by_the_command_that_is_said(
     run.write(facts)
     overrides = ["predict_by=generation max_new_tokens=4"]
     # Wrong input found by the scoring process is a message, and none of its files is taken for a result.
-    with pytest.raises(InputError, match="tokenizer"):
+    with scoring_here(), pytest.raises(InputError, match="tokenizer"):
         evaluate.evaluate("one", overrides=overrides)
     assert not run.metrics("test").exists()
     with pytest.MonkeyPatch.context() as context:

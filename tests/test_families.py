@@ -1,7 +1,9 @@
 """The files of models/, and every family of models through the real trainer: a tiny random model of its architecture,
 with its chat template, trained for a step."""
 
+import copy
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Callable
@@ -335,10 +337,13 @@ def kind_of(family: str) -> Family:
     return next(KINDS[name] for name in sorted(KINDS, key=len, reverse=True) if family.startswith(name))
 
 
+demo_words = functools.cache(demo_base.train_tokenizer)
+
+
 def tiny_base(family: str, directory: Path) -> Path:
     """A tiny random model of the family's architecture, with the demo's words and the family's special tokens."""
     kind = kind_of(family)
-    words = demo_base.train_tokenizer()
+    words = copy.deepcopy(demo_words())
     special = [*kind.stops, *kind.tokens, kind.eos, *([kind.pad] if kind.pad else [])]
     words.add_special_tokens({"extra_special_tokens": list(dict.fromkeys(special))})
     words.eos_token, words.pad_token, words.chat_template = kind.eos, kind.pad, kind.template()

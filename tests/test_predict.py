@@ -38,15 +38,16 @@ def predict_here(scoring_here: Any) -> Callable[..., list[dict[str, Any]]]:
 
 
 def test_rows_keep_their_order_and_columns_and_get_a_class_with_probabilities(
-    finished: Finished, project: Path
+    finished: Finished, project: Path, scoring_here: Any
 ) -> None:
-    """By the real process, with rows that have no answers."""
+    """With rows that have no answers."""
     finished(**FLOAT32)
     rows = [{"id": f"é{n}", **row} for n, row in enumerate(alpaca_rows(12, seed=5))]
     for row in rows:
         row.pop("output")
     write_rows(project / "new.jsonl", rows)
-    code, out = predict.predict("tuned", Path("new.jsonl"))
+    with scoring_here():
+        code, out = predict.predict("tuned", Path("new.jsonl"))
     assert (code, out) == (0, Path("new.predictions.jsonl"))
     predicted = read(out)
     assert [{key: row[key] for key in ("id", "instruction", "input")} for row in predicted] == rows

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import importlib.util
 import json
 import statistics
@@ -74,6 +75,16 @@ def test_static_parts_are_the_formula_s_exactly() -> None:
     assert found["peak"] == found["static"] + found["activations"]
 
 
+@functools.cache
+def traced(**change: Any) -> Any:
+    from sft_recipes import fake_step
+
+    # The head's tile is as large as the whole model where many tokens are supervised.
+    config = {**TINY, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 8192}
+    common = dataclasses.replace(SETUP, supervised_share=0.05, checkpointing=True)
+    return fake_step.step(config, 2, dataclasses.replace(common, **change))
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -92,13 +103,7 @@ def test_static_parts_are_the_formula_s_exactly() -> None:
     ids=str,
 )
 def test_every_choice_is_traced_and_costs_something(change: dict[str, Any]) -> None:
-    from sft_recipes import fake_step
-
-    # The head's tile is as large as the whole model where many tokens are supervised.
-    config = {**TINY, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 8192}
-    common = dataclasses.replace(SETUP, supervised_share=0.05, checkpointing=True)
-    plain = fake_step.step(config, 2, common)
-    assert fake_step.step(config, 2, dataclasses.replace(common, **change)) != plain
+    assert traced(**change) != traced()
 
 
 def test_what_is_not_traced_is_refused_at_once() -> None:
