@@ -63,8 +63,8 @@ def test_a_name_that_is_none_is_refused_once(project: Path) -> None:
 def test_the_command_for_what_is_left_trains_it_as_the_others(project: Path, capsys: pytest.CaptureFixture) -> None:
     """It goes through make and the shell as it was meant."""
     words = ["""train_file='"my rows.jsonl"'""", "learning_rate=1e-3"]
-    given = {"RECIPE": "tiny", "SEEDS": [43, 44], "NAME": None, "ACCEL": "cpu", "GPUS": None}
-    command = seeds.make_train(given, words)
+    given = {"RECIPE": "tiny", "SEEDS": "43 44", "NAME": None, "ACCEL": "cpu", "GPUS": None}
+    command = seeds.make_command("train", given, words)
     target, *variables = shlex.split(command)[1:]
     values = dict(word.split("=", 1) for word in variables)
     assert (target, values.keys()) == ("train", {"RECIPE", "SEEDS", "ACCEL", "SET"})

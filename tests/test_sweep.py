@@ -55,6 +55,11 @@ def test_a_range_is_on_the_scale_of_its_ends(text: str, whole: bool, logarithmic
         ("learning_rate=a..b", "is no range"),
         ("lora_r=[8", "is not a YAML value"),
         ("seed=1,2", "a seed is luck and not a setting; train the best with SEEDS"),
+        (
+            "logging_steps=5,10",
+            "logging_steps cannot be swept: it is none of the keys that act on training alone: adam",
+        ),
+        ("global_batch_size=8..64", "write its values one by one: global_batch_size=8,16,32"),
         ("max_length=256,512", "max_length cannot be swept: another value holds out, reads or cuts other rows"),
         ("learning_rate='1", "No closing quotation"),
     ],
@@ -83,6 +88,15 @@ def test_everything_wrong_is_said_before_the_first_trial(project: Path) -> None:
     assert alpha.startswith("OVER: lora_alpha: x is text")
     assert key.startswith("OVER: ") and "lora_rank" in key and "lora_r" in key
     assert not Path("runs").exists()
+
+
+def test_of_very_many_combinations_each_value_is_looked_at(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(space, "LARGEST", 8)
+    over = "lora_r=1,2,3,4,5 lora_alpha=8,16"
+    looked_at = space.looked_at(space.parse(over))
+    assert len(looked_at) == 6 and {"lora_r": 5, "lora_alpha": 8} in looked_at
+    with pytest.raises(InputError, match="OVER has 10 combinations; let Optuna choose among them with TRIALS=20"):
+        sweep.sweep("tiny", over)
 
 
 def test_a_combination_that_would_not_start_is_named(project: Path) -> None:
@@ -129,7 +143,8 @@ def test_a_grid_goes_on_where_it_was_stopped_and_its_best_becomes_a_recipe(
     interrupt_when(lambda: Path("runs/grid-t000/log.jsonl").exists())
     code, facts = sweep.sweep("tiny", "learning_rate=1e-9,1e-2", **asked)
     assert (code, [each["state"] for each in facts["trials"]]) == (launch.INTERRUPTED, ["interrupted"])
-    assert "the same command goes on with 2 trials" in capfd.readouterr().out
+    again = "make sweep RECIPE=tiny OVER=learning_rate=1e-9,1e-2 NAME=grid SET='max_steps=30 logging_steps=5'"
+    assert f"2 trials: {again}" in capfd.readouterr().out
     first = Run.open("grid-t000")
     assert first.facts()["status"] == "interrupted"
     with pytest.raises(InputError, match="was another sweep, with another over; choose another NAME="):

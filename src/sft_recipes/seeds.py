@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_recipes import launch
@@ -81,8 +81,15 @@ def train_seeds(
         if runs and code != launch.FINISHED:
             say("left", f"first: make resume NAME={runs[-1].name}")
         if left := numbers[len(runs) :] if runs else []:
-            again = {"RECIPE": name, "SEEDS": left, "NAME": run_name, "ACCEL": accel, "GPUS": processes}
-            say("left", make_train(again, overrides))
+            # As the others were trained.
+            again = {
+                "RECIPE": name,
+                "SEEDS": " ".join(map(str, left)),
+                "NAME": run_name,
+                "ACCEL": accel,
+                "GPUS": processes,
+            }
+            say("left", make_command("train", again, overrides))
     if code == launch.FINISHED:
         conclude(runs)
     return code, runs
@@ -114,10 +121,10 @@ def names_taken(stem: str, seeds: Sequence[int]) -> list[str]:
     ]
 
 
-def make_train(variables: dict[str, Any], overrides: Sequence[str]) -> str:
-    """The command that trains the seeds that are left as the others were trained."""
-    variables = {**variables, "SEEDS": " ".join(map(str, variables["SEEDS"])), "SET": " ".join(overrides)}
-    return " ".join(["make train", *(f"{key}={shlex.quote(str(text))}" for key, text in variables.items() if text)])
+def make_command(target: str, variables: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """A make command with the variables that are set, as a shell takes it."""
+    given = {**variables, "SET": " ".join(overrides)}
+    return " ".join([f"make {target}", *(f"{key}={shlex.quote(str(text))}" for key, text in given.items() if text)])
 
 
 def conclude(runs: Sequence[Run]) -> None:

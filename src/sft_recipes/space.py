@@ -15,24 +15,35 @@ from sft_recipes import launch, lint, plan, schema
 from sft_recipes import recipe as recipes
 from sft_recipes.errors import InputError
 
+# The keys that act on training alone, so that the held-out loss, by which trials are compared, stays one measure.
+SWEPT = {
+    *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps"),
+    *("global_batch_size", "per_device_train_batch_size", "train_sampling_strategy", "neftune_noise_alpha"),
+    *("optim", "optim_args", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon"),
+    *("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters"),
+    *("lora_modules_to_save", "use_rslora", "use_dora", "adapter_dtype"),
+    *("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
+}
 _ROWS = "another value holds out, reads or cuts other rows, so the held-out losses of two trials could not be compared"
 _LOSS = "another value is another loss on the same rows, so the held-out losses of two trials could not be compared"
-_MODEL = "the losses of two models are not comparable where their tokens differ; compare runs on test rows"
-_PLACE = "it says where a run is or what is said of it, and changes nothing that is learned"
-# Keys that a sweep does not go over: trials are compared by the held-out loss, which must be the same measure.
+_MODEL = "another model has another loss on the same text, whatever is learned; compare runs on test rows"
+# Why keys are refused that somebody may well want to vary.
 REFUSED = {
     **dict.fromkeys(("seed", "data_seed"), 'a seed is luck and not a setting; train the best with SEEDS="42 43 44"'),
-    **dict.fromkeys(
-        ("train_file", "validation_file", "validation_split_size", "dataset_name", "dataset_config"), _ROWS
-    ),
-    **dict.fromkeys(("dataset_train_split", "dataset_test_split", "data_format", "data_columns"), _ROWS),
+    **dict.fromkeys(("train_file", "validation_file", "validation_split_size", "data_format", "data_columns"), _ROWS),
+    **dict.fromkeys(("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"), _ROWS),
     **dict.fromkeys(("max_length", "truncation_mode", "packing", "packing_strategy", "eval_packing"), _ROWS),
     **dict.fromkeys(("completion_only_loss", "assistant_only_loss", "loss_type", "label_smoothing_factor"), _LOSS),
-    **dict.fromkeys(("per_device_eval_batch_size", "eval_strategy", "eval_steps", "eval_delay"), _LOSS),
-    **dict.fromkeys(("model", "model_name_or_path", "model_revision", "chat_template_path", "eos_token"), _MODEL),
-    **dict.fromkeys(("test_file", "task", "labels", "label_field", "label_pattern", "group_column"), _PLACE),
-    **dict.fromkeys(("extends", "description", "accelerate_config", "report_to", "silence"), _PLACE),
+    **dict.fromkeys(("per_device_eval_batch_size", "router_aux_loss_coef"), _LOSS),
+    **dict.fromkeys(("model", "model_name_or_path", "model_revision", "model_init_kwargs"), _MODEL),
+    **dict.fromkeys(("chat_template_path", "eos_token"), _ROWS),
+    "accelerate_config": "where a recipe runs changes nothing that is learned; choose it with ACCEL=",
 }
+# Their whole numbers must divide one another, so most of a range could not be trained.
+DIVISORS = ("global_batch_size", "per_device_train_batch_size")
+# Each combination is looked at before the first trial, which takes a twentieth of a second; of more than these, each
+# value is, beside the first of the others.
+LARGEST = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +102,11 @@ def parse(over: str) -> Space:
             )
         elif key in found:
             problems.append(f"OVER: {key} appears twice; keep one")
-        elif key in REFUSED:
-            problems.append(f"OVER: {key} cannot be swept: {REFUSED[key]}")
+        elif (key in schema.known() and key not in SWEPT) or key in REFUSED:
+            why = REFUSED.get(key, f"it is none of the keys that act on training alone: {', '.join(sorted(SWEPT))}")
+            problems.append(f"OVER: {key} cannot be swept: {why}")
+        elif key in DIVISORS and ".." in text:
+            problems.append(f"OVER: {key} has to divide, or be divided; write its values one by one: {key}=8,16,32")
         else:
             try:
                 found[key] = _values(key, text)
@@ -150,6 +164,19 @@ def said(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key} {schema.as_yaml(value)}" for key, value in values.items())
 
 
+def size(space: Space) -> int:
+    """The number of combinations, of ranges with their ends alone."""
+    return math.prod(len(each.ends) for each in space.values())
+
+
+def looked_at(space: Space) -> list[dict[str, Any]]:
+    """The combinations that are checked before the first trial."""
+    if size(space) <= LARGEST:
+        return grid(space)
+    first = {key: each.ends[0] for key, each in space.items()}
+    return [first, *(first | {key: value} for key, each in space.items() for value in each.ends[1:])]
+
+
 def grid(space: Space) -> list[dict[str, Any]]:
     """Every combination, of ranges with their ends alone; the last key changes fastest."""
     return [
@@ -167,7 +194,7 @@ def check(
     """
     given = recipes.parse_overrides(overrides)
     problems = [f"{key} is in SET and in OVER; keep one" for key in space if key in given]
-    corners, loaded = grid(space), []
+    corners, loaded = looked_at(space), []
     for values in corners:
         try:
             swept = recipes.parse_overrides(words(values))

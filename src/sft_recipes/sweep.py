@@ -31,6 +31,10 @@ from sft_recipes.terminal import count, duration, say
 SCHEMA = 1
 # Trials that have to be finished before another is stopped for being worse than their median.
 BEFORE_PRUNING = 4
+# With another length of training the same evaluation comes at another learning rate, which is no reason to stop.
+LENGTHS = ("num_train_epochs", "max_steps", "global_batch_size", "per_device_train_batch_size")
+# The best that are compared on test rows: corrected for all pairs of many, no difference would show.
+COMPARED = 5
 SECONDS = 0.5
 
 
@@ -86,9 +90,14 @@ class Sweep:
         return study
 
     @property
+    def prunes(self) -> bool:
+        """Whether a trial may be stopped for its held-out loss."""
+        return self.trials is not None and not any(key in LENGTHS for key in self.space)
+
+    @property
     def number(self) -> int:
         """How many trials there are to be."""
-        return self.trials or len(space.grid(self.space))
+        return self.trials or space.size(self.space)
 
     def values(self, trial: Any) -> dict[str, Any]:
         """What a trial sets."""
@@ -178,7 +187,7 @@ class Sweep:
             each.trial.report(loss, each.evaluations)
             if self.jobs > 1:
                 say("evaluation", f"{each.run.name}: the {each.evaluations}. held-out loss is {loss:.4f}")
-        if new and self.trials is not None and not ended and not each.pruned and each.trial.should_prune():
+        if new and self.prunes and not ended and not each.pruned and each.trial.should_prune():
             each.pruned = True
             say("pruned", f"{each.run.name}: held-out loss {losses[-1]:.4f} is above the median at this point")
             each.run.stop.touch()
@@ -253,8 +262,8 @@ def sweep(
         out: a file in recipes/ to write the best as.
 
     Returns:
-        The exit code (0 all trials have ended and one finished, 1 none finished, 3 stopped, and the same command goes
-        on) and what sweep.json holds.
+        The exit code (0 all trials have ended, 1 one of them failed, 3 stopped, and the same command goes on) and what
+        sweep.json holds.
 
     Raises:
         InputError: With everything that is wrong, before the first trial.
@@ -262,10 +271,12 @@ def sweep(
     stem = run_name or f"{name}-sweep"
     wanted = space.parse(over)
     ranges = [key for key, each in wanted.items() if not isinstance(each, Choices)]
-    if trials is not None and not ranges and trials >= len(space.grid(wanted)):
+    if trials is not None and not ranges and trials >= space.size(wanted):
         trials = None
     problems = [] if recipes.NAME.fullmatch(f"{stem}.sweep") else [f"NAME={stem!r} is no run name"]
     problems += _no_recipe(out)
+    if trials is None and space.size(wanted) > space.LARGEST:
+        problems.append(f"OVER has {space.size(wanted):,} combinations; let Optuna choose among them with TRIALS=20")
     if trials is None and ranges:
         problems.append(
             f"OVER: {', '.join(ranges)} is a range, which has no end of values; say how many with TRIALS=20"
@@ -404,7 +415,8 @@ def _same_as_before(mine: Sweep) -> None:
 
 
 def _how(mine: Sweep) -> str:
-    text = "every combination" if mine.trials is None else "chosen by Optuna, the worse half stopped early"
+    text = "every combination" if mine.trials is None else "chosen by Optuna"
+    text += ", those worse than the median stopped early" if mine.prunes else ""
     return text + (f", {mine.jobs} at a time" if mine.jobs > 1 else "")
 
 
@@ -420,13 +432,13 @@ def _concluded(mine: Sweep, facts: dict[str, Any], code: int, out: Path | None) 
         time_taken = f", {duration(each['seconds'])}" if each["seconds"] else ""
         say(each["state"], f"{each['run']}: {loss}{space.said(each['values'])}{time_taken}")
     if code == launch.INTERRUPTED:
-        say("left", f"the same command goes on with {count(mine.number - _ended(facts), 'trial')}")
+        say("left", f"{count(mine.number - _ended(facts), 'trial')}: {_again(mine, out)}")
         return code
     done = [each for each in facts["trials"] if each["state"] == "finished"]
     if not done:
         print("error: no trial finished; the runs say why", file=sys.stderr)
         return launch.FAILED
-    runs = list(dict.fromkeys(each["run"] for each in done))
+    runs = list(dict.fromkeys(each["run"] for each in done))[:COMPARED]
     if all((RUNS / run / "metrics.json").is_file() for run in runs):
         seeds.conclude([Run.open(run) for run in runs])
     else:
@@ -435,7 +447,7 @@ def _concluded(mine: Sweep, facts: dict[str, Any], code: int, out: Path | None) 
     say(
         "best",
         f"{best['run']}: {space.said(best['values'])}\n"
-        f"the lowest of {count(len(runs), 'held-out loss')} flatters itself; rows that chose it cannot judge it",
+        f"the lowest of {count(len(done), 'held-out loss')} flatters itself; rows that chose it cannot judge it",
     )
     if out is not None:
         write_recipe(mine, best, out)
@@ -443,7 +455,15 @@ def _concluded(mine: Sweep, facts: dict[str, Any], code: int, out: Path | None) 
     name = out.stem if out else mine.asked["recipe"]
     sets = "" if out else f" SET={shlex.quote(' '.join([*mine.asked['overrides'], *space.words(best['values'])]))}"
     say("next", f'make train RECIPE={name}{sets} SEEDS="42 43 44"')
-    return launch.FINISHED
+    return launch.FAILED if any(each["state"] == "failed" for each in facts["trials"]) else launch.FINISHED
+
+
+def _again(mine: Sweep, out: Path | None) -> str:
+    """The command that goes on."""
+    asked = mine.asked
+    given = {"RECIPE": asked["recipe"], "OVER": asked["over"], "TRIALS": mine.trials, "NAME": mine.stem}
+    given |= {"ACCEL": asked["accel"], "GPUS": asked["processes"], "JOBS": mine.jobs if mine.jobs > 1 else None}
+    return seeds.make_command("sweep", given | {"OUT": out}, asked["overrides"])
 
 
 def _ended(facts: dict[str, Any]) -> int:
