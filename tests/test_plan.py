@@ -171,3 +171,10 @@ def test_a_visible_gpu_without_figures_is_not_taken_for_another(
     assert figures["gpu"] is None and figures["memory"]["fits"] is None
     assert "no figures for this machine's GPU" in page(figures)
     assert plan.plan("default", gpu="h200")["gpu"]["name"] == "h200"
+
+
+def test_a_length_that_no_answer_fits_into_is_a_finding(project: Path) -> None:
+    figures = plan.plan("tiny", overrides=["max_length=4"])
+    assert "every-answer-lost" in [each["rule"] for each in figures["findings"] if each["severity"] == "blocking"]
+    assert figures["schedule"] is None and figures["time"] is None
+    assert "every-answer-lost" in page(figures)

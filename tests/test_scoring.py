@@ -3,8 +3,10 @@
 import contextlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -543,7 +545,20 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(qlora: Path, tmp
 def test_the_process_does_the_same_and_says_nothing(qlora: Path, tmp_path: Path) -> None:
     here, apart = Scratch(tmp_path / "here", qlora), Scratch(tmp_path / "apart", qlora)
     assert here.run() == 0
-    command = [sys.executable, "-m", "sft_recipes.scoring", str(apart.directory)]
+    command = [sys.executable, "-m", "sft_recipes.scoring_process", str(apart.directory)]
     done = subprocess.run(command, env=quiet_environment(on_cpu=True), capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert apart.outputs() == here.outputs()
+
+
+@pytest.mark.slow
+def test_a_stop_while_the_libraries_are_imported_says_nothing(qlora: Path, tmp_path: Path) -> None:
+    job = Scratch(tmp_path / "job", qlora)
+    command = [sys.executable, "-m", "sft_recipes.scoring_process", str(job.directory)]
+    process = subprocess.Popen(command, env=quiet_environment(on_cpu=True), stderr=subprocess.PIPE, text=True)
+    # torch is being loaded, which is the first half of the imports.
+    while process.poll() is None and "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert (process.returncode, said) == (-signal.SIGINT, "")

@@ -36,10 +36,16 @@ def test_values_are_read_as_a_recipe_s_are() -> None:
 
 @pytest.mark.parametrize(
     ("text", "whole", "logarithmic"),
-    [("1e-5..1e-3", False, True), ("0.0..0.1", False, False), ("4..64", True, True), ("4..8", True, False)],
+    [
+        ("learning_rate=1e-5..1e-3", False, True),
+        ("lora_dropout=0.0..0.1", False, False),
+        ("weight_decay=0..1", False, False),
+        ("lora_r=4..64", True, True),
+        ("lora_r=4..8", True, False),
+    ],
 )
 def test_a_range_is_on_the_scale_of_its_ends(text: str, whole: bool, logarithmic: bool) -> None:
-    (found,) = space.parse(f"x={text}").values()
+    (found,) = space.parse(text).values()
     assert isinstance(found, Range)
     assert (found.whole, found.logarithmic) == (whole, logarithmic)
 
@@ -60,6 +66,8 @@ def test_a_range_is_on_the_scale_of_its_ends(text: str, whole: bool, logarithmic
             "logging_steps cannot be swept: it is none of the keys that act on training alone: adam",
         ),
         ("global_batch_size=8..64", "write its values one by one: global_batch_size=8,16,32"),
+        ("warmup_steps=0.01..10", "would mean two things: below 1 it is a share, and above a number of steps"),
+        ("max_steps=-1..100", "steps begin at 1"),
         ("max_length=256,512", "max_length cannot be swept: another value holds out, reads or cuts other rows"),
         ("learning_rate='1", "No closing quotation"),
     ],
@@ -110,6 +118,10 @@ def test_a_combination_that_would_not_start_is_named(project: Path) -> None:
     with pytest.raises(InputError, match="trials are compared by the held-out loss"):
         never = "eval_strategy=no load_best_model_at_end=false early_stopping_patience=0"
         sweep.sweep("tiny", "lora_r=4,8", overrides=[never])
+    with pytest.raises(
+        InputError, match="keeps the best weights by eval_mean_token_accuracy, and trials are compared"
+    ):
+        sweep.sweep("tiny", "lora_r=4,8", overrides=["metric_for_best_model=eval_mean_token_accuracy"])
     assert not Path("runs").exists()
 
 
@@ -123,6 +135,37 @@ def test_a_gpu_is_given_to_each_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sweep._device(1, 4, on_cpu=False) == {"CUDA_VISIBLE_DEVICES": "1"}
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,GPU-ab")
     assert sweep._device(1, 2, on_cpu=False) == {"CUDA_VISIBLE_DEVICES": "GPU-ab"}
+
+
+@pytest.mark.parametrize(
+    ("facts", "code", "state", "stops"),
+    [
+        ({"status": "failed", "error": "OSError: no space left on device"}, 1, "FAIL", True),
+        ({"status": "failed", "error": "FloatingPointError: loss is nan"}, 1, "FAIL", False),
+        ({"status": "interrupted"}, 3, "RUNNING", True),
+        ({"status": "finished"}, 3, "RUNNING", True),
+        ({"status": "finished"}, 1, "COMPLETE", False),
+    ],
+    ids=["first fails", "diverged", "interrupted", "evaluation interrupted", "evaluation failed"],
+)
+def test_how_a_trial_ended_is_written_down(
+    project: Path, facts: dict[str, Any], code: int, state: str, stops: bool
+) -> None:
+    asked = {"recipe": "tiny", "over": "lora_r=4,8", "seed": 42}
+    (Path("runs") / "s.sweep").mkdir(parents=True)
+    tried = sweep.Sweep(Path("runs") / "s.sweep", asked, None, 1)
+    trial = next(tried._left())
+    assert tried.values(trial) == {"lora_r": 4}
+    run = Run.create("s-t000", "tiny")
+    run.write(facts)
+    run.recipe.write_text("load_best_model_at_end: true\n")
+    entries = [{"step": step, "eval_loss": loss} for step, loss in ((0, 0.1), (4, 2.0), (8, 3.0))]
+    run.log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    tried._told(trial, run, code)
+    found = tried.study.trials[0]
+    assert (found.state.name, bool(tried.stopping)) == (state, stops)
+    assert found.value == (2.0 if state == "COMPLETE" else None)
+    assert (Path("runs") / "s.sweep" / "sweep.json").is_file()
 
 
 def interrupt_when(there: Callable[[], bool]) -> None:

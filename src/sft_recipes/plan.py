@@ -130,7 +130,7 @@ def case_of(
     case = Case(recipe, chosen, tuple(visible), card, model, counted)
     try:
         # Rows that lose their whole answer are left out, and packed rows are fewer.
-        number = at_length(case)["train"]["steps_rows"] if counted else 0
+        number = at_length(case)["train"].get("steps_rows", 0) if counted else 0
         return dataclasses.replace(case, schedule=schedule.schedule(recipe, chosen, number) if number else None)
     except InputError:
         # The batch cannot be reached on this topology, which a rule says.

@@ -1,8 +1,8 @@
 """The base and the tuned model on the same rows: how likely each answer is, or what they generate.
 
-The one module of evaluation that needs torch, as a process: `python -m sft_recipes.scoring WORKDIR` reads `job.json`
-and `rows.jsonl`, appends to `outputs.jsonl`, so that an interrupted evaluation goes on where it stopped, and ends with
-`measured.json`, or with `answer.json` for what is wrong with the input.
+The one module of evaluation that needs torch, as a process: `python -m sft_recipes.scoring_process WORKDIR` reads
+`job.json` and `rows.jsonl`, appends to `outputs.jsonl`, so that an interrupted evaluation goes on where it stopped,
+and ends with `measured.json`, or with `answer.json` for what is wrong with the input.
 """
 
 import contextlib
@@ -16,12 +16,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from sft_recipes.process import quiet
-
-if __name__ == "__main__":
-    # Before the imports below, which speak.
-    quiet()
 
 import bitsandbytes as bnb
 import torch
@@ -274,7 +268,3 @@ def main(workdir: Path) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -67,7 +68,7 @@ def score(work: Path, models: Sequence[str], lock: int) -> int:
     write_whole(work / "job.json", json.dumps(job, indent=1))
     answer = work / "answer.json"
     answer.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "sft_recipes.scoring", str(work)]
+    command = [sys.executable, "-m", "sft_recipes.scoring_process", str(work)]
     process = subprocess.Popen(command, env=quiet_environment(on_cpu=job["on_cpu"]), pass_fds=(lock,))
     try:
         code = process.wait()
@@ -76,4 +77,4 @@ def score(work: Path, models: Sequence[str], lock: int) -> int:
         return 3
     if answer.is_file():
         raise InputError(*json.loads(answer.read_text(encoding="utf-8"))["problems"])
-    return code if code in (0, 3) else 1
+    return 3 if code == -signal.SIGINT else code if code in (0, 3) else 1

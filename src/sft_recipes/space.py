@@ -126,6 +126,12 @@ def _values(key: str, text: str) -> Choices | Range:
         numbers = [end for end in ends if isinstance(end, int | float) and not isinstance(end, bool)]
         if len(numbers) < 2 or not all(map(math.isfinite, numbers)) or numbers[0] >= numbers[1]:
             raise InputError(f"OVER: {key}={text} is no range; write two numbers, the smaller first: {key}=1e-5..1e-3")
+        if (key == "max_steps" and numbers[0] < 1) or (key == "warmup_steps" and numbers[0] < 1 < numbers[1]):
+            what = "steps begin at 1" if key == "max_steps" else "below 1 it is a share, and above a number of steps"
+            raise InputError(f"OVER: {key}={text} would mean two things: {what}; write a range on one side")
+        # 0..1 of a number that need not be whole is all between.
+        if "float" in schema.known()[key]["types"]:
+            numbers = [float(number) for number in numbers]
         return Range(*numbers)
     values = [_value(key, part) for part in _parts(text)]
     twice = [value for n, value in enumerate(values) if value in values[:n]]
@@ -208,6 +214,12 @@ def check(
         raise InputError(*problems)
     if loaded[0]["eval_strategy"] == "no":
         problems.append(f"{name} has eval_strategy: no, and trials are compared by the held-out loss; set it to steps")
+    metric = loaded[0]["metric_for_best_model"]
+    if loaded[0]["load_best_model_at_end"] and metric not in (None, "loss", "eval_loss"):
+        problems.append(
+            f"{name} keeps the best weights by {metric}, and trials are compared by the held-out loss; set "
+            "metric_for_best_model: eval_loss and greater_is_better: false"
+        )
     job = launch.check(name, accel=accel, processes=processes, overrides=[*overrides, *words(corners[0])])
     for values, recipe in zip(corners, loaded, strict=True):
         found = lint.findings(plan.case_of(recipe, job.topology, job.gpus, job.prepared))

@@ -5,6 +5,7 @@ held-out loss is above the median of the others'. What was tried lies in an SQLi
 same command goes on where it stopped.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -31,6 +32,8 @@ from sft_recipes.terminal import count, duration, say
 SCHEMA = 1
 # Trials that have to be finished before another is stopped for being worse than their median.
 BEFORE_PRUNING = 4
+# The share of its steps that every trial is given: warm-up, and the slow start of a small learning rate.
+CHANCE = 0.25
 # With another length of training the same evaluation comes at another learning rate, which is no reason to stop.
 LENGTHS = ("num_train_epochs", "max_steps", "global_batch_size", "per_device_train_batch_size")
 # The best that are compared on test rows: corrected for all pairs of many, no difference would show.
@@ -61,6 +64,7 @@ class Sweep:
         self.stem = directory.name.removesuffix(".sweep")
         self.active: list[Active] = []
         self.stopping = 0
+        self.broken = False
 
     @functools.cached_property
     def study(self) -> Any:
@@ -107,7 +111,7 @@ class Sweep:
         }
 
     def run(self) -> int:
-        """Train what is left; 3 if it was stopped before the end, 0 otherwise."""
+        """Train what is left: 0 when it has ended, 3 if it was stopped, 1 if the first trial failed."""
         handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             left = self._left()
@@ -115,7 +119,7 @@ class Sweep:
                 while not self.stopping and len(self.active) < self.jobs and (trial := next(left, None)):
                     self._start(trial)
                 if not self.active:
-                    return launch.INTERRUPTED if self.stopping else launch.FINISHED
+                    return launch.FAILED if self.broken else launch.INTERRUPTED if self.stopping else launch.FINISHED
                 time.sleep(SECONDS)
                 for each in [*self.active]:
                     self._watch(each)
@@ -126,8 +130,9 @@ class Sweep:
     def _ask(self, number: int, frame: object) -> None:
         self.stopping += 1
         for each in self.active:
-            # The first time it saves and stops, the second time it stops at once.
-            each.process.send_signal(signal.SIGINT)
+            # The first time it saves and stops, the second time it stops at once; a scoring process keeps what it has.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(each.process.pid, signal.SIGINT)
 
     def _left(self) -> Iterator[Any]:
         """The trials to train: first those that were interrupted, then new ones."""
@@ -153,11 +158,13 @@ class Sweep:
         say("trial", f"{trial.number + 1} of {self.number}: {space.said(values)}, in {run.directory}")
         free = next(n for n in range(self.jobs) if n not in {each.device for each in self.active})
         if (run.directory / "run.json").is_file():
-            if run.facts()["status"] == "finished":
-                # It had ended when this program was stopped.
-                self._told(trial, run, 0)
-                return
             command = ["resume", "--", run.name]
+            if (facts := run.facts())["status"] == "finished":
+                if facts["own"].get("task") is None or run.metrics("test").is_file():
+                    # It had ended when this program was stopped.
+                    self._told(trial, run, launch.FINISHED)
+                    return
+                command = ["evaluate", "--base", "--", run.name]
         else:
             command = ["train", "--name", run.name]
             for option, value in (("--accel", self.asked["accel"]), ("--gpus", self.asked["processes"])):
@@ -182,14 +189,14 @@ class Sweep:
         ended = each.process.poll() is not None
         losses = held_out(each.run)
         new = losses[each.evaluations :]
-        for loss in new:
+        for _, loss in new:
             each.evaluations += 1
             each.trial.report(loss, each.evaluations)
             if self.jobs > 1:
                 say("evaluation", f"{each.run.name}: the {each.evaluations}. held-out loss is {loss:.4f}")
-        if new and self.prunes and not ended and not each.pruned and each.trial.should_prune():
+        if new and self.prunes and not ended and not each.pruned and self._worse(each, step=new[-1][0]):
             each.pruned = True
-            say("pruned", f"{each.run.name}: held-out loss {losses[-1]:.4f} is above the median at this point")
+            say("pruned", f"{each.run.name}: held-out loss {new[-1][1]:.4f} is above the median at this point")
             each.run.stop.touch()
         if ended:
             self.active.remove(each)
@@ -197,12 +204,20 @@ class Sweep:
                 each.output.close()
             self._told(each.trial, each.run, each.process.returncode, pruned=each.pruned)
 
+    def _worse(self, each: Active, step: int) -> bool:
+        """Whether a trial has been given its chance, and is above the median of the others."""
+        steps = each.run.facts()["in_effect"]["run"]["max_steps"]
+        return step >= CHANCE * steps and each.trial.should_prune()
+
     def _told(self, trial: Any, run: Run, code: int, *, pruned: bool = False) -> None:
         """Write down how a trial ended; one that was interrupted stays open."""
         from optuna.trial import TrialState
 
         status = run.facts()["status"] if (run.directory / "run.json").is_file() else "refused"
-        if status == "finished" and (losses := held_out(run)):
+        if status == "finished" and code == launch.INTERRUPTED:
+            # In its evaluation, which goes on with what it has.
+            self.stopping = max(self.stopping, 1)
+        elif status == "finished" and (losses := [loss for _, loss in held_out(run)]):
             self.study.tell(trial, kept(run, losses))
             if code != launch.FINISHED:
                 say("trial", f"{run.name} was trained; what follows a training ended with code {code}")
@@ -212,6 +227,11 @@ class Sweep:
             self.stopping = max(self.stopping, 1)
         else:
             self.study.tell(trial, state=TrialState.FAIL)
+            error = (run.facts().get("error") or "") if status == "failed" else ""
+            states = {each.state for each in self.study.trials}
+            if not error.startswith("FloatingPointError") and TrialState.COMPLETE not in states:
+                say("trial", f"{run.name} failed before any has a result, and others may fail as it did; stopping")
+                self.broken, self.stopping = True, max(self.stopping, 1)
         self.write()
 
     def facts(self) -> dict[str, Any]:
@@ -305,21 +325,23 @@ def sweep(
     _same_as_before(mine)
     launch.build_demo_base(job.recipe)
     say("sweep", f"{name}: {count(mine.number, 'trial')} over {over}, {_how(mine)}; {mine.directory}")
-    mine.write()
-    code = mine.run()
-    mine.write()
+    mine.directory.mkdir(parents=True, exist_ok=True)
+    with Run(mine.directory).locked():
+        mine.write()
+        code = mine.run()
+        mine.write()
     facts = mine.facts()
     return _concluded(mine, facts, code, out), facts
 
 
-def held_out(run: Run) -> list[float]:
-    """The held-out losses of a run so far, one an evaluation; that before the first step is none of training's."""
+def held_out(run: Run) -> list[tuple[int, float]]:
+    """The held-out losses of a run so far with their steps; that before the first step is none of training's."""
     if not run.log.is_file():
         return []
     # A line that is being written is read the next time.
     lines = [line for line in run.log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
     found = [json.loads(line) for line in lines]
-    return [entry["eval_loss"] for entry in found if "eval_loss" in entry and entry["step"] > 0]
+    return [(entry["step"], entry["eval_loss"]) for entry in found if "eval_loss" in entry and entry["step"] > 0]
 
 
 def kept(run: Run, losses: Sequence[float]) -> float:
@@ -431,7 +453,7 @@ def _concluded(mine: Sweep, facts: dict[str, Any], code: int, out: Path | None) 
         loss = "" if each["eval_loss"] is None else f"held-out loss {each['eval_loss']:.4f}, "
         time_taken = f", {duration(each['seconds'])}" if each["seconds"] else ""
         say(each["state"], f"{each['run']}: {loss}{space.said(each['values'])}{time_taken}")
-    if code == launch.INTERRUPTED:
+    if code != launch.FINISHED:
         say("left", f"{count(mine.number - _ended(facts), 'trial')}: {_again(mine, out)}")
         return code
     done = [each for each in facts["trials"] if each["state"] == "finished"]
