@@ -82,16 +82,12 @@ class Range:
 Space = dict[str, Choices | Range]
 
 
-def parse(over: str) -> Space:
-    """The keys of OVER with their choices or ranges, in the order written.
-
-    Raises:
-        InputError: With everything that is no `key=value,value` or `key=low..high`.
-    """
+def parse(over: str) -> tuple[Space, list[str]]:
+    """The keys of OVER with their choices or ranges, in the order written, and what is wrong with the others."""
     try:
         words = shlex.split(over)
     except ValueError as error:
-        raise InputError(f'OVER: {error}; write OVER="learning_rate=1e-4,2e-4 lora_r=16,32"') from None
+        return {}, [f'OVER: {error}; write OVER="learning_rate=1e-4,2e-4 lora_r=16,32"']
     found: Space = {}
     problems = []
     for word in words:
@@ -102,7 +98,9 @@ def parse(over: str) -> Space:
             )
         elif key in found:
             problems.append(f"OVER: {key} appears twice; keep one")
-        elif (key in schema.known() and key not in SWEPT) or key in REFUSED:
+        elif key not in schema.known() and key not in REFUSED:
+            problems.append(f"OVER: {schema.problem(key, text)}")
+        elif key not in SWEPT:
             why = REFUSED.get(key, f"it is none of the keys that act on training alone: {', '.join(sorted(SWEPT))}")
             problems.append(f"OVER: {key} cannot be swept: {why}")
         elif key in DIVISORS and ".." in text:
@@ -114,9 +112,7 @@ def parse(over: str) -> Space:
                 problems += error.problems
     if not words:
         problems.append('OVER names nothing to vary; write OVER="learning_rate=1e-4,2e-4 lora_r=16,32"')
-    if problems:
-        raise InputError(*problems)
-    return found
+    return found, problems
 
 
 def _values(key: str, text: str) -> Choices | Range:

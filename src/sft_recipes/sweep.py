@@ -60,7 +60,7 @@ class Sweep:
 
     def __init__(self, directory: Path, asked: dict[str, Any], trials: int | None, jobs: int) -> None:
         self.directory, self.asked, self.trials, self.jobs = directory, asked, trials, jobs
-        self.space: Space = space.parse(asked["over"])
+        self.space: Space = space.parse(asked["over"])[0]
         self.stem = directory.name.removesuffix(".sweep")
         self.active: list[Active] = []
         self.stopping = 0
@@ -289,11 +289,11 @@ def sweep(
         InputError: With everything that is wrong, before the first trial.
     """
     stem = run_name or f"{name}-sweep"
-    wanted = space.parse(over)
+    wanted, problems = space.parse(over)
     ranges = [key for key, each in wanted.items() if not isinstance(each, Choices)]
     if trials is not None and not ranges and trials >= space.size(wanted):
         trials = None
-    problems = [] if recipes.NAME.fullmatch(f"{stem}.sweep") else [f"NAME={stem!r} is no run name"]
+    problems += [] if recipes.NAME.fullmatch(f"{stem}.sweep") else [f"NAME={stem!r} is no run name"]
     problems += _no_recipe(out)
     if trials is None and space.size(wanted) > space.LARGEST:
         problems.append(f"OVER has {space.size(wanted):,} combinations; let Optuna choose among them with TRIALS=20")
