@@ -234,9 +234,9 @@ def test_a_trial_that_is_worse_than_the_others_is_stopped_early(
     """The first trial learns and is finished; the second hardly does, and its run could be resumed."""
     monkeypatch.setattr(sweep, "BEFORE_PRUNING", 1)
     monkeypatch.setattr(sweep, "SECONDS", 0.05)
-    steps = "max_steps=100 eval_strategy=steps save_strategy=steps eval_steps=10 save_steps=10"
+    steps = "max_steps=40 eval_strategy=steps save_strategy=steps eval_steps=4 save_steps=4"
     # With this seed Optuna begins with the first value.
-    words = [f"{steps} early_stopping_patience=0 logging_steps=10 seed=44"]
+    words = [f"{steps} early_stopping_patience=0 logging_steps=4 seed=44"]
     code, facts = sweep.sweep("tiny", "learning_rate=1e-2,1e-9,2e-9", trials=2, overrides=words, run_name="study")
     said = capfd.readouterr().out
     assert code == launch.FINISHED, said
@@ -247,7 +247,7 @@ def test_a_trial_that_is_worse_than_the_others_is_stopped_early(
     assert "pruned     study-t001: held-out loss" in said
     run = Run.open("study-t001")
     assert run.facts()["status"] == "interrupted"
-    assert run.facts()["measured"]["step"] < 100 and not run.adapter.exists()
+    assert run.facts()["measured"]["step"] < 40 and not run.adapter.exists()
     # The same command has nothing left to do.
     monkeypatch.setattr(sweep.Sweep, "_start", lambda self, trial: pytest.fail("nothing is left to train"))
     again = sweep.sweep("tiny", "learning_rate=1e-2,1e-9,2e-9", trials=2, overrides=words, run_name="study")
