@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 import pytest
+import safetensors.torch
 import yaml
 
 from sft_recipes import data, launch, process, recipe, rehearse, tiny, topology
@@ -214,6 +215,22 @@ def test_four_gpus_are_rehearsed_on_two_processes(project: Path, capfd: pytest.C
     assert facts["in_effect"]["base"]["four_bit_layers"] == 14
     assert "with a tiny random model of the kind of Qwen/Qwen3-8B" in said
     assert "the demo's takes its place" in said
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed builds its CPU operations with a C++ compiler")
+def test_all_weights_are_rehearsed_in_parts(project: Path, capfd: pytest.CaptureFixture) -> None:
+    """Full fine-tuning on its own topology, ZeRO-3, whose model is gathered when it is saved."""
+    code, run = rehearse.rehearse("full_finetune", run_name="whole")
+    facts, said = run.facts(), capfd.readouterr().out
+    assert code == 0, said
+    effect = facts["in_effect"]
+    assert (effect["run"]["world_size"], effect["run"]["zero_stage"]) == (2, 3)
+    assert (effect["adapter"]["modules"], effect["base"]["four_bit_layers"]) == ({}, 0)
+    assert effect["adapter"]["trainable_parameters"] == effect["base"]["parameters"]
+    assert "checkpoint-3 and the model" in said
+    saved = safetensors.torch.load_file(run.adapter / "model.safetensors")
+    assert sum(tensor.numel() for tensor in saved.values()) >= effect["base"]["parameters"]
 
 
 def test_a_wrong_target_is_found_under_the_models_own_name(
