@@ -305,7 +305,8 @@ def write_new(name: str, base: str, directory: Path = RECIPES) -> Path:
         if "extends" in read(_find(base, directory))
         else []
     )
-    text = "\n".join([*(variant or [f"extends: {base}"]), f"description: What {name} tries, in one line.", ""])
+    yours = "# The change, with its reason above it; sft-recipes why KEY says what is known about a value."
+    text = "\n".join([*(variant or [f"extends: {base}"]), f"description: What {name} tries, in one line.", yours, ""])
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
     return path
