@@ -32,8 +32,10 @@ override WHY := $(value WHY)
 override OVER := $(value OVER)
 override TRIALS := $(value TRIALS)
 override JOBS := $(value JOBS)
+override BUDGET := $(value BUDGET)
+override ONLY := $(value ONLY)
 export RECIPE ACCEL GPUS NAME SET RESUME OUT DATA GPU VRAM TRACE FETCH ROWS HTML A B FILE
-export RUN RUNS SPLIT BASE SEEDS INPUT REPO MERGED PUBLIC MODEL KEY FROM WHY OVER TRIALS JOBS
+export RUN RUNS SPLIT BASE SEEDS INPUT REPO MERGED PUBLIC MODEL KEY FROM WHY OVER TRIALS JOBS BUDGET ONLY
 
 PYTHON ?= python3
 # An active environment is used as it is; otherwise one of our own is made.
@@ -46,7 +48,7 @@ OPTIONS = $${ACCEL:+--accel="$$ACCEL"} $${GPUS:+--gpus="$$GPUS"} $${MODEL:+--mod
 PLAN_OPTIONS = $(OPTIONS) $${GPU:+--gpu="$$GPU"}
 RUN_OPTIONS = $(OPTIONS) $${NAME:+--name="$$NAME"} $${RESUME:+--resume} $${SEEDS:+--seeds="$$SEEDS"}
 
-.PHONY: help install list models plan preview fit diff rules rehearse audit train sweep resume evaluate report compare leaderboard merge predict chat push show export pin lint types test check benchmark benchmark-scoring docs
+.PHONY: help install list models plan preview fit diff gpu rules rehearse audit train sweep resume evaluate report compare leaderboard merge predict chat push show export pin lint types test check benchmark benchmark-scoring docs
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -72,6 +74,9 @@ fit: $(INSTALLED) ## the largest micro-batch of RECIPE that fits, at the same gl
 
 diff: $(INSTALLED) ## what recipes A and B do differently, why, and what follows (DATA=)
 	@$(PROGRAM) diff $(PLAN_OPTIONS) -- "$${A:?name two recipes: make diff A=default B=high_capacity}" "$${B:?name the other recipe: B=}"
+
+gpu: $(INSTALLED) ## measure this machine into benchmarks/ (BUDGET=400 seconds, OUT=folder, ONLY="memory speed")
+	@$(PROGRAM) gpu $${BUDGET:+--budget="$$BUDGET"} $${ONLY:+--only="$$ONLY"} $${OUT:+--out="$$OUT"}
 
 rules: $(INSTALLED) ## every rule that plan and train apply
 	@$(PROGRAM) rules

@@ -134,6 +134,10 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--tool", metavar="NAME", help="whose it is, where its keys do not tell")
     sub.add_argument("--gpus", type=_count, metavar="N", help="processes it was written for, where it does not say")
     sub.add_argument("--out", type=Path, metavar="FILE", help="write the recipe there")
+    sub = command("gpu", _gpu, "Measure this machine: memory, speed, accelerate configs, within a budget of seconds.")
+    sub.add_argument("--budget", type=_count, metavar="SECONDS", help="in all; 400 without it")
+    sub.add_argument("--only", metavar="'SECTION ...'", default="", help="these sections; all without it")
+    sub.add_argument("--out", type=Path, metavar="FOLDER", help="where the result is written; benchmarks/ without it")
     command("rules", _rules, "List every rule that plan and train apply.")
     command("list", _list, "List the recipes and the one idea of each.")
     command("models", _models, "List the models that any recipe can be trained on.")
@@ -439,6 +443,18 @@ def _written(path: Path, write: Any) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}") from None
     print(f"wrote {path}")
+
+
+def _gpu(options: argparse.Namespace) -> int:
+    from sft_recipes.benchmark import program
+
+    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
+        code, path = program.benchmark(
+            options.budget or program.BUDGET, options.out or program.RESULTS, options.only.split()
+        )
+    if options.json:
+        print(path.read_text(encoding="utf-8"), end="")
+    return code
 
 
 def _rules(options: argparse.Namespace) -> int:

@@ -446,6 +446,9 @@ def conclude_rehearsal(run: Run, facts: dict[str, Any]) -> int:
 def command(run: Run) -> list[str]:
     """The `accelerate launch` of a run, as an argument list."""
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(run.accelerate)]
+    if run.facts()["topology"]["backend"] != "single":
+        # A free port, so that two runs on the GPUs of one machine do not meet.
+        launcher += ["--main_process_port", "0"]
     return [*launcher, "-m", "sft_recipes.process", str(run.directory)]
 
 

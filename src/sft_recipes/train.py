@@ -42,22 +42,13 @@ def train(run: Run) -> None:
     record, stop = Record(run), GracefulStop(run)
     trainer = build(recipe, [StopOnNaN(), stop])
     main = trainer.args.process_index == 0
-    # On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights anew at the first evaluation, for inference alone: it
-    # rounds their scales further, and no gradient passes through them in the training that follows.
-    for module in trainer.model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     # Before the trackers, so that they get the tokens per second too.
     trainer.callback_handler.callbacks.insert(0, record)
     if own["early_stopping_patience"]:
         trainer.add_callback(EarlyStoppingCallback(own["early_stopping_patience"], own["early_stopping_threshold"]))
-    # DeepSpeed computes adapters in its own precision over float32 master weights; a cast here would not survive it.
-    if recipe.get("use_peft") and not (trainer.is_deepspeed_enabled and trainer.args.bf16):
-        for parameter in trainer.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(getattr(torch, own["adapter_dtype"]))
+    correct(trainer, recipe, own)
 
     in_effect = {
         "base": verify.base(trainer.model, recipe),
@@ -105,10 +96,32 @@ def train(run: Run) -> None:
     trainer.end()
 
 
-def build(recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()) -> "Trainer":
+def correct(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Set what upstream makes otherwise than asked: the adapters' dtype, and how a CPU holds 4-bit weights."""
+    # On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights anew at the first evaluation, for inference alone: it
+    # rounds their scales further, and no gradient passes through them in the training that follows.
+    for module in trainer.model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    # DeepSpeed computes adapters in its own precision over float32 master weights; a cast here would not survive it.
+    if recipe.get("use_peft") and not (trainer.is_deepspeed_enabled and trainer.args.bf16):
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(getattr(torch, own["adapter_dtype"]))
+
+
+def build(
+    recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = (), *, base: Any = None, tokenizer: Any = None
+) -> "Trainer":
     """The trainer of a resolved recipe, with its model loaded and its rows tokenised.
 
-    Training and preview both come this way, so that a preview cannot show other rows than those trained on.
+    Training, preview and benchmark all come this way, so that none can show another trainer than the one that trains.
+
+    Args:
+        recipe: The resolved recipe in upstream's keys.
+        callbacks: Called around its steps.
+        base: The base model where it is loaded already, as the benchmark's random weights are.
+        tokenizer: Its tokenizer, which must then be given too.
 
     Raises:
         InputError: Upstream refuses what it is given.
@@ -130,16 +143,18 @@ def build(recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = ()) -> 
     # Handed over as a config of its own; as a mapping transformers refuses it.
     training.model_init_kwargs.pop("quantization_config", None)
     adapters, quantisation = get_peft_config(model), stored_quantisation(recipe) or get_quantization_config(model)
-    words = None
-    if beside is not None:
+    words = tokenizer
+    if base is not None:
+        training.model_init_kwargs = quantisation = None
+    elif beside is not None:
         # Not the processor of images and sounds too, which needs packages of its own: rows are text.
         words = AutoTokenizer.from_pretrained(model.model_name_or_path, revision=model.model_revision)
-        if adapters is not None:
-            adapters.exclude_modules = beside
+    if beside is not None and adapters is not None:
+        adapters.exclude_modules = beside
     dataset = load_dataset(script.dataset_name)
     with refusals():
         trainer = Trainer(
-            model=model.model_name_or_path,
+            model=model.model_name_or_path if base is None else base,
             args=training,
             processing_class=words,
             train_dataset=dataset[script.dataset_train_split],

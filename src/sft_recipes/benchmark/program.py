@@ -1,0 +1,285 @@
+"""The benchmark as a command: sections in order of worth within a budget of seconds, into one file of results.
+
+This process measures nothing and imports no torch. It gives a worker one section at a time, takes what the worker has
+written when the section's time is over, and writes the whole result after each; so whatever ends it, the file holds
+every section that had ended.
+"""
+
+import hashlib
+import json
+import queue
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sft_recipes import launch, topology
+from sft_recipes import recipe as recipes
+from sft_recipes.benchmark.scale import SECTIONS
+from sft_recipes.errors import InputError
+from sft_recipes.process import quiet_environment
+from sft_recipes.run import write_whole
+from sft_recipes.terminal import count, duration, say
+
+SCHEMA = 1
+BUDGET = 400
+RESULTS = Path("benchmarks")
+# What the commands of a section read of a project, and find in the folder that they run in.
+READ = ("recipes", "models", "accelerate_configs", "data")
+RECIPES = ("default", "demo")
+# What a worker has after its time to write its last file; it writes after each measurement.
+GRACE = 2.0
+
+
+def benchmark(
+    budget: float = BUDGET, out: Path = RESULTS, only: Sequence[str] = (), *, say_sections: bool = True
+) -> tuple[int, Path]:
+    """Measure this machine, and write what was found to a new file in `out`.
+
+    Args:
+        budget: Seconds in all.
+        out: The folder of the result.
+        only: The sections to measure; all without it.
+
+    Returns:
+        The exit code (0 measured, 1 nothing was measured, 3 stopped before the end) and the file.
+
+    Raises:
+        InputError: There is no such section, or the budget is none.
+    """
+    chosen = _chosen(only)
+    if budget < 10:
+        raise InputError(f"BUDGET={budget:g}: a budget of less than 10 s measures nothing; the default is {BUDGET}")
+    began = time.monotonic()
+    stopped: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: stopped.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        with tempfile.TemporaryDirectory(prefix="sft-recipes-benchmark-") as scratch:
+            work = Path(scratch)
+            _project(work)
+            worker = Worker(work)
+            try:
+                facts, path = _measure(chosen, budget, began, out, work, worker, stopped)
+            finally:
+                worker.kill()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if say_sections:
+        conclude(facts, path)
+    if stopped:
+        return launch.INTERRUPTED, path
+    measured = any(section["measurements"] for section in facts["sections"].values())
+    return launch.FINISHED if measured else launch.FAILED, path
+
+
+def _chosen(only: Sequence[str]) -> list[str]:
+    unknown = [name for name in only if name not in SECTIONS]
+    if unknown:
+        raise InputError(f"ONLY={unknown[0]}: there is no such section; there are {', '.join(SECTIONS)}")
+    return [name for name in SECTIONS if not only or name in only]
+
+
+def _project(work: Path) -> None:
+    """The folder that everything runs in: the project's recipes and data as they are, and nothing of its runs."""
+    for name in READ:
+        if Path(name).is_dir():
+            shutil.copytree(name, work / name, ignore=lambda _, found: [each for each in found if each == "prepared"])
+    base = launch.DEMO_BASE
+    if base.is_dir():
+        shutil.copytree(base, work / base)
+
+
+def _measure(
+    chosen: list[str],
+    budget: float,
+    began: float,
+    out: Path,
+    work: Path,
+    worker: "Worker",
+    stopped: list[int],
+) -> tuple[dict[str, Any], Path]:
+    found = worker.ask({"section": "facts", "work": str(work)}, budget / 2, stopped)
+    if found is None:
+        raise InputError(f"the machine cannot be described: {worker.last_words()}")
+    hardware = found["hardware"]
+    path = _file(out, hardware["name"])
+    facts: dict[str, Any] = {
+        "schema": SCHEMA,
+        "date": time.strftime("%Y-%m-%d"),
+        "hardware": hardware,
+        "versions": launch.versions(),
+        "python": sys.version.split()[0],
+        "git": launch.git_state(),
+        "recipes": {name: _fingerprint(name) for name in RECIPES},
+        "budget_seconds": budget,
+        "seconds": 0.0,
+        "status": "running",
+        "sections": {},
+    }
+    say("machine", f"{hardware['name']}, {hardware['memory_bytes'] / 2**30:.0f} GiB")
+    for number, name in enumerate(chosen):
+        left = budget - (time.monotonic() - began) - GRACE
+        limit = left * SECTIONS[name] / sum(SECTIONS[each] for each in chosen[number:])
+        if stopped:
+            break
+        section = _section(name, limit, work, worker, stopped)
+        facts["sections"][name] = section
+        facts["seconds"] = round(time.monotonic() - began, 1)
+        write_whole(path, json.dumps(facts, indent=1) + "\n")
+        say(name, _said(section))
+    facts["status"] = "interrupted" if stopped else "complete"
+    facts["seconds"] = round(time.monotonic() - began, 1)
+    write_whole(path, json.dumps(facts, indent=1) + "\n")
+    return facts, path
+
+
+def _section(name: str, limit: float, work: Path, worker: "Worker", stopped: list[int]) -> dict[str, Any]:
+    file = work / f"{name}.json"
+    began = time.monotonic()
+    # Its own deadline is earlier, so that it can say itself what it leaves out.
+    asked = {"section": name, "file": str(file), "seconds": max(0.0, limit - GRACE), "work": str(work)}
+    answer = worker.ask(asked, limit, stopped)
+    section: dict[str, Any] = {"limit_seconds": round(limit, 1), "ended": "by itself"}
+    if answer is None:
+        section["ended"] = "stopped" if stopped else "at its limit" if worker.alive() else worker.last_words()
+        worker.kill()
+    found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    empty: dict[str, Any] = {"measurements": [], "refused": [], "failed": [], "left_out": []}
+    return {**section, **empty, **found, "seconds": round(time.monotonic() - began, 1)}
+
+
+class Worker:
+    """The process that measures; started when it is asked something, and again after it was killed."""
+
+    def __init__(self, work: Path) -> None:
+        self.work = work
+        self._process: subprocess.Popen[str] | None = None
+        self._answers: queue.Queue[str] = queue.Queue()
+
+    def ask(self, question: dict[str, Any], seconds: float, stopped: list[int]) -> dict[str, Any] | None:
+        """Its answer, or None if it ended, or took longer, or the benchmark was told to stop."""
+        process = self._process
+        if process is None or not self.alive():
+            process = self._process = self._start()
+        end = time.monotonic() + seconds
+        try:
+            print(json.dumps(question), file=process.stdin, flush=True)
+        except BrokenPipeError:
+            return None
+        while time.monotonic() < end and not stopped:
+            try:
+                return json.loads(self._answers.get(timeout=0.1))
+            except queue.Empty:
+                if not self.alive() and self._answers.empty():
+                    return None
+        return None
+
+    def _start(self) -> "subprocess.Popen[str]":
+        with (self.work / "worker.log").open("a", encoding="utf-8") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "sft_recipes.benchmark.worker"],
+                cwd=self.work,
+                env=quiet_environment(on_cpu=not topology.visible_gpus()),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                start_new_session=True,
+            )
+        self._answers = queue.Queue()
+        threading.Thread(target=_lines, args=(process.stdout, self._answers), daemon=True).start()
+        return process
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def last_words(self) -> str:
+        """Why it ended, from the end of what it said."""
+        log = self.work / "worker.log"
+        lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+        code = self._process.poll() if self._process else None
+        return f"the measuring process ended with code {code}: {lines[-1] if lines else 'it said nothing'}"
+
+    def kill(self) -> None:
+        """End it and everything that it started."""
+        if self._process is None:
+            return
+        try:
+            family = psutil.Process(self._process.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            family = []
+        if self._process.poll() is None:
+            self._process.kill()
+        for each in family:
+            try:
+                each.kill()
+            except psutil.NoSuchProcess:
+                continue
+        self._process.wait()
+        psutil.wait_procs(family, timeout=5)
+
+
+def _lines(output: Iterable[str], answers: "queue.Queue[str]") -> None:
+    for line in output:
+        answers.put(line)
+
+
+def _file(out: Path, name: str) -> Path:
+    """A new file: the date and the hardware, and a number where there is one of that name."""
+    out.mkdir(parents=True, exist_ok=True)
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    stem = f"{time.strftime('%Y-%m-%d')}-{slug}"
+    names = [f"{stem}.json", *(f"{stem}-{number}.json" for number in range(2, 1000))]
+    return next(out / name for name in names if not (out / name).exists())
+
+
+def _fingerprint(name: str) -> str:
+    """SHA-256 of a recipe's values, with its base's."""
+    recipe = recipes.load(name)
+    values = {key: item.value for key, item in sorted(recipe.values.items())}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _said(section: dict[str, Any]) -> str:
+    parts = [f"{count(len(section['measurements']), 'measurement')} in {duration(section['seconds'])}"]
+    parts += [
+        f"{len(section[key])} {words}"
+        for key, words in (("refused", "refused"), ("failed", "failed"), ("left_out", "left out for lack of time"))
+        if section[key]
+    ]
+    if section["ended"] != "by itself":
+        parts.append(f"ended {section['ended']}" if section["ended"] == "at its limit" else section["ended"])
+    return ", ".join(parts)
+
+
+def conclude(facts: dict[str, Any], path: Path) -> None:
+    """Say what was measured, what was not and why, and where the file is."""
+    for name, section in facts["sections"].items():
+        for each in section["failed"]:
+            say("failed", f"{name}, {each['name']}: {each['error']}")
+        for each in section["refused"]:
+            say("refused", f"{name}, {each['name']}: {each['reason']}")
+        if section["left_out"]:
+            say("left out", f"{name}: {'; '.join(section['left_out'])}")
+    missing = [name for name in SECTIONS if name not in facts["sections"]]
+    if missing:
+        say("not begun", ", ".join(missing))
+    measured = sum(len(section["measurements"]) for section in facts["sections"].values())
+    say(
+        "measured",
+        f"{count(measured, 'measurement')} in {duration(facts['seconds'])} of {facts['budget_seconds']:g} s",
+    )
+    say("result", str(path))

@@ -1,0 +1,86 @@
+"""What one section of the benchmark has found, on the disk after each measurement, within its time."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.errors import InputError
+from sft_recipes.run import write_whole
+
+
+class Section:
+    """Measurements of one section; its file is valid JSON at every moment, whenever the process is stopped."""
+
+    def __init__(self, path: Path, seconds: float) -> None:
+        self.path = path
+        self.began = time.monotonic()
+        self.deadline = self.began + seconds
+        self.measurements: list[dict[str, Any]] = []
+        self.failures: list[dict[str, str]] = []
+        """What was tried and failed, by name, with the error."""
+        self.refused: list[dict[str, str]] = []
+        """What cannot be had here, by name, with the reason."""
+        self.left_out: list[str] = []
+        """What there was no time for."""
+        self._longest = 0.0
+        self._write()
+
+    @property
+    def left(self) -> float:
+        """Seconds until the section must end."""
+        return self.deadline - time.monotonic()
+
+    def measure(
+        self, name: str, work: Callable[[], dict[str, Any]], *, expected: float | None = None
+    ) -> dict[str, Any] | None:
+        """Keep what `work` finds under a name; None if it was refused, failed, or there was no time for it.
+
+        Args:
+            name: What is measured.
+            work: Gives the measurement's facts. An InputError is a refusal, another exception a failure.
+            expected: Seconds it will take; without it, as many as the longest so far.
+        """
+        if self.left < (self._longest if expected is None else expected):
+            self.left_out.append(name)
+            self._write()
+            return None
+        began = time.monotonic()
+        found = None
+        try:
+            found = {"name": name, **work()}
+            self.measurements.append(found)
+        except InputError as error:
+            self.refuse(name, " ".join(error.problems))
+        except Exception as error:
+            self.failures.append({"name": name, "error": _short(f"{type(error).__name__}: {error}")})
+        seconds = time.monotonic() - began
+        self._longest = max(self._longest, seconds)
+        self._write()
+        return found
+
+    def refuse(self, name: str, reason: str) -> None:
+        """Say why something is not measured here."""
+        self.refused.append({"name": name, "reason": _short(reason)})
+        self._write()
+
+    def finish(self) -> None:
+        """Write down how long it took in all."""
+        self._write()
+
+    def _write(self) -> None:
+        facts = {
+            "seconds": round(time.monotonic() - self.began, 1),
+            "measurements": self.measurements,
+            "refused": self.refused,
+            "failed": self.failures,
+            "left_out": self.left_out,
+        }
+        write_whole(self.path, json.dumps(facts, indent=1) + "\n")
+
+
+def _short(text: str) -> str:
+    """The message without the pages that some libraries add to it."""
+    plain = " ".join(text.split())
+    return plain if len(plain) <= 500 else f"{plain[:500]}..."

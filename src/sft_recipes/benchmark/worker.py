@@ -1,0 +1,48 @@
+"""The process that measures: `python -m sft_recipes.benchmark.worker`, told a section at a time on its input.
+
+Each line of the input is a section, its file and its seconds as JSON; each line of the output says that one is done.
+What libraries print goes to the error stream. A section that kills this process costs only itself.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from sft_recipes.process import quiet
+
+
+def main() -> int:
+    """Measure until there is no further line."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # Whatever writes to the output from here on is chatter.
+    os.dup2(2, 1)
+    environment = dict(os.environ)
+    quiet()
+
+    from sft_recipes.benchmark import commands, device, measure, scale
+    from sft_recipes.benchmark.section import Section
+
+    here = device.find()
+    sizes = scale.of(gpu_visible=here.gpu)
+    for line in sys.stdin:
+        asked = json.loads(line)
+        name, work = asked["section"], Path(asked["work"]) / asked["section"]
+        if name == "facts":
+            answers.write(json.dumps({"done": name, "hardware": here.facts()}) + "\n")
+            answers.flush()
+            continue
+        work.mkdir(parents=True, exist_ok=True)
+        section = Section(Path(asked["file"]), asked["seconds"])
+        if name in ("road", "topologies"):
+            getattr(commands, name)(section, sizes, environment)
+        else:
+            getattr(measure, name)(section, sizes, here, work)
+        section.finish()
+        answers.write(json.dumps({"done": name}) + "\n")
+        answers.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
