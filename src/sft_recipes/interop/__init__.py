@@ -1,0 +1,1 @@
+"""What does another tool's configuration ask for, in the keys of a recipe?"""
