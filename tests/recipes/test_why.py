@@ -121,7 +121,8 @@ def test_without_the_repository_a_statement_names_the_file_of_its_figures(
 def test_nothing_heavy_is_imported() -> None:
     code = (
         "import sys; from sft_recipes import cli; from sft_recipes.recipes import recipe, why; "
-        "list(why.render(why.why('lora_alpha', 'default'))); why.reasons(recipe.load('default')); print({'torch', 'numpy', 'transformers', 'trl'} & set(sys.modules))"
+        "list(why.render(why.why('lora_alpha', 'default'))); why.reasons(recipe.load('default')); "
+        "print({'torch', 'numpy', 'transformers', 'trl'} & set(sys.modules))"
     )
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert out == "set()\n"

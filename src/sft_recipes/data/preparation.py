@@ -72,7 +72,7 @@ class Prepared:
 
 
 def source_of(recipe: Recipe) -> dict[str, Any]:
-    """Where the recipe's rows come from and how they are read, as `data.prepare` takes it."""
+    """Where the recipe's rows come from and how they are read, as `prepare` takes it."""
     keys = (
         "train_file",
         "validation_file",

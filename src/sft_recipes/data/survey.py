@@ -160,7 +160,7 @@ def survey(
     "exact"), and otherwise 4 bytes of UTF-8 a token and 5 tokens around a turn ("estimated").
 
     Args:
-        prepared: what `data.prepare` made.
+        prepared: what `preparation.prepare` made.
         tokenizer: what `find_tokenizer` found.
         cache: where surveys are kept.
         on_progress: is told the number of rows that are counted; never when the survey was kept.

@@ -1,8 +1,9 @@
 """Bytes on one GPU, from the config alone: what a training step holds, component by component.
 
-A closed form, no torch. Weights are counted exactly, from the census of the model's modules (`models.Model.groups`);
-activations follow from which tensors autograd keeps in one decoder layer of a Llama-like model (RMSNorm, attention,
-gated MLP) with LoRA, term by term below. Every other architecture is estimated as if it were one.
+A closed form, no torch. Weights are counted exactly, from the census of the model's modules
+(`base_model.Model.groups`); activations follow from which tensors autograd keeps in one decoder layer of a Llama-like
+model (RMSNorm, attention, gated MLP) with LoRA, term by term below. Every other architecture is estimated as if it
+were one.
 """
 
 import dataclasses
