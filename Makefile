@@ -139,8 +139,8 @@ export: $(INSTALLED) ## RECIPE as a plain file OUT for stock trl sft --config
 pin: $(INSTALLED) ## write the Hub's current commit of the base model into RECIPE (or into MODEL)
 	@$(PROGRAM) pin $${MODEL:+--model="$$MODEL"} -- "$${RECIPE:?name a recipe: make pin RECIPE=default}"
 
-lint: $(INSTALLED_TEST) ## ruff, lint and format
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(INSTALLED_TEST) ## ruff, lint and format, and which module may import which
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-logo
 
 types: $(INSTALLED_TEST) ## mypy
 	@$(BIN)/mypy

@@ -22,8 +22,9 @@ from typing import Any
 
 import yaml
 
-from sft_recipes.process import quiet
-from sft_recipes.run import RUNS, Run, write_whole
+from sft_recipes.environment import quiet
+from sft_recipes.files import write_whole
+from sft_recipes.runs.run import RUNS, Run
 
 RESULT = Path("docs/demo/scoring.json")
 PACKAGES = ("torch", "transformers", "peft", "bitsandbytes")
@@ -62,7 +63,7 @@ def measure(run: Run, repetitions: int) -> dict[str, Any]:
     quiet()
     import torch
 
-    from sft_recipes import likelihood, scoring
+    from sft_recipes.evaluate import likelihood, scoring
 
     recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
     data = Path(recipe["dataset_name"])

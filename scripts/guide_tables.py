@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sft_recipes import plan, schema, topology, why
-from sft_recipes import recipe as recipes
-from sft_recipes.recipe import Recipe
+from sft_recipes.plan import plan
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import schema, topology, why
+from sft_recipes.recipes.recipe import Recipe
 
 PRESETS = ("default", "high_capacity", "memory_efficient", "quick_test")
 # The seed's table, in its order.

@@ -1,4 +1,4 @@
-"""Write src/sft_recipes/upstream.json: the fields of TRL's three dataclasses, with types, choices and defaults.
+"""Write src/sft_recipes/recipes/upstream.json: the fields of TRL's three dataclasses, their types and defaults.
 
 The recipe loader reads the snapshot, so that it answers without importing torch. A test keeps the file equal to the
 installed TRL. Run after an upgrade: `python scripts/snapshot_upstream.py`.
@@ -12,7 +12,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-TARGET = Path(__file__).parents[1] / "src" / "sft_recipes" / "upstream.json"
+TARGET = Path(__file__).parents[1] / "src" / "sft_recipes" / "recipes" / "upstream.json"
 
 
 def type_names(hint: Any) -> list[str]:

@@ -18,9 +18,11 @@ from pathlib import Path
 
 import guide_tables
 
-from sft_recipes import lint, report, topology
-from sft_recipes import recipe as recipes
-from sft_recipes.run import Run
+from sft_recipes.plan import lint
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import topology
+from sft_recipes.report import report
+from sft_recipes.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "docs" / "demo"

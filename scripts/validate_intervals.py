@@ -1,7 +1,7 @@
 """Do the intervals of an evaluation hold? `python scripts/validate_intervals.py`, a quarter of an hour on one core.
 
-Draws samples from known populations and counts how often the intervals of `sft_recipes.metrics` hold the truth, and
-how often two equally good models are called different. Rewrites the tables at the end of docs/intervals.md.
+Draws samples from known populations and counts how often the intervals of `sft_recipes.evaluate.metrics` hold the
+truth, and how often two equally good models are called different. Rewrites the tables at the end of docs/intervals.md.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sft_recipes import classification, metrics
+from sft_recipes.evaluate import classification, metrics
 
 PAGE = Path(__file__).parents[1] / "docs" / "intervals.md"
 MARK = "<!-- the tables below are written by scripts/validate_intervals.py -->\n"

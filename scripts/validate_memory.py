@@ -1,7 +1,7 @@
 """Memory estimates beside measurements: `python scripts/validate_memory.py [--trace] [--measure]`.
 
 Compares the formula (`memory.py`), and with --trace the trace (`trace.py`), with the published measurements of
-tests/data/measured_memory.csv. With --measure it measures too: the peak of real steps of SFTTrainer on models with
+tests/plan/measured_memory.csv. With --measure it measures too: the peak of real steps of SFTTrainer on models with
 random weights, on this machine's GPU, or on its CPU where there is none. What traces and measurements gave is kept in
 docs/memory/, and docs/memory.md is written from it; a test compares the two.
 """
@@ -24,14 +24,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sft_recipes import memory, models
-from sft_recipes.memory import Setup
-from sft_recipes.process import quiet_environment
-from sft_recipes.trace import trace
+from sft_recipes.environment import quiet_environment
+from sft_recipes.models import base_model
+from sft_recipes.plan import memory
+from sft_recipes.plan.memory import Setup
+from sft_recipes.plan.trace import trace
 
 ROOT = Path(__file__).parents[1]
-PUBLISHED = ROOT / "tests" / "data" / "measured_memory.csv"
-MODELS = ROOT / "tests" / "data" / "models.json"
+PUBLISHED = ROOT / "tests" / "plan" / "measured_memory.csv"
+MODELS = ROOT / "tests" / "plan" / "models.json"
 PAGE = ROOT / "docs" / "memory.md"
 RESULTS = ROOT / "docs" / "memory"
 TRACES = RESULTS / "traces.json"
@@ -100,9 +101,9 @@ def setup_of(facts: dict[str, str]) -> Setup:
 
 
 @functools.cache
-def model_of(name: str) -> models.Model:
-    known = json.loads(MODELS.read_text(encoding="utf-8")) | models.bundled()
-    return models.from_config(name, known[name]["config"], known[name]["source"])
+def model_of(name: str) -> base_model.Model:
+    known = json.loads(MODELS.read_text(encoding="utf-8")) | base_model.bundled()
+    return base_model.from_config(name, known[name]["config"], known[name]["source"])
 
 
 def measured() -> list[tuple[dict[str, Any], list[Row]]]:
@@ -113,7 +114,7 @@ def measured() -> list[tuple[dict[str, Any], list[Row]]]:
         rows = []
         for number, case in enumerate(kept["cases"], 1):
             setup = Setup(**{**case["setup"], "targets": tuple(case["setup"]["targets"])})
-            model = models.from_config(case["name"], case["config"], path.name)
+            model = base_model.from_config(case["name"], case["config"], path.name)
             formula = memory.estimate(model, setup).allocated
             rows.append(Row(str(number), case["name"], setup, case["peak"], formula, case["traced"], {}))
         found.append((kept, rows))
@@ -140,7 +141,7 @@ def cases(gpu: bool) -> list[tuple[str, dict[str, Any], Setup]]:
                 "57M bfloat16, no checkpointing": change(everywhere, checkpointing=False),
             }.items()
         ]
-    known = json.loads(MODELS.read_text(encoding="utf-8")) | models.bundled()
+    known = json.loads(MODELS.read_text(encoding="utf-8")) | base_model.bundled()
     return [
         (
             f"{name} {'NF4' if four_bit else 'bfloat16'}",
@@ -195,9 +196,9 @@ def measure_case(config: dict[str, Any], setup: Setup) -> int:
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig, Trainer
     from trl import SFTConfig, SFTTrainer
 
-    from sft_recipes import demo_base
-    from sft_recipes.census import config_of
-    from sft_recipes.live import LiveStorages
+    from sft_recipes.demo import demo_base
+    from sft_recipes.models.census import config_of
+    from sft_recipes.plan.fake_step import LiveStorages
 
     gpu = torch.cuda.is_available()
     rows = setup.tokens // setup.length
@@ -247,7 +248,7 @@ def measure_case(config: dict[str, Any], setup: Setup) -> int:
             torch.cuda.reset_peak_memory_stats()
             trainer.train()
             return torch.cuda.max_memory_allocated()
-        from sft_recipes.fake_step import held
+        from sft_recipes.plan.fake_step import held
 
         with LiveStorages() as live:
             for trained in (False, True):

@@ -1,4 +1,4 @@
-"""Write docs/hyperparameters.md and docs/contradictions.md from src/sft_recipes/evidence/ and contradictions.yaml.
+"""Write docs/hyperparameters.md and docs/contradictions.md from the evidence in src/sft_recipes/recipes/.
 
 `python scripts/write_hyperparameters.py` writes both; a test keeps them equal to what `hyperparameters` and
 `contradictions` give. Neither is edited by hand.
@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft_recipes import recipe as recipes
-from sft_recipes import why
-from sft_recipes.schema import as_yaml
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import why
+from sft_recipes.recipes.schema import as_yaml
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-CONTRADICTIONS = ROOT / "src" / "sft_recipes" / "contradictions.yaml"
+CONTRADICTIONS = ROOT / "src" / "sft_recipes" / "recipes" / "contradictions.yaml"
 MARKS = """\
 - *verified*: seen in the named file or log, or by running the named code.
 - *read*: read in the source's own text.
@@ -26,8 +26,9 @@ INTRODUCTION = f"""\
 # Hyperparameters
 
 Why each value is what it is, where that comes from, and what to change first when it is wrong.
-`make why KEY=lora_alpha RECIPE=default` says the same of one recipe. This page is made of `src/sft_recipes/evidence/`,
-one file a key, by `python scripts/write_hyperparameters.py`; a test compares every value with the recipes'.
+`make why KEY=lora_alpha RECIPE=default` says the same of one recipe. This page is made of
+`src/sft_recipes/recipes/evidence/`, one file a key, by `python scripts/write_hyperparameters.py`; a test
+compares every value with the recipes'.
 
 Each statement names its source and how well it is known:
 
@@ -129,7 +130,8 @@ def contradictions() -> str:
         "# What the seed says and what is true",
         "The presets keep the values of the document that specified them. Its reasons and figures were checked\n"
         "against its own repository, the papers it names, and the libraries. Where they do not hold, this is the\n"
-        "list; it is made of `src/sft_recipes/contradictions.yaml` by `python scripts/write_hyperparameters.py`.",
+        "list; it is made of `src/sft_recipes/recipes/contradictions.yaml` by\n"
+        "`python scripts/write_hyperparameters.py`.",
         MARKS,
     ]
     for number, (title, item) in enumerate(recipes.read(CONTRADICTIONS).items(), 1):

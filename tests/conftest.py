@@ -61,7 +61,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from sft_recipes import demo_base
+    from sft_recipes.demo import demo_base
 
     directory = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = demo_base.train_tokenizer()
@@ -91,18 +91,18 @@ def censuses() -> Path:
     Models that these tests ask for are counted in this process, by the same function, because each process of its own
     imports transformers anew.
     """
-    from sft_recipes import models
+    from sft_recipes.models import base_model
 
-    models.CACHE = ROOT / ".cache" / "models"
-    models.CACHE.mkdir(parents=True, exist_ok=True)
-    return models.CACHE
+    base_model.CACHE = ROOT / ".cache" / "models"
+    base_model.CACHE.mkdir(parents=True, exist_ok=True)
+    return base_model.CACHE
 
 
 @pytest.fixture(scope="session", autouse=True)
 def counted_here(censuses: Path) -> Iterator[None]:
-    from sft_recipes import census, models
+    from sft_recipes.models import base_model, census
 
-    apart = models._count
+    apart = base_model._count
 
     def count(config: dict[str, Any]) -> list[Any]:
         try:
@@ -111,9 +111,9 @@ def counted_here(censuses: Path) -> Iterator[None]:
             # What is refused is refused as users see it.
             return apart(config)
 
-    models._count = count
+    base_model._count = count
     yield
-    models._count = apart
+    base_model._count = apart
 
 
 @pytest.fixture
@@ -136,8 +136,10 @@ def train_here(project: Path) -> Iterator[Callable[..., Any]]:
     """Train a recipe in this process, as one process of a launch does, and give its run; runs share one import."""
     from accelerate.state import AcceleratorState, PartialState
 
-    from sft_recipes import launch, process
-    from sft_recipes import train as worker
+    from sft_recipes import environment
+    from sft_recipes.launch import launch
+    from sft_recipes.plan import job as jobs
+    from sft_recipes.train import train as worker
 
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
@@ -146,8 +148,8 @@ def train_here(project: Path) -> Iterator[Callable[..., Any]]:
         PartialState._reset_state()
         if run is None:
             words = [f"{key}={json.dumps(json.dumps(value))}" for key, value in overrides.items()]
-            run = launch.create(launch.check(recipe, overrides=words), name)
-        process.quiet()
+            run = launch.create(jobs.check(recipe, overrides=words), name)
+        environment.quiet()
         worker.train(run)
         return run
 
@@ -160,7 +162,7 @@ def train_here(project: Path) -> Iterator[Callable[..., Any]]:
 def merge_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict[str, Any]]]:
     """Merge with the work of the other process done in this one, which has torch imported already."""
 
-    from sft_recipes import merge
+    from sft_recipes.deploy import merge
 
     def work(command: list[str], **options: Any) -> Any:
         merge.main(Path(command[-1]))
@@ -177,7 +179,7 @@ def merge_here(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, dict
 @pytest.fixture
 def scoring_here() -> Callable[[], Any]:
     """A context in which the work of the scoring process is done in this one, which has torch imported already."""
-    from sft_recipes import scoring, scoring_job
+    from sft_recipes.evaluate import scoring, scoring_job
 
     class Done:
         def __init__(self, command: list[str], **options: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sft_recipes.run import Run
+from sft_recipes.runs.run import Run
 
 # Float32 all through, so that what should be equal is.
 FLOAT32 = {"load_in_4bit": False, "dtype": "float32", "bf16": False, "task": "classification"}

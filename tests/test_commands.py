@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, alpaca_rows, write_rows
 
-from sft_recipes import launch
 from sft_recipes.cli import main
+from sft_recipes.launch import launch
+from sft_recipes.plan import job as jobs
 
 HOSTILE = [
     "x; touch pwned",
@@ -186,7 +187,7 @@ def test_show_names_the_origin_of_every_value(project: Path, capsys: pytest.Capt
 
 
 def test_the_name_of_a_run_is_never_used_twice(project: Path, capsys: pytest.CaptureFixture) -> None:
-    run = launch.create(launch.check("tiny"), "taken")
+    run = launch.create(jobs.check("tiny"), "taken")
     before = sorted(path.name for path in run.directory.iterdir())
     assert main(["train", "tiny", "--name", "taken"]) == 2
     assert "runs/taken exists and is never overwritten" in capsys.readouterr().err
@@ -194,7 +195,7 @@ def test_the_name_of_a_run_is_never_used_twice(project: Path, capsys: pytest.Cap
 
 
 def test_one_process_at_a_time_trains_a_run(project: Path, capsys: pytest.CaptureFixture) -> None:
-    run = launch.create(launch.check("tiny"), "busy")
+    run = launch.create(jobs.check("tiny"), "busy")
     with run.locked():
         assert main(["resume", "busy"]) == 2
     assert "is in use by another process" in capsys.readouterr().err
@@ -202,7 +203,7 @@ def test_one_process_at_a_time_trains_a_run(project: Path, capsys: pytest.Captur
 
 @pytest.mark.parametrize("change", ["data", "finished", "unknown"])
 def test_resume_refuses_what_is_not_the_same_run(project: Path, capsys: pytest.CaptureFixture, change: str) -> None:
-    run = launch.create(launch.check("tiny"), "known")
+    run = launch.create(jobs.check("tiny"), "known")
     if change == "data":
         write_rows(project / "data" / "train.jsonl", alpaca_rows(64, seed=9))
     if change == "finished":
@@ -270,13 +271,13 @@ def test_the_launch_command_is_accepted_by_accelerate(project: Path) -> None:
     """For a topology that this machine does not have, as far as one can go without it."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
-    job = launch.check("tiny", accel="cpu")
+    job = jobs.check("tiny", accel="cpu")
     run = launch.create(job, "parsed")
     command = launch.command(run)
     assert command[1:3] == ["-m", "accelerate.commands.launch"]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command[3:]))
     assert (arguments.num_processes, arguments.mixed_precision, arguments.use_cpu) == (1, "bf16", True)
-    assert arguments.training_script == "sft_recipes.process"
+    assert arguments.training_script == "sft_recipes.train.process"
     assert arguments.training_script_args == ["runs/parsed"]
 
 
@@ -293,7 +294,7 @@ def test_export_is_read_by_stock_trl(project: Path) -> None:
 
 def test_no_token_is_written_anywhere(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "hf_canary_3f1c")
-    launch.create(launch.check("tiny"), "quiet")
+    launch.create(jobs.check("tiny"), "quiet")
     assert main(["train", "tiny", "--set", "hub_token=hf_canary_3f1c"]) == 2
     written = [path for path in project.rglob("*") if path.is_file()]
     assert written
@@ -350,7 +351,7 @@ def test_pages_show_what_the_scripts_write() -> None:
 
 def gpu_run(project: Path, backend: str) -> launch.Run:
     """A run that says it is on GPUs, without one."""
-    run = launch.create(launch.check("tiny"), backend)
+    run = launch.create(jobs.check("tiny"), backend)
     run.update(topology={**run.facts()["topology"], "backend": backend, "use_cpu": False})
     return run
 

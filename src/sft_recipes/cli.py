@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes import recipe as recipes
-from sft_recipes import schema
 from sft_recipes.errors import InputError
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import schema
 from sft_recipes.terminal import counting_rows, say
 
 
@@ -173,7 +173,7 @@ def _count(text: str) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from sft_recipes import launch, seeds
+    from sft_recipes.launch import launch, seeds
 
     if options.seeds is not None:
         with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
@@ -202,7 +202,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from sft_recipes import sweep
+    from sft_recipes.launch import sweep
 
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         code, facts = sweep.sweep(
@@ -222,21 +222,25 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from sft_recipes import evaluate
+    from sft_recipes.evaluate import evaluate
+    from sft_recipes.report import pages
+    from sft_recipes.runs.run import Run
 
     rows = [] if options.data is None else [shlex.quote(f"test_file={json.dumps(options.data)}")]
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         code, path = evaluate.evaluate(
             options.run_name, split=options.split, base=options.base, overrides=[*options.set, *rows]
         )
+        if path:
+            pages.write(Run.open(options.run_name))
     if options.json and path:
         print(path.read_text(encoding="utf-8"), end="")
     return code
 
 
 def _report(options: argparse.Namespace) -> int:
-    from sft_recipes import report
-    from sft_recipes.run import Run
+    from sft_recipes.report import report
+    from sft_recipes.runs.run import Run
 
     path = report.write(Run.open(options.run_name))
     print(json.dumps({"file": str(path)}) if options.json else f"wrote {path}")
@@ -244,7 +248,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from sft_recipes import compare, report, tables
+    from sft_recipes.report import compare, report, tables
 
     _check_form(options.out, (".html", ".md", ".csv"))
     facts = compare.compare(options.runs, options.split)
@@ -252,14 +256,14 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _leaderboard(options: argparse.Namespace) -> int:
-    from sft_recipes import compare, tables
+    from sft_recipes.report import compare, tables
 
     _check_form(options.out, (".md", ".csv"))
     return _say_or_write(compare.leaderboard(options.split), tables, options)
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from sft_recipes import merge
+    from sft_recipes.deploy import merge
 
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         code, proof = merge.merge(options.run_name, options.out)
@@ -269,7 +273,7 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from sft_recipes import predict
+    from sft_recipes.deploy import predict
 
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         code, path = predict.predict(options.run_name, options.input, options.out)
@@ -279,13 +283,13 @@ def _predict(options: argparse.Namespace) -> int:
 
 
 def _chat(options: argparse.Namespace) -> int:
-    from sft_recipes import chat
+    from sft_recipes.deploy import chat
 
     return chat.chat(options.run_name, base=options.base)
 
 
 def _push(options: argparse.Namespace) -> int:
-    from sft_recipes import push
+    from sft_recipes.deploy import push
 
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
         facts = push.push(options.run_name, options.repo, merged=options.merged, public=options.public)
@@ -301,7 +305,7 @@ def _check_form(out: Path | None, forms: Sequence[str]) -> None:
 
 def _say_or_write(facts: Any, tables: Any, options: argparse.Namespace, page: Any = None) -> int:
     """The lines for people or the facts as JSON, or a file in the form that its name says."""
-    from sft_recipes.run import write_whole
+    from sft_recipes.files import write_whole
 
     out = options.out
     if out is None or options.json:
@@ -317,7 +321,7 @@ def _say_or_write(facts: Any, tables: Any, options: argparse.Namespace, page: An
 
 
 def _resume(options: argparse.Namespace) -> int:
-    from sft_recipes import launch
+    from sft_recipes.launch import launch
 
     with _facts_on_stdout(options) as name_of:
         code, name_of["run"] = launch.resume(options.name)
@@ -356,10 +360,11 @@ def _say(facts: Any, render: Any, options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> int:
-    from sft_recipes import models, plan
+    from sft_recipes.models import base_model
+    from sft_recipes.plan import plan
 
     if options.fetch:
-        models.fetch(recipes.load(options.recipe, recipes.parse_overrides(_words(options))))
+        base_model.fetch(recipes.load(options.recipe, recipes.parse_overrides(_words(options))))
     with counting_rows() as on_progress:
         figures = plan.plan(
             options.recipe,
@@ -375,7 +380,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    from sft_recipes import diff
+    from sft_recipes.plan import diff
 
     where = {"accel": options.accel, "processes": options.gpus, "gpu": options.gpu}
     _say(diff.diff(options.a, options.b, overrides=_words(options), **where), diff.render, options)
@@ -383,7 +388,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _fit(options: argparse.Namespace) -> int:
-    from sft_recipes import fit, plan
+    from sft_recipes.plan import fit, plan
 
     with counting_rows() as on_progress:
         found = fit.fit(*plan.to_fit(options.recipe, _words(options), on_progress), options.gpus, options.vram)
@@ -392,8 +397,8 @@ def _fit(options: argparse.Namespace) -> int:
 
 
 def _preview(options: argparse.Namespace) -> int:
-    from sft_recipes import preview
-    from sft_recipes.run import write_whole
+    from sft_recipes.files import write_whole
+    from sft_recipes.plan import preview
 
     with contextlib.redirect_stdout(sys.stderr):
         facts = preview.preview(options.recipe, overrides=_words(options), rows=options.rows, seed=options.seed)
@@ -409,7 +414,7 @@ def _preview(options: argparse.Namespace) -> int:
 
 
 def _rehearse(options: argparse.Namespace) -> int:
-    from sft_recipes import rehearse
+    from sft_recipes.launch import rehearse
 
     with _facts_on_stdout(options) as name_of:
         code, name_of["run"] = rehearse.rehearse(
@@ -423,7 +428,7 @@ def _rehearse(options: argparse.Namespace) -> int:
 
 
 def _audit(options: argparse.Namespace) -> int:
-    from sft_recipes import audit
+    from sft_recipes.interop import audit
 
     made = audit.audit(options.file, options.tool, options.gpus)
     if options.json:
@@ -458,7 +463,7 @@ def _gpu(options: argparse.Namespace) -> int:
 
 
 def _rules(options: argparse.Namespace) -> int:
-    from sft_recipes import lint
+    from sft_recipes.plan import lint
 
     facts = [
         {"rule": rule.id, "severity": rule.severity, "idea": rule.idea, "evidence": rule.evidence}
@@ -498,7 +503,7 @@ def _models(options: argparse.Namespace) -> int:
 
 
 def _resolved(options: argparse.Namespace) -> recipes.Recipe:
-    from sft_recipes import topology
+    from sft_recipes.recipes import topology
 
     # A file is shown by its path too, so that a foreign preset can be checked before it becomes a recipe.
     named = Path(options.recipe) if options.recipe.endswith((".yaml", ".yml", ".json")) else options.recipe
@@ -520,7 +525,7 @@ def _new(options: argparse.Namespace) -> int:
 
 
 def _why(options: argparse.Namespace) -> int:
-    from sft_recipes import why
+    from sft_recipes.recipes import why
 
     _say(why.why(options.key, options.recipe), why.render, options)
     return 0
@@ -530,7 +535,7 @@ def _show(options: argparse.Namespace) -> int:
     recipe = _resolved(options)
     beside = {key: item.origin for key, item in recipe.values.items()}
     if options.why:
-        from sft_recipes import why
+        from sft_recipes.recipes import why
 
         beside = why.reasons(recipe)
     if options.json:
@@ -549,12 +554,13 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from sft_recipes import data, launch
-    from sft_recipes.run import write_whole
+    from sft_recipes.data import preparation
+    from sft_recipes.files import write_whole
+    from sft_recipes.plan import job as jobs
 
     recipe = _resolved(options)
-    prepared = data.prepare(**data.source_of(recipe), cache=data.CACHE)
-    resolved = launch.with_data(recipe, prepared).derive(output_dir=(f"runs/{recipe.name}-trl", "stock trl needs one"))
+    prepared = preparation.prepare(**preparation.source_of(recipe), cache=preparation.CACHE)
+    resolved = jobs.with_data(recipe, prepared).derive(output_dir=(f"runs/{recipe.name}-trl", "stock trl needs one"))
     if options.json:
         print(json.dumps(resolved.upstream(), indent=2))
     with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
@@ -563,7 +569,7 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _pin(options: argparse.Namespace) -> int:
-    from sft_recipes import pin
+    from sft_recipes.recipes import pin
 
     words = [] if options.model is None else [shlex.quote(f"model={json.dumps(options.model)}")]
     path, commit = pin.pin(options.recipe, words)

@@ -1,5 +1,9 @@
 """What can be wrong with the input, and how it is said."""
 
+import difflib
+from collections.abc import Collection, Iterable
+from typing import Any
+
 
 class InputError(Exception):
     """The recipe, data, topology or a name is wrong: for the person who wrote it, never with a traceback.
@@ -11,3 +15,33 @@ class InputError(Exception):
     def __init__(self, *problems: str) -> None:
         self.problems = list(problems)
         super().__init__("\n".join(problems))
+
+
+def shown(value: Any) -> str:
+    """What a field holds, short enough for a message."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return f"the number {value}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    if isinstance(value, str):
+        return f"the string {value!r}" if len(value) <= 40 else f"the string {value[:40]!r}..."
+    return "an object" if isinstance(value, dict) else f"a {type(value).__name__}"
+
+
+def listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f" (nearest: {near[0]!r})" if near else ""
+
+
+def hub_reason(error: Exception) -> str:
+    """Why the Hub did not answer, and what to look at."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return f"{reason.rstrip('.')}. Check the network, HF_ENDPOINT, and HF_TOKEN for a gated model"

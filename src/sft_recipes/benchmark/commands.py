@@ -15,12 +15,13 @@ from typing import Any
 import psutil
 import yaml
 
-from sft_recipes import recipe as recipes
-from sft_recipes import rehearse, topology
 from sft_recipes.benchmark.scale import Scale
 from sft_recipes.benchmark.section import Section
 from sft_recipes.errors import InputError
-from sft_recipes.run import MANIFEST, Run
+from sft_recipes.launch import rehearse
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import topology
+from sft_recipes.runs.run import MANIFEST, Run
 
 # Of the demo: what trains on one GPU as it does on a CPU, and in bfloat16 where a backend computes in it.
 BFLOAT16 = "dtype=bfloat16 bf16=true"

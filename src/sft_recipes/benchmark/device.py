@@ -107,8 +107,7 @@ class Device:
             free, total = torch.cuda.mem_get_info()
             found.device = total - free
             return
-        from sft_recipes.fake_step import held
-        from sft_recipes.live import LiveStorages
+        from sft_recipes.plan.fake_step import LiveStorages, held
 
         with LiveStorages() as live:
             for trained in (False, True):

@@ -14,15 +14,16 @@ from typing import Any
 import torch
 from transformers import Trainer
 
-from sft_recipes import models, topology
-from sft_recipes import recipe as recipes
 from sft_recipes.benchmark import scale as scales
 from sft_recipes.benchmark import steps
 from sft_recipes.benchmark.device import Device
 from sft_recipes.benchmark.scale import Knob, MemoryCase, Scale
 from sft_recipes.benchmark.section import Section
 from sft_recipes.errors import InputError
-from sft_recipes.train import build, correct
+from sft_recipes.models import base_model as models
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import topology
+from sft_recipes.train.train import build, correct
 
 # The second step has optimizer state; in its second micro-batch there are gradients too, as the estimate takes it.
 MEMORY_STEPS = MICRO_BATCHES = 2

@@ -22,12 +22,15 @@ from typing import Any
 
 import psutil
 
-from sft_recipes import launch, topology
-from sft_recipes import recipe as recipes
 from sft_recipes.benchmark.scale import SECTIONS
+from sft_recipes.demo import demo_base
+from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
-from sft_recipes.process import quiet_environment
-from sft_recipes.run import write_whole
+from sft_recipes.files import write_whole
+from sft_recipes.launch import launch
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import topology
+from sft_recipes.runs import provenance
 from sft_recipes.terminal import count, duration, say
 
 SCHEMA = 1
@@ -97,7 +100,7 @@ def _project(work: Path) -> None:
     for name in READ:
         if Path(name).is_dir():
             shutil.copytree(name, work / name, ignore=lambda _, found: [each for each in found if each == "prepared"])
-    base = launch.DEMO_BASE
+    base = demo_base.DIRECTORY
     if base.is_dir():
         shutil.copytree(base, work / base)
 
@@ -120,9 +123,9 @@ def _measure(
         "schema": SCHEMA,
         "date": time.strftime("%Y-%m-%d"),
         "hardware": hardware,
-        "versions": launch.versions(),
+        "versions": provenance.versions(),
         "python": sys.version.split()[0],
-        "git": launch.git_state(),
+        "git": provenance.git_state(),
         "recipes": {name: _fingerprint(name) for name in RECIPES},
         "budget_seconds": budget,
         "seconds": 0.0,

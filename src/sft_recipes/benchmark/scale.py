@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sft_recipes import models
-from sft_recipes.memory import Setup
+from sft_recipes.models import base_model as models
+from sft_recipes.plan.memory import Setup
 
 SECTIONS = {
     "machine": 12,

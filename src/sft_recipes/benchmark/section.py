@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError
-from sft_recipes.run import write_whole
+from sft_recipes.files import write_whole
 
 
 class Section:

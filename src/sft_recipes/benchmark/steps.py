@@ -14,12 +14,13 @@ from datasets import load_dataset
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, HfArgumentParser, TrainerCallback
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config
 
-from sft_recipes import demo_base, topology
-from sft_recipes import recipe as recipes
 from sft_recipes.benchmark.device import Device
-from sft_recipes.census import config_of
-from sft_recipes.recipe import Recipe
-from sft_recipes.train import build, correct
+from sft_recipes.demo import demo_base
+from sft_recipes.models.census import config_of
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import topology
+from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.train.train import build, correct
 
 # Nothing but steps: what else a run does is not measured here.
 STEPS_ALONE = {

@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-from sft_recipes.process import quiet
+from sft_recipes.environment import quiet
 
 
 def main() -> int:

@@ -1,0 +1,1 @@
+"""What are the rows? They are read, checked, converted and counted."""

@@ -1,0 +1,275 @@
+"""Rows from files and from the Hub, each with its place, and what is wrong with a file that cannot be read as rows."""
+
+import csv
+import dataclasses
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.errors import InputError, listed, nearest, shown
+
+# How many problems of a file are shown; the others are counted.
+SHOWN = 20
+# What `errors="surrogateescape"` makes of bytes that are not UTF-8.
+_UNDECODABLE = re.compile("[\udc80-\udcff]")
+_SEPARATOR = re.compile(r"\s*([,\]])\s*")
+
+Row = dict[str, Any]
+
+
+class Problems:
+    """Counts all problems and keeps those that are shown."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.shown: list[str] = []
+
+    def add(self, place: str, problem: str) -> None:
+        self.count += 1
+        if len(self.shown) < SHOWN:
+            self.shown.append(f"{place}: {problem}")
+
+    def stop(self) -> None:
+        """Raise an `InputError` if there was any."""
+        if self.count:
+            more = self.count - len(self.shown)
+            raise InputError(*self.shown, *([f"... and {more:,} more"] if more else []))
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of a split come from; `rows` reports what it cannot read and yields (place, row) for the rest."""
+
+    name: str
+    reader: str
+    sha256: str
+    rows: Callable[[Problems], Iterator[tuple[str, Row]]]
+
+
+def file_source(name: str, key: str | None = None) -> Source:
+    """A file of rows, which the recipe names by `key`."""
+    path = Path(name)
+    if path.is_dir():
+        raise InputError(f"{name} is a directory; name one file, or give the directory as dataset_name")
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+            file.seek(0)
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except FileNotFoundError:
+        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise InputError(
+            f"{name}: no such file{nearest(path.name, siblings)}; correct the path"
+            + (f", or name your own file with SET={key}=..." if key else "")
+        ) from None
+    except OSError as error:
+        raise InputError(f"{name} cannot be read: {error.strerror}; make it a file that this user may read") from None
+    suffix = path.suffix.lower()
+    if problem := _wrong_content(head, suffix):
+        raise InputError(f"{name} {problem}")
+    if suffix not in _READERS:
+        raise InputError(f"{name} has the suffix {path.suffix!r}; the supported ones are {', '.join(_READERS)}")
+    return Source(name, suffix, digest.hexdigest(), lambda problems: _READERS[suffix](path, name, problems))
+
+
+def _wrong_content(head: bytes, suffix: str) -> str | None:
+    """Files that are something else than their name says, as their first bytes tell."""
+    if not head:
+        return "is empty; write at least one row"
+    if head.startswith(b"\x1f\x8b"):
+        return "is compressed with gzip; decompress it with gunzip and name the result"
+    if head.startswith(b"version https://git-lfs"):
+        return "is a git-LFS pointer and not the data; fetch the data with: git lfs pull"
+    if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
+        return "is a web page, perhaps an error or login page; download the data itself"
+    if (suffix == ".parquet") != head.startswith(b"PAR1"):
+        return "is not a Parquet file" if suffix == ".parquet" else "is a Parquet file; name it .parquet"
+    if suffix != ".parquet" and (head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:2]):
+        return "is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8"
+    return None
+
+
+def _not_utf8(text: str) -> str | None:
+    found = _UNDECODABLE.search(text)
+    if found is None:
+        return None
+    return f"byte 0x{ord(found[0]) - 0xDC00:02X} is not UTF-8; convert the file, e.g. with: iconv -f LATIN1 -t UTF-8"
+
+
+def _read_json(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, Row]]:
+    faults: list[str] = []
+
+    def pairs(found: list[tuple[str, Any]]) -> Row:
+        keys = [key for key, _ in found]
+        repeated = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
+        faults.extend(f"the key {key!r} occurs twice in an object; keep one" for key in repeated)
+        return dict(found)
+
+    def constant(literal: str) -> None:
+        faults.append(f"{literal} is not JSON; write null, a number or a string")
+
+    decoder = json.JSONDecoder(object_pairs_hook=pairs, parse_constant=constant)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
+        first = next((line for line in file if line.strip()), "")
+        file.seek(0)
+        is_array = first.lstrip().startswith("[")
+        values = _array_values(file.read(), decoder) if is_array else _line_values(file, decoder)
+        for label, value, error in values:
+            if error or faults:
+                for problem in [error] if error else faults:
+                    problems.add(name + label, problem)
+                faults.clear()
+            elif not isinstance(value, dict):
+                problems.add(name + label, f"a row holds {shown(value)}; write an object with named columns")
+            else:
+                yield name + label, value
+
+
+def _line_values(lines: Iterable[str], decoder: json.JSONDecoder) -> Iterator[tuple[str, Any, str | None]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        value, error = None, _not_utf8(line)
+        if not error:
+            try:
+                value = decoder.decode(line)
+            except (ValueError, RecursionError) as raised:
+                error = _json_problem(raised)
+        yield f":{number}", value, error
+
+
+def _array_values(text: str, decoder: json.JSONDecoder) -> Iterator[tuple[str, Any, str | None]]:
+    undecodable = [(n, error) for n, line in enumerate(text.split("\n"), 1) if (error := _not_utf8(line))]
+    yield from ((f":{number}", None, error) for number, error in undecodable)
+    opening = re.match(r"\s*\[\s*(\])?\s*", text)
+    if undecodable or opening is None:
+        return
+    number, position, closed = 0, opening.end(), bool(opening[1])
+    try:
+        while not closed:
+            value, position = decoder.raw_decode(text, position)
+            number += 1
+            yield f" row {number}", value, None
+            separator = _SEPARATOR.match(text, position)
+            if separator is None:
+                raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
+            position, closed = separator.end(), separator[1] == "]"
+        if position < len(text):
+            raise json.JSONDecodeError("Extra data", text, position)
+    except json.JSONDecodeError as error:
+        yield f":{error.lineno}", None, _json_problem(error)
+    except (ValueError, RecursionError) as error:
+        yield f" row {number + 1}", None, _json_problem(error)
+
+
+def _json_problem(error: Exception) -> str:
+    if not isinstance(error, json.JSONDecodeError):
+        return f"not readable as JSON ({error}); write a plain object"
+    before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].strip()
+    if after.startswith("'"):
+        return "single quotes, as Python prints a dict, are not JSON; write double quotes, e.g. with json.dumps"
+    if after.startswith(",") or (before.endswith(",") and after.startswith(("}", "]"))):
+        return "a comma follows the last item; delete it"
+    if not after or error.msg.startswith("Unterminated string"):
+        return "the JSON ends too early: the file was cut off, or an object covers several lines; write one a line"
+    return f"not JSON: {error.msg} at column {error.colno}; write one object a line, or one array of objects"
+
+
+def _read_csv(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, Row]]:
+    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    # The limit of the module is 128 KiB a cell, which long documents pass.
+    csv.field_size_limit(2**31 - 1)
+    header: list[str] = []
+    line = 1
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        try:
+            for cells in reader:
+                place, line = f"{name}:{line}", reader.line_num + 1
+                if not cells:
+                    continue
+                if error := _not_utf8("".join(cells)):
+                    problems.add(place, error)
+                elif not header:
+                    header = cells
+                    if len(set(header)) < len(header) or "" in header:
+                        problems.add(place, f"the header {listed(header)} has an empty or repeated name; name each")
+                        return
+                    if len(header) == 1 and ";" in header[0]:
+                        problems.add(place, f"the columns are separated by ';'; write {delimiter!r}")
+                        return
+                elif len(cells) != len(header):
+                    fix = f"put a cell that holds {delimiter!r} or a line end in double quotes"
+                    problems.add(place, f"{len(cells)} cells, but the header names {len(header)}; {fix}")
+                else:
+                    yield place, dict(zip(header, cells, strict=True))
+        except csv.Error as error:
+            problems.add(f"{name}:{line}", f"not CSV: {error}; put a cell in double quotes and double those inside it")
+
+
+def _read_parquet(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, Row]]:
+    import pyarrow
+    from pyarrow import parquet
+
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{name} row {number}", row
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        problems.add(f"{name} after row {number}", f"not readable as Parquet ({error}); write the file again")
+
+
+_READERS: dict[str, Callable[[Path, str, Problems], Iterator[tuple[str, Row]]]] = {
+    ".jsonl": _read_json,
+    ".ndjson": _read_json,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".tsv": _read_csv,
+    ".parquet": _read_parquet,
+}
+
+
+def hub_sources(name: str, config: str | None, train_split: str, test_split: str | None) -> dict[str, Source]:
+    import datasets
+
+    try:
+        loaded = datasets.load_dataset(name, config)
+    except Exception as error:  # the library raises a dozen kinds, and each means that there are no rows
+        reason = (str(error).splitlines() or [""])[0]
+        raise InputError(
+            f"dataset_name {name} cannot be loaded ({type(error).__name__}: {reason}); check the name and "
+            "dataset_config, or give local files as train_file, or point HF_HOME to a cache that holds it or "
+            "HF_ENDPOINT to a mirror"
+        ) from error
+    if train_split not in loaded:
+        near = nearest(train_split, list(loaded))
+        raise InputError(f"{name} has no split {train_split!r}{near}; set dataset_train_split to {listed(loaded)}")
+    sources = {"train": _dataset_source(f"{name} {train_split}", loaded[train_split])}
+    if test_split is not None and test_split in loaded:
+        sources["validation"] = _dataset_source(f"{name} {test_split}", loaded[test_split])
+    return sources
+
+
+def _dataset_source(name: str, dataset: Any) -> Source:
+    for column, feature in dataset.features.items():
+        if hasattr(feature, "decode"):  # images, sound: bytes are enough for a column that is not used
+            dataset = dataset.cast_column(column, dataclasses.replace(feature, decode=False))
+    digest = hashlib.sha256()
+    for row in dataset:
+        # The fingerprint of the library depends on paths and times, the rows do not.
+        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
+
+    def rows(problems: Problems) -> Iterator[tuple[str, Row]]:
+        for number, row in enumerate(dataset, 1):
+            yield f"{name} row {number}", row
+
+    return Source(name, "hub", digest.hexdigest(), rows)

@@ -1,0 +1,680 @@
+"""What is in the rows: tokens and answers, repetitions, classes, and what should not be there.
+
+One pass over each prepared split, with a few numbers kept per row; what is counted here, `lint/data.py` judges. No
+torch: `transformers` renders and tokenises the rows as TRL's own preparation does.
+"""
+
+import collections
+import dataclasses
+import functools
+import hashlib
+import importlib.util
+import itertools
+import json
+import re
+from array import array
+from collections.abc import Callable, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sft_recipes.data import packing
+from sft_recipes.data.preparation import Prepared
+from sft_recipes.errors import InputError
+from sft_recipes.files import write_whole
+from sft_recipes.recipes.recipe import Recipe
+
+# Part of every cached survey: raise it when the same rows would be counted differently.
+SURVEY_VERSION = 2
+CACHE = Path(".cache/surveys")
+
+# Rows that are tokenised together, and after which progress is told.
+BATCH = 1000
+# Examples kept of each problem.
+EXAMPLES = 5
+# Classes that a classification has at most, and rows of each on average at least.
+CLASSES, ROWS_PER_CLASS = 50, 4
+# Distinct answers, fields and surface forms of which the text is kept.
+ANSWERS, FIELDS, FORMS = 20_000, 50, 20
+# Characters of an answer that are kept.
+SHOWN = 200
+# Bytes of UTF-8 per token, for text without a tokenizer: "1 token ~= 4 chars in English" (OpenAI, "What are tokens and
+# how to count them"). Bytes, because a character of another script costs more.
+BYTES_PER_TOKEN = 4
+# <|im_start|>, the role, a line end; <|im_end|>, a line end: ChatML, the commonest template.
+TURN_OPENING, TURN_CLOSING = 3, 2
+
+# Mathematical signs stay: 1 + 1 is not 1 - 1.
+_PUNCTUATION = re.compile(r"""[\s.,;:!?'"`()\[\]{}_\u2018-\u201f\u2026«»-]+""")
+# {name} and {{name}}; not what code and LaTeX write: ${name}, \frac{a}, f(x){y}.
+_PLACEHOLDER = re.compile(r"(?<![\\$\w}{])(?:\{[A-Za-z_]\w*\}|\{\{ *[A-Za-z_][\w.]* *\}\})(?!\})")
+_JSON_ASKED = re.compile(r"\bjson\b")
+# What exports write where nothing was.
+_NOTHING = {"", "nan", "null", "n/a", "{}", "[]", '""', "...", "-"}
+# Bounded as addresses are (RFC 5321), so that a long row is read in one pass.
+_EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,}\b")
+_KEY = re.compile(
+    r"\bsk-[\w-]{20,}|\bhf_[A-Za-z0-9]{20,}|\bAKIA[A-Z0-9]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}"
+    r"|-----BEGIN (?:[A-Z]+ )?PRIVATE KEY"
+)
+# Of each alternative, so that most rows need no search.
+_KEY_MARKS = ("sk-", "hf_", "AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "PRIVATE KEY")
+# Control tokens of the common families, where no tokenizer names its own.
+_CONTROL = re.compile(r"<\|[a-z_0-9]+\|>|</?s>|\[/?INST\]|<(?:bos|eos|pad|start_of_turn|end_of_turn)>")
+# The field of a JSON answer that is likeliest to be the class, where several could be.
+_CLASS_NAME = re.compile(r"label|class|categor|intent|sentiment|verdict|topic", re.IGNORECASE)
+
+Progress = Callable[[int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer on this machine, not loaded yet.
+
+    Args:
+        directory: holds its files.
+        fingerprint: SHA-256 over its files and everything of the recipe that changes what it makes of a row.
+        chat_template: the template that `chat_template_path` names, or None for the tokenizer's own.
+        eos_token: the recipe's, or None for the tokenizer's own.
+    """
+
+    directory: Path
+    fingerprint: str
+    chat_template: str | None
+    eos_token: str | None
+
+    def load(self) -> Any:
+        """The tokenizer, with the recipe's tokens and template, as `SFTTrainer` sets it up."""
+        from transformers import PreTrainedTokenizerFast
+
+        loaded = PreTrainedTokenizerFast.from_pretrained(self.directory)
+        loaded.eos_token = self.eos_token or loaded.eos_token
+        loaded.pad_token = loaded.pad_token or loaded.eos_token
+        loaded.chat_template = self.chat_template or loaded.chat_template
+        return loaded
+
+    def stop_ids(self, loaded: Any) -> list[int]:
+        """The tokens that end a generation, by the generation config or the model's."""
+        ids = {loaded.eos_token_id}
+        for name in ("generation_config.json", "config.json"):
+            path = self.directory / name
+            if path.is_file():
+                stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+                ids |= set(stops if isinstance(stops, list) else [stops])
+                break
+        return sorted(ids - {None})
+
+
+def find_tokenizer(recipe: Recipe) -> Tokenizer | None:
+    """The tokenizer of the recipe's model in its directory or in the Hub's cache; None if neither has it.
+
+    None as well when `chat_template_path` is another model, whose template TRL would clone. Nothing is downloaded.
+    """
+    name, template_path = recipe["model_name_or_path"], recipe["chat_template_path"]
+    directory = Path(name).expanduser()
+    if not (directory / "tokenizer.json").is_file():
+        if directory.is_absolute() or name.startswith(".") or name.count("/") > 1:
+            return None
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(name, "tokenizer.json", revision=recipe["model_revision"])
+        if not isinstance(cached, str):
+            return None
+        directory = Path(cached).parent
+    template = None
+    if template_path:
+        if not template_path.endswith((".jinja", ".j2")) or not Path(template_path).is_file():
+            return None
+        template = Path(template_path).read_text(encoding="utf-8")
+    decisive = [metadata.version("transformers"), metadata.version("trl"), template, recipe["eos_token"]]
+    digest = hashlib.sha256(json.dumps(decisive).encode())
+    for file in _TOKENIZER_FILES:
+        path = directory / file
+        digest.update(f"\0{file}\0".encode() + (path.read_bytes() if path.is_file() else b""))
+    return Tokenizer(directory, digest.hexdigest(), template, recipe["eos_token"])
+
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "config.json",
+)
+
+
+def survey(
+    prepared: Prepared,
+    tokenizer: Tokenizer | None,
+    *,
+    cache: Path = CACHE,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Count what is in the rows of a prepared directory, or give what was counted before.
+
+    The figures are of whole rows; `at_length` says what a `max_length` leaves of them. Rows are numbered from 1 within
+    their split. Token figures are those of TRL's own preparation where the tokenizer is at hand ("tokens_are":
+    "exact"), and otherwise 4 bytes of UTF-8 a token and 5 tokens around a turn ("estimated").
+
+    Args:
+        prepared: what `preparation.prepare` made.
+        tokenizer: what `find_tokenizer` found.
+        cache: where surveys are kept.
+        on_progress: is told the number of rows that are counted; never when the survey was kept.
+
+    Raises:
+        InputError: The chat template refuses a row.
+    """
+    key = json.dumps([SURVEY_VERSION, prepared.fingerprint, tokenizer.fingerprint if tokenizer else None])
+    kept = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+    try:
+        found = json.loads(kept.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = json.loads(json.dumps(_count(prepared, tokenizer, on_progress or (lambda rows: None))))
+        cache.mkdir(parents=True, exist_ok=True)
+        write_whole(kept, json.dumps(found, ensure_ascii=True))
+    for split, facts in found["splits"].items():
+        # The rows may have been counted under another name of the file.
+        facts["source"] = prepared.splits[split]["source"]
+    return found
+
+
+def at_length(split: Mapping[str, Any], max_length: int | None) -> dict[str, int]:
+    """What `max_length` leaves of a split's rows, by the names of run.json's `in_effect.data`.
+
+    TRL keeps a row's start and leaves out rows that keep no supervised token (`SFTTrainer._prepare_dataset`). A row is
+    cut when what is left of it does not end with a stop token. Supervised are the answers; with
+    `completion_only_loss: false` it is everything.
+    """
+    limit = max_length or 2**62
+    lost = _beyond(split["answer_starts"], limit - 1)
+    tokens = _within(split["lengths"], limit) - (lost * limit if lost else 0)
+    # Within the last three tokens, as `verify.data` looks: of a whole row, or of one that is cut behind any turn.
+    stopping = sum(split["stops"].values()) - _beyond(split["stops"], limit - 3)
+    stopping += _beyond(split["turn_stops"], limit - 3) - _beyond(split["turn_stops"], limit)
+    short = sum(split["unstopped_lengths"].values()) - _beyond(split["unstopped_lengths"], limit - 1)
+    return {
+        "rows": split["rows"] - lost,
+        "tokens": tokens,
+        "supervised_tokens": _within(split["span_ends"], limit) - _within(split["span_starts"], limit),
+        "rows_ending_with_eos": stopping,
+        "rows_cut": split["rows"] - lost - stopping - short,
+        "rows_lost": lost,
+        "longest_row": min(max(map(int, split["lengths"])), limit),
+    }
+
+
+def kept_lengths(split: Mapping[str, Any], max_length: int | None) -> dict[int, int]:
+    """Rows by length, as `max_length` cuts them, without those that lose their whole answer."""
+    limit = max_length or 2**62
+    counts = collections.Counter[int]()
+    for length, number in split["lengths"].items():
+        counts[min(int(length), limit)] += number
+    counts[limit] -= _beyond(split["answer_starts"], limit - 1)
+    return {length: number for length, number in counts.items() if number > 0}
+
+
+def real_token_share(split: Mapping[str, Any], max_length: int | None, batch_size: int) -> float:
+    """Expected share of batch positions that hold tokens, when `batch_size` random rows are padded to the longest.
+
+    The expected longest of k independent draws is the sum over lengths x of x (F(x)^k - F(x - 1)^k).
+    """
+    lengths = kept_lengths(split, max_length)
+    rows = sum(lengths.values())
+    if not rows:
+        return 1.0
+    below = expected = 0.0
+    seen = 0
+    for length in sorted(lengths):
+        seen += lengths[length]
+        up_to = (seen / rows) ** batch_size
+        expected += length * (up_to - below)
+        below = up_to
+    return packing.mean(lengths) / expected
+
+
+def _beyond(histogram: Mapping[str, int], limit: int) -> int:
+    return sum(number for value, number in histogram.items() if int(value) > limit)
+
+
+def _within(histogram: Mapping[str, int], limit: int) -> int:
+    return sum(min(int(value), limit) * number for value, number in histogram.items())
+
+
+def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progress) -> dict[str, Any]:
+    loaded = tokenizer.load() if tokenizer else None
+    template = loaded.get_chat_template() if loaded and loaded.chat_template else None
+    how, measure = "the tokenizer and chat template, as TRL applies them", _estimate
+    control, named, lacks = _CONTROL, None, None
+    if tokenizer is None or loaded is None:
+        how = f"{BYTES_PER_TOKEN} bytes a token and {TURN_OPENING + TURN_CLOSING} tokens a turn: no tokenizer at hand"
+    elif prepared.conversational and template is None:
+        how, lacks = f"{BYTES_PER_TOKEN} bytes a token: the tokenizer has no chat template", "template"
+    elif prepared.kind == "messages" and (template := training_template(template or "")) is None:
+        how, lacks = f"{BYTES_PER_TOKEN} bytes a token: the chat template does not mark the assistant's turns", "marks"
+    else:
+        measure = functools.partial(_measure, loaded, template, frozenset(tokenizer.stop_ids(loaded)))
+    if loaded is not None:
+        special = {token.content for token in loaded.added_tokens_decoder.values() if token.special}
+        control = re.compile("|".join(map(re.escape, sorted(special)))) if special else _CONTROL
+        named = {name: getattr(loaded, name) for name in ("bos_token", "eos_token", "pad_token")}
+    done = 0
+    splits: dict[str, _Split] = {}
+    for split, facts in prepared.splits.items():
+        counted = splits[split] = _Split(control)
+        with (prepared.directory / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
+            while batch := [json.loads(line) for line in itertools.islice(lines, BATCH)]:
+                for row, size in zip(batch, _sizes(measure, batch, counted.rows, facts["source"]), strict=True):
+                    counted.add(row, size)
+                done += len(batch)
+                on_progress(done)
+    field = _class_field(splits["train"])
+    hashes = {
+        split: {name: np.frombuffer(kept, np.int64) for name, kept in splits[split].hashes.items()} for split in splits
+    }
+    return {
+        "version": SURVEY_VERSION,
+        "tokens_are": "estimated" if measure is _estimate else "exact",
+        "how": how,
+        "template_lacks": lacks,
+        "kind": prepared.kind,
+        "conversational": prepared.conversational,
+        "tokenizer": named,
+        "class_field": field,
+        "splits": {
+            split: counted.facts(measure is not _estimate)
+            | _repetitions(hashes[split])
+            | {
+                "overlap": {other: _overlap(hashes[split], hashes[other]) for other in splits if other != split},
+                "classes": counted.classes(field) if field is not None else {},
+            }
+            for split, counted in splits.items()
+        },
+    }
+
+
+@dataclasses.dataclass
+class _Size:
+    """The tokens of a row: its length, the supervised stretches, and where each supervised stop token ends."""
+
+    length: int
+    spans: list[tuple[int, int]]
+    stops: list[int]
+    double_bos: bool = False
+    diverging: bool = False
+    """Whether the prompt alone is tokenised otherwise than at the head of the row."""
+
+
+_Measure = Callable[[list[dict[str, Any]]], list[_Size]]
+
+
+def _sizes(measure: _Measure, batch: list[dict[str, Any]], before: int, source: str) -> list[_Size]:
+    from jinja2 import TemplateError
+
+    try:
+        return measure(batch)
+    except TemplateError:
+        for number, row in enumerate(batch, before + 1):
+            try:
+                measure([row])
+            except TemplateError as error:
+                raise InputError(
+                    f"{source} row {number}: the model's chat template refuses it: {error}; rewrite the row, or set "
+                    "chat_template_path to a template that takes it"
+                ) from None
+        raise
+
+
+def _measure(loaded: Any, template: str | None, stops: frozenset[int], batch: list[dict[str, Any]]) -> list[_Size]:
+    """As `tokenize_fn` in TRL's `SFTTrainer._prepare_dataset`, for many rows at once."""
+    quiet = {"verbose": False, "return_attention_mask": False, "return_token_type_ids": False}
+    render = functools.partial(
+        loaded.apply_chat_template, return_dict=True, chat_template=template, tokenizer_kwargs=quiet
+    )
+    bos = loaded.bos_token_id
+    sizes = []
+    if "messages" in batch[0]:
+        out = render([row["messages"] for row in batch], return_assistant_tokens_mask=True)
+        for ids, mask in zip(out["input_ids"], out["assistant_masks"], strict=True):
+            edges = np.flatnonzero(np.diff([0, *mask, 0])).tolist()
+            spans = list(zip(edges[::2], edges[1::2], strict=True))
+            sizes.append(_Size(len(ids), spans, _stops(ids, spans, stops), _double(ids, bos)))
+        return sizes
+    if isinstance(batch[0]["prompt"], str):
+        eos = loaded.eos_token
+        answers = [row["completion"] if row["completion"].endswith(eos) else row["completion"] + eos for row in batch]
+        prompts = loaded([row["prompt"] for row in batch], **quiet)["input_ids"]
+        wholes = loaded([row["prompt"] + answer for row, answer in zip(batch, answers, strict=True)], **quiet)[
+            "input_ids"
+        ]
+    else:
+        prompts = render([row["prompt"] for row in batch], add_generation_prompt=True)["input_ids"]
+        wholes = render([row["prompt"] + row["completion"] for row in batch])["input_ids"]
+    for prompt, ids in zip(prompts, wholes, strict=True):
+        start = len(prompt)
+        if ids[:start] != prompt:
+            pairs = enumerate(zip(prompt, ids, strict=False))
+            start = next((index for index, (one, other) in pairs if one != other), min(start, len(ids)))
+        spans = [(start, len(ids))]
+        sizes.append(_Size(len(ids), spans, _stops(ids, spans, stops), _double(ids, bos), start < len(prompt)))
+    return sizes
+
+
+def _stops(ids: list[int], spans: list[tuple[int, int]], stops: frozenset[int]) -> list[int]:
+    return [index + 1 for start, end in spans for index in range(start, end) if ids[index] in stops]
+
+
+def _double(ids: list[int], bos: int | None) -> bool:
+    return bos is not None and ids[:2] == [bos, bos]
+
+
+def _estimate(batch: list[dict[str, Any]]) -> list[_Size]:
+    """The tokens of rows by their bytes and turns, every answer with its stop token."""
+    sizes = []
+    for row in batch:
+        if isinstance(row.get("prompt"), str):
+            start, answer = _estimated(row["prompt"]), _estimated(row["completion"]) + 1
+            sizes.append(_Size(start + answer, [(start, start + answer)], [start + answer]))
+            continue
+        place, spans = 0, []
+        for turn in row["messages"] if "messages" in row else row["prompt"] + row["completion"]:
+            start = place + TURN_OPENING
+            place = start + _estimated(turn["content"]) + TURN_CLOSING
+            if turn["role"] == "assistant":
+                spans.append((start, place))
+        spans = spans if "messages" in row else spans[-1:]
+        sizes.append(_Size(place, spans, [end for _, end in spans]))
+    return sizes
+
+
+def _estimated(text: str) -> int:
+    return -(-len(text.encode()) // BYTES_PER_TOKEN)
+
+
+def training_template(template: str) -> str | None:
+    """The template that marks the assistant's turns: this one, or TRL's marked copy of it, or None.
+
+    The files that `trl.chat_template_utils.get_training_chat_template` compares with, without TRL's ten seconds.
+    """
+    if re.search(r"\{%-?\s*generation\s*-?%\}", template):
+        return template
+    spec = importlib.util.find_spec("trl")
+    for directory in (spec.submodule_search_locations or []) if spec else []:
+        for marked in sorted(Path(directory).glob("chat_templates/*_training.jinja")):
+            plain = marked.with_name(marked.name.replace("_training.jinja", ".jinja"))
+            if plain.is_file() and plain.read_text(encoding="utf-8") == template:
+                return marked.read_text(encoding="utf-8")
+    return None
+
+
+class _Split:
+    """What is kept of a split's rows while they pass: counts, a few numbers a row, and a few examples."""
+
+    def __init__(self, control: re.Pattern[str]) -> None:
+        self.control = control
+        self.rows = 0
+        self.problems: dict[str, dict[str, Any]] = {name: {"count": 0, "examples": []} for name in _PROBLEMS}
+        self.hashes = {name: array("q") for name in ("row", "normalised_row", "input", "normalised_input", "answer")}
+        self.histograms = {name: collections.Counter[int]() for name in _HISTOGRAMS}
+        self.answers: dict[int, str] = {}
+        self.json = collections.Counter({"asked": 0, "looks": 0, "parsed": 0, "objects": 0})
+        # By field of a JSON answer, and under "" by the whole answer; None where there are too many values.
+        self.values: dict[str, dict[str, _Class] | None] = {"": {}}
+
+    def note(self, problem: str, found: Any) -> None:
+        """Count the row that is being added."""
+        if found:
+            entry = self.problems[problem]
+            entry["count"] += 1
+            if len(entry["examples"]) < EXAMPLES:
+                entry["examples"].append(self.rows)
+
+    def add(self, row: dict[str, Any], size: _Size) -> None:
+        self.rows += 1
+        turns = _turns(row)
+        answer = turns[-1][1]
+        prompt = "\n".join(text for role, text in turns[:-1] if role != "assistant")
+        self._hash(turns[:-1], answer)
+        self._size(size)
+        answers = [text for role, text in turns if role == "assistant"]
+        self.note("empty", any(text.strip().casefold() in _NOTHING for text in answers))
+        self.note("unrendered", any(_unrendered(text) for text in answers))
+        self.note("unrendered_prompts", _unrendered(prompt))
+        whole = "\n".join(text for _, text in turns)
+        self.note("emails", "@" in whole and _EMAIL.search(whole))
+        self.note("keys", any(mark in whole for mark in _KEY_MARKS) and _KEY.search(whole))
+        self.note("special_tokens", self.control.search(whole))
+        self._json(prompt, answer)
+
+    def _hash(self, before: list[tuple[str, str]], answer: str) -> None:
+        asked = "\0".join(part for turn in before for part in turn)
+        plain_asked, plain_answer = normalised(asked), normalised(answer)
+        for name, value in (
+            ("row", (asked, answer)),
+            ("normalised_row", (plain_asked, plain_answer)),
+            ("input", asked),
+            ("normalised_input", plain_asked),
+            ("answer", plain_answer),
+        ):
+            self.hashes[name].append(hash(value))
+        if len(self.answers) < ANSWERS:
+            self.answers.setdefault(hash(plain_answer), answer[:SHOWN])
+
+    def _size(self, size: _Size) -> None:
+        self.histograms["lengths"][size.length] += 1
+        self.histograms["answer_starts"][size.spans[0][0] if size.spans else size.length] += 1
+        for start, end in size.spans:
+            self.histograms["span_starts"][start] += 1
+            self.histograms["span_ends"][end] += 1
+        # A template may put a newline after the stop token of the last turn, so `verify.data` looks at three tokens.
+        stopped = bool(size.stops) and size.stops[-1] > size.length - 3
+        if stopped:
+            self.histograms["stops"][size.stops[-1]] += 1
+        else:
+            self.histograms["unstopped_lengths"][size.length] += 1
+        self.histograms["turn_stops"].update(size.stops)
+        self.note("unstopped", not stopped)
+        self.note("double_bos", size.double_bos)
+        self.note("diverging_prompts", size.diverging)
+
+    def _json(self, prompt: str, answer: str) -> None:
+        parsed, value = _parsed(answer)
+        lower = prompt.lower()
+        asked = "json" in lower and bool(_JSON_ASKED.search(lower))
+        looks = answer.lstrip()[:1] in ("{", "[")
+        self.json.update(asked=asked, looks=looks, parsed=parsed and looks, objects=isinstance(value, dict))
+        self.note("json_unparsed", looks and not parsed)
+        self.note("asked_unparsed", asked and not parsed)
+        self._value("", answer.strip(), answer, parsed, ())
+        if isinstance(value, dict):
+            names = tuple(value)
+            for field, held in value.items():
+                if field and not isinstance(held, (dict, list)):
+                    text = held if isinstance(held, str) else json.dumps(held)
+                    self._value(field, text, answer, parsed, names)
+
+    def _value(self, field: str, value: str, answer: str, parsed: bool, names: tuple[str, ...]) -> None:
+        if field not in self.values and len(self.values) <= FIELDS:
+            self.values[field] = {}
+        values = self.values.get(field)
+        if values is None:
+            return
+        if value not in values and (len(values) == CLASSES or len(value) > SHOWN):
+            self.values[field] = None
+            return
+        values.setdefault(value, _Class(answer, self.rows)).add(answer, parsed, names)
+
+    def classes(self, field: str) -> dict[str, dict[str, Any]]:
+        """Each class with its rows, most frequent first; none if the split has too many values to be classes."""
+        values = self.values.get(field) or {}
+        ordered = sorted(values.items(), key=lambda item: (-item[1].rows, item[0]))
+        return {name: held.facts() for name, held in ordered}
+
+    def facts(self, exact: bool) -> dict[str, Any]:
+        answers, counts = np.unique(np.frombuffer(self.hashes["answer"], np.int64), return_counts=True)
+        frequent = np.argsort(-counts, kind="stable")[:CLASSES]
+        histograms = {
+            name: {str(value): held[value] for value in sorted(held)} for name, held in self.histograms.items()
+        }
+        return {
+            "rows": self.rows,
+            **histograms,
+            "tokens": sum(value * number for value, number in self.histograms["lengths"].items()),
+            "supervised_tokens": sum(value * number for value, number in self.histograms["span_ends"].items())
+            - sum(value * number for value, number in self.histograms["span_starts"].items()),
+            "end_of_turn_supervised": sum(self.histograms["stops"].values()) if exact else None,
+            "problems": self.problems,
+            "json": dict(self.json),
+            "answers": {
+                "distinct": len(answers),
+                "most_frequent": [
+                    [self.answers[answers[index]], int(counts[index])]
+                    for index in frequent
+                    if answers[index] in self.answers
+                ],
+            },
+        }
+
+
+_PROBLEMS = (
+    "empty",
+    "unrendered",
+    "unrendered_prompts",
+    "json_unparsed",
+    "asked_unparsed",
+    "emails",
+    "keys",
+    "special_tokens",
+    "unstopped",
+    "double_bos",
+    "diverging_prompts",
+)
+_HISTOGRAMS = ("lengths", "answer_starts", "span_starts", "span_ends", "stops", "turn_stops", "unstopped_lengths")
+
+
+class _Class:
+    """The answers of one class."""
+
+    def __init__(self, answer: str, row: int) -> None:
+        self.rows = 0
+        self.first_row = row
+        self.answer = hash(answer)
+        self.text = answer[:SHOWN]
+        self.constant = True
+        self.parsed = 0
+        self.starts = collections.Counter[str]()
+        self.fields = collections.Counter[str]()
+
+    def add(self, answer: str, parsed: bool, names: tuple[str, ...]) -> None:
+        self.rows += 1
+        self.constant &= hash(answer) == self.answer
+        self.parsed += parsed
+        start = answer[:2]
+        if start in self.starts or len(self.starts) < FORMS:
+            self.starts[start] += 1
+        for name in names:
+            if name in self.fields or len(self.fields) < FIELDS:
+                self.fields[name] += 1
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "first_row": self.first_row,
+            "constant": self.text if self.constant else None,
+            "parsed": self.parsed,
+            "starts": dict(self.starts.most_common()),
+            "fields": dict(self.fields),
+        }
+
+
+def _class_field(train: _Split) -> str | None:
+    """The field of JSON answers that is the class, "" for the whole answer, None for no classification.
+
+    A classification has 2 to 50 classes of four rows each on average; a field that is one is in nine of ten answers.
+    """
+    fields = {field: values for field, values in train.values.items() if values and len(values) > 1}
+    fitting = [
+        field
+        for field, values in fields.items()
+        if len(values) * ROWS_PER_CLASS <= train.rows
+        and sum(held.rows for held in values.values()) >= 0.9 * train.rows
+    ]
+    # What is called a class comes before what comes first, and any field before the whole answer.
+    return min(fitting, key=lambda field: (not field, not _CLASS_NAME.search(field)), default=None)
+
+
+def _turns(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """The row as (role, text), the last of which is the assistant's."""
+    if isinstance(row.get("prompt"), str):
+        return [("user", row["prompt"]), ("assistant", row["completion"])]
+    turns = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
+    return [(turn["role"], turn["content"]) for turn in turns]
+
+
+def normalised(text: str) -> str:
+    """Without case, punctuation and spacing, unless nothing else is there."""
+    return _PUNCTUATION.sub(" ", text.casefold()).strip() or text
+
+
+def _unrendered(text: str) -> bool:
+    if "{" not in text or "```" in text:
+        return False
+    return text.lstrip().startswith("{{") or bool(_PLACEHOLDER.search(text))
+
+
+def _parsed(answer: str) -> tuple[bool, Any]:
+    """Whether the answer is JSON, and its value; also of JSON whose braces a template has left doubled."""
+    text = answer.strip()
+    if text.startswith("```") and text.endswith("```"):
+        text = text[3:-3].removeprefix("json").strip()
+    if text[:1] not in ("{", "["):
+        return False, None
+    try:
+        return True, json.loads(text)
+    except (ValueError, RecursionError):
+        pass
+    try:
+        return False, json.loads(text.replace("{{", "{").replace("}}", "}")) if text.startswith("{{") else None
+    except (ValueError, RecursionError):
+        return False, None
+
+
+def _repetitions(hashes: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows that were there before, exactly and normalised, and inputs that were there before with another answer."""
+    answered = hashes["answer"]
+    # Each row against the first of its input.
+    first = _first_of_equal(hashes["input"])
+    return {
+        "duplicates": _pairs(_first_of_equal(hashes["row"])),
+        "normalised_duplicates": _pairs(_first_of_equal(hashes["normalised_row"])),
+        "contradictions": _pairs(np.where(answered != answered[first], first, np.arange(len(first)))),
+    }
+
+
+def _first_of_equal(values: Any) -> Any:
+    """For each value the index where it is first."""
+    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
+    return first[inverse]
+
+
+def _pairs(first: Any) -> dict[str, Any]:
+    """The rows that refer to another one, and the first of them as [row, the one before]."""
+    rows = np.flatnonzero(first != np.arange(len(first)))
+    return {"count": len(rows), "examples": [[int(row) + 1, int(first[row]) + 1] for row in rows[:EXAMPLES]]}
+
+
+def _overlap(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows of this split whose input is in the other, exactly and normalised, with [row, row of the other]."""
+    found = {}
+    for kind, name in (("exact", "input"), ("normalised", "normalised_input")):
+        rows = np.flatnonzero(np.isin(own[name], other[name]))
+        found[kind] = {
+            "count": len(rows),
+            "examples": [
+                [int(row) + 1, int(np.flatnonzero(other[name] == own[name][row])[0]) + 1] for row in rows[:EXAMPLES]
+            ],
+        }
+    return found

@@ -1,0 +1,96 @@
+"""What a run's model answers to the rows of a file, written beside their own columns.
+
+The models' work is that of an evaluation (`scoring.py`), so what was predicted before an interruption is kept.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.data import preparation
+from sft_recipes.errors import InputError
+from sft_recipes.evaluate import evaluate, scoring_job
+from sft_recipes.evaluate.questions import Asked, ask
+from sft_recipes.files import write_whole
+from sft_recipes.runs.run import Run, adapter_damage
+from sft_recipes.terminal import count, say
+
+Facts = dict[str, Any]
+
+
+def predict(name: str, rows: Path, out: Path | None = None) -> tuple[int, Path]:
+    """Predict every row of a file into JSON lines: its columns, `prediction`, and what is known of it.
+
+    That is `probabilities` where a class is predicted by likelihood, and else whether the answer `finished`; a class
+    by generation is null where the `text` names none.
+
+    Args:
+        name: The run.
+        rows: In the format of the training rows, without answers or with them.
+        out: The file to write, which must not exist; ROWS.predictions.jsonl beside the rows without it.
+
+    Returns:
+        The exit code (0 done, 1 failed, 3 interrupted and resumable) and the file.
+
+    Raises:
+        InputError: The run, the rows or the file are not as they should be.
+    """
+    out = out or rows.with_name(f"{rows.stem}.predictions.jsonl")
+    run = Run.open(name)
+    if damage := adapter_damage(run):
+        raise InputError(f"{run.adapter} is not what was trained: {damage}; restore it, or train again")
+    facts = run.facts()
+    asked = rows_to_answer(rows, facts, out)
+    task = training_task(facts)
+    work = out.with_name(f".{out.name}.unfinished")
+    fingerprint = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()
+    with run.locked() as lock:
+        prompts = (prompt for _, prompt in asked)
+        scoring_job.prepare(work, run, task.task, task.longest_answers, prompts, fingerprint)
+        if code := scoring_job.score(work, ["tuned"], lock):
+            say("stopped", "what was predicted is kept; the same command goes on with it")
+            return code, out
+        with (work / "outputs.jsonl").open(encoding="utf-8") as lines:
+            outputs = {output["row"]: output for output in map(json.loads, lines)}
+        predicted = (answer(row, task.task, outputs[number]) for number, (row, _) in enumerate(asked, 1))
+        write_whole(out, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in predicted))
+        shutil.rmtree(work)
+    say("predicted", f"{count(len(asked), 'row')} by {task.task.by} into {out}")
+    return 0, out
+
+
+def rows_to_answer(rows: Path, facts: Facts, out: Path) -> list[tuple[Facts, Any]]:
+    """The rows with what the model is asked.
+
+    Raises:
+        InputError: With every row that is wrong, or because there is a file of the name to write.
+    """
+    if out.exists():
+        raise InputError(f"{out} exists and is never overwritten; name another OUT=, or delete it")
+    if not out.absolute().parent.is_dir():
+        raise InputError(f"{out.parent} is no directory; make it, or name another OUT=")
+    asked = preparation.prompts(
+        str(rows),
+        facts["data"]["format"],
+        facts["data"]["source"]["data_columns"],
+        conversational=facts["data"]["conversational"],
+    )
+    if taken := sorted({"prediction", "probabilities", "text", "finished"} & {key for row, _ in asked for key in row}):
+        raise InputError(f"{rows}: the column {taken[0]} would be overwritten by the prediction's; rename it")
+    return asked
+
+
+def training_task(facts: Facts) -> Asked:
+    """What the run was trained to answer; without a task in its recipe, texts."""
+    own = facts["own"] if facts["own"].get("task") else facts["own"] | {"task": "generation"}
+    return ask(own, preparation.prepare(**facts["data"]["source"], cache=preparation.CACHE), "train")
+
+
+def answer(row: Facts, task: Any, output: Facts) -> Facts:
+    """A row with its prediction."""
+    said = evaluate.said(task, output)
+    if task.kind == "generation":
+        said["text"] = None
+    return {**row, **{key: value for key, value in said.items() if value is not None or key == "prediction"}}

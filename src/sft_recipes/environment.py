@@ -1,0 +1,41 @@
+"""What keeps the libraries from calling home and from talking about themselves, here and in child processes."""
+
+import logging
+import os
+import warnings
+
+
+def quiet_environment(*, on_cpu: bool) -> dict[str, str]:
+    """This environment, with what keeps upstream from calling home and from talking about itself."""
+    defaults = {"DS_LOG_LEVEL": "error", "TORCH_CPP_LOG_LEVEL": "ERROR", "GLOO_LOG_LEVEL": "ERROR"}
+    changes = {
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "TRANSFORMERS_VERBOSITY": "error",
+        # A GPU in sight is taken by some of the libraries, whatever the accelerate config says.
+        **({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}),
+    }
+    return defaults | dict(os.environ) | changes
+
+
+def quiet() -> None:
+    """Silence what upstream says about itself, some of it while it is imported; what matters to a run is said here.
+
+    Warnings about what a run computes (`UserWarning`) stay: one of them has told of gradients that were lost.
+    """
+    # Deprecations that upstream's own calls of upstream raise.
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    # That a kernel for inference, which training never calls, is not installed.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    # That DeepSpeed's accumulation is taken, which is the recipe's own; what a step takes is verified.
+    logging.getLogger("accelerate.accelerator").addFilter(
+        lambda record: "Gradient accumulation steps mismatch" not in record.getMessage()
+    )
+
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()

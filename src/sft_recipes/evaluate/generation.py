@@ -1,0 +1,118 @@
+"""How near a generated text is to its reference, row by row."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import SchemaError
+from numpy.typing import NDArray
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import DRAFT202012
+
+from sft_recipes.errors import InputError
+from sft_recipes.evaluate.baselines import tokens
+
+SCORES = ("exact_match", "rougeL", "chrf", "valid_json")
+
+
+class Words:
+    """Tokens for rouge_score, which by itself sees nothing but a-z and 0-9."""
+
+    def tokenize(self, text: str) -> list[str]:
+        return tokens(text)
+
+
+def validator(schema: Any) -> Draft202012Validator:
+    """What decides whether an answer is valid JSON of this schema (Draft 2020-12).
+
+    Nothing is fetched: a reference to another document is an error.
+
+    Raises:
+        InputError: The schema is none, or refers to what it does not hold.
+    """
+    try:
+        Draft202012Validator.check_schema(schema)
+    except SchemaError as error:
+        raise InputError(f"the JSON schema is not valid at {error.json_path}: {error.message}") from None
+    whole = DRAFT202012.create_resource(schema)
+    registry = Registry().with_resource("", whole).crawl()
+    missing = sorted(set(_unresolvable(schema, registry.resolver())))
+    if missing:
+        raise InputError(
+            *(
+                f"the JSON schema refers to {reference!r}, which is not in it, and nothing is fetched; "
+                "write that definition below $defs and refer to it as #/$defs/NAME"
+                for reference in missing
+            )
+        )
+    return Draft202012Validator(schema, registry=registry)
+
+
+def _unresolvable(node: Any, resolver: Any) -> Iterator[str]:
+    """The references of a schema that lead nowhere."""
+    if isinstance(node, dict):
+        resolver = resolver.in_subresource(DRAFT202012.create_resource(node))
+        for key in ("$ref", "$dynamicRef"):
+            if isinstance(node.get(key), str):
+                try:
+                    resolver.lookup(node[key])
+                except Unresolvable:
+                    yield node[key]
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _unresolvable(child, resolver)
+
+
+def is_valid(text: str, checker: Draft202012Validator) -> bool:
+    """Whether the whole text is one JSON value of the schema; NaN and Infinity are no JSON."""
+    try:
+        return bool(checker.is_valid(json.loads(text, parse_constant=_no_constant)))
+    except (ValueError, RecursionError):
+        return False
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(name)
+
+
+def scores(
+    references: Sequence[str], texts: Sequence[str], checker: Draft202012Validator | None
+) -> NDArray[np.float64]:
+    """The `SCORES` of each row, all in 0 to 1, shape (rows, 4), or without a schema (rows, 3).
+
+    - exact_match: equal but for white space at the ends.
+    - rougeL: F1 of the longest common subsequence of tokens (Lin 2004, aclanthology.org/W04-1013), by rouge_score
+      without stemming; 1 also where neither text has a token and they are equal.
+    - chrf: character n-gram F-score, n up to 6, beta 2 (Popovic 2015, doi:10.18653/v1/W15-3049), by sacrebleu,
+      divided by 100.
+    - valid_json: whether the text is JSON of the schema; the reference plays no part.
+    """
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import CHRF
+
+    rouge = RougeScorer(["rougeL"], tokenizer=Words())
+    chrf = CHRF()
+
+    @cache
+    def score(reference: str, text: str) -> tuple[float, ...]:
+        equal = float(reference.strip() == text.strip())
+        longest = rouge.score(reference, text)["rougeL"].fmeasure
+        overlap = chrf.sentence_score(text, [reference]).score / 100
+        return equal, max(equal, longest), max(equal, overlap), *([float(is_valid(text, checker))] if checker else [])
+
+    return np.array([score(reference, text) for reference, text in zip(references, texts, strict=True)])
+
+
+def table(
+    values: NDArray[np.float64],
+) -> tuple[NDArray[np.intp], Callable[[NDArray[np.float64]], NDArray[np.float64]]]:
+    """Each row as a cell of its own, and the means of `values` (rows, predictors, scores) from counts of the rows."""
+    rows = len(values)
+
+    def means(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+        return (counts @ values.reshape(rows, -1) / rows).reshape(len(counts), *values.shape[1:])
+
+    return np.arange(rows), means

@@ -1,0 +1,270 @@
+"""The base and the tuned model on the same rows: how likely each answer is, or what they generate.
+
+It needs torch, so it is a process of its own: `python -m sft_recipes.evaluate.scoring_process WORKDIR` reads
+`job.json` and `rows.jsonl`, appends to `outputs.jsonl`, so that an interrupted evaluation goes on where it stopped,
+and ends with `measured.json`, or with `answer.json` for what is wrong with the input.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+import yaml
+from peft import PeftConfig, PeftModel
+from safetensors import SafetensorError
+from transformers import AutoTokenizer, GenerationConfig, HfArgumentParser
+from trl import ModelConfig, get_quantization_config
+from trl.trainer.utils import create_model_from_path
+
+from sft_recipes.errors import InputError
+from sft_recipes.evaluate.likelihood import BATCH_TOKENS, Prompt, in_batches, likelihoods
+from sft_recipes.files import write_whole
+from sft_recipes.models import base_model
+from sft_recipes.models.loading import stored_quantisation
+from sft_recipes.terminal import counting_rows
+
+WRONG_INPUT, INTERRUPTED = 2, 3
+
+
+def load(
+    recipe: Mapping[str, Any], tuned: Path | None, *, on_cpu: bool, tokenizer: Path | None = None
+) -> tuple[Any, Any]:
+    """A run's model and tokenizer, in the precision and quantisation of its recipe.
+
+    The model's `generation_config` is greedy and stops at the tokenizer's end token, at those of the model's own
+    generation config, and at the one that ends an answer in the chat template.
+
+    Args:
+        recipe: The resolved recipe, upstream's keys alone.
+        tuned: What training saved: with `use_peft` the adapter, which goes on the base model, or the whole model. None
+            for the base model.
+        on_cpu: Rather than on the GPUs that there are.
+        tokenizer: Where the tokenizer is, if not in `tuned` or with the base model.
+
+    Raises:
+        InputError: Something of it cannot be loaded, or is not whole.
+    """
+    (config,) = HfArgumentParser(ModelConfig).parse_dict(dict(recipe), allow_extra_keys=True)
+    adapter = tuned if recipe.get("use_peft") else None
+    base = tuned is None or adapter is not None
+    path = config.model_name_or_path if base else str(tuned)
+    revision = {"revision": config.model_revision} if base else {}
+    with _input_to_blame(path):
+        # SFTTrainer's own way, which takes the class that the model's config names.
+        model, found = create_model_from_path(
+            path,
+            **revision,
+            **(base_model.further_arguments(recipe) if base else {}),
+            dtype=config.dtype,
+            # Whatever training used: masks that are not causal need sdpa, the default, or eager where a recipe asks
+            # for it or a model has no other.
+            attn_implementation="eager" if config.attn_implementation == "eager" else None,
+            # What training saved whole is as it was trained.
+            quantization_config=(stored_quantisation(recipe) if base else None) or get_quantization_config(config),
+            device_map={"": "cpu"} if on_cpu else "auto",
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+        if found["missing_keys"]:
+            # Upstream makes them up.
+            raise ValueError(f"its weights lack {', '.join(sorted(found['missing_keys'])[:3])}")
+    for module in model.modules():
+        # As in training (train.py): 4-bit weights that are packed for AVX512-BF16 are rounded further.
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    source = tokenizer or tuned
+    with _input_to_blame(f"the tokenizer of {source or path}"):
+        words = AutoTokenizer.from_pretrained(str(source or path), **({} if source else revision))
+    if len(words) > model.get_input_embeddings().num_embeddings:
+        raise InputError(
+            f"the tokenizer of {source or path} has tokens that {path} has no embeddings for, as added where "
+            "chat_template_path is a model: set it to a .jinja file and train again"
+        )
+    model.generation_config = GenerationConfig(
+        eos_token_id=sorted(_stops(model, words)), pad_token_id=words.pad_token_id or 0
+    )
+    if adapter is not None:
+        with _input_to_blame(str(adapter)), warnings.catch_warnings():
+            trained_on = PeftConfig.from_pretrained(str(adapter)).base_model_name_or_path
+            if trained_on != path:
+                raise ValueError(f"it was trained on {trained_on}, and the recipe names {path}")
+            # What the file lacks would stay as it was drawn.
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            model = PeftModel.from_pretrained(model, str(adapter))
+    return model.eval(), words
+
+
+def base_and_tuned(
+    recipe: Mapping[str, Any], tuned: Path, names: Sequence[str], *, on_cpu: bool
+) -> Iterator[tuple[str, Any, Any]]:
+    """(name, model, tokenizer) for each of "base" and "tuned" asked for; let go of a model before taking the next.
+
+    An adapter is switched off for the base model; two whole models are loaded one after the other.
+    """
+    if recipe.get("use_peft"):
+        model, tokenizer = load(recipe, tuned, on_cpu=on_cpu)
+        for name in names:
+            with model.disable_adapter() if name == "base" else contextlib.nullcontext():
+                yield name, model, tokenizer
+        return
+    for name in names:
+        yield name, *load(recipe, tuned if name == "tuned" else None, on_cpu=on_cpu, tokenizer=tuned)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+@contextlib.contextmanager
+def _input_to_blame(what: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(f"{what} cannot be loaded: {reason}. Put back what the run had, or train again") from error
+
+
+def _stops(model: Any, tokenizer: Any) -> set[int]:
+    ends = model.generation_config.eos_token_id
+    found = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    if tokenizer.chat_template:
+        # The first token that a template puts after an answer is not always one of these.
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("answer")[2]
+        added = set(tokenizer.get_added_vocab().values())
+        found.update(
+            [token for token in tokenizer(after, add_special_tokens=False)["input_ids"] if token in added][:1]
+        )
+    return found
+
+
+@torch.inference_mode()
+def generate(
+    model: Any, tokenizer: Any, prompts: Sequence[Prompt], max_new_tokens: int
+) -> Iterator[dict[int, dict[str, Any]]]:
+    """Greedy answers, by transformers' own `generate`.
+
+    Yields:
+        Prompt number to `text` (without special tokens), `tokens` (the stop token included) and whether it `finished`
+        with a stop token, a batch at a time; prompts of like length share one.
+    """
+    if isinstance(prompts[0], str):
+        every = tokenizer(list(prompts))["input_ids"]
+    else:
+        every = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, return_dict=True)["input_ids"]
+    stops = model.generation_config.eos_token_id
+
+    def answer(batch: list[int]) -> dict[int, dict[str, Any]]:
+        width = max(len(every[number]) for number in batch)
+        padding = [width - len(every[number]) for number in batch]
+        ids = [[0] * pad + every[number] for pad, number in zip(padding, batch, strict=True)]
+        answers = model.generate(
+            input_ids=torch.tensor(ids, device=model.device),
+            attention_mask=torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=model.device),
+            max_new_tokens=max_new_tokens,
+        )[:, width:].tolist()
+        return {number: read(tokens) for number, tokens in zip(batch, answers, strict=True)}
+
+    def read(tokens: list[int]) -> dict[str, Any]:
+        end = next((place for place, token in enumerate(tokens) if token in stops), None)
+        text = tokenizer.decode(tokens[:end], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return {"text": text, "tokens": len(tokens) if end is None else end + 1, "finished": end is not None}
+
+    yield from in_batches({n: len(ids) + max_new_tokens for n, ids in enumerate(every)}, BATCH_TOKENS, answer)
+
+
+def run(workdir: Path) -> None:
+    """Do what of a job is not done yet.
+
+    Raises:
+        InputError: The models or the labels are not fit for it.
+    """
+    job = json.loads((workdir / "job.json").read_text(encoding="utf-8"))
+    recipe = yaml.safe_load(Path(job["recipe"]).read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (workdir / "rows.jsonl").read_bytes().splitlines()]
+    done = _done(workdir / "outputs.jsonl")
+    left = {name: [row for row in rows if (row["row"], name) not in done] for name in job["models"]}
+    names = [name for name in job["models"] if left[name]]
+    if not names and (workdir / "measured.json").exists():
+        return
+    device, load_seconds = None, 0.0
+    measured: dict[str, dict[str, float]] = {}
+    clock = time.perf_counter()
+    with (workdir / "outputs.jsonl").open("a", encoding="utf-8") as file:
+        for name, model, tokenizer in base_and_tuned(recipe, Path(job["tuned"]), names, on_cpu=job["on_cpu"]):
+            began = time.perf_counter()
+            load_seconds += began - clock
+            device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type
+            written = 0
+            with counting_rows(name, len(left[name])) as show:
+                for batch in _outputs(job, model, tokenizer, [row["prompt"] for row in left[name]]):
+                    for number, output in batch.items():
+                        line = {"row": left[name][number]["row"], "model": name, **output}
+                        file.write(json.dumps(line) + "\n")
+                    file.flush()
+                    written += len(batch)
+                    show(written)
+            clock = time.perf_counter()
+            seconds = clock - began
+            measured[name] = {"rows": written, "seconds": seconds, "rows_per_second": written / seconds}
+            del model
+    facts = {
+        "device": device,
+        "load_seconds": load_seconds,
+        "peak_memory_bytes": _peak_memory(),
+        "max_new_tokens": job["max_new_tokens"],
+        "models": measured,
+    }
+    write_whole(workdir / "measured.json", json.dumps(facts, indent=2) + "\n")
+
+
+def _done(outputs: Path) -> set[tuple[int, str]]:
+    """(row, model) of what a file of outputs holds; a last line that was cut off is taken away."""
+    text = outputs.read_bytes() if outputs.exists() else b""
+    whole = text[: text.rfind(b"\n") + 1]
+    if len(whole) < len(text):
+        os.truncate(outputs, len(whole))
+    return {(output["row"], output["model"]) for output in map(json.loads, whole.splitlines())}
+
+
+def _outputs(job: dict[str, Any], model: Any, tokenizer: Any, prompts: list[Prompt]) -> Iterator[dict[int, Any]]:
+    """What a job asks of its rows, by number, a batch at a time; sets the job's `max_new_tokens` if it is open."""
+    if job["by"] == "likelihood":
+        labels, answers = zip(*job["candidates"].items(), strict=True)
+        for batch in likelihoods(model, tokenizer, prompts, answers):
+            yield {n: {"log_likelihoods": dict(zip(labels, each, strict=True))} for n, each in batch.items()}
+        return
+    if job["max_new_tokens"] is None:
+        lengths = [len(ids) + 1 for ids in tokenizer(job["longest_answers"], add_special_tokens=False)["input_ids"]]
+        job["max_new_tokens"] = max(32, 2 * max(lengths))
+    yield from generate(model, tokenizer, prompts, job["max_new_tokens"])
+
+
+def _peak_memory() -> int:
+    """Bytes that torch allocated on all GPUs, or the largest resident set of this process."""
+    if torch.cuda.is_available():
+        return sum(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count()))
+    # Linux gives KiB, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def main(workdir: Path) -> int:
+    """The process: its exit code is 0, 2 with `answer.json` for wrong input, or 3 if it was interrupted."""
+    try:
+        run(workdir)
+    except InputError as error:
+        (workdir / "answer.json").write_text(json.dumps({"problems": error.problems}), encoding="utf-8")
+        return WRONG_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return 0

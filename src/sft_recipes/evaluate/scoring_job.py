@@ -1,0 +1,81 @@
+"""The scoring process (`scoring.py`) from outside: what it is asked, and how it ended. No torch here."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.environment import quiet_environment
+from sft_recipes.errors import InputError
+from sft_recipes.files import write_whole
+from sft_recipes.recipes import topology
+from sft_recipes.recipes.task import Task
+from sft_recipes.runs.run import Run
+
+
+def prepare(
+    work: Path, run: Run, task: Task, longest_answers: Sequence[str], prompts: Iterable[Any], fingerprint: str
+) -> None:
+    """Write what the process reads; what was answered to another fingerprint, or by another adapter, is thrown away.
+
+    Args:
+        work: The directory of the job.
+        run: Whose model is asked.
+        task: How it is asked.
+        longest_answers: Of the training rows, to know how long an answer can be.
+        prompts: Numbered from 1 in this order.
+        fingerprint: Of everything that decides what the answers mean.
+    """
+    job = {
+        "recipe": str(run.recipe),
+        "tuned": str(run.adapter),
+        "on_cpu": not topology.visible_gpus(),
+        "by": task.by,
+        "candidates": task.candidates or None,
+        "max_new_tokens": task.max_new_tokens,
+        "longest_answers": list(longest_answers),
+        "fingerprint": fingerprint,
+        "saved": run.facts()["measured"]["saved"],
+    }
+    path = work / "job.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if any(before.get(key) != job[key] for key in ("fingerprint", "saved")):
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+    lines = (json.dumps({"row": number, "prompt": prompt}) + "\n" for number, prompt in enumerate(prompts, 1))
+    write_whole(work / "rows.jsonl", "".join(lines))
+    write_whole(path, json.dumps(job, indent=1))
+
+
+def score(work: Path, models: Sequence[str], lock: int) -> int:
+    """Let the models answer the rows that they have not answered yet.
+
+    Args:
+        work: A prepared directory.
+        models: base, tuned, or both.
+        lock: The descriptor of the run's lock, which the process keeps even if this one is killed.
+
+    Returns:
+        0 when all is answered; 1 when that failed and 3 when it was interrupted, what was answered being kept.
+
+    Raises:
+        InputError: The process cannot do what it is asked.
+    """
+    job = json.loads((work / "job.json").read_text(encoding="utf-8")) | {"models": list(models)}
+    write_whole(work / "job.json", json.dumps(job, indent=1))
+    answer = work / "answer.json"
+    answer.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "sft_recipes.evaluate.scoring_process", str(work)]
+    process = subprocess.Popen(command, env=quiet_environment(on_cpu=job["on_cpu"]), pass_fds=(lock,))
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.wait()
+        return 3
+    if answer.is_file():
+        raise InputError(*json.loads(answer.read_text(encoding="utf-8"))["problems"])
+    return 3 if code == -signal.SIGINT else code if code in (0, 3) else 1

@@ -1,0 +1,513 @@
+"""Other tools' SFT files, key by key in our words, and the recipe they make.
+
+Nothing is guessed: a key that no table knows is unknown, and what a recipe cannot say is named with what to do
+instead. Of a key that holds a secret only the name is shown, and its value reaches neither the recipe nor a message.
+"""
+
+import dataclasses
+import difflib
+import re
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sft_recipes.errors import InputError
+from sft_recipes.interop import foreign
+from sft_recipes.interop.foreign import OFF, Said
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import schema, topology
+from sft_recipes.recipes.recipe import Value
+from sft_recipes.terminal import count
+
+OUTCOMES = ("kept", "translated", "added", "dropped", "missing", "inexpressible", "unknown")
+# What a person has to look at before the recipe says what the file said.
+OPEN = ("missing", "inexpressible", "unknown")
+
+_BATCH = "gradient_accumulation_steps"
+_PROCESSES = ("num_processes", "world_size")
+_SECRET_KEY = re.compile(
+    r"(?:hub|auth|access|api|hf|ms|om|wandb)_?token$|^token$|api_?key|secret|password|webhook", re.IGNORECASE
+)
+# Tokens by the prefixes of their issuers, and a name and password before the host of an address.
+_SECRET_VALUE = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pos]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|sk-[\w-]{16,}|AKIA[A-Z0-9]{12,}|xox[bp]-[\w-]{8,})"
+    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
+# How schema.RENAMED says what to write: another key with the same value, with a fixed one, or one for true alone.
+_WRITE = re.compile(
+    r"write (?P<key>\w+): (?P<value>\{value\}|\S+?)(?P<switch> for true, drop the key for false)?(?:[,;] (?P<why>.+))?"
+)
+_DROP = re.compile(r"drop it(?:; | and )?(?P<why>.*)")
+
+_HEADINGS = {
+    "Model and quantisation": r"model_|dtype|attn_|load_in_|bnb_|use_bnb|chat_template|eos_token",
+    "Data": r"train_file|validation_|data_|dataset_|max_length|packing|eval_packing|completion_only|assistant_only",
+    "LoRA": r"use_peft|lora_|use_dora|use_rslora|adapter_",
+    "Training hyperparameters": r"learning_rate|num_train|max_steps|per_device|global_batch|warmup|lr_sched|seed",
+    "Logging and checkpointing": r"log|eval_|save_|report_to|load_best|metric_for|greater|early_|hub_|project|trackio",
+    "Optimisation": r"",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """What became of one key of the file, or of one that it needed and does not have (`line` None)."""
+
+    key: str
+    line: int | None
+    outcome: str
+    text: str
+    sets: tuple[str, ...] = ()
+    """The recipe's keys that it decided."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """A foreign file, read: every key's outcome, the recipe, and what our own loader says of it."""
+
+    source: Path
+    tool: str
+    signs: tuple[str, ...]
+    """The keys by which the tool was recognised; empty when it was named, or when only TRL's own keys are there."""
+    processes: int
+    entries: tuple[Entry, ...]
+    recipe: dict[str, Any]
+    template: str | None
+    """The text of a chat template that stood in the file; `write` saves it beside the recipe."""
+    problems: tuple[str, ...] = ()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the recipe says all that the file said, and loads."""
+        return not self.problems and not any(entry.outcome in OPEN for entry in self.entries)
+
+
+def audit(path: Path, tool: str | None = None, processes: int | None = None) -> Audit:
+    """Read a file of another tool and say what becomes of each key.
+
+    Args:
+        path: YAML or JSON of TRL, alignment-handbook (or open-r1), Axolotl or LLaMA-Factory.
+        tool: one of `foreign.TOOLS`, instead of recognising it by its keys.
+        processes: how many processes it was run with, which the file itself seldom says.
+
+    Raises:
+        InputError: The file cannot be read, is a recipe of ours, or is of no known tool.
+    """
+    values = _read(path)
+    tool, signs = _recognise(path, values, tool)
+    file = {key: item.value for key, item in values.items()}
+    lines = {key: int(item.origin.rpartition(":")[2]) for key, item in values.items()}
+    added = foreign.defaults(tool, file)
+    whole = file | added
+    number, why = _processes(path, file, processes)
+    result = _Result(tool, lines, added)
+    together = (_BATCH, "batch_size") if tool == "axolotl" else (_BATCH,)
+    for key, value in file.items():
+        if value is None and key in (*added, *together):
+            result.add(key, "dropped", _empty(tool))
+        elif key not in together:
+            result.take(key, value, whole)
+    for key, value in added.items():
+        if key != _BATCH:
+            result.default(key, value, whole)
+    result.batch(whole, number, why)
+    result.state_rest()
+    entries = sorted(result.entries, key=lambda entry: (entry.line is None, entry.line or 0))
+    if "description" not in result.recipe:
+        result.recipe = {
+            "description": f"Translated from {foreign.TITLES[tool]}'s {_plain(path.name)}."
+        } | result.recipe
+    made = Audit(path, tool, signs, number, tuple(entries), _ordered(result.recipe), result.template)
+    return dataclasses.replace(made, problems=tuple(_problems(made)))
+
+
+def write(audit: Audit, out: Path) -> list[Path]:
+    """Write the recipe, and the chat template beside it if there is one; what exists is never overwritten.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        InputError: One exists already, or cannot be written.
+    """
+    if out.suffix != ".yaml" or not recipes.NAME.fullmatch(out.stem):
+        raise InputError(f"{out} is no recipe file; write one such as recipes/NAME.yaml")
+    template = out.with_suffix(".jinja")
+    files = {template: audit.template} if audit.template is not None else {}
+    files[out] = text(audit, template if audit.template is not None else None)
+    if taken := [str(path) for path in files if path.exists()]:
+        raise InputError(*(f"{path} exists and is never overwritten; choose another name" for path in taken))
+    for path, content in files.items():
+        try:
+            with path.open("x", encoding="utf-8") as file:
+                file.write(content)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    return list(files)
+
+
+def text(audit: Audit, template: Path | None = None) -> str:
+    """The recipe as YAML under its headings, with a line of comment for every key that is not as the file has it."""
+    said: dict[str, list[Entry]] = {}
+    for entry in audit.entries:
+        if entry.outcome != "kept":
+            for key in entry.sets:
+                said.setdefault(key, []).append(entry)
+    lines = [f"# {_plain(audit.source.name)} of {foreign.TITLES[audit.tool]}, translated by `sft-recipes audit`."]
+    still_open = [entry for entry in audit.entries if entry.outcome in OPEN and not entry.sets]
+    if still_open:
+        lines += ["# Not said here:", *(f"#   {entry.key}: {entry.text}" for entry in still_open)]
+    heading, commented = "", set()
+    for key, value in audit.recipe.items():
+        if key not in ("description", "accelerate_config") and _heading(key) != heading:
+            heading = _heading(key)
+            lines += ["", f"# {heading}"]
+        for entry in said.get(key, []):
+            # A key of theirs that decides several of ours is explained once.
+            if entry not in commented:
+                commented.add(entry)
+                own = entry.outcome in ("added", "missing") and entry.key in entry.sets
+                lines.append(f"# {entry.outcome if own else entry.key}: {entry.text}")
+        lines.append(_yaml(key, str(template) if key == "chat_template_path" and template else value))
+    return "\n".join(lines) + "\n"
+
+
+def render(audit: Audit) -> str:
+    """The audit as a table: `line  key  outcome  what`, then the sum and what our own loader says."""
+    rows = [("line", "key", "outcome", "what")]
+    rows += [("" if e.line is None else str(e.line), e.key, e.outcome, e.text) for e in audit.entries]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    table = [f"{a:>{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
+    more = f" and {len(audit.signs) - 4} more of its keys" if len(audit.signs) > 4 else ""
+    by = f", by {', '.join(audit.signs[:4])}{more}" if audit.signs else ""
+    totals = Counter(entry.outcome for entry in audit.entries)
+    sums = ", ".join(f"{totals[outcome]} {outcome}" for outcome in OUTCOMES if totals[outcome])
+    return "\n".join([f"{_plain(str(audit.source))}: {foreign.TITLES[audit.tool]}{by}", *table, sums, *audit.problems])
+
+
+def facts(audit: Audit) -> dict[str, Any]:
+    """The same for machines."""
+    return {
+        "file": str(audit.source),
+        "tool": audit.tool,
+        "signs": list(audit.signs),
+        "processes": audit.processes,
+        "complete": audit.complete,
+        "entries": [dataclasses.asdict(entry) for entry in audit.entries],
+        "recipe": audit.recipe,
+        "problems": list(audit.problems),
+    }
+
+
+class _Result:
+    """What is collected while the keys of one file are taken."""
+
+    def __init__(self, tool: str, lines: Mapping[str, int], added: Mapping[str, Any]) -> None:
+        self.tool = tool
+        self.lines = lines
+        self.added = added
+        """The tool's defaults that count, of keys that the file does not set."""
+        self.entries: list[Entry] = []
+        self.recipe: dict[str, Any] = {}
+        self.template: str | None = None
+        self.by: dict[str, str] = {}
+        """Which key of theirs decided a key of ours."""
+
+    def add(self, key: str, outcome: str, words: str, sets: tuple[str, ...] = ()) -> None:
+        line = None if outcome in ("added", "missing") else self.lines.get(key)
+        self.entries.append(Entry(_plain(key, 60), line, outcome, _plain(words), sets))
+
+    def take(self, key: str, value: Any, file: Mapping[str, Any]) -> None:
+        """One key that the file sets."""
+        if _SECRET_KEY.search(key) and value is not None:
+            return self.add(key, "dropped", schema.REFUSED["hub_token"])
+        if _holds_secret(value):
+            words = "a secret stands in its value; tokens come from the environment (HF_TOKEN), so take it out"
+            return self.add(key, "inexpressible", words)
+        if key in ("chat_template", "chat_template_jinja") and isinstance(value, str) and "{" in value:
+            why = "its text is written to a .jinja file beside the recipe"
+            self.apply(key, None, Said("translated", why, {"chat_template_path": "chat_template.jinja"}))
+            if self.by.get("chat_template_path") == key:
+                self.template = value
+            return None
+        self.apply(key, value, _meaning(key, value, file, self.tool))
+
+    def apply(self, key: str, value: Any, said: Said, outcome: str | None = None) -> None:
+        """Put what a key says into the recipe, as far as it can stand there.
+
+        Args:
+            outcome: instead of the one that was said, if every value can stand.
+        """
+        taken, wrong, reasons = {}, [], [said.why] if said.why else []
+        for ours, wanted in said.values.items():
+            wanted, reason = _repaired(ours, wanted)
+            if problem := schema.problem(ours, wanted):
+                wrong.append(problem)
+            elif ours in self.recipe and self.recipe[ours] != wanted:
+                wrong.append(
+                    f"{ours} is {_shown(self.recipe[ours])} by {self.by[ours]} already, and {_shown(wanted)} here; "
+                    "keep one"
+                )
+            else:
+                taken[ours] = wanted
+                reasons += [reason] if reason else []
+        self.recipe |= taken
+        self.by |= dict.fromkeys(taken, key)
+        arrow = ", ".join(f"{ours}: {_shown(wanted)}" for ours, wanted in taken.items())
+        same = taken == {key: value} and type(taken[key]) is type(value)
+        if wrong:
+            return self.add(key, "inexpressible", "; ".join([arrow, *wrong] if arrow else wrong), tuple(taken))
+        if outcome is None:
+            outcome = "kept" if same and said.outcome == "translated" else said.outcome
+        words = [] if value is None else [_shown(value) if same or not taken else f"{_shown(value)} -> {arrow}"]
+        return self.add(key, outcome, "; ".join([*words, *reasons]), tuple(taken))
+
+    def default(self, key: str, value: Any, file: Mapping[str, Any]) -> None:
+        """A default of the tool, stated, since ours is another."""
+        said = _meaning(key, value, file, self.tool)
+        default = f"{foreign.TITLES[self.tool]}'s default, which the file does not set"
+        why = "; ".join(filter(None, (said.why, foreign.DEFAULT_WHY.get((self.tool, key)), default)))
+        if said.values:
+            self.apply(key, value, dataclasses.replace(said, why=why), "added")
+
+    def batch(self, file: Mapping[str, Any], processes: int, why: str) -> None:
+        """Micro-batch x accumulation x processes is our one fact, global_batch_size."""
+        size, steps = self.recipe.get("per_device_train_batch_size"), file.get(_BATCH)
+        key, total = _BATCH, file.get("batch_size") if self.tool == "axolotl" else None
+        if total is not None and steps is None:
+            # Axolotl's batch_size is the rows of one process.
+            key, steps = "batch_size", total // size if isinstance(total, int) and isinstance(size, int) else None
+        elif total is not None:
+            self.add("batch_size", "dropped", f"{_shown(total)}; {_BATCH} says it")
+        if "global_batch_size" in self.recipe:
+            return self.add(key, "dropped", f"{_shown(file.get(key))}; it follows from global_batch_size")
+        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1 or not isinstance(size, int):
+            words = f"{_shown(file.get(key))}; set global_batch_size, which is micro-batch x accumulation x processes"
+            return self.add(key, "inexpressible", words)
+        words = f"{size} per device x {steps} accumulation x {count(processes, 'process')} ({why})"
+        said = Said("translated", words, {"global_batch_size": size * steps * processes})
+        self.apply(key, file.get(key), said, "added" if key in self.added else None)
+
+    def state_rest(self) -> None:
+        """State what our loader wants and the file leaves to its tool, and say what only a person can."""
+        recipe = self.recipe
+
+        def state(key: str, value: Any, outcome: str, words: str) -> None:
+            recipe[key] = value
+            self.add(key, outcome, f"{_shown(value)}; {words}", (key,))
+
+        if not recipe.get("train_file") and not recipe.get("dataset_name"):
+            words = "no rows that can be named here; put your file there, or set dataset_name"
+            state("train_file", "data/train.jsonl", "missing", words)
+        if recipe.get("use_peft") and not (recipe.get("lora_target_modules") or recipe.get("lora_target_parameters")):
+            words = "PEFT's choice for most architectures, which the file left to it; check that it is yours"
+            state("lora_target_modules", ["q_proj", "v_proj"], "missing", words)
+        if recipe.get("load_in_4bit") and recipe.get("dtype") not in ("bfloat16", "float16", "float32"):
+            before = f"not {recipe['dtype']}: " if recipe.get("dtype") else ""
+            words = f"{before}it is also the 4-bit compute dtype, which a recipe states"
+            state("dtype", "float16" if recipe.get("fp16") else "bfloat16", "added", words)
+        if recipe.get("load_in_4bit") and self.tool in ("trl", "alignment-handbook") and "adapter_dtype" not in recipe:
+            words = "TRL itself keeps adapters of a quantised base in bfloat16, where small updates round away"
+            state("adapter_dtype", "float32", "added", words)
+        held_out = recipe.get("validation_split_size") or recipe.get("validation_file")
+        if held_out and "eval_strategy" not in recipe:
+            state("eval_strategy", "epoch", "added", "rows that are held out are looked at once an epoch")
+
+
+def _read(path: Path) -> dict[str, Value]:
+    try:
+        values = recipes.read(path)
+    except InputError as error:
+        # The loader quotes what it cannot read, which here may be a secret.
+        raise InputError(*(_masked(problem) for problem in error.problems)) from None
+    if "extends" in values:
+        raise InputError(f"{path} is a recipe already; `sft-recipes show {path}` checks it")
+    return values
+
+
+def _recognise(path: Path, values: Mapping[str, Value], tool: str | None) -> tuple[str, tuple[str, ...]]:
+    if tool is not None:
+        if tool not in foreign.TOOLS:
+            near = difflib.get_close_matches(tool, foreign.TOOLS, n=1, cutoff=0.4)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise InputError(f"no tool {_plain(tool, 40)}; there are {', '.join(foreign.TOOLS)}{hint}")
+        return tool, ()
+    found = {name: tuple(key for key in values if key in signs) for name, signs in foreign.SIGNS.items()}
+    most = max(map(len, found.values()))
+    likely = [name for name, signs in found.items() if len(signs) == most]
+    if most and len(likely) == 1:
+        return likely[0], found[likely[0]]
+    if most:
+        raise InputError(f"{path}: keys of {' and of '.join(likely)}; say which with --tool")
+    if any(key in schema.upstream() or key in schema.RENAMED for key in values):
+        return "trl", ()
+    raise InputError(f"{path}: no key of {', '.join(foreign.TOOLS)}; say which tool reads it with --tool")
+
+
+def _processes(path: Path, file: Mapping[str, Any], given: int | None) -> tuple[int, str]:
+    """How many processes compute one step, and who says so."""
+    if given is not None:
+        return given, "as given"
+    for key in _PROCESSES:
+        value = file.get(key)
+        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+            return value, key
+    config = file.get("accelerate_config")
+    if isinstance(config, str):
+        if config == "single_gpu":
+            return 1, f"accelerate_config {config}"
+        if config in ("multi_gpu", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"):
+            # trl/accelerate_configs/*.yaml of TRL 1.16.
+            return 8, f"TRL's accelerate_config {config}"
+        beside = path.parent / config
+        if beside.suffix in (".yaml", ".yml") and beside.is_file():
+            value = {key: item.value for key, item in _read(beside).items()}.get("num_processes")
+            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+                return value, _plain(config, 60)
+    return 1, "assumed, the file does not say"
+
+
+def _meaning(key: str, value: Any, file: Mapping[str, Any], tool: str) -> Said:
+    """What one key says, by the tool's table or by ours."""
+    table = foreign.TOOLS[tool]
+    prefixed = next((meaning for prefix, meaning in foreign.PREFIXES.items() if key.startswith(prefix)), None)
+    ours = key in schema.RENAMED or key in schema.REFUSED or key in schema.known()
+    launch = key in topology.KEYS or key in _PROCESSES
+    named = key in table or prefixed is not None or ours or launch
+    if value is None and named and not (tool in ("trl", "alignment-handbook") and key in schema.known()):
+        return Said("dropped", _empty(tool))
+    if key in table:
+        return table[key](value, file)
+    if launch and key not in schema.known():
+        return Said("dropped", foreign.ACCELERATE)
+    if key in schema.RENAMED:
+        return _renamed(schema.RENAMED[key], value)
+    if prefixed is not None:
+        return prefixed(value, file)
+    if key in schema.REFUSED:
+        return Said("dropped", schema.REFUSED[key])
+    if key in schema.known():
+        return Said("translated", "", {key: value})
+    near = difflib.get_close_matches(key, {*schema.known(), *schema.RENAMED, *table}, n=1, cutoff=0.75)
+    hint = f"; did you mean {near[0]}?" if near else "; `sft-recipes keys` lists ours"
+    return Said("unknown", f"no key of {foreign.TITLES[tool]} or of a recipe{hint}")
+
+
+def _empty(tool: str) -> str:
+    return f"empty, so {foreign.TITLES[tool]}'s default"
+
+
+def _renamed(instead: str, value: Any) -> Said:
+    """What `schema.RENAMED` says to write, done."""
+    if match := _WRITE.fullmatch(instead):
+        if match["value"] == "{value}":
+            return Said("translated", match["why"] or "", {match["key"]: value})
+        if value is True:
+            return Said("translated", "", {match["key"]: yaml.safe_load(match["value"])})
+        return OFF if value is False else Said("inexpressible", instead)
+    if match := _DROP.fullmatch(instead.format(value=schema.as_yaml(value))):
+        return Said("dropped", match["why"])
+    return Said("inexpressible", instead)
+
+
+def _repaired(key: str, value: Any) -> tuple[Any, str]:
+    """A value in the type that its key has today, if it says the same: text for a list, `4.0` for 4, `"2e-4"`."""
+    if isinstance(value, str) and (key, value) in foreign.VALUES:
+        return foreign.VALUES[key, value]
+    types = (schema.known().get(key) or {"types": []})["types"]
+    if isinstance(value, str) and "str" not in types:
+        if "list[str]" in types:
+            return [part.strip() for part in value.split(",")], "a list today"
+        if "float" in types or "int" in types:
+            try:
+                value = float(value)
+            except ValueError:
+                return value, ""
+    if isinstance(value, float) and "int" in types and "float" not in types and value.is_integer():
+        return int(value), ""
+    return value, ""
+
+
+def _problems(audit: Audit) -> list[str]:
+    """What our own loader says of the recipe, as `sft-recipes show` would."""
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "recipe.yaml"
+        path.write_text(text(audit), encoding="utf-8")
+        try:
+            recipe = recipes.load(path)
+            if recipe["accelerate_config"] and topology.CONFIGS.is_dir():
+                topology.resolve(recipe, topology.read(recipe["accelerate_config"], "the recipe"))
+        except InputError as error:
+            return [problem.replace(f"{path}", "recipe") for problem in error.problems]
+    return []
+
+
+def _heading(key: str) -> str:
+    return next(heading for heading, pattern in _HEADINGS.items() if re.match(pattern, key))
+
+
+def _ordered(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    first = ("description", "accelerate_config")
+    places = {key: index for index, key in enumerate((*first, *_HEADINGS))}
+    return dict(sorted(recipe.items(), key=lambda item: places.get(item[0], places[_heading(item[0])])))
+
+
+class _Dumper(yaml.SafeDumper):
+    """SafeDumper that also quotes text which YAML 1.2 reads as a number, such as 2e-4, as our loader does."""
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"),
+    list("-+0123456789."),
+)
+
+
+def _yaml(key: str, value: Any) -> str:
+    """One line of the recipe that YAML 1.1 and 1.2 read alike; characters that do not print are escaped."""
+    printable = schema.as_yaml(value).isprintable()
+    style = '"' if isinstance(value, str) and not printable else None
+    alone = style is not None or isinstance(value, (list, dict))
+    dumped = yaml.dump(
+        value if alone else {key: value},
+        Dumper=_Dumper,
+        default_flow_style=alone,
+        default_style=style,
+        allow_unicode=printable,
+        width=10**6,
+    ).rstrip()
+    return f"{key}: {dumped}" if alone else dumped
+
+
+def _shown(value: Any) -> str:
+    return _plain(schema.as_yaml(value), 80)
+
+
+def _plain(words: str, longest: int = 1000) -> str:
+    """One printable line without secrets."""
+    line = "".join(char if char.isprintable() else " " for char in _SECRET_VALUE.sub("[secret]", words))
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
+
+
+def _masked(problem: str) -> str:
+    named = re.match(r".*?:\d+: (?P<key>\w+)(?=: )", problem)
+    if named and _SECRET_KEY.search(named["key"]):
+        return f"{named[0]}: cannot be read"
+    return _plain(problem)
+
+
+def _holds_secret(value: Any) -> bool:
+    if isinstance(value, str):
+        return bool(_SECRET_VALUE.search(value))
+    if isinstance(value, list):
+        return any(map(_holds_secret, value))
+    if isinstance(value, dict):
+        return any(
+            (isinstance(key, str) and bool(_SECRET_KEY.search(key)) and item is not None) or _holds_secret(item)
+            for key, item in value.items()
+        )
+    return False

@@ -1,0 +1,1 @@
+"""How does a job become a finished run? Processes, resuming, several seeds, sweeps, rehearsals."""

@@ -1,0 +1,371 @@
+"""From a checked recipe to a finished run: data, run directory, `accelerate launch`, and what is said at the end.
+
+This process never imports torch, so that whatever is wrong with the input is said in a second.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import psutil
+import yaml
+
+from sft_recipes.data import preparation
+from sft_recipes.demo import demo_base
+from sft_recipes.environment import quiet_environment
+from sft_recipes.errors import InputError
+from sft_recipes.evaluate import evaluate
+from sft_recipes.plan import job as jobs
+from sft_recipes.plan import plan
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import topology
+from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.recipes.topology import Topology
+from sft_recipes.report import pages
+from sft_recipes.runs import provenance
+from sft_recipes.runs.run import Run, newest_whole
+from sft_recipes.terminal import count, duration, say
+
+FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 3
+
+
+def train(
+    name: str,
+    *,
+    accel: str | None = None,
+    processes: int | None = None,
+    overrides: Sequence[str] = (),
+    run_name: str | None = None,
+    resume: bool = False,
+) -> tuple[int, Run]:
+    """Train a recipe into a new run, or continue one that was trained with exactly the same recipe.
+
+    Returns:
+        The exit code (0 finished, 1 failed while running, 3 interrupted and resumable) and the run.
+
+    Raises:
+        InputError: With every problem found before a process was started; nothing is left behind.
+    """
+    if resume and not run_name:
+        raise InputError("RESUME=1 needs NAME=, the run to continue")
+    if run_name is not None and not resume:
+        Run.directory_of(run_name)
+    job = jobs.check(name, accel=accel, processes=processes, overrides=overrides)
+    for label, text in job.decisions():
+        say(label, text)
+    if resume:
+        run = to_continue(run_name or "")
+        same_as_before(run, job)
+        return finish(run, continue_run(run)), run
+    demo_base.build_if_needed(job.recipe)
+    job = jobs.judged(job)
+    run = create(job, run_name)
+    say("run", str(run.directory))
+    with run.locked() as lock:
+        code = launch(run, lock)
+    return finish(run, code), run
+
+
+def finish(run: Run, code: int) -> int:
+    """What follows a training that has ended well: the evaluation its recipe asks for, the report, the model card."""
+    if code != FINISHED:
+        return code
+    if run.facts()["own"].get("task") is not None:
+        code, _ = evaluate.evaluate(run.name, base=True)
+    if code == FINISHED:
+        pages.write(run)
+    return code
+
+
+def create(job: jobs.Job, run_name: str | None) -> Run:
+    """A new run directory that holds all that the training processes need to know.
+
+    Raises:
+        InputError: The name is taken, or is no name.
+    """
+    facts = {
+        "recipe": job.recipe.name,
+        # Whoever reads a run as a result asks this first.
+        "rehearsal": job.rehearses is not None,
+        "rehearses": job.rehearses,
+        "status": "running",
+        "command": shlex.join(["sft-recipes", *sys.argv[1:]]),
+        "extends": job.recipe.base.name if job.recipe.base else None,
+        "differences": plan.differences(job.recipe),
+        "overrides": {key: item.value for key, item in job.recipe.values.items() if item.origin == "SET"},
+        "origins": {key: item.origin for key, item in job.resolved.values.items()},
+        "own": job.resolved.own(),
+        "topology": job.topology.facts(),
+        "data": {
+            "source": preparation.source_of(job.recipe),
+            "fingerprint": job.prepared.fingerprint,
+            "format": job.prepared.format,
+            "kind": job.prepared.kind,
+            "conversational": job.prepared.conversational,
+            "splits": job.prepared.splits,
+        },
+        "findings": [dataclasses.asdict(finding) for finding in job.findings],
+        "git": provenance.git_state(),
+        "versions": provenance.versions(),
+        "python": sys.version.split()[0],
+        "gpus": [f"{gpu.name}, {gpu.memory_mib} MiB" for gpu in job.gpus],
+        "cpus": os.cpu_count(),
+        "started": provenance.now(),
+    }
+    run = Run.create(run_name, f"rehearsal-{job.recipe.name}" if job.rehearses else job.recipe.name)
+    resolved = job.resolved.derive(output_dir=(str(run.directory), "the run"), run_name=(run.name, "the run"))
+    run.recipe.write_text(recipes.dump(resolved.upstream()), encoding="utf-8")
+    run.accelerate.write_text(recipes.dump(accelerate_config(resolved, job.topology)), encoding="utf-8")
+    run.write({"name": run.name, **facts})
+    return run
+
+
+def resume(name: str) -> tuple[int, Run]:
+    """Continue a run from its newest whole checkpoint, exactly as it was started.
+
+    Raises:
+        InputError: There is no such run, it is finished, or its data or processes are not there any more.
+    """
+    run = to_continue(name)
+    facts = run.facts()
+    gpus = topology.visible_gpus()
+    config = yaml.safe_load(run.accelerate.read_text(encoding="utf-8"))
+    chosen = Topology(facts["topology"]["name"], config, "as the run was started")
+    recipe = Recipe(facts["recipe"], {key: recipes.Value(value, run.name) for key, value in facts["own"].items()})
+    problems = topology.missing_gpus(recipe, chosen, gpus)
+    prepared = preparation.prepare(**facts["data"]["source"], cache=preparation.CACHE)
+    if problems:
+        raise InputError(*problems)
+    if prepared.fingerprint != facts["data"]["fingerprint"]:
+        raise InputError(
+            f"the data of {run.directory} have changed since it was started; put them back, or start a new run"
+        )
+    say("topology", chosen.describe())
+    return finish(run, continue_run(run)), run
+
+
+def to_continue(name: str) -> Run:
+    """The run of that name, to be continued.
+
+    Raises:
+        InputError: There is none, or it is a rehearsal.
+    """
+    run = Run.open(name)
+    if run.facts().get("rehearsal"):
+        raise InputError(f"{run.directory} is a rehearsal, which is never continued; start another, it takes a minute")
+    return run
+
+
+def continue_run(run: Run) -> int:
+    """Launch an existing run again from its newest whole checkpoint."""
+    with run.locked() as lock:
+        facts = run.facts()
+        if facts["status"] == "finished":
+            raise InputError(f"{run.directory} is finished; start a new run under another NAME=")
+        checkpoint, skipped = newest_whole(run.directory)
+        for sentence in skipped:
+            say("resume", sentence)
+        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
+        say(
+            "resume",
+            f"{run.directory} continues from {checkpoint.name}"
+            if checkpoint
+            else "no whole checkpoint yet: from step 0",
+        )
+        before = facts["versions"]
+        changed = [
+            f"{name} {before[name]} -> {here}" for name, here in provenance.versions().items() if here != before[name]
+        ]
+        if changed:
+            say("resume", f"exact only with the same packages; since the start: {', '.join(changed)}")
+        # What was logged after the checkpoint is done again.
+        if run.log.exists():
+            lines = run.log.read_text(encoding="utf-8").splitlines(keepends=True)
+            run.log.write_text("".join(line for line in lines if _step_of(line) <= step), encoding="utf-8")
+        run.update(
+            status="running",
+            resume_from=str(checkpoint) if checkpoint else None,
+            resumed=[*facts.get("resumed", []), {"at": provenance.now(), "step": step, "skipped": skipped}],
+            problems=None,
+            error=None,
+        )
+        return launch(run, lock)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError):
+        # A line cut off by a crash.
+        return float("inf")
+
+
+def same_as_before(run: Run, job: jobs.Job) -> None:
+    """A resumed run must be the same run.
+
+    Raises:
+        InputError: Naming every key, the data or the processes that changed. Upstream would accept most of it in
+            silence and ignore some of it.
+    """
+    facts = run.facts()
+    before = yaml.safe_load(run.recipe.read_text(encoding="utf-8")) | facts["own"]
+    after = job.resolved.upstream() | job.resolved.own() | {key: before[key] for key in ("output_dir", "run_name")}
+    changed = [
+        f"{key}: {recipes.schema.as_yaml(before.get(key))} -> {recipes.schema.as_yaml(after.get(key))}"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and key not in ("extends", "description", "accelerate_config")
+    ]
+    if job.topology.facts() != facts["topology"]:
+        changed.append(f"topology: {facts['topology']['name']} -> {job.topology.name}, or its number of processes")
+    if job.prepared.fingerprint != facts["data"]["fingerprint"]:
+        changed.append("the data files")
+    if changed:
+        raise InputError(
+            f"{run.directory} cannot be continued with another recipe, because its optimizer and data order belong to "
+            "the old one. Changed:\n  "
+            + "\n  ".join(changed)
+            + f"\nUse make resume NAME={run.name} to continue as it was, or start a new run"
+        )
+
+
+def launch(run: Run, lock: int) -> int:
+    """Start the processes, pass a stop on to them, and say how it ended.
+
+    Args:
+        run: The run, with all its files written.
+        lock: The descriptor of its lock, which the processes keep even if this one is killed.
+    """
+    began = time.time()
+    run.stop.unlink(missing_ok=True)
+    process = subprocess.Popen(
+        command(run), env=environment(run), stdout=sys.stdout, start_new_session=True, pass_fds=(lock,)
+    )
+    asked = 0
+
+    def ask(number: int, frame: object) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            run.stop.touch()
+            print(
+                "\nstopping: the run saves a checkpoint at the end of this step; once more to stop at once", flush=True
+            )
+        else:
+            # torchrun puts its workers into sessions of their own, where a signal to our group does not reach them.
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                each.kill()
+
+    handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        process.wait()
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        run.stop.unlink(missing_ok=True)
+    facts = run.facts()
+    if facts["status"] == "running":
+        facts |= {
+            "status": "interrupted" if asked else "failed",
+            "error": f"the processes ended with code {process.returncode}",
+        }
+    if facts.get("problems") and not facts.get("resumed"):
+        # Nothing was trained, so the name stays free for the corrected recipe.
+        shutil.rmtree(run.directory)
+        raise InputError(*facts["problems"])
+    facts |= {"ended": provenance.now(), "seconds": round(time.time() - began + facts.get("seconds", 0.0), 2)}
+    run.write(facts)
+    if facts.get("problems"):
+        raise InputError(*facts["problems"])
+    return conclude(run, facts)
+
+
+def conclude(run: Run, facts: dict[str, Any]) -> int:
+    """Say how the run ended and where its files are; the exit code says the same."""
+    measured = facts.get("measured") or {}
+    if facts.get("rehearsal"):
+        return conclude_rehearsal(run, facts)
+    if facts["status"] == "interrupted":
+        checkpoint, _ = newest_whole(run.directory)
+        kept = f"kept {checkpoint.name}" if checkpoint else "no checkpoint yet"
+        say("stopped", f"{kept}; continue with: make resume NAME={run.name}")
+        return INTERRUPTED
+    if facts["status"] != "finished":
+        print(f"error: {facts.get('error', 'failed')}", file=sys.stderr)
+        checkpoint, _ = newest_whole(run.directory)
+        if checkpoint:
+            say("failed", f"{checkpoint.name} is whole; continue with: make resume NAME={run.name}")
+        return FAILED
+    evaluations = measured["eval_loss"]
+    text = f"{count(measured['step'], 'step')} in {duration(measured['training_seconds'])}"
+    if measured["tokens_per_second"]:
+        text += f", {measured['tokens_per_second']:,.0f} tokens/s"
+    say("finished", f"{text}, peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB per process")
+    if len(evaluations) > 1:
+        first, best = evaluations[0], min(evaluations, key=lambda entry: entry["eval_loss"])
+        since = "before training" if first["step"] == 0 else f"at step {first['step']}"
+        say("held out", f"loss {first['eval_loss']:.4f} {since} -> {best['eval_loss']:.4f} at step {best['step']}")
+    say(_trained(facts), str(run.adapter))
+    pages.draw_curve(run)
+    return FINISHED
+
+
+def _trained(facts: dict[str, Any]) -> str:
+    """What a run leaves: an adapter, or the model where all weights were trained."""
+    return "adapter" if "adapter" in facts["measured"] else "model"
+
+
+def conclude_rehearsal(run: Run, facts: dict[str, Any]) -> int:
+    """Say how a rehearsal ended, and that it is no result."""
+    if facts["status"] == "finished":
+        steps, evaluations = facts["measured"]["step"], len(facts["measured"]["eval_loss"])
+        checkpoint, _ = newest_whole(run.directory)
+        done = f"{count(steps, 'step')}, {count(evaluations, 'evaluation')}, "
+        done += f"{checkpoint.name if checkpoint else 'no checkpoint'} and the {_trained(facts)}"
+        say(
+            "rehearsed",
+            f"{facts['recipe']} in {duration(facts['seconds'])} without an error: {done}\n"
+            "no result: the model was tiny and random, so its losses, speed and weights say nothing",
+        )
+        return FINISHED
+    if facts["status"] == "interrupted":
+        say("stopped", "a rehearsal is not continued; start it again")
+        return INTERRUPTED
+    print(f"error: the rehearsal of {facts['recipe']} failed: {facts.get('error', 'failed')}", file=sys.stderr)
+    return FAILED
+
+
+def command(run: Run) -> list[str]:
+    """The `accelerate launch` of a run, as an argument list."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(run.accelerate)]
+    if run.facts()["topology"]["backend"] != "single":
+        # A free port, so that two runs on the GPUs of one machine do not meet.
+        launcher += ["--main_process_port", "0"]
+    return [*launcher, "-m", "sft_recipes.train.process", str(run.directory)]
+
+
+def environment(run: Run) -> dict[str, str]:
+    """The environment of the training processes: nothing phones home or chatters, and one process sees one GPU."""
+    chosen = run.facts()["topology"]
+    variables = quiet_environment(on_cpu=chosen["use_cpu"])
+    variables["TENSORBOARD_LOGGING_DIR"] = str(run.directory / "tensorboard")
+    if chosen["use_cpu"]:
+        # Each process takes its share of the cores; torchrun's own default is one.
+        variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // chosen["processes"])))
+    elif chosen["backend"] == "single":
+        # With more than one GPU in sight, transformers would spread the model over all of them.
+        variables["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return variables
+
+
+def accelerate_config(resolved: Recipe, chosen: Topology) -> dict[str, Any]:
+    """The accelerate config to launch with: the chosen one, in the recipe's precision."""
+    precision = "bf16" if resolved["bf16"] else "fp16" if resolved["fp16"] else "no"
+    return chosen.config | {"mixed_precision": precision}

@@ -1,0 +1,142 @@
+"""The same recipe with several seeds, one run after another, so that a comparison knows what a seed alone changes."""
+
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sft_recipes.errors import InputError
+from sft_recipes.launch import launch
+from sft_recipes.plan import job as jobs
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.runs.run import RUNS, Run
+from sft_recipes.terminal import say
+
+# numpy, which `transformers.set_seed` seeds too, takes no larger one.
+LARGEST = 2**32 - 1
+_SEED = re.compile(r"[0-9]{1,10}")
+
+
+def train_seeds(
+    name: str,
+    seeds: str,
+    *,
+    accel: str | None = None,
+    processes: int | None = None,
+    overrides: Sequence[str] = (),
+    run_name: str | None = None,
+    resume: bool = False,
+) -> tuple[int, list[Run]]:
+    """Train a recipe once for each seed, into runs NAME-seed42, NAME-seed43 and so on.
+
+    A seed is `seed` and `data_seed`: initial adapter weights, dropout and the order of the rows. The rows that are
+    held out stay the same.
+
+    Args:
+        name: the recipe.
+        seeds: whole numbers, separated by spaces or commas.
+        accel: as `launch.train` takes it, like `processes` and `overrides`.
+        run_name: NAME; the recipe's name without it.
+        resume: refused, because it continues one run.
+
+    Returns:
+        The exit code of the last run (0 finished, 1 failed, 3 interrupted), and the runs begun. The first that does
+        not finish is the last.
+
+    Raises:
+        InputError: With everything wrong in seeds, names and recipe, before the first run is started.
+    """
+    stem = run_name or name
+    numbers, problems = parse(seeds)
+    if resume:
+        problems.append(
+            f"RESUME=1 continues one run, and SEEDS are several; continue one with make resume NAME={stem}-seedN, "
+            "then give the seeds that are left as SEEDS"
+        )
+    problems += names_taken(stem, numbers)
+    try:
+        given = [key for key in recipes.parse_overrides(overrides) if key in ("seed", "data_seed")]
+        problems += [f"SET: {key} is what SEEDS sets; leave it out of SET" for key in given]
+        jobs.check(name, accel=accel, processes=processes, overrides=overrides)
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    runs: list[Run] = []
+    code = launch.FINISHED
+    try:
+        for seed in numbers:
+            say("seed", f"{seed}, run {len(runs) + 1} of {len(numbers)}")
+            code, run = launch.train(
+                name,
+                accel=accel,
+                processes=processes,
+                overrides=[*overrides, f"seed={seed} data_seed={seed}"],
+                run_name=f"{stem}-seed{seed}",
+            )
+            runs.append(run)
+            if code != launch.FINISHED:
+                break
+    finally:
+        # Also when a run is refused or stopped before it began, after others were trained.
+        if runs and code != launch.FINISHED:
+            say("left", f"first: make resume NAME={runs[-1].name}")
+        if left := numbers[len(runs) :] if runs else []:
+            # As the others were trained.
+            again = {
+                "RECIPE": name,
+                "SEEDS": " ".join(map(str, left)),
+                "NAME": run_name,
+                "ACCEL": accel,
+                "GPUS": processes,
+            }
+            say("left", make_command("train", again, overrides))
+    if code == launch.FINISHED:
+        conclude(runs)
+    return code, runs
+
+
+def parse(seeds: str) -> tuple[list[int], list[str]]:
+    """The seeds as numbers, and what is wrong with them: there is none, one is no seed, or one is there twice."""
+    words = seeds.replace(",", " ").split()
+    bad = [word for word in words if not _SEED.fullmatch(word) or int(word) > LARGEST]
+    problems = [f"SEEDS: {word!r} is no seed; write a whole number from 0 to {LARGEST}" for word in bad]
+    numbers = [int(word) for word in words if word not in bad]
+    twice = [seed for seed in dict.fromkeys(numbers) if numbers.count(seed) > 1]
+    problems += [f"SEEDS: {seed} is there twice; keep one" for seed in twice]
+    if not words:
+        problems.append("SEEDS names no seed; write SEEDS='42 43 44'")
+    return numbers, problems
+
+
+def names_taken(stem: str, seeds: Sequence[int]) -> list[str]:
+    """What is wrong with the names of the runs to come: no name, or one that exists."""
+    names = [f"{stem}-seed{seed}" for seed in seeds]
+    if not all(recipes.NAME.fullmatch(name) for name in names):
+        return [f"NAME={stem!r} is no run name: letters, digits, '_', '-' and '.' only"]
+    return [
+        f"{RUNS / name} exists and is never overwritten; leave {seed} out of SEEDS (make resume NAME={name} completes "
+        "an unfinished one), or choose another NAME="
+        for name, seed in zip(names, seeds, strict=True)
+        if (RUNS / name).exists()
+    ]
+
+
+def make_command(target: str, variables: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """A make command with the variables that are set, as a shell takes it."""
+    given = {**variables, "SET": " ".join(overrides)}
+    return " ".join([f"make {target}", *(f"{key}={shlex.quote(str(text))}" for key, text in given.items() if text)])
+
+
+def conclude(runs: Sequence[Run]) -> None:
+    """The comparison of the runs where all are evaluated; otherwise what is to be done for one."""
+    names = [run.name for run in runs]
+    without = [run.name for run in runs if not (run.directory / "metrics.json").is_file()]
+    for name in without:
+        say("evaluate", f"make evaluate RUN={name}")
+    say("compare", f"make compare RUNS={shlex.quote(' '.join(names))}")
+    if not without and len(runs) > 1:
+        from sft_recipes.report import compare, tables
+
+        for subject, text in tables.render(compare.compare(names)):
+            say(subject, text)

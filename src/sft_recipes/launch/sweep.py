@@ -1,0 +1,512 @@
+"""A recipe with several values: each trial an ordinary run, the best by the held-out loss, compared and written down.
+
+Without a number of trials every combination is trained, in order. With one, Optuna chooses them, and stops those whose
+held-out loss is above the median of the others'. What was tried lies in an SQLite study beside the runs, so that the
+same command goes on where it stopped.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from sft_recipes.demo import demo_base
+from sft_recipes.errors import InputError
+from sft_recipes.files import write_whole
+from sft_recipes.launch import launch, seeds, space
+from sft_recipes.launch.space import Choices, Space
+from sft_recipes.plan import job as jobs
+from sft_recipes.plan import plan
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes.schema import as_yaml
+from sft_recipes.runs.run import RUNS, Run
+from sft_recipes.terminal import count, duration, say
+
+# The version of sweep.json; it grows when a reader of today would misread it.
+SCHEMA = 1
+# Trials that have to be finished before another is stopped for being worse than their median.
+BEFORE_PRUNING = 4
+# The share of its steps that every trial is given: warm-up, and the slow start of a small learning rate.
+CHANCE = 0.25
+# With another length of training the same evaluation comes at another learning rate, which is no reason to stop.
+LENGTHS = ("num_train_epochs", "max_steps", "global_batch_size", "per_device_train_batch_size")
+# The best that are compared on test rows: corrected for all pairs of many, no difference would show.
+COMPARED = 5
+SECONDS = 0.5
+
+
+@dataclasses.dataclass
+class Active:
+    """A trial that is being trained."""
+
+    trial: Any
+    run: Run
+    process: subprocess.Popen
+    device: int
+    output: IO | None
+    evaluations: int
+    """How many Optuna has been told."""
+    pruned: bool = False
+
+
+class Sweep:
+    """One sweep: what it goes over, its study, and the trials that are under way."""
+
+    def __init__(self, directory: Path, asked: dict[str, Any], trials: int | None, jobs: int) -> None:
+        self.directory, self.asked, self.trials, self.jobs = directory, asked, trials, jobs
+        self.space: Space = space.parse(asked["over"])[0]
+        self.stem = directory.name.removesuffix(".sweep")
+        self.active: list[Active] = []
+        self.stopping = 0
+        self.broken = False
+
+    @functools.cached_property
+    def study(self) -> Any:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        # That proposing beside unfinished trials (constant_liar) is experimental.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        storage = optuna.storages.RDBStorage(f"sqlite:///{self.directory / 'study.db'}")
+        done = sum(each.n_trials for each in optuna.get_all_study_summaries(storage))
+        study = optuna.create_study(
+            study_name=self.stem,
+            storage=storage,
+            load_if_exists=True,
+            # A sampler that starts anew with the same seed would propose the same trials again.
+            sampler=optuna.samplers.TPESampler(
+                seed=self.asked["seed"] + done,
+                n_startup_trials=max((self.trials or 0) // 3, 3),
+                constant_liar=self.jobs > 1,
+            ),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=BEFORE_PRUNING, n_warmup_steps=0),
+        )
+        if self.trials is None:
+            for values in space.grid(self.space):
+                study.enqueue_trial(_stored(self.space, values), skip_if_exists=True)
+        return study
+
+    @property
+    def prunes(self) -> bool:
+        """Whether a trial may be stopped for its held-out loss."""
+        return self.trials is not None and not any(key in LENGTHS for key in self.space)
+
+    @property
+    def number(self) -> int:
+        """How many trials there are to be."""
+        return self.trials or space.size(self.space)
+
+    def values(self, trial: Any) -> dict[str, Any]:
+        """What a trial sets."""
+        return {
+            key: json.loads(trial.params[key]) if isinstance(each, Choices) else trial.params[key]
+            for key, each in self.space.items()
+        }
+
+    def run(self) -> int:
+        """Train what is left: 0 when it has ended, 3 if it was stopped, 1 if the first trial failed."""
+        handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            left = self._left()
+            while True:
+                while not self.stopping and len(self.active) < self.jobs and (trial := next(left, None)):
+                    self._start(trial)
+                if not self.active:
+                    return launch.FAILED if self.broken else launch.INTERRUPTED if self.stopping else launch.FINISHED
+                time.sleep(SECONDS)
+                for each in [*self.active]:
+                    self._watch(each)
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        self.stopping += 1
+        for each in self.active:
+            # The first time it saves and stops, the second time it stops at once; a scoring process keeps what it has.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(each.process.pid, signal.SIGINT)
+
+    def _left(self) -> Iterator[Any]:
+        """The trials to train: first those that were interrupted, then new ones."""
+        import optuna
+
+        for frozen in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+            yield optuna.trial.Trial(self.study, frozen._trial_id)
+        distributions = _distributions(self.space)
+        waiting = optuna.trial.TrialState.WAITING
+        while sum(each.state != waiting for each in self.study.trials) < self.number:
+            trial = self.study.ask(distributions)
+            before = self.study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+            same = next((each for each in before if each.params == trial.params), None)
+            if same is not None:
+                # The same values and the same seed are the same run.
+                trial.set_user_attr("same_as", same.number)
+                self.study.tell(trial, same.value)
+                continue
+            yield trial
+
+    def _start(self, trial: Any) -> None:
+        values, run = self.values(trial), Run(RUNS / f"{self.stem}-t{trial.number:03}")
+        say("trial", f"{trial.number + 1} of {self.number}: {space.said(values)}, in {run.directory}")
+        free = next(n for n in range(self.jobs) if n not in {each.device for each in self.active})
+        if (run.directory / "run.json").is_file():
+            command = ["resume", "--", run.name]
+            if (facts := run.facts())["status"] == "finished":
+                if facts["own"].get("task") is None or run.metrics("test").is_file():
+                    # It had ended when this program was stopped.
+                    self._told(trial, run, launch.FINISHED)
+                    return
+                command = ["evaluate", "--base", "--", run.name]
+        else:
+            command = ["train", "--name", run.name]
+            for option, value in (("--accel", self.asked["accel"]), ("--gpus", self.asked["processes"])):
+                command += [option, str(value)] if value else []
+            for word in [*self.asked["overrides"], *space.words(values)]:
+                command += ["--set", word]
+            command += ["--", self.asked["recipe"]]
+        output = (self.directory / f"{run.name}.txt").open("a", encoding="utf-8") if self.jobs > 1 else None
+        process = subprocess.Popen(
+            [sys.executable, "-m", "sft_recipes", *command],
+            env=os.environ | _device(free, self.jobs, on_cpu=self.asked["on_cpu"]),
+            stdout=output or sys.stdout,
+            stderr=subprocess.STDOUT if output else None,
+            # Ctrl-C reaches it once, through us.
+            start_new_session=True,
+        )
+        reported = len(self.study.trials[trial.number].intermediate_values)
+        self.active.append(Active(trial, run, process, free, output, reported))
+
+    def _watch(self, each: Active) -> None:
+        """Tell Optuna the new evaluations of a trial, stop it if it is not worth more, conclude it if it has ended."""
+        ended = each.process.poll() is not None
+        losses = held_out(each.run)
+        new = losses[each.evaluations :]
+        for _, loss in new:
+            each.evaluations += 1
+            each.trial.report(loss, each.evaluations)
+            if self.jobs > 1:
+                say("evaluation", f"{each.run.name}: the {each.evaluations}. held-out loss is {loss:.4f}")
+        if new and self.prunes and not ended and not each.pruned and self._worse(each, step=new[-1][0]):
+            each.pruned = True
+            say("pruned", f"{each.run.name}: held-out loss {new[-1][1]:.4f} is above the median at this point")
+            each.run.stop.touch()
+        if ended:
+            self.active.remove(each)
+            if each.output:
+                each.output.close()
+            self._told(each.trial, each.run, each.process.returncode, pruned=each.pruned)
+
+    def _worse(self, each: Active, step: int) -> bool:
+        """Whether a trial has been given its chance, and is above the median of the others."""
+        steps = each.run.facts()["in_effect"]["run"]["max_steps"]
+        return step >= CHANCE * steps and each.trial.should_prune()
+
+    def _told(self, trial: Any, run: Run, code: int, *, pruned: bool = False) -> None:
+        """Write down how a trial ended; one that was interrupted stays open."""
+        from optuna.trial import TrialState
+
+        status = run.facts()["status"] if (run.directory / "run.json").is_file() else "refused"
+        if status == "finished" and code == launch.INTERRUPTED:
+            # In its evaluation, which goes on with what it has.
+            self.stopping = max(self.stopping, 1)
+        elif status == "finished" and (losses := [loss for _, loss in held_out(run)]):
+            self.study.tell(trial, kept(run, losses))
+            if code != launch.FINISHED:
+                say("trial", f"{run.name} was trained; what follows a training ended with code {code}")
+        elif status == "interrupted" and pruned:
+            self.study.tell(trial, state=TrialState.PRUNED)
+        elif status == "interrupted" or self.stopping:
+            self.stopping = max(self.stopping, 1)
+        else:
+            self.study.tell(trial, state=TrialState.FAIL)
+            error = (run.facts().get("error") or "") if status == "failed" else ""
+            states = {each.state for each in self.study.trials}
+            if not error.startswith("FloatingPointError") and TrialState.COMPLETE not in states:
+                say("trial", f"{run.name} failed before any has a result, and others may fail as it did; stopping")
+                self.broken, self.stopping = True, max(self.stopping, 1)
+        self.write()
+
+    def facts(self) -> dict[str, Any]:
+        """What sweep.json holds: what was asked and every trial, the best first."""
+        found = [each for each in self.study.trials if each.state.name != "WAITING"]
+        order = {"COMPLETE": 0, "PRUNED": 1, "RUNNING": 2, "FAIL": 3}
+        trials = [
+            {
+                "number": each.number,
+                "run": f"{self.stem}-t{each.user_attrs.get('same_as', each.number):03}",
+                "state": {"COMPLETE": "finished", "FAIL": "failed", "RUNNING": "interrupted"}.get(
+                    each.state.name, each.state.name.lower()
+                ),
+                "values": self.values(each),
+                "eval_loss": each.value,
+                "evaluations": len(each.intermediate_values),
+                "seconds": _seconds(f"{self.stem}-t{each.number:03}"),
+            }
+            for each in sorted(found, key=lambda each: (order[each.state.name], each.value or 0.0, each.number))
+        ]
+        return {"schema": SCHEMA, "name": self.stem, **self.asked, "trials": trials}
+
+    def write(self) -> None:
+        write_whole(self.directory / "sweep.json", json.dumps(self.facts(), indent=2) + "\n")
+
+
+def sweep(
+    name: str,
+    over: str,
+    *,
+    trials: int | None = None,
+    jobs: int | None = None,
+    accel: str | None = None,
+    processes: int | None = None,
+    overrides: Sequence[str] = (),
+    run_name: str | None = None,
+    out: Path | None = None,
+) -> tuple[int, dict[str, Any]]:
+    """Train a recipe with the values of OVER, or go on with a sweep that was begun.
+
+    Args:
+        name: the recipe.
+        over: `key=value,value key=low..high`.
+        trials: how many Optuna chooses; every combination without it.
+        jobs: trials at a time; without it one for each visible GPU where a trial takes one, and otherwise one.
+        accel: as `launch.train` takes it, like `processes` and `overrides`.
+        run_name: the runs are NAME-t000 and so on; the recipe's name and `sweep` without it.
+        out: a file in recipes/ to write the best as.
+
+    Returns:
+        The exit code (0 all trials have ended, 1 one of them failed, 3 stopped, and the same command goes on) and what
+        sweep.json holds.
+
+    Raises:
+        InputError: With everything that is wrong, before the first trial.
+    """
+    stem = run_name or f"{name}-sweep"
+    wanted, problems = space.parse(over)
+    ranges = [key for key, each in wanted.items() if not isinstance(each, Choices)]
+    if trials is not None and not ranges and trials >= space.size(wanted):
+        trials = None
+    problems += [] if recipes.NAME.fullmatch(f"{stem}.sweep") else [f"NAME={stem!r} is no run name"]
+    problems += _no_recipe(out)
+    if trials is None and space.size(wanted) > space.LARGEST:
+        problems.append(f"OVER has {space.size(wanted):,} combinations; let Optuna choose among them with TRIALS=20")
+    if trials is None and ranges:
+        problems.append(
+            f"OVER: {', '.join(ranges)} is a range, which has no end of values; say how many with TRIALS=20"
+        )
+    try:
+        job = space.check(name, wanted, accel=accel, processes=processes, overrides=overrides)
+    except InputError as error:
+        raise InputError(*problems, *error.problems) from None
+    problems += _too_many(jobs, job)
+    if problems:
+        raise InputError(*problems)
+    kept_values = {key: item.value for key, item in job.recipe.values.items() if key not in wanted}
+    asked = {
+        "recipe": name,
+        "over": over,
+        "accel": accel,
+        "processes": processes,
+        "overrides": [*overrides],
+        "values": kept_values,
+        "data": job.prepared.fingerprint,
+        "seed": job.recipe["seed"],
+        "on_cpu": job.topology.use_cpu,
+        "chosen_by": "Optuna" if trials else "grid",
+    }
+    mine = Sweep(RUNS / f"{stem}.sweep", asked, trials, jobs or _at_once(job))
+    _same_as_before(mine)
+    demo_base.build_if_needed(job.recipe)
+    say("sweep", f"{name}: {count(mine.number, 'trial')} over {over}, {_how(mine)}; {mine.directory}")
+    mine.directory.mkdir(parents=True, exist_ok=True)
+    with Run(mine.directory).locked():
+        mine.write()
+        code = mine.run()
+        mine.write()
+    facts = mine.facts()
+    return _concluded(mine, facts, code, out), facts
+
+
+def held_out(run: Run) -> list[tuple[int, float]]:
+    """The held-out losses of a run so far with their steps; that before the first step is none of training's."""
+    if not run.log.is_file():
+        return []
+    # A line that is being written is read the next time.
+    lines = [line for line in run.log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
+    found = [json.loads(line) for line in lines]
+    return [(entry["step"], entry["eval_loss"]) for entry in found if "eval_loss" in entry and entry["step"] > 0]
+
+
+def kept(run: Run, losses: Sequence[float]) -> float:
+    """The held-out loss of the weights that a run leaves: the best with load_best_model_at_end, otherwise the last."""
+    recipe = recipes.read(run.recipe)
+    best = "load_best_model_at_end" in recipe and recipe["load_best_model_at_end"].value
+    return min(losses) if best else losses[-1]
+
+
+def _stored(over: Space, values: dict[str, Any]) -> dict[str, Any]:
+    """Values as a study holds them: choices as JSON, because a list is no value of Optuna's."""
+    return {key: json.dumps(value) if isinstance(over[key], Choices) else value for key, value in values.items()}
+
+
+def _distributions(over: Space) -> dict[str, Any]:
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    found: dict[str, Any] = {}
+    for key, each in over.items():
+        if isinstance(each, Choices):
+            found[key] = CategoricalDistribution([json.dumps(value) for value in each.values])
+        elif each.whole:
+            found[key] = IntDistribution(int(each.low), int(each.high), log=each.logarithmic)
+        else:
+            found[key] = FloatDistribution(each.low, each.high, log=each.logarithmic)
+    return found
+
+
+def _no_recipe(out: Path | None) -> list[str]:
+    if out is None:
+        return []
+    if out.parent != recipes.RECIPES or out.suffix != ".yaml" or not recipes.NAME.fullmatch(out.stem):
+        return [f"OUT={out}: a recipe lies in {recipes.RECIPES}/; write OUT={recipes.RECIPES}/my_best.yaml"]
+    return [f"{out} exists and is never overwritten; choose another OUT="] if out.exists() else []
+
+
+def _at_once(job: jobs.Job) -> int:
+    """One trial for each visible GPU, where a trial takes one of several."""
+    return max(len(job.gpus), 1) if job.topology.backend == "single" and not job.topology.use_cpu else 1
+
+
+def _too_many(jobs: int | None, job: jobs.Job) -> list[str]:
+    if jobs is None or jobs == 1 or job.topology.use_cpu:
+        return []
+    if job.topology.backend != "single":
+        return [
+            f"JOBS={jobs}: {job.topology.name} spreads a trial over all its GPUs; with ACCEL=single_gpu each takes one"
+        ]
+    return (
+        [f"JOBS={jobs}: {count(len(job.gpus), 'GPU')} visible, and each trial takes one"]
+        if jobs > len(job.gpus)
+        else []
+    )
+
+
+def _device(number: int, jobs: int, *, on_cpu: bool) -> dict[str, str]:
+    """What a trial beside others sees: one GPU, or its share of the cores."""
+    if jobs == 1:
+        return {}
+    if on_cpu:
+        # Threads of several processes that wait for one another on the same cores cost far more than they compute.
+        return {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // jobs, 1))}
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return {"CUDA_VISIBLE_DEVICES": visible.split(",")[number].strip() if visible else str(number)}
+
+
+def _same_as_before(mine: Sweep) -> None:
+    """Nothing, for a new sweep or the same one.
+
+    Raises:
+        InputError: A sweep of that name went over something else; says what differs.
+    """
+    path = mine.directory / "sweep.json"
+    if not mine.directory.exists():
+        taken = sorted(path.name for path in RUNS.glob(f"{mine.stem}-t[0-9][0-9][0-9]"))
+        if taken:
+            raise InputError(f"{RUNS / taken[0]} is a run already; choose another NAME=")
+        return
+    if not path.is_file():
+        raise InputError(f"{mine.directory} is no sweep that can go on; choose another NAME=")
+    before = json.loads(path.read_text(encoding="utf-8"))
+    now = json.loads(json.dumps(mine.asked))
+    changed = [key for key in now if key != "values" and before.get(key) != now[key]]
+    values = before["values"]
+    changed += [
+        key for key in sorted(values.keys() | now["values"].keys()) if values.get(key) != now["values"].get(key)
+    ]
+    if changed:
+        raise InputError(
+            f"{mine.directory} was another sweep, with another {', '.join(changed)}; choose another NAME=, or repeat "
+            "its command to go on with it"
+        )
+
+
+def _how(mine: Sweep) -> str:
+    text = "every combination" if mine.trials is None else "chosen by Optuna"
+    text += ", those worse than the median stopped early" if mine.prunes else ""
+    return text + (f", {mine.jobs} at a time" if mine.jobs > 1 else "")
+
+
+def _seconds(run: str) -> float | None:
+    path = RUNS / run / "run.json"
+    return json.loads(path.read_text(encoding="utf-8")).get("seconds") if path.is_file() else None
+
+
+def _concluded(mine: Sweep, facts: dict[str, Any], code: int, out: Path | None) -> int:
+    """Say what came of it, write the best as a recipe if that was asked, and give the exit code."""
+    for each in facts["trials"]:
+        loss = "" if each["eval_loss"] is None else f"held-out loss {each['eval_loss']:.4f}, "
+        time_taken = f", {duration(each['seconds'])}" if each["seconds"] else ""
+        say(each["state"], f"{each['run']}: {loss}{space.said(each['values'])}{time_taken}")
+    if code != launch.FINISHED:
+        say("left", f"{count(mine.number - _ended(facts), 'trial')}: {_again(mine, out)}")
+        return code
+    done = [each for each in facts["trials"] if each["state"] == "finished"]
+    if not done:
+        print("error: no trial finished; the runs say why", file=sys.stderr)
+        return launch.FAILED
+    runs = list(dict.fromkeys(each["run"] for each in done))[:COMPARED]
+    if all((RUNS / run / "metrics.json").is_file() for run in runs):
+        seeds.conclude([Run.open(run) for run in runs])
+    else:
+        say("compare", "not by test rows, which the recipe has none of to evaluate (task, test_file)")
+    best = done[0]
+    say(
+        "best",
+        f"{best['run']}: {space.said(best['values'])}\n"
+        f"the lowest of {count(len(done), 'held-out loss')} flatters itself; rows that chose it cannot judge it",
+    )
+    if out is not None:
+        write_recipe(mine, best, out)
+        say("recipe", str(out))
+    name = out.stem if out else mine.asked["recipe"]
+    sets = "" if out else f" SET={shlex.quote(' '.join([*mine.asked['overrides'], *space.words(best['values'])]))}"
+    say("next", f'make train RECIPE={name}{sets} SEEDS="42 43 44"')
+    return launch.FAILED if any(each["state"] == "failed" for each in facts["trials"]) else launch.FINISHED
+
+
+def _again(mine: Sweep, out: Path | None) -> str:
+    """The command that goes on."""
+    asked = mine.asked
+    given = {"RECIPE": asked["recipe"], "OVER": asked["over"], "TRIALS": mine.trials, "NAME": mine.stem}
+    given |= {"ACCEL": asked["accel"], "GPUS": asked["processes"], "JOBS": mine.jobs if mine.jobs > 1 else None}
+    return seeds.make_command("sweep", given | {"OUT": out}, asked["overrides"])
+
+
+def _ended(facts: dict[str, Any]) -> int:
+    return sum(each["state"] != "interrupted" for each in facts["trials"])
+
+
+def write_recipe(mine: Sweep, best: dict[str, Any], out: Path) -> None:
+    """Write what a trial set as a recipe that extends the swept one, or what that one extends."""
+    asked = mine.asked
+    loaded = recipes.load(
+        asked["recipe"], recipes.parse_overrides([*asked["overrides"], *space.words(best["values"])])
+    )
+    base = loaded.base or recipes.load(asked["recipe"])
+    tried = f"{count(len(mine.facts()['trials']), 'trial')} of {mine.directory}"
+    lines = [f"extends: {base.name}", f"description: {asked['recipe']} with the best of {tried}."]
+    for each in plan.differences(dataclasses.replace(loaded, base=base)):
+        if each["key"] in best["values"]:
+            lines.append(f"# The lowest held-out loss, {best['eval_loss']:.4f}, among {mine.asked['over']}")
+        lines.append(f"{each['key']}: {as_yaml(each['value'])}")
+    write_whole(out, "\n".join(lines) + "\n")

@@ -1,0 +1,396 @@
+"""One optimizer step of transformers' and PEFT's real modules on fake tensors, which have shapes and no memory.
+
+What a GPU does in one kernel, a CPU does in several operators with tensors of their own between them. Three of these
+would be counted although no GPU has them, and are replaced: attention, dropout, and the kernels of TRL's fused head.
+"""
+
+import contextlib
+import copy
+import functools
+import types
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from bitsandbytes import functional
+from bitsandbytes.nn import Params4bit
+from peft import LoraConfig, get_peft_model
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import AttentionInterface, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.integrations import replace_with_bnb_linear
+from transformers.quantizers.base import get_keys_to_not_convert
+from trl.kernels import chunked_logprob
+from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
+
+from sft_recipes.models.census import beside_text, config_of
+from sft_recipes.plan.memory import Setup
+
+# Layers are alike, so every phase's peak is linear in their number.
+FEW, MORE = 2, 4
+DTYPES = {2: torch.bfloat16, 4: torch.float32}
+# torch's CUDA allocator hands out blocks of so many bytes (torch/c10/cuda/CUDACachingAllocator.h: kMinBlockSize).
+BLOCK = 512
+
+
+class LiveStorages(TorchDispatchMode):
+    """How many bytes of tensors are alive, real or fake.
+
+    Within it, every storage that an operator returns is counted from then until it is freed.
+
+    What an operator allocates and frees within itself is not seen. torch's own MemTracker needs a hook on every
+    parameter, which frozen ones do not take.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+        self.peaks: dict[str, int] = {}
+        """The most bytes alive during each phase."""
+        self._phase = ""
+        self._sizes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
+
+    @property
+    def peak(self) -> int:
+        return max(self.peaks.values())
+
+    def begin(self, phase: str) -> None:
+        """From here on, peaks are the phase's; a phase that comes again begins anew."""
+        self._phase = phase
+        self.peaks[phase] = self.bytes
+
+    def count(self, tensors: Iterable[Any]) -> int:
+        """Count what was alive before, and give the bytes that were not counted yet."""
+        before = self.bytes
+        for each in tensors:
+            if isinstance(each, torch.Tensor):
+                self._count(each.untyped_storage())
+        return self.bytes - before
+
+    def _count(self, storage: Any) -> None:
+        if storage in self._sizes:
+            return
+        size = -(-storage.nbytes() // BLOCK) * BLOCK
+        self._sizes[storage] = size
+        self.bytes += size
+        weakref.finalize(storage, functools.partial(self._free, size)).atexit = False
+
+    def _free(self, size: int) -> None:
+        self.bytes -= size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.count(tree_leaves(out))
+        if self._phase:
+            self.peaks[self._phase] = max(self.peaks[self._phase], self.bytes)
+        return out
+
+
+def extrapolate(config: dict[str, Any], setup: Setup) -> dict[str, Any]:
+    """What `trace.trace` returns, from the model with two and with four layers.
+
+    Raises:
+        ValueError: The model's layers are not alike.
+    """
+    layers = text_layers(config)
+    if layers <= MORE:
+        return result(*step(config, layers, setup))
+    (parts, phases), (more_parts, more_phases) = step(config, FEW, setup), step(config, MORE, setup)
+
+    def all_layers(few: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+        return {key: few[key] + (more[key] - few[key]) * (layers - FEW) // (MORE - FEW) for key in few}
+
+    few, more, whole = (parameters(config, number) for number in (FEW, MORE, layers))
+    if whole != few + (more - few) * (layers - FEW) // (MORE - FEW):
+        raise ValueError(f"the model's {layers} layers are not alike, and it is traced with {FEW} and {MORE} of them")
+    return result(all_layers(parts, more_parts), all_layers(phases, more_phases))
+
+
+def result(parts: dict[str, int], phases: dict[str, int]) -> dict[str, Any]:
+    phase = max(phases, key=lambda name: phases[name])
+    peak, static = phases[phase], sum(parts.values())
+    return {**parts, "static": static, "activations": peak - static, "peak": peak, "phase": phase, "phases": phases}
+
+
+def text_layers(config: dict[str, Any]) -> int:
+    return config_of(config).get_text_config().num_hidden_layers
+
+
+def shortened(config: dict[str, Any], layers: int) -> Any:
+    """The model's config with fewer layers; lists with a value for each layer are cut too."""
+    values = copy.deepcopy(config)
+    whole = text_layers(config)
+    for inner in (values, values.get("text_config") or {}):
+        for key, value in inner.items():
+            if isinstance(value, list) and len(value) == whole:
+                inner[key] = value[:layers]
+        if "num_hidden_layers" in inner or inner is values:
+            inner["num_hidden_layers"] = layers
+    return config_of(values)
+
+
+def parameters(config: dict[str, Any], layers: int) -> int:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(shortened(config, layers)).num_parameters()
+
+
+def step(config: dict[str, Any], layers: int, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:
+    """The bytes of the parts that stay, and the peak of each phase, of a step of the model with so many layers.
+
+    Gradients are there from the beginning, as in every micro-batch of a step but the first.
+    """
+    model = wrap(build(shortened(config, layers), setup), setup)
+    live = LiveStorages()
+    with FakeTensorMode(), as_on_a_gpu():
+        fill(model, setup)
+        if setup.checkpointing:
+            # As the Trainer and TRL do it.
+            model.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+            if setup.use_peft:
+                model.enable_input_require_grads()
+        model.train()
+        trained = [each for each in model.parameters() if each.requires_grad]
+        optimizer = optimizer_of(setup, trained)
+        for each in trained:
+            each.grad = torch.empty_like(each)
+        optimizer.step()
+        parts = {
+            "base": live.count(held(model, trained=False)),
+            "adapters": live.count(held(model, trained=True)),
+            "gradients": live.count(each.grad for each in trained),
+            "optimizer": live.count(value for state in optimizer.state.values() for value in state.values()),
+        }
+        if not setup.use_peft:
+            parts["base"], parts["adapters"] = parts["base"] + parts["adapters"], 0
+        mark_layers(model, layers, live)
+        with live:
+            live.begin("forward")
+            loss = forward(model, setup)
+            live.begin("loss")
+            loss.backward()
+            del loss
+            live.begin("optimizer step")
+            optimizer.step()
+    # Between the last layer and the first, what is freed and what comes is the same from layer to layer.
+    names = {"layer " + str(layers - 1): "last layer", "layer 0": "first layer"}
+    phases = {names.get(name, name): peak for name, peak in live.peaks.items()}
+    return parts, {name: peak for name, peak in phases.items() if not name.startswith("layer ")}
+
+
+def build(config: Any, setup: Setup) -> torch.nn.Module:
+    """The base model on the meta device, with bitsandbytes' layers where they are asked for."""
+    if setup.attention != "eager":
+        AttentionInterface.register("held", functools.partial(attention, setup.attention == "sdpa"))
+    config._attn_implementation = "eager" if setup.attention == "eager" else "held"
+    dtype = DTYPES[setup.base_bytes]
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    if setup.four_bit:
+        quantisation = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=setup.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+        )
+        replace_with_bnb_linear(model, get_keys_to_not_convert(model), quantisation)
+        model.is_loaded_in_4bit = True
+    return model
+
+
+def wrap(model: torch.nn.Module, setup: Setup) -> torch.nn.Module:
+    if not setup.use_peft:
+        return model
+    targets: Any = "all-linear" if "all-linear" in setup.targets else list(setup.targets)
+    adapters = LoraConfig(
+        r=setup.rank,
+        target_modules=targets,
+        exclude_modules=beside_text(model.config),
+        lora_dropout=setup.dropout,
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    # PEFT moves what it adds, which fake tensors do not survive; on the meta device they need not be moved.
+    with torch.device("meta"):
+        return get_peft_model(model, adapters)
+
+
+def fill(model: torch.nn.Module, setup: Setup) -> None:
+    """Fake tensors in place of those on the meta device, in the dtypes that they are trained in; shared ones once."""
+    filled: dict[int, torch.nn.Parameter] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            if id(parameter) not in filled:
+                filled[id(parameter)] = fake(parameter, setup)
+            module._parameters[name] = filled[id(parameter)]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+
+
+def fake(parameter: torch.nn.Parameter, setup: Setup) -> torch.nn.Parameter:
+    if isinstance(parameter, Params4bit):
+        whole = torch.empty(parameter.shape, dtype=DTYPES[setup.base_bytes])
+        codes, state = functional.quantize_4bit(whole, quant_type="nf4", compress_statistics=setup.double_quant)
+        # A plain parameter, because Params4bit would make a real tensor of it.
+        quantised = torch.nn.Parameter(codes, requires_grad=False)
+        quantised.__dict__.update(parameter.__dict__, quant_state=state, bnb_quantized=True)
+        return quantised
+    size = setup.adapter_bytes if parameter.requires_grad and setup.use_peft else setup.base_bytes
+    return torch.nn.Parameter(torch.empty(parameter.shape, dtype=DTYPES[size]), requires_grad=parameter.requires_grad)
+
+
+def held(model: torch.nn.Module, *, trained: bool) -> Iterator[Any]:
+    """Parameters, frozen ones with the constants of their quantisation, and buffers."""
+    for parameter in model.parameters():
+        if parameter.requires_grad == trained:
+            yield parameter
+            if (state := getattr(parameter, "quant_state", None)) is not None:
+                yield from (state.absmax, state.code, state.offset)
+                if state.nested:
+                    yield from (state.state2.absmax, state.state2.code)
+    if not trained:
+        yield from model.buffers()
+
+
+def optimizer_of(setup: Setup, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    """As the Trainer makes it; `foreach` is what torch chooses on a GPU."""
+    if setup.optimizer == "sgd":
+        return torch.optim.SGD(trained, foreach=True)
+    fused = setup.optimizer == "adamw_torch_fused"
+    return torch.optim.AdamW(trained, fused=fused, foreach=not fused)
+
+
+def mark_layers(model: torch.nn.Module, layers: int, live: LiveStorages) -> None:
+    """Begin a phase where the backward of each decoder layer begins."""
+    decoder = next(each for each in model.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == layers)
+    for index, layer in enumerate(decoder):
+
+        def mark(module: Any, inputs: Any, output: Any, name: str = f"layer {index}") -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if hidden.requires_grad:
+                hidden.register_hook(lambda gradient: live.begin(name))
+
+        layer.register_forward_hook(mark)
+
+
+def rows_of(setup: Setup) -> tuple[int, int]:
+    """Rows of a micro-batch, and their tokens."""
+    rows = max(1, round(setup.tokens / setup.length))
+    return rows, setup.tokens // rows
+
+
+def forward(model: torch.nn.Module, setup: Setup) -> torch.Tensor:
+    """The loss of one micro-batch, as the Trainer's `bf16: true` or its absence computes it."""
+    rows, length = rows_of(setup)
+    tokens = torch.zeros(rows, length, dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16, enabled=setup.autocast):
+        if setup.fused_head:
+            return fused_loss(model, tokens, setup)
+        outputs = model(input_ids=tokens, labels=torch.zeros_like(tokens), use_cache=False)
+        if setup.autocast:
+            from accelerate.utils import convert_to_fp32
+
+            # accelerate does so with all that a model returns, also with logits that nobody reads.
+            outputs = convert_to_fp32(outputs)
+        return outputs.loss
+
+
+def fused_loss(model: torch.nn.Module, tokens: torch.Tensor, setup: Setup) -> torch.Tensor:
+    """TRL's head on the supervised tokens, as `trl.trainer.utils.add_fused_lm_head` calls it on a GPU.
+
+    It picks them by a mask, whose number of tokens fake tensors do not know; here they are picked by index.
+    """
+    base = model.get_base_model() if setup.use_peft else model
+    hidden = base.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
+    supervised = max(1, round(hidden.shape[0] * hidden.shape[1] * setup.supervised_share))
+    picked = torch.zeros(supervised, dtype=torch.long)
+    head = base.get_output_embeddings()
+    log_probs, *_ = chunked_logprob.ChunkedLogProbFunction.apply(
+        hidden[picked, picked],
+        head.weight,
+        head.bias,
+        picked,
+        1.0,
+        _CHUNKED_LOGPROB_CHUNK_SIZE,
+        None,
+        1.0,
+        ("log_probs", "entropy", "is_top1"),
+    )
+    return -log_probs.sum() / supervised
+
+
+@contextlib.contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Dropout and TRL's head as CUDA and Triton compute them, and what bitsandbytes computes once as a fake tensor."""
+    with contextlib.ExitStack() as stack:
+        for owner, name, value in (
+            (torch.nn.functional, "dropout", dropout),
+            (chunked_logprob, "_use_triton", lambda device: True),
+            (chunked_logprob, "_forward_kernel", NoKernel()),
+            (chunked_logprob, "_backward_kernel", NoKernel()),
+            (chunked_logprob, "_addmm_fp32", lambda total, a, b: None),
+            (chunked_logprob, "triton", types.SimpleNamespace(cdiv=lambda a, b: -(-a // b))),
+        ):
+            # Where there is no GPU there may be no triton to replace.
+            stack.enter_context(mock.patch.object(owner, name, value, create=True))
+        # Computed from numbers, which fake tensors do not have.
+        stack.enter_context(mock.patch.dict(functional.name2qmap, {"dynamic": torch.empty(256)}))
+        yield
+
+
+class NoKernel:
+    """A Triton kernel that writes into the buffers it is given, and so allocates nothing."""
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return lambda *args, **kwargs: None
+
+
+def dropout(input: torch.Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> torch.Tensor:
+    """What CUDA computes: the mask that is kept has one byte an element; on a CPU it would have the input's dtype."""
+    return torch.native_dropout(input, p, training)[0] if training and p else input
+
+
+def attention(
+    masked: bool,
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """In place of flash or memory-efficient attention: what they keep, which is never a matrix of length x length.
+
+    On the CPU, sdpa would make one. Where rows are padded, transformers gives it a mask and repeats keys and values,
+    and torch keeps the mask in the queries' dtype. A single row, which is not padded, needs less than is counted here.
+    """
+    mask = None
+    if masked:
+        from transformers.integrations.sdpa_attention import repeat_kv
+
+        groups = getattr(module, "num_key_value_groups", 1)
+        key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+        mask = torch.empty(query.shape[0], 1, query.shape[2], query.shape[2], dtype=query.dtype)
+    return Attention.apply(query, key, value, mask), None
+
+
+class Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any) -> Any:
+        rows, heads, length, _ = query.shape
+        output = query.new_empty(rows, length, heads, value.shape[-1])
+        statistics = query.new_empty(rows, heads, length, dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, mask, output, statistics)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Any) -> Any:
+        query, key, value, *_ = ctx.saved_tensors
+        # The queries' gradient is summed in float32.
+        torch.empty(query.shape, dtype=torch.float32)
+        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None

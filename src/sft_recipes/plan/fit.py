@@ -1,0 +1,265 @@
+"""The micro-batch, checkpointing and backend with which a recipe fits given GPUs, at the same global batch size."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from sft_recipes.data import packing
+from sft_recipes.data.packing import Lengths
+from sft_recipes.errors import InputError
+from sft_recipes.models.base_model import Model
+from sft_recipes.plan import gpus, memory, speed
+from sft_recipes.plan.memory import HEADROOM, Setup
+from sft_recipes.recipes import topology as topologies
+from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.recipes.topology import Topology
+from sft_recipes.terminal import count
+
+# Tokens in a micro-batch after which more of them save little: the fixed cost of one is then 4 % of its time on an
+# A100 (speed.FIXED against 0.25 ms a token, fms-acceleration's CSVs).
+ENOUGH = 16384
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One way to run the recipe."""
+
+    topology: Topology
+    checkpointing: bool
+    rows: int
+    """Of one micro-batch."""
+    memory: memory.Memory
+    seconds: float
+    """For a step on an A100: ways are compared by it, other GPUs differ alike."""
+
+    @property
+    def line(self) -> str:
+        """As make takes it: `SET="per_device_train_batch_size=8 activation_checkpointing=false" ACCEL=ddp GPUS=4`."""
+        values = f"per_device_train_batch_size={self.rows} activation_checkpointing={str(self.checkpointing).lower()}"
+        return f'SET="{values}" ACCEL={self.topology.name} GPUS={self.topology.processes}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """What fits, or what is missing."""
+
+    best: Option | None
+    reason: str
+    """Why this one; or by how much the nearest way misses."""
+    tried: tuple[str, ...]
+    """What else was looked at, and why not."""
+    instead: tuple[str, ...]
+    """When nothing fits, or only by offloading: what would help without it, what helps most first."""
+    not_counted: str | None
+
+
+def fit(recipe: Recipe, model: Model, lengths: Lengths, supervised_share: float, number: int, vram_gib: float) -> Fit:
+    """How to run a recipe on `number` GPUs of `vram_gib` each.
+
+    The first backend of single GPU or DDP, ZeRO-2 (for full fine-tuning), ZeRO-3, ZeRO-3 with offload in which
+    anything fits; within it, what is fastest by `speed.per_micro_batch`.
+
+    Args:
+        recipe: As written.
+        model: Its base.
+        lengths: Training rows by tokens, as far as known; without any, every row is taken to be `max_length`.
+        supervised_share: Share of the tokens that the loss is computed on.
+        number: GPUs.
+        vram_gib: Memory of each, GiB.
+
+    Raises:
+        InputError: The global batch cannot be shared out evenly among so many GPUs.
+    """
+    total = recipe["global_batch_size"]
+    if total % number:
+        works = ", ".join(str(each) for each in range(1, number + 1) if total % each == 0)
+        raise InputError(
+            f"global_batch_size {total} cannot be shared out evenly among {number} GPUs; works: GPUS {works}"
+        )
+    sizes = [size for size in range(1, total // number + 1) if (total // number) % size == 0]
+    longest, mean = row_lengths(recipe, lengths)
+    useful = useful_sizes(sizes, mean)
+    tried: list[str] = []
+    smallest: list[Option] = []
+    share = vram_gib * GIB * HEADROOM
+    for name in backends(recipe, number):
+        chosen = topologies.read(name, "fit", number)
+        if problems := topologies.incompatible(recipe, chosen):
+            tried.append(f"{name}: {problems[0]}")
+            continue
+        options = [
+            option(recipe, chosen, model, checkpointing, size, longest, mean, supervised_share)
+            for checkpointing in (False, True)
+            for size in useful
+        ]
+        fitting = [each for each in options if each.memory.allocated <= share]
+        if fitting:
+            best = min(fitting, key=lambda each: (round(each.seconds, 3), -each.rows))
+            tried += passed_over(best, options, share)
+            away = Setup.of(recipe, chosen, 0, 0).offload_parameters
+            instead = remedies(recipe, model, smallest[0], longest, share) if away and smallest else ()
+            reason = why(best, longest, mean, share, sizes[-1])
+            return Fit(best, reason, tuple(tried), instead, not_counted(recipe, chosen, model))
+        least = min(options, key=lambda each: each.memory.allocated)
+        tried.append(f"{name} needs {gib(least.memory.allocated)} of {gib(share)} with {count(least.rows, 'row')}")
+        smallest.append(least)
+    if not smallest:
+        return Fit(None, "no backend can run this recipe on GPUs", tuple(tried), (), None)
+    nearest = min(smallest, key=lambda each: each.memory.allocated)
+    missing = nearest.memory.allocated - share
+    reason = (
+        f"nothing fits {count(number, 'GPU')} of {vram_gib:g} GiB: the smallest, {nearest.line}, needs "
+        f"{gib(nearest.memory.allocated)}, {gib(missing)} more than the {gib(share)} allowed"
+    )
+    return Fit(None, reason, tuple(tried), remedies(recipe, model, smallest[0], longest, share), None)
+
+
+def row_lengths(recipe: Recipe, lengths: Lengths) -> tuple[int, float]:
+    """The longest row and the mean one, as they are trained on: cut at `max_length`, or packed to it."""
+    limit = recipe["max_length"]
+    if recipe["packing"] or not lengths:
+        if limit is None:
+            raise InputError("max_length is null and no rows are known; set max_length to know what a batch needs")
+        return limit, float(limit)
+    return max(lengths), packing.mean(lengths)
+
+
+def useful_sizes(sizes: list[int], mean: float) -> list[int]:
+    """Micro-batches up to the first that has enough tokens."""
+    enough = next((index for index, size in enumerate(sizes) if size * mean >= ENOUGH), len(sizes) - 1)
+    return sizes[: enough + 1]
+
+
+def backends(recipe: Recipe, number: int) -> list[str]:
+    """Accelerate configs to try, the simplest first: what is not needed only costs."""
+    if number == 1:
+        return ["single_gpu", "zero3_offload"]
+    sharded = ["zero3", "zero3_offload"]
+    return ["ddp", *([] if recipe["use_peft"] else ["zero2"]), *sharded]
+
+
+def option(
+    recipe: Recipe,
+    chosen: Topology,
+    model: Model,
+    checkpointing: bool,
+    rows: int,
+    longest: int,
+    mean: float,
+    supervised_share: float,
+) -> Option:
+    """One way, with the memory of its largest micro-batch and the time of its usual one."""
+    # Without padding all rows of a micro-batch are one.
+    length = rows * longest if recipe["padding_free"] and not recipe["packing"] else longest
+    asked = Setup.of(recipe, chosen, rows * longest, length, supervised_share)
+    largest = dataclasses.replace(asked, checkpointing=checkpointing)
+    usual = dataclasses.replace(largest, tokens=round(rows * mean), length=round(length * mean / longest))
+    micro_batches = recipe["global_batch_size"] // (rows * chosen.processes)
+    _, slow = speed.per_micro_batch(model, usual, gpus.find("a100-80gb"))
+    return Option(chosen, checkpointing, rows, memory.estimate(model, largest), micro_batches * slow)
+
+
+def passed_over(best: Option, options: list[Option], share: float) -> list[str]:
+    """Why not with checkpointing, or without; and why not a larger micro-batch."""
+    other = [each for each in options if each.checkpointing != best.checkpointing]
+    fitting = [each for each in other if each.memory.allocated <= share]
+    least = min(other, key=lambda each: each.memory.allocated)
+    word = "without" if best.checkpointing else "with"
+    if fitting:
+        fastest = min(fitting, key=lambda each: each.seconds)
+        slower = fastest.seconds / best.seconds - 1
+        fits = "fits" if fastest.rows == 1 else "fit"
+        sentences = [f"{word} checkpointing {count(fastest.rows, 'row')} {fits}, and a step takes {slower:.0%} longer"]
+    else:
+        sentences = [f"{word} checkpointing {count(least.rows, 'row')} already needs {gib(least.memory.allocated)}"]
+    larger = [each for each in options if each.checkpointing == best.checkpointing and each.rows > best.rows]
+    if larger:
+        more = min(larger, key=lambda each: each.rows)
+        verdict = "is not faster" if more.memory.allocated <= share else f"needs {gib(more.memory.allocated)}"
+        sentences.append(f"a micro-batch of {count(more.rows, 'row')} {verdict}")
+    return sentences
+
+
+def why(best: Option, longest: int, mean: float, share: float, whole: int) -> str:
+    """The reason for the best option in one sentence."""
+    rows = f"{count(best.rows, 'row')} of up to {longest:,} tokens"
+    needs = f"{'needs' if best.rows == 1 else 'need'} {gib(best.memory.allocated)} of the {gib(share)} allowed"
+    if best.rows == whole:
+        return f"{rows} {needs}, and are a process's whole share of the global batch"
+    if best.rows * mean >= ENOUGH:
+        return f"{rows} {needs}; more tokens in a micro-batch would save little"
+    return f"{rows} {needs}; that is the fastest way that fits"
+
+
+def remedies(recipe: Recipe, model: Model, least: Option, longest: int, share: float) -> tuple[str, ...]:
+    """What would help the way that needs least on the simplest backend, and what it then needs; the best first."""
+    asked = Setup.of(recipe, least.topology, least.rows * longest, longest)
+    asked = dataclasses.replace(asked, checkpointing=True)
+    changes = {}
+    if not recipe["use_peft"]:
+        changes["adapters instead of all weights: SET=use_peft=true"] = {
+            "use_peft": True,
+            "rank": recipe["lora_r"],
+            "targets": ("all-linear",),
+        }
+    elif not asked.four_bit:
+        changes["4-bit weights: SET=load_in_4bit=true"] = {
+            "four_bit": True,
+            "eight_bit": False,
+            "double_quant": recipe["use_bnb_nested_quant"],
+        }
+    if longest > 128:
+        half = longest // 2
+        changes[f"shorter rows, cut at half: SET=max_length={half}"] = {"tokens": least.rows * half, "length": half}
+    if asked.attention == "eager":
+        changes["attention that does not hold its matrix: SET=attn_implementation=sdpa"] = {"attention": "sdpa"}
+    if not memory.shards_weights(asked):
+        changes["twice the GPUs with sharded weights: ACCEL=zero3"] = {
+            "zero_stage": 3,
+            "processes": 2 * asked.processes,
+        }
+    else:
+        changes["twice the GPUs"] = {"processes": 2 * asked.processes}
+    needs = {
+        text: memory.estimate(model, dataclasses.replace(asked, **change)).allocated
+        for text, change in changes.items()
+    }
+    helpful = sorted((need, text) for text, need in needs.items() if need < least.memory.allocated)
+    return tuple(
+        f"{text}, which needs {gib(need)}{'' if need <= share else ', still too much'}" for need, text in helpful
+    )
+
+
+def not_counted(recipe: Recipe, chosen: Topology, model: Model) -> str | None:
+    return memory.not_counted(model, Setup.of(recipe, chosen, 0, 0))
+
+
+def gib(size: float) -> str:
+    """`12.3 GiB`."""
+    return f"{size / GIB:.1f} GiB"
+
+
+def facts(found: Fit) -> dict[str, Any]:
+    """What was found, for `--json`."""
+    best = found.best and {
+        "line": found.best.line,
+        "per_device_train_batch_size": found.best.rows,
+        "activation_checkpointing": found.best.checkpointing,
+        "accelerate_config": found.best.topology.name,
+        "allocated": round(found.best.memory.allocated),
+    }
+    others = {key: getattr(found, key) for key in ("reason", "tried", "instead", "not_counted")}
+    return {"best": best, **others}
+
+
+def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The same, as (subject, text) for `terminal.say`."""
+    yield "fit", figures["best"]["line"] if figures["best"] else "nothing"
+    yield "because", figures["reason"]
+    for each in figures["tried"]:
+        yield "not", each
+    for each in figures["instead"]:
+        yield "instead", each
+    if figures["not_counted"]:
+        yield "note", figures["not_counted"]

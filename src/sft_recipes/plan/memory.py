@@ -1,0 +1,488 @@
+"""Bytes on one GPU, from the config alone: what a training step holds, component by component.
+
+A closed form, no torch. Weights are counted exactly, from the census of the model's modules
+(`base_model.Model.groups`); activations follow from which tensors autograd keeps in one decoder layer of a Llama-like
+model (RMSNorm, attention, gated MLP) with LoRA, term by term below. Every other architecture is estimated as if it
+were one.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+from sft_recipes.errors import InputError
+from sft_recipes.models.base_model import Model
+from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.recipes.topology import Topology
+
+# What remains of a GPU's memory for what no formula sees (context, NCCL, fragmentation), as a share of the whole.
+# nvidia-smi showed 1.07 to 1.17 times torch's own peak, and 0.5 to 0.6 GB more, in the fms-acceleration benchmark
+# (scripts/benchmarks/refs/a100_80gb.csv, which holds both figures for every run).
+HEADROOM = 0.85
+ALLOCATOR = 1.12
+CONTEXT = 0.6e9
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+# TRL's fused head works on so many tokens and vocabulary entries at a time (trl/kernels/chunked_logprob.py and
+# trl/trainer/utils.py, 1.16).
+HEAD_TOKENS, HEAD_ENTRIES = 4096, 32768
+# DeepSpeed's defaults (deepspeed/runtime/zero/config.py, 0.19), which accelerate leaves as they are: elements of the
+# bucket in which gradients are reduced, allocated whole however few gradients there are, and of gathered parameters.
+REDUCE_BUCKET, LIVE_PARAMETERS = 500_000_000, 1_000_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Exactly what memory follows from, beside the model."""
+
+    four_bit: bool = False
+    double_quant: bool = False
+    eight_bit: bool = False
+    base_bytes: int = 2
+    """Of one weight that is not quantised."""
+    adapter_bytes: int = 4
+    """Of one adapter weight, as `adapter_dtype` has it."""
+    rank: int = 16
+    targets: tuple[str, ...] = ("all-linear",)
+    parameters: tuple[str, ...] = ()
+    """Experts that are adapted, as `lora_target_parameters` names them."""
+    use_peft: bool = True
+    """False trains all weights."""
+    dropout: float = 0.0
+    optimizer: str = "adamw_torch"
+    """As `optim` names it."""
+    checkpointing: bool = True
+    attention: str = "sdpa"
+    """As `attn_implementation` names it."""
+    fused_head: bool = True
+    """Whether logits are never held whole, as in TRL 1.16; false describes older software."""
+    supervised_share: float = 1.0
+    """Share of the tokens that the loss is computed on."""
+    tokens: int = 2048
+    """Of one micro-batch, padding included."""
+    length: int = 2048
+    """Of its longest row."""
+    zero_stage: int | None = None
+    processes: int = 1
+    fsdp: bool = False
+    offload_parameters: bool = False
+    offload_optimizer: bool = False
+    autocast: bool = True
+    """Whether matrices are multiplied in 16 bit whatever the adapters' dtype, as `bf16: true` does."""
+
+    @classmethod
+    def of(
+        cls, recipe: Recipe, topology: Topology, tokens: int, length: int, supervised_share: float = 1.0
+    ) -> "Setup":
+        """What a recipe and its topology ask for, for a micro-batch of `tokens` in rows of up to `length`."""
+        chosen = recipe["activation_checkpointing"]
+        devices = topology.config.get("deepspeed_config") or {}
+        return cls(
+            four_bit=recipe["load_in_4bit"],
+            double_quant=recipe["use_bnb_nested_quant"],
+            eight_bit=recipe["load_in_8bit"],
+            # TRL loads in float32 when no dtype is given.
+            base_bytes=DTYPE_BYTES.get(recipe["dtype"], 4),
+            adapter_bytes=DTYPE_BYTES[recipe["adapter_dtype"]],
+            rank=recipe["lora_r"],
+            targets=tuple(recipe["lora_target_modules"] or ()),
+            parameters=tuple(recipe["lora_target_parameters"] or ()),
+            use_peft=recipe["use_peft"],
+            dropout=recipe["lora_dropout"] if recipe["use_peft"] else 0.0,
+            optimizer=recipe["optim"],
+            checkpointing=recipe["gradient_checkpointing"] if chosen is None else chosen,
+            attention=recipe["attn_implementation"] or "sdpa",
+            supervised_share=supervised_share,
+            tokens=tokens,
+            length=length,
+            zero_stage=topology.zero_stage,
+            processes=topology.processes,
+            fsdp=topology.backend == "fsdp",
+            offload_parameters=devices.get("offload_param_device", "none") != "none"
+            or bool((topology.config.get("fsdp_config") or {}).get("fsdp_offload_params")),
+            offload_optimizer=devices.get("offload_optimizer_device", "none") != "none"
+            or bool((topology.config.get("fsdp_config") or {}).get("fsdp_offload_params")),
+            autocast=bool(recipe["bf16"] or recipe["fp16"]),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one GPU by component."""
+
+    quantised: float
+    """Base weights in 4 or 8 bit, with their constants."""
+    unquantised: float
+    """The other base weights: embeddings, head, norms, experts held as one tensor, or all."""
+    adapters: float
+    gradients: float
+    optimizer: float
+    """Optimizer state, and DeepSpeed's float32 master weights."""
+    activations: float
+    """What is kept from forward to backward: every layer's tensors, or with checkpointing every layer's input."""
+    layer: float
+    """What the backward pass of one layer needs beside that; with checkpointing the recomputed layer too."""
+    loss_head: float
+    buffers: float
+    """Of the backend: reduction buckets and gathered parameters."""
+    step: float
+    """Temporaries of the optimizer's step, when the activations are gone."""
+
+    @property
+    def static(self) -> float:
+        """What is there from the first step to the last."""
+        return self.quantised + self.unquantised + self.adapters + self.gradients + self.optimizer + self.buffers
+
+    @property
+    def allocated(self) -> float:
+        """Torch's peak, `max_memory_allocated`; the loss and the backward of a layer are not at the same time."""
+        return self.static + max(self.activations + max(self.layer, self.loss_head), self.step)
+
+    @property
+    def device(self) -> float:
+        """What nvidia-smi would show: what torch's allocator reserves, and the CUDA context."""
+        return self.allocated * ALLOCATOR + CONTEXT
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The sizes of a decoder layer that its activations follow from."""
+
+    layers: int
+    hidden: int
+    intermediate: int
+    """Width of the MLP, or of all experts that one token visits."""
+    queries: int
+    """heads x head_dim."""
+    keys: int
+    """key-value heads x head_dim, which is also the values' width."""
+    heads: int
+    vocabulary: int
+    normed_heads: bool
+    """Whether queries and keys have a norm of their own, as in Qwen3."""
+    experts: int
+    """Experts that one token visits, 0 in a dense model."""
+
+    @classmethod
+    def of(cls, model: Model) -> "Shape":
+        """Read from the config, under the names that transformers' configs use.
+
+        Raises:
+            InputError: The config names no such size.
+        """
+        config = model.text_config
+
+        def size(*names: str, default: int | None = None) -> int:
+            value = next((config[name] for name in names if isinstance(config.get(name), int)), default)
+            if value is None:
+                raise InputError(f"{model.source} has no {names[0]}, which its memory follows from; use a text model")
+            return value
+
+        hidden, heads = size("hidden_size", "n_embd"), size("num_attention_heads", "n_head")
+        head = size("head_dim", default=hidden // heads)
+        experts = size("num_experts_per_tok", "num_experts_per_token", "experts_per_token", default=0)
+        width = size("intermediate_size", "n_inner", default=4 * hidden)
+        if experts:
+            width = experts * size("moe_intermediate_size", default=width)
+            width += size("shared_expert_intermediate_size", default=0)
+        return cls(
+            layers=size("num_hidden_layers", "n_layer"),
+            hidden=hidden,
+            intermediate=width,
+            queries=heads * head,
+            keys=size("num_key_value_heads", default=heads) * head,
+            heads=heads,
+            vocabulary=size("vocab_size"),
+            normed_heads=any(group.path.endswith("q_norm") for group in model.groups),
+            experts=experts,
+        )
+
+
+def estimate(model: Model, setup: Setup) -> Memory:
+    """The memory of one process's GPU in the step that needs most.
+
+    Raises:
+        InputError: The model's config lacks a size that memory follows from.
+    """
+    shape = Shape.of(model)
+    quantised, unquantised = base_weights(model, setup)
+    trained = adapted_parameters(model, setup) if setup.use_peft else model.elements()
+    adapters, gradients, optimizer, step = trained_weights(setup, trained)
+    if not setup.use_peft:
+        # The trained weights are the base.
+        quantised, unquantised, adapters = 0.0, adapters, 0.0
+    kept, layer = activations(model, setup, shape)
+    return Memory(
+        quantised=quantised,
+        unquantised=unquantised,
+        adapters=adapters,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=kept,
+        layer=layer,
+        loss_head=loss_head(setup, shape),
+        buffers=buffers(model, setup, trained),
+        step=step,
+    )
+
+
+def adapted_parameters(model: Model, setup: Setup) -> int:
+    """Trainable parameters of the adapters that are asked for."""
+    return model.adapter_parameters(setup.targets, setup.rank, setup.parameters)
+
+
+def not_counted(model: Model, setup: Setup) -> str | None:
+    """What the estimate leaves out for this model, as a sentence; None if nothing that is known.
+
+    Experts that are held as one tensor are adapted by PEFT where `lora_target_parameters` names them, or `all-linear`,
+    or gate_proj with up_proj, or down_proj is asked for (peft/utils/transformers_weight_conversion.py, 0.21), through
+    a changed copy of all their weights.
+    """
+    if setup.use_peft and model.experts(setup.parameters):
+        return (
+            "the copy of the experts' weights that PEFT makes for lora_target_parameters is not counted, which is as "
+            "large as they are; without them the estimate is whole"
+        )
+    fused = any(group.kind == "other" and len(group.shape) == 3 for group in model.groups)
+    wanted = set(setup.targets)
+    if setup.use_peft and fused and wanted & {"all-linear", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}:
+        return (
+            "adapters on experts are not counted, nor is the copy of the experts' weights that PEFT makes for them; "
+            "with lora_target_modules: [q_proj, k_proj, v_proj, o_proj] the estimate is whole"
+        )
+    return None
+
+
+def four_bit_bytes(elements: int, *, double_quant: bool) -> float:
+    """Of a matrix in bitsandbytes' 4-bit form, with block constants.
+
+    Two codes a byte and a float32 constant for each block of 64; with double quantisation a byte for each constant
+    and a float32 for each 256 of these, and their mean (arXiv 2305.14314, section 3). Each matrix also has the table
+    of 16 values, and with double quantisation one of 256 (bitsandbytes/functional.py, 0.50: `QuantState`).
+    """
+    blocks = math.ceil(elements / 64)
+    constants = blocks + 4 * math.ceil(blocks / 256) + 4 + 4 * 256 if double_quant else 4 * blocks
+    return math.ceil(elements / 2) + constants + 4 * 16
+
+
+def base_weights(model: Model, setup: Setup) -> tuple[float, float]:
+    """Of the frozen base on one GPU, quantised and not; sharded by ZeRO-3 and FSDP2, gone where they are offloaded.
+
+    bitsandbytes quantises `nn.Linear` but for the head; experts held as one tensor stay as they are. LLM.int8 holds a
+    byte for each weight and a float32 for each row (arXiv 2208.07339).
+    """
+    share = 0.0 if setup.offload_parameters else 1 / setup.processes if shards_weights(setup) else 1.0
+    kinds = ("linear", "tower") if setup.four_bit or setup.eight_bit else ()
+    quantised = sum(
+        group.count
+        * (
+            four_bit_bytes(group.elements // group.count, double_quant=setup.double_quant)
+            if setup.four_bit
+            else group.elements // group.count + 4 * group.shape[0]
+        )
+        for group in model.groups
+        if group.kind in kinds
+    )
+    rest = sum(group.elements for group in model.groups if group.kind not in kinds)
+    return quantised * share, rest * setup.base_bytes * share
+
+
+def shards_weights(setup: Setup) -> bool:
+    """Whether each process holds its part of the weights only."""
+    return setup.zero_stage == 3 or setup.fsdp
+
+
+def trained_weights(setup: Setup, trained: int) -> tuple[float, float, float, float]:
+    """Of `trained` parameters on one GPU: weights, gradients, optimizer state, and temporaries of a step.
+
+    DeepSpeed trains 16-bit copies of float32 master weights, and shards state from stage 1, gradients from stage 2
+    and weights in stage 3 (arXiv 1910.02054, section 5; `estimate_zero2_model_states_mem_needs` in
+    deepspeed/runtime/zero/stage_1_and_2.py). FSDP2 shards all of them, in float32 under mixed precision
+    (accelerate/utils/fsdp_utils.py: `fsdp2_prepare_model`). `foreach` updates, which adamw_torch chooses on a GPU,
+    hold one more tensor for each weight during the step (torch.optim.AdamW's documentation: about sizeof(params)).
+    """
+    size = setup.adapter_bytes if setup.use_peft else setup.base_bytes
+    state = state_bytes(setup.optimizer)
+    if setup.zero_stage:
+        part = trained / setup.processes
+        weights = 0.0 if setup.offload_parameters else 2 * (part if setup.zero_stage == 3 else trained)
+        gradients = 2 * (part if setup.zero_stage > 1 else trained)
+        if setup.offload_optimizer:
+            # Gradients go where the optimizer is.
+            return weights, 0.0, 0.0, 0.0
+        # Float32 master weights; their gradients are float32 while the step lasts.
+        return weights, gradients, part * (4 + state(4)), 4 * part
+    if setup.fsdp:
+        trained, size = math.ceil(trained / setup.processes), 4
+        if setup.offload_parameters:
+            return 0.0, 0.0, 0.0, 0.0
+    step = trained * size if setup.optimizer == "adamw_torch" else 0.0
+    return trained * size, trained * size, trained * state(size), step
+
+
+def state_bytes(optimizer: str) -> Callable[[int], float]:
+    """Bytes of optimizer state for a trained weight, as a function of the weight's own bytes.
+
+    Adam and its kin keep two tensors like the weight, ademamix three, lion, rmsprop and adagrad one, plain SGD and
+    LOMO none, adafactor one row and one column, which is nothing beside them. bitsandbytes' 8-bit forms keep a byte,
+    and a float32 for each 256 (arXiv 2110.02861). Paged state may leave the GPU; it is counted as if it never did.
+    """
+    tensors = 2
+    if "ademamix" in optimizer:
+        tensors = 3
+    elif any(name in optimizer for name in ("lion", "rmsprop", "adagrad", "schedule_free_sgd")):
+        tensors = 1
+    elif optimizer in ("sgd", "lomo", "adalomo", "adafactor", "galore_adafactor", "galore_adafactor_layerwise"):
+        tensors = 0
+    if optimizer.endswith("4bit"):
+        return lambda size: tensors * (0.5 + 4 / 128)
+    if "8bit" in optimizer:
+        return lambda size: tensors * (1 + 4 / 256)
+    return lambda size: tensors * size
+
+
+def activations(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]:
+    """What lives from forward to backward, and what the backward of one layer adds to it.
+
+    Bytes for each token of one layer, h hidden, i intermediate, q queries, k keys, as autograd keeps them under bf16
+    autocast over a frozen base (tests/plan/test_memory.py counts them in real layers):
+
+        norms       2 x 4h         the float32 copy that each RMSNorm works on; 4q + 4k more for norms of heads
+        attention   4q + 4k        queries, output, keys, values; eager and padded sdpa repeat keys and values to q
+        MLP         6i             gate, its activation, up
+        adapters    2 x in         the 16-bit input of an adapted layer: once for q, k, v and once for gate, up when
+                                   adapters have the compute dtype, once for every adapted layer when they are cast;
+                                   4 x in for float32 adapters without autocast
+        dropout     1 + 2 x in     a mask of one byte and an output of its own for every adapted layer
+
+    A frozen linear layer keeps nothing. With checkpointing a layer keeps its input, 2h, and one layer at a time is
+    recomputed. Its backward peaks within the MLP, where three gradients of width i are alive beside what is kept.
+    For every pair of a row's tokens, eager attention keeps 4 + 2 bytes a head, and sdpa the 16-bit form of its mask.
+    A float32 base without autocast doubles all but what is float32 anyway.
+    """
+    h, i = shape.hidden, shape.intermediate
+    down = "down" in _adapted(model, setup)
+    # At the gate's product down's input is gone; at a cast adapter of down, its gradients in both dtypes are not.
+    gradients = max(6 * i - (2 * i if down else 0), 8 * i if down and _cast(setup) else 0) + 5 * h
+    pairs = max(setup.tokens, setup.length) * setup.length
+    square = pairs * {"eager": 6 * shape.heads, "sdpa": 2}.get(setup.attention, 0)
+    saved = setup.tokens * saved_per_token(model, setup, shape) + square
+    # Eager's softmax has its gradient in both dtypes, too; the padded batch's mask itself is one byte.
+    layer = setup.tokens * gradients * _width(setup) // 2 + (square if setup.attention == "eager" else pairs)
+    if setup.checkpointing:
+        return setup.base_bytes * h * shape.layers * setup.tokens, saved + layer
+    copies = 0
+    if _cast(setup) and setup.autocast:
+        # Autocast's 16-bit copies of the adapters.
+        copies = 2 * adapted_parameters(model, setup)
+    return shape.layers * saved + copies, layer
+
+
+def saved_per_token(model: Model, setup: Setup, shape: Shape) -> int:
+    """Bytes that autograd keeps of one layer for one token; see `activations`."""
+    h, i, q, k, width = shape.hidden, shape.intermediate, shape.queries, shape.keys, _width(setup)
+    normed = q + k if shape.normed_heads else 0
+    repeated = k if "flash" in setup.attention else q
+    float32 = 8 * h + 4 * normed
+    kept = q + 2 * repeated + 3 * i
+    # Each expert's output waits for its routing weight.
+    kept += h * shape.experts
+    if setup.attention != "eager":
+        # The output, and for each head the float32 logarithm of its sum.
+        kept += q
+        float32 += 4 * shape.heads
+    if not setup.use_peft:
+        # Inputs of q, k, v and of gate, up, which are the norms' outputs, again for each expert; o's; down's; and the
+        # normed values.
+        kept += 2 * h + h * shape.experts + (q if setup.attention == "eager" else 0) + i + 2 * h + normed
+        return float32 + width * kept
+    adapted = _adapted(model, setup)
+    inputs = sum(adapted.values())
+    kept += setup.rank * len(adapted)
+    masks = inputs if setup.dropout else 0
+    if _cast(setup):
+        return float32 + masks + width * kept + (2 if setup.autocast else setup.adapter_bytes) * inputs
+    return float32 + masks + width * (kept + (inputs if setup.dropout else _shared_inputs(adapted, setup)))
+
+
+def _width(setup: Setup) -> int:
+    """Bytes of a value that matrices are multiplied in."""
+    return 2 if setup.autocast else setup.base_bytes
+
+
+def _cast(setup: Setup) -> bool:
+    """Whether every adapter's input is cast, because adapters have another dtype than matrices are multiplied in."""
+    return setup.use_peft and setup.adapter_bytes != _width(setup)
+
+
+def _adapted(model: Model, setup: Setup) -> dict[str, int]:
+    """Input widths of the adapted layers of one decoder layer, by the last part of their name without `_proj`."""
+    groups = model.targets(setup.targets) if setup.use_peft else []
+    return {group.path.rpartition(".")[2].removesuffix("_proj"): group.shape[1] for group in groups}
+
+
+def _shared_inputs(adapted: dict[str, int], setup: Setup) -> int:
+    """Widths of the adapted layers' inputs, those of one input once, and o's not where attention keeps it anyway."""
+    held = {"q": "qkv", "k": "qkv", "v": "qkv", "gate": "mlp", "up": "mlp"}
+    distinct = {held.get(name, name): width for name, width in adapted.items()}
+    if setup.attention != "eager":
+        distinct.pop("o", None)
+    return sum(distinct.values())
+
+
+def loss_head(setup: Setup, shape: Shape) -> float:
+    """Of the output embedding and the loss.
+
+    TRL 1.16 computes them on supervised tokens in tiles: the buffer of one tile of logits, which a smaller vocabulary
+    does not narrow (trl/kernels/chunked_logprob.py: `mm_buf`), the tokens' hidden states, and their gradient in
+    float32; when the head is trained, its gradient in float32 too. Without fusion there are 16-bit logits, and float32
+    logits and gradient with what the softmax adds: 12 bytes for each token and vocabulary entry (transformers 5; 14
+    with transformers 4.48 and TRL 0.13).
+    """
+    if not setup.fused_head:
+        return 12.0 * shape.vocabulary * setup.tokens
+    supervised = setup.tokens * setup.supervised_share
+    tile = 2.0 * min(supervised, HEAD_TOKENS) * HEAD_ENTRIES
+    weight = 0.0 if setup.use_peft else 4.0 * shape.vocabulary * shape.hidden
+    return tile + 6.0 * supervised * shape.hidden + weight
+
+
+def buffers(model: Model, setup: Setup, trained: int) -> float:
+    """Of the backend.
+
+    DDP reduces gradients in buckets that are a copy of them. DeepSpeed allocates its whole reduction bucket, however
+    few gradients there are (deepspeed/runtime/zero/stage_1_and_2.py: `setup_buckets`), and ZeRO-3 keeps up to
+    `stage3_max_live_parameters` gathered. FSDP2 gathers the layer at work and the next, and embeddings and head.
+    """
+    if setup.zero_stage:
+        gathered = 0.0
+        if setup.zero_stage == 3:
+            whole = dataclasses.replace(setup, zero_stage=None, offload_parameters=False)
+            gathered = min(sum(base_weights(model, whole)), 2.0 * LIVE_PARAMETERS)
+        return 2.0 * REDUCE_BUCKET + gathered
+    if setup.fsdp:
+        layered = sum(group.elements for group in model.groups if "*" in group.path)
+        layers = max((group.count for group in model.groups if "*" in group.path), default=1)
+        return 2.0 * (2 * layered / layers + model.elements() - layered)
+    if setup.processes > 1:
+        return float(trained * (setup.adapter_bytes if setup.use_peft else setup.base_bytes))
+    return 0.0
+
+
+def largest(model: Model, setup: Setup, vram_bytes: float) -> int:
+    """Rows of `setup.length` in the largest micro-batch that fits; 0 if not even one does.
+
+    It fits while torch's peak is at most `HEADROOM` of the GPU's memory.
+    """
+
+    def fits(rows: int) -> bool:
+        tokens = rows * setup.length
+        return estimate(model, dataclasses.replace(setup, tokens=tokens)).allocated <= HEADROOM * vram_bytes
+
+    low, high = 0, 1
+    while fits(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low

@@ -1,0 +1,294 @@
+"""The rows as the trainer gets them: which tokens are trained on, which are masked, which `max_length` cuts off.
+
+The rows go through `train.build`, the same as in training, with a tiny model in place of the real one. That happens in
+a process of its own, `python -m sft_recipes.plan.preview DIRECTORY`; what is shown of it needs no torch.
+"""
+
+import itertools
+import json
+import random
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sft_recipes.demo import demo_base, tiny
+from sft_recipes.environment import quiet, quiet_environment
+from sft_recipes.errors import InputError
+from sft_recipes.plan import job as jobs
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.report import page
+from sft_recipes.terminal import count, visible
+
+Facts = dict[str, Any]
+
+# What a token can be: its loss is computed; it is read only; it is cut off and never seen.
+TRAINED, MASKED, LOST = "trained", "masked", "lost"
+# Green, dim, red and struck through.
+_COLOURS = {TRAINED: "\x1b[32m", MASKED: "\x1b[2m", LOST: "\x1b[31;9m"}
+_MARKS = {TRAINED: ("[[", "]]"), MASKED: ("", ""), LOST: ("{{", "}}")}
+_LEGEND = {TRAINED: "trained on", MASKED: "read, not trained on", LOST: "cut off by max_length, never seen"}
+_IDLE = {
+    "attn_implementation": None,
+    "bf16": False,
+    "fp16": False,
+    "tf32": None,
+    "load_in_4bit": False,
+    "load_in_8bit": False,
+    "model_init_kwargs": None,
+    "report_to": "none",
+}
+
+
+def preview(name: str, *, overrides: Sequence[str] = (), rows: int = 5, seed: int | None = None) -> Facts:
+    """The first training rows of a recipe as the trainer gets them, or random ones with a seed.
+
+    Returns:
+        `recipe`, `model`, `max_length`, `packing`, `of` (training rows in all), `tokens_lost` of the rows shown, and
+        `rows`: for each its number `row` among the training rows (counted from 1; the number of a packed sequence if
+        the recipe packs), `tokens`, `supervised`, the `tokens_lost` and `supervised_lost` that max_length cuts off,
+        whether the whole row is `lost`, `ids`, `labels` (-100 where no loss is computed), and its text as `segments`
+        of (state, text).
+
+    Raises:
+        InputError: The recipe or its data are wrong, or the model's tokenizer is not on this machine.
+    """
+    job = jobs.check(name, accel="cpu", overrides=overrides)
+    demo_base.build_if_needed(job.recipe)
+    model, revision = job.recipe["model_name_or_path"], job.recipe["model_revision"]
+    base = tiny.find(model, revision)
+    if base.tokenizer is None:
+        raise InputError(
+            f"the tokenizer of {model} (revision {revision}) is not on this machine, and nothing is downloaded "
+            f"unasked; fetch it with: {tiny.fetch(model, revision)}"
+        )
+    total = job.prepared.splits["train"]["prepared_rows"]
+    with tempfile.TemporaryDirectory() as scratch:
+        write(Path(scratch), job, base, chosen(total, rows, seed))
+        environment = quiet_environment(on_cpu=True)
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": f"{scratch}/cache"}
+        done = subprocess.run(
+            [sys.executable, "-m", "sft_recipes.plan.preview", scratch],
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        if done.returncode:
+            reason = done.stderr.strip().splitlines()[-1:] or [f"code {done.returncode}"]
+            raise InputError(f"the rows cannot be brought into the trainer's form: {reason[0]}")
+        answer = json.loads(Path(scratch, "answer.json").read_text(encoding="utf-8"))
+    if "problems" in answer:
+        raise InputError(*(problem.replace(str(base.directory), model) for problem in answer["problems"]))
+    return {
+        "recipe": name,
+        "model": model,
+        "max_length": job.resolved["max_length"],
+        "packing": job.resolved["packing"],
+        "of": total,
+        **answer,
+    }
+
+
+def chosen(total: int, rows: int, seed: int | None) -> list[int]:
+    """The numbers of the rows to show, counted from 1: the first, or random ones with a seed."""
+    wanted = min(rows, total)
+    if seed is None:
+        return list(range(1, wanted + 1))
+    return sorted(random.Random(seed).sample(range(1, total + 1), wanted))  # noqa: S311, a choice of rows, no secret
+
+
+def write(directory: Path, job: jobs.Job, base: tiny.Base, numbers: list[int]) -> None:
+    """What `main` reads: the recipe with a tiny model, that model, and the rows of these numbers.
+
+    Each row has its number in a column `row`, which TRL carries through to the rows it trains on.
+    """
+    resolved = job.resolved.derive(
+        model_name_or_path=(str(base.directory), "a tiny model"),
+        dataset_name=(str(directory / "rows"), "the rows to show"),
+        output_dir=(str(directory / "output"), "nothing is kept"),
+        # Nothing is computed, and none of these has a say in the rows; some of them need a GPU.
+        **{key: (value, "nothing is computed") for key, value in _IDLE.items()},
+    )
+    (directory / "recipe.yaml").write_text(recipes.dump(resolved.upstream()), encoding="utf-8")
+    model = {
+        "directory": str(base.directory),
+        "config": base.config,
+        "tokenizer": str(base.tokenizer),
+        "conversational": job.prepared.conversational,
+    }
+    (directory / "model.json").write_text(json.dumps(model), encoding="utf-8")
+    wanted = set(numbers)
+    with (job.prepared.directory / "train.jsonl").open(encoding="utf-8", newline="\n") as lines:
+        rows = [
+            json.dumps({**json.loads(line), "row": number}, ensure_ascii=False) + "\n"
+            for number, line in enumerate(itertools.islice(lines, max(wanted)), 1)
+            if number in wanted
+        ]
+    (directory / "rows").mkdir()
+    # Held out too, so that the recipe's evaluation keys stay as they are.
+    for split in ("train", "validation"):
+        (directory / "rows" / f"{split}.jsonl").write_text("".join(rows), encoding="utf-8", newline="\n")
+
+
+def look(recipe: Facts) -> Facts:
+    """Build the trainer of a resolved recipe and read its rows off, with what is not in them any more."""
+    from sft_recipes.train.train import build
+
+    trainer = build(recipe)
+    words = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    # The same rows once more, uncut, to see what was cut off and which rows are gone.
+    whole = {row["row"]: row for row in build({**recipe, "max_length": None, "packing": False}).train_dataset}
+    if trainer.args.packing:
+        packed = [seen(words, trainer, number, row) for number, row in enumerate(trainer.train_dataset, 1)]
+        lost = sum(len(row["input_ids"]) for row in whole.values()) - sum(row["tokens"] for row in packed)
+        return {"tokens_lost": lost, "rows": packed}
+    kept = {row["row"]: row for row in trainer.train_dataset}
+    rows = [seen(words, trainer, number, kept.get(number), whole[number]) for number in sorted(whole)]
+    return {"tokens_lost": sum(row["tokens_lost"] for row in rows), "rows": rows}
+
+
+def seen(words: Any, trainer: Any, number: int, row: Facts | None, whole: Facts | None = None) -> Facts:
+    """One row, its labels as the collator hands them to the model.
+
+    Args:
+        words: The tokenizer.
+        trainer: Whose collator and truncation it is.
+        number: The row's.
+        row: As the trainer has it; None if it has dropped it.
+        whole: As it was before it was cut; None if it cannot have been.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    if row is not None:
+        batch = trainer.data_collator(
+            [{key: row[key] for key in ("input_ids", "labels", "seq_lengths") if key in row}]
+        )
+        length = len(row["input_ids"])
+        ids, labels = (batch[key][0][:length].tolist() for key in ("input_ids", "labels"))
+    states = [MASKED if label == -100 else TRAINED for label in labels]
+    everything, lost_labels = ids, []
+    if whole is not None:
+        everything, missing = whole["input_ids"], len(whole["input_ids"]) - len(ids)
+        from_start = trainer.args.truncation_mode == "keep_end"
+        states = [LOST] * missing + states if from_start else states + [LOST] * missing
+        lost_labels = whole["labels"][:missing] if from_start else whole["labels"][len(ids) :]
+    return {
+        "row": number,
+        "tokens": len(ids),
+        "supervised": states.count(TRAINED),
+        "tokens_lost": states.count(LOST),
+        "supervised_lost": sum(label != -100 for label in lost_labels),
+        "lost": row is None,
+        "ids": ids,
+        "labels": labels,
+        "segments": list(_segments(words, everything, states)),
+    }
+
+
+def _segments(words: Any, ids: list[int], states: list[str]) -> Iterator[tuple[str, str]]:
+    """The text of each stretch of tokens in one state, special tokens included."""
+    before, start = "", 0
+    for state, stretch in itertools.groupby(states):
+        end = start + len(list(stretch))
+        # Decoded from the row's start, because a tokenizer may drop the space before the first token it is given. A
+        # character whose bytes lie on both sides of the border is shown as broken, as it is.
+        until = words.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if until.startswith(before):
+            yield state, until[len(before) :]
+        else:
+            yield state, words.decode(ids[start:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        before, start = until, end
+
+
+def as_text(facts: Facts, *, colour: bool) -> str:
+    """The rows for a terminal, in colours, or with marks where there are none."""
+
+    def painted(state: str, text: str) -> str:
+        if not colour:
+            opening, closing = _MARKS[state]
+            shown, last = visible(text), "\n" if text.endswith("\n") else ""
+            return f"{opening}{shown.removesuffix(last)}{closing}{last}"
+        # Line by line, because pagers forget a colour at the end of a line.
+        return "\n".join(f"{_COLOURS[state]}{line}\x1b[0m" if line else "" for line in visible(text).split("\n"))
+
+    legend = "  ".join(painted(state, meaning) for state, meaning in _LEGEND.items())
+    parts = [f"{heading(facts)}\n{legend}"]
+    for row in facts["rows"]:
+        text = "".join(painted(state, text) for state, text in row["segments"])
+        parts.append(f"{describe(row, facts)}\n{text}".removesuffix("\n"))
+    return "\n\n".join(parts) + "\n"
+
+
+def heading(facts: Facts) -> str:
+    """What is shown, in one line."""
+    limit = f"max_length {facts['max_length']}" if facts["max_length"] is not None else "no max_length"
+    shown = count(len(facts["rows"]), "packed sequence" if facts["packing"] else "row")
+    text = f"{facts['recipe']}: {shown} as the trainer gets them, of {count(facts['of'], 'training row')}; "
+    text += f"{visible(facts['model'])}, {limit}"
+    if facts["packing"]:
+        text += f"; packed from the rows shown alone, {count(facts['tokens_lost'], 'token')} of them cut off"
+    return text
+
+
+def describe(row: Facts, facts: Facts) -> str:
+    """A row's counts, in one line."""
+    title = f"{'sequence' if facts['packing'] else 'row'} {row['row']}"
+    if row["lost"]:
+        return (
+            f"{title}: lost; none of its {count(row['supervised_lost'], 'supervised token')} is within max_length "
+            f"{facts['max_length']} ({count(row['tokens_lost'], 'token')}), so TRL drops it"
+        )
+    text = f"{title}: {count(row['tokens'], 'token')}, {row['supervised']:,} supervised"
+    if row["tokens_lost"]:
+        text += f"; {row['tokens_lost']:,} more cut off, {row['supervised_lost']:,} of them supervised"
+    return text
+
+
+_STYLE = """\
+:root { --trained: #0a5c2b; --trained-paper: #dff5e5; --lost: #a11; }
+@media screen and (prefers-color-scheme: dark) { :root { --trained: #9be7b4; --trained-paper: #12351f;
+  --lost: #ff8a80; } }
+.trained { color: var(--trained); background: var(--trained-paper); } .masked { color: var(--faint); }
+.lost { color: var(--lost); text-decoration: line-through; }
+"""
+
+
+def as_html(facts: Facts) -> str:
+    """The rows as one page that asks the network for nothing and runs nothing."""
+
+    def span(state: str, text: str) -> str:
+        return f'<span class="{state}">{page.text(text)}</span>'
+
+    legend = " · ".join(span(state, meaning) for state, meaning in _LEGEND.items())
+    rows = "\n".join(
+        f"<h2>{page.text(describe(row, facts))}</h2>\n"
+        f"<pre>{''.join(span(state, text) for state, text in row['segments'])}</pre>"
+        for row in facts["rows"]
+    )
+    body = f"<h1>{page.text(heading(facts))}</h1>\n<p>{legend}</p>\n{rows}"
+    return page.document(f"Preview of {facts['recipe']}", body, _STYLE)
+
+
+def main(directory: Path) -> None:
+    """The process with torch in it: `recipe.yaml`, `model.json` and `rows/` to `answer.json`."""
+    quiet()
+    from sft_recipes.train import verify
+
+    recipe = yaml.safe_load((directory / "recipe.yaml").read_text(encoding="utf-8"))
+    model = json.loads((directory / "model.json").read_text(encoding="utf-8"))
+    if not Path(model["directory"]).is_dir():
+        tiny.build(Path(model["directory"]), model["config"], Path(model["tokenizer"]))
+    try:
+        verify.model_files(recipe, conversational=model["conversational"])
+        answer = look(recipe)
+    except InputError as error:
+        answer = {"problems": error.problems}
+    (directory / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,60 @@
+"""How many steps a recipe takes on so many rows, and how far its learning rate gets: the Trainer's own arithmetic."""
+
+import dataclasses
+import math
+
+from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.recipes.topology import Topology, accumulation
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Optimizer steps of one run."""
+
+    rows: int
+    """Training rows, or packed rows."""
+    batches_per_epoch: int
+    """Micro-batches that one process computes in an epoch."""
+    accumulation: int
+    steps_per_epoch: int
+    steps: int
+    warmup_steps: int
+    peak_learning_rate: float
+    """The highest learning rate that is reached, which is not the recipe's when warm-up takes the whole run."""
+    evaluations: int | None
+    """Evaluations within the run, None when it has none."""
+
+    @property
+    def warmup_share(self) -> float:
+        return self.warmup_steps / self.steps
+
+
+def schedule(recipe: Recipe, topology: Topology, rows: int) -> Schedule:
+    """The schedule of `rows` training rows, as `Trainer.set_initial_training_values` computes it (transformers 5.23).
+
+    Raises:
+        InputError: The global batch size cannot be reached on this topology.
+    """
+    accumulated = accumulation(recipe, topology)
+    per_process = math.ceil(rows / topology.processes)
+    size = recipe["per_device_train_batch_size"]
+    batches = per_process // size if recipe["dataloader_drop_last"] else math.ceil(per_process / size)
+    per_epoch = max(math.ceil(batches / accumulated), 1)
+    steps = recipe["max_steps"] if recipe["max_steps"] > 0 else math.ceil(recipe["num_train_epochs"] * per_epoch)
+    asked = recipe["warmup_steps"]
+    warmup = int(asked) if asked >= 1 else math.ceil(steps * asked)
+    # The rate of step n is peak x n / warm-up, and the first step is number 0.
+    peak = recipe["learning_rate"] * min(1.0, (steps - 1) / warmup if warmup else 1.0)
+    return Schedule(rows, batches, accumulated, per_epoch, steps, warmup, peak, _evaluations(recipe, steps, per_epoch))
+
+
+def _evaluations(recipe: Recipe, steps: int, per_epoch: int) -> int | None:
+    """How often transformers' `DefaultFlowCallback` evaluates: at its interval, and at the end whatever it is."""
+    if recipe["eval_strategy"] == "no":
+        return None
+    every: float = per_epoch
+    if recipe["eval_strategy"] == "steps":
+        every = recipe["eval_steps"] or recipe["logging_steps"]
+        every = math.ceil(steps * every) if every < 1 else int(every)
+    delay = (recipe["eval_delay"] or 0) * (per_epoch if recipe["eval_strategy"] == "epoch" else 1)
+    return sum(min(number * every, steps) >= delay for number in range(1, math.ceil(steps / every) + 1))

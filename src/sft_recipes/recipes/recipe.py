@@ -1,0 +1,378 @@
+"""Recipes: read, extend, override, check, and say where every value came from.
+
+Nothing here imports torch: a wrong recipe is answered in a fraction of a second.
+"""
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import yaml
+
+from sft_recipes.errors import InputError
+from sft_recipes.recipes import schema, task
+
+RECIPES = Path("recipes")
+MODELS = Path("models")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+# A recipe is read by people; what is larger than this is something else.
+LARGEST = 64 * 1024
+# What a file of models/ may say: which checkpoint, and what follows from it whatever is learned.
+MODEL_KEYS = {
+    "description",
+    "model_name_or_path",
+    "model_revision",
+    "dtype",
+    "attn_implementation",
+    "load_in_4bit",
+    "load_in_8bit",
+    "model_init_kwargs",
+    "router_aux_loss_coef",
+    "lora_target_modules",
+    "chat_template_path",
+    "eos_token",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A value and where it was written: `recipes/default.yaml:12`, `SET`, or a derivation."""
+
+    value: Any
+    origin: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """A checked recipe: its name, every value it sets with its origin, and the recipe that it extends."""
+
+    name: str
+    values: dict[str, Value]
+    base: "Recipe | None" = None
+
+    def __getitem__(self, key: str) -> Any:
+        """The value of a known key: the recipe's, or the default of TRL or of our own keys."""
+        if key in self.values:
+            return self.values[key].value
+        return (schema.own().get(key) or schema.upstream()[key])["default"]
+
+    def derive(self, **derived: tuple[Any, str]) -> "Recipe":
+        """The recipe with values that follow from others, each given as (value, how it was derived)."""
+        return dataclasses.replace(
+            self, values=self.values | {k: Value(v, f"derived: {o}") for k, (v, o) in derived.items()}
+        )
+
+    def upstream(self) -> dict[str, Any]:
+        """The values that TRL's own parser reads, without ours."""
+        return {key: item.value for key, item in self.values.items() if key not in schema.own()}
+
+    def own(self) -> dict[str, Any]:
+        """Our own keys, defaults included."""
+        return {key: self[key] for key in schema.own()}
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the numbers and truth values of YAML 1.2: 2e-4 is a number, `no` is text, 010 is ten."""
+
+    # Its own table: the next lines must not change SafeLoader's.
+    yaml_implicit_resolvers: dict = {}  # noqa: RUF012, as PyYAML declares it
+    # Mappings, lists and plain values only: no sets, dates or bytes by a tag.
+    yaml_constructors: ClassVar[dict] = {
+        tag: constructor
+        for tag, constructor in yaml.SafeLoader.yaml_constructors.items()
+        if tag is None or tag.rpartition(":")[2] in ("null", "seq", "map")
+    }
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Without aliases, whose expansion has no bound."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read; write the value", mark)
+        return super().compose_node(parent, index)
+
+    def construct_plain(self, node: yaml.ScalarNode) -> Any:
+        """A truth value, number or text. PyYAML would read 010 as octal eight; YAML 1.2 says ten."""
+        kind = node.tag.rpartition(":")[2]
+        try:
+            text = self.construct_scalar(node)
+            text.encode()
+            if kind == "bool":
+                return {"true": True, "false": False}[text.lower()]
+            return {"int": int, "float": float, "str": str}[kind](text)
+        except (ValueError, KeyError):
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{node.value[:40]!a} cannot be read", node.start_mark
+            ) from None
+
+
+for _kind in ("bool", "int", "float", "str"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_plain)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?[0-9]+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))(?:[eE][-+]?[0-9]+)?$"),
+    list("-+0123456789."),
+)
+
+
+def names(directory: Path = RECIPES) -> list[str]:
+    """The recipes of a directory, `default` first."""
+    found = sorted(path.stem for path in directory.glob("*.yaml"))
+    return sorted(found, key=lambda name: (name != "default", name))
+
+
+def read(path: Path) -> dict[str, Value]:
+    """The keys of one YAML (or JSON) file, each with its file and line.
+
+    Raises:
+        InputError: The file cannot be read as a flat mapping, or names a key twice.
+    """
+    try:
+        raw = path.read_bytes()
+        if len(raw) > LARGEST:
+            raise InputError(f"{path}: {len(raw)} bytes is no recipe; the largest is {LARGEST}")
+        loader = _Loader(raw.decode("utf-8"))
+        node = loader.get_single_node()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; save it as UTF-8") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else str(path)
+        what = getattr(error, "problem", None) or getattr(error, "reason", None) or "cannot be read"
+        raise InputError(f"{where}: not YAML: {what}") from None
+    except RecursionError:
+        raise InputError(f"{path}: nested too deeply; a recipe is flat") from None
+    if node is None:
+        raise InputError(f"{path}: empty; write keys as `lora_r: 32`, or start with `extends: default`")
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{path}:1: a recipe is a mapping of keys to values, not a list or a single value")
+    values: dict[str, Value] = {}
+    problems = []
+    for key_node, value_node in node.value:
+        where = f"{path}:{key_node.start_mark.line + 1}"
+        key = str(key_node.value)
+        if key in values:
+            problems.append(f"{where}: {key} appears twice, first at {values[key].origin}; keep one")
+            continue
+        try:
+            values[key] = Value(loader.construct_object(value_node, deep=True), where)
+        except yaml.YAMLError as error:
+            problems.append(f"{where}: {key}: {getattr(error, 'problem', error)}; write a plain value")
+    if problems:
+        raise InputError(*problems)
+    return values
+
+
+def parse_overrides(text: str | Iterable[str]) -> dict[str, Value]:
+    """Overrides `key=value key=value`, split as a shell splits words; values are read as YAML.
+
+    Raises:
+        InputError: A word is no `key=value`, or a value is no YAML.
+    """
+    try:
+        words = [word for part in ([text] if isinstance(text, str) else text) for word in shlex.split(part)]
+    except ValueError as error:
+        raise InputError(f'SET: {error}; write SET="learning_rate=1e-4 lora_r=16"') from None
+    values: dict[str, Value] = {}
+    problems = []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or not key:
+            problems.append(f'SET: {word!r} is not key=value; write SET="learning_rate=1e-4 lora_r=16"')
+            continue
+        if key in values:
+            problems.append(f"SET: {key} appears twice; keep one")
+        try:
+            values[key] = Value(yaml.load(value, Loader=_Loader), "SET")  # noqa: S506, a SafeLoader
+        except (yaml.YAMLError, RecursionError):
+            problems.append(f"SET: {key}: {value!r} is not a YAML value; quote it")
+    if problems:
+        raise InputError(*problems)
+    return values
+
+
+def read_model(name: Any) -> dict[str, Value]:
+    """The facts of a model that any recipe can be trained with, `models/NAME.yaml`, each with its file and line.
+
+    Raises:
+        InputError: There is no such file, or it says what belongs in a recipe.
+    """
+    path = MODELS / f"{name}.yaml"
+    if not isinstance(name, str) or not NAME.fullmatch(name) or not path.is_file():
+        raise InputError(f"no model {schema.as_yaml(name)} in {MODELS}/; there are {', '.join(names(MODELS))}")
+    values = read(path)
+    problems = []
+    for key, item in values.items():
+        if key not in schema.known():
+            problems.append(f"{item.origin}: {schema.problem(key, item.value)}")
+        elif key not in MODEL_KEYS:
+            problems.append(
+                f"{item.origin}: {key} is a choice and no fact of a model; write it in {RECIPES}/, or SET="
+            )
+    # A revision, too: the one that a recipe pins is another model's.
+    missing = [key for key in ("description", "model_name_or_path", "model_revision") if key not in values]
+    if missing:
+        problems.append(
+            f"{path}: {', '.join(missing)} missing; say {'it' if len(missing) == 1 else 'them'} of every model"
+        )
+    if problems:
+        raise InputError(*problems)
+    return values
+
+
+def load(recipe: str | Path, overrides: Mapping[str, Value] | None = None, directory: Path = RECIPES) -> Recipe:
+    """Read a recipe by its name (or a file by its path), over its base, under the overrides, and check every key.
+
+    An override `model` names a file of models/, whose values come before the other overrides.
+
+    Raises:
+        InputError: With all problems of the recipe, its base, the model and the overrides at once.
+    """
+    overrides = dict(overrides or {})
+    path = recipe if isinstance(recipe, Path) else _find(recipe, directory)
+    own = read(path)
+    base = own.get("extends")
+    values: dict[str, Value] = {}
+    problems = []
+    if base is not None and base.value is not None:
+        if not isinstance(base.value, str):
+            problems.append(f"{base.origin}: extends: {schema.as_yaml(base.value)} is no recipe name")
+        elif (parent := path.parent / f"{base.value}.yaml") == path:
+            problems.append(f"{base.origin}: a recipe cannot extend itself")
+        else:
+            try:
+                values = read(_find(base.value, path.parent, base.origin))
+            except InputError as error:
+                problems += error.problems
+            if "extends" in values:
+                problems.append(
+                    f"{base.origin}: {base.value} itself extends {values['extends'].value} ({parent}); two files must "
+                    f"tell the whole story, so extend {values['extends'].value} and write the difference here"
+                )
+    if "extends" in overrides:
+        problems.append("SET: extends cannot be overridden; name the other recipe instead")
+    extended = Recipe(str(base.value), values) if values and base else None
+    values = {**values, **own}
+    if "model" in overrides:
+        try:
+            values |= _facts(read_model(overrides.pop("model").value), values)
+        except InputError as error:
+            problems += error.problems
+    values = {key: item for key, item in {**values, **overrides}.items() if key != "extends"}
+    for key, item in values.items():
+        if found := schema.problem(key, item.value):
+            problems.append(f"{item.origin}: {found}")
+    if not problems:
+        problems = _contradictions(Recipe(path.stem, values))
+    if problems:
+        raise InputError(*problems)
+    return Recipe(path.stem, values, extended)
+
+
+def _facts(model: Mapping[str, Value], recipe: Mapping[str, Value]) -> dict[str, Value]:
+    """What a model says over a recipe, whose idea stays the recipe's."""
+    targets = recipe.get("lora_target_modules")
+    # A model names its layers where a recipe's names are not among them; all-linear is every model's.
+    kept = {"description", *(["lora_target_modules"] if targets and targets.value == ["all-linear"] else [])}
+    return {key: item for key, item in model.items() if key not in kept}
+
+
+def write_new(name: str, base: str, directory: Path = RECIPES) -> Path:
+    """Write a recipe that extends another, for its author to change; one that is itself a variant lends its lines.
+
+    Raises:
+        InputError: The name is no name or taken, or there is no such base.
+    """
+    if not NAME.fullmatch(name):
+        raise InputError(f"NAME={name!r} is no recipe name: letters, digits, '_', '-' and '.' only")
+    path = directory / f"{name}.yaml"
+    if path.exists():
+        raise InputError(f"{path} exists and is never overwritten; choose another NAME=")
+    load(base, directory=directory)
+    lines = _find(base, directory).read_text(encoding="utf-8").splitlines()
+    # Two files tell the whole story, so a variant of a variant holds the lines of both.
+    variant = (
+        [line for line in lines if not line.startswith("description:")]
+        if "extends" in read(_find(base, directory))
+        else []
+    )
+    yours = "# The change, with its reason above it; sft-recipes why KEY says what is known about a value."
+    text = "\n".join([*(variant or [f"extends: {base}"]), f"description: What {name} tries, in one line.", yours, ""])
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+    return path
+
+
+def _find(name: str, directory: Path, origin: str = "") -> Path:
+    where = f"{origin}: " if origin else ""
+    if not NAME.fullmatch(name):
+        raise InputError(f"{where}{name!r} is no recipe name: letters, digits, '_', '-' and '.' only")
+    path = directory / f"{name}.yaml"
+    if not path.is_file():
+        have = names(directory)
+        if not have:
+            raise InputError(f"{where}no recipes in {directory.absolute()}; run from the project's root")
+        raise InputError(f"{where}no recipe {name!r} in {directory}/; there are {', '.join(have)}")
+    return path
+
+
+def _contradictions(recipe: Recipe) -> list[str]:
+    """Values that are each legal and together are not."""
+    problems = []
+
+    def wrong(key: str, text: str) -> None:
+        origin = recipe.values[key].origin if key in recipe.values else recipe.name
+        problems.append(f"{origin}: {text}")
+
+    if not recipe["model_name_or_path"]:
+        wrong("model_name_or_path", "model_name_or_path is missing; name a Hub id or a local directory")
+    if bool(recipe["train_file"]) == bool(recipe["dataset_name"]):
+        wrong("train_file", "name exactly one of train_file (a local file) and dataset_name (a Hub id)")
+    if recipe["load_in_4bit"] and recipe["load_in_8bit"]:
+        wrong("load_in_8bit", "load_in_4bit and load_in_8bit are both true; keep one")
+    quantised = recipe["load_in_4bit"] or recipe["load_in_8bit"]
+    if quantised and "quantization_config" in (recipe["model_init_kwargs"] or {}):
+        wrong("load_in_4bit", "load_in_4bit and a quantization_config in model_init_kwargs are two answers; keep one")
+    if quantised and not recipe["use_peft"]:
+        wrong("load_in_4bit", "quantised weights cannot be trained themselves; set use_peft: true")
+    if recipe["load_in_4bit"] and recipe["dtype"] not in ("bfloat16", "float16", "float32"):
+        wrong("dtype", f"dtype: {schema.as_yaml(recipe['dtype'])} cannot be the 4-bit compute dtype; write bfloat16")
+    if recipe["use_peft"] and not recipe["lora_target_modules"] and not recipe["lora_target_parameters"]:
+        wrong("lora_target_modules", "use_peft needs lora_target_modules, such as [q_proj, v_proj] or [all-linear]")
+    if recipe["bf16"] and recipe["fp16"]:
+        wrong("fp16", "bf16 and fp16 are both true; keep one")
+    if recipe["eval_strategy"] == "no":
+        for key in ("load_best_model_at_end", "early_stopping_patience", "eval_on_start"):
+            if recipe[key]:
+                wrong(key, f"{key} needs evaluations, but eval_strategy is no")
+    elif not recipe["validation_file"] and not recipe["dataset_name"] and not recipe["validation_split_size"]:
+        wrong("eval_strategy", "eval_strategy needs held-out rows: set validation_file or validation_split_size")
+    if recipe["early_stopping_patience"] and not recipe["load_best_model_at_end"]:
+        wrong("early_stopping_patience", "early stopping needs load_best_model_at_end: true and metric_for_best_model")
+    if recipe["load_best_model_at_end"] and recipe["save_strategy"] != "best":
+        if recipe["eval_strategy"] != recipe["save_strategy"] and recipe["eval_strategy"] != "no":
+            wrong("save_strategy", "load_best_model_at_end needs save_strategy equal to eval_strategy")
+        elif (
+            recipe["save_strategy"] == "steps"
+            and (recipe["eval_steps"] or recipe["logging_steps"]) != recipe["save_steps"]
+        ):
+            wrong("save_steps", "load_best_model_at_end needs save_steps equal to eval_steps")
+    if recipe["load_best_model_at_end"] and recipe["save_total_limit"] == 1:
+        wrong("save_total_limit", "save_total_limit: 1 leaves no whole checkpoint while the next is written; write 2")
+    for key, text in task.problems(recipe.own()):
+        wrong(key, text)
+    return problems
+
+
+def dump(values: Mapping[str, Any]) -> str:
+    """Flat YAML that YAML 1.1 readers, stock `trl sft --config` among them, understand the same way."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000)

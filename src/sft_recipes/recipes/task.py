@@ -1,0 +1,197 @@
+"""What the answers of a recipe are, and how a class is read from one: exactly, or not at all."""
+
+import collections
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.errors import InputError, listed, nearest, shown
+from sft_recipes.recipes.schema import as_yaml
+
+KEYS = (
+    "task",
+    "predict_by",
+    "labels",
+    "label_field",
+    "label_pattern",
+    "max_new_tokens",
+    "json_schema",
+    "group_column",
+    "test_file",
+)
+# More classes than these are no classification that a table of classes could show; they are ids, or free text.
+MOST_LABELS = 100
+# The block in which a reasoning model thinks, or says that it does not; what follows is the answer.
+_THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A task as the evaluation goes by it."""
+
+    kind: str
+    """classification or generation."""
+    by: str
+    """likelihood or generation."""
+    labels: tuple[str, ...]
+    """The classes in their order; none for generation."""
+    field: str | None
+    pattern: str | None
+    candidates: dict[str, str]
+    """By likelihood: the answer that stands for each label, as training wrote it."""
+    max_new_tokens: int | None
+    schema: dict[str, Any] | None
+    decisions: tuple[str, ...]
+    """What was decided where the recipe leaves it open, in sentences."""
+
+    def label(self, answer: str) -> str | None:
+        """The class that an answer names, or None where it names none, or more than one."""
+        found = written(answer, self.field, self.pattern)
+        return found if found in self.labels else None
+
+
+def answer_of(text: str) -> str:
+    """A generated text without the block of thought before the answer."""
+    return _THOUGHT.sub("", text).strip()
+
+
+def written(answer: str, field: str | None, pattern: str | None) -> str | None:
+    """What stands where the class should: in the field, in the pattern's group, or the whole answer."""
+    if field is not None:
+        try:
+            value = json.loads(answer)
+        except (ValueError, RecursionError):
+            return None
+        held = value.get(field) if isinstance(value, dict) else None
+        return held.strip() if isinstance(held, str) else None if held is None else json.dumps(held)
+    if pattern is not None:
+        found = {match[1].strip() for match in re.finditer(pattern, answer) if match[1] is not None}
+        return found.pop() if len(found) == 1 else None
+    return answer.strip()
+
+
+def problems(own: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is wrong with the keys of a task among themselves, before any row is read, as (key, problem)."""
+    kind = own["task"]
+    if kind is None:
+        return [
+            (key, f"{key} says how a task is evaluated, and there is none; set task: classification or generation")
+            for key in KEYS
+            if own[key] is not None and key not in ("task", "test_file")
+        ]
+    found = []
+    if kind == "generation":
+        for key in ("labels", "label_field", "label_pattern"):
+            if own[key] is not None:
+                found.append((key, f"{key} belongs to task: classification; drop it, or set that task"))
+        if own["predict_by"] == "likelihood":
+            found.append(("predict_by", "predict_by: likelihood chooses among labels; drop it"))
+    elif own["json_schema"] is not None:
+        found.append(("json_schema", "json_schema belongs to task: generation; label_field names a class inside JSON"))
+    if own["label_field"] is not None and own["label_pattern"] is not None:
+        found.append(("label_pattern", "label_field and label_pattern are both set; keep one"))
+    if own["label_pattern"] is not None:
+        try:
+            groups = re.compile(own["label_pattern"]).groups
+        except re.error as error:
+            found.append(("label_pattern", f"label_pattern: {own['label_pattern']} is no regular expression: {error}"))
+        else:
+            if groups != 1:
+                found.append(
+                    (
+                        "label_pattern",
+                        f"label_pattern: {own['label_pattern']} has {groups} groups; put the class into one, and "
+                        "write others as (?:...)",
+                    )
+                )
+    labels = own["labels"]
+    if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
+        found.append(("labels", f"labels: {as_yaml(labels)}: write two or more different classes"))
+    if own["json_schema"] is not None and (wrong := _schema_problem(own["json_schema"])):
+        found.append(("json_schema", wrong))
+    return found
+
+
+def _schema_problem(name: str) -> str | None:
+    from jsonschema import Draft202012Validator, SchemaError
+
+    try:
+        Draft202012Validator.check_schema(json.loads(Path(name).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        return f"json_schema: {name} cannot be read as JSON: {error}"
+    except SchemaError as error:
+        return f"json_schema: {name} is no JSON schema (draft 2020-12): {error.message}"
+    return None
+
+
+def task_of(own: Mapping[str, Any], answers: Iterable[str]) -> Task:
+    """The task of a recipe on its training answers.
+
+    Args:
+        own: Our own keys with their values; `task` is set and `problems` finds nothing.
+        answers: Those of the training rows; read only for a classification.
+
+    Raises:
+        InputError: The answers are no classes, or likelihood is asked for and a class has no one answer.
+    """
+    rest = {"field": own["label_field"], "pattern": own["label_pattern"], "max_new_tokens": own["max_new_tokens"]}
+    if own["task"] == "generation":
+        schema = json.loads(Path(own["json_schema"]).read_text(encoding="utf-8")) if own["json_schema"] else None
+        return Task("generation", "generation", (), candidates={}, schema=schema, decisions=(), **rest)
+    whole = own["label_field"] is None and own["label_pattern"] is None
+    rows: collections.Counter[str] = collections.Counter()
+    texts: dict[str, set[str]] = collections.defaultdict(set)
+    unread, example = 0, ""
+    for answer in answers:
+        found = written(answer, own["label_field"], own["label_pattern"])
+        if not found:
+            unread, example = unread + 1, example or answer
+            continue
+        rows[found] += 1
+        # A second text says already that a class has no one answer.
+        if len(texts[found]) < 2:
+            texts[found].add(answer)
+        if own["labels"] is None and len(rows) > MOST_LABELS:
+            raise InputError(
+                f"task: classification, and the training answers have more than {MOST_LABELS} different classes, such "
+                f"as {shown(found)}; say where the class stands by label_field or label_pattern, list the labels, or "
+                "set task: generation"
+            )
+    labels = tuple(own["labels"] or sorted(rows))
+    _read(own, labels, rows, unread, example)
+    candidates = {label: min(texts[label], default=label) for label in labels}
+    if whole or all(len(texts[label]) == 1 for label in labels):
+        by = own["predict_by"] or "likelihood"
+        return Task("classification", by, labels, candidates=candidates, schema=None, decisions=(), **rest)
+    bad = next(label for label in labels if len(texts[label]) != 1)
+    told = f"{bad!r} stands in {'several different answers' if texts[bad] else 'none'} of the training rows"
+    if own["predict_by"] == "likelihood":
+        raise InputError(
+            f"predict_by: likelihood needs one answer for each label, and {told}; set predict_by: generation"
+        )
+    decision = f"predicted by generation: likelihood needs one answer for each label, and {told}"
+    return Task("classification", "generation", labels, candidates={}, schema=None, decisions=(decision,), **rest)
+
+
+def _read(own: Mapping[str, Any], labels: tuple[str, ...], rows: Mapping[str, int], unread: int, example: str) -> None:
+    """Raise an `InputError` if the training answers are not the classes."""
+    total = sum(rows.values()) + unread
+    found = []
+    if unread:
+        where = f"label_field {own['label_field']}" if own["label_field"] else f"label_pattern {own['label_pattern']}"
+        found.append(
+            f"{where} finds no one class in {unread:,} of {total:,} training answers, such as {shown(example)}"
+        )
+    strange = [label for label in rows if label not in labels]
+    if strange:
+        found.append(
+            f"{sum(rows[label] for label in strange):,} training answers are none of the labels, such as "
+            f"{strange[0]!r}{nearest(strange[0], labels)}; correct the rows, or add them to labels"
+        )
+    if len(labels) < 2 and not found:
+        found.append(f"all {total:,} training answers are the class {listed(labels)}; two are needed to tell apart")
+    if found:
+        raise InputError(*found)

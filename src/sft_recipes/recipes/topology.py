@@ -1,0 +1,351 @@
+"""Where a recipe runs: an accelerate config, the visible GPUs, and which recipes cannot run there."""
+
+import csv
+import dataclasses
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.errors import InputError
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.terminal import count
+
+CONFIGS = Path("accelerate_configs")
+
+# What an accelerate config may say here. Everything else (batch sizes, accumulation, clipping, optimizer) is a fact of
+# the recipe, and DeepSpeed fills it from the recipe when it is absent.
+KEYS = {
+    "compute_environment",
+    "debug",
+    "deepspeed_config",
+    "distributed_type",
+    "fsdp_config",
+    "mixed_precision",
+    "num_machines",
+    "num_processes",
+    "use_cpu",
+}
+DEEPSPEED_KEYS = {
+    "offload_optimizer_device",
+    "offload_param_device",
+    "zero3_init_flag",
+    "zero3_save_16bit_model",
+    "zero_stage",
+}
+BACKENDS = {"NO": "single", "MULTI_GPU": "ddp", "DEEPSPEED": "deepspeed", "FSDP": "fsdp"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Processes and backend of one run on one machine."""
+
+    name: str
+    config: dict[str, Any]
+    """The accelerate config as launched."""
+    origin: str
+    """Why this one: the recipe, ACCEL=, or the visible hardware."""
+
+    @property
+    def processes(self) -> int:
+        return self.config["num_processes"]
+
+    @property
+    def backend(self) -> str:
+        """single, ddp, deepspeed or fsdp."""
+        return BACKENDS[self.config["distributed_type"]]
+
+    @property
+    def zero_stage(self) -> int | None:
+        return self.config["deepspeed_config"]["zero_stage"] if self.backend == "deepspeed" else None
+
+    @property
+    def use_cpu(self) -> bool:
+        return bool(self.config.get("use_cpu"))
+
+    def describe(self) -> str:
+        """One line: `zero2: 4 processes, DeepSpeed ZeRO-2`."""
+        backend = {"single": "no distribution", "ddp": "DDP", "fsdp": "FSDP2"}.get(
+            self.backend, f"DeepSpeed ZeRO-{self.zero_stage}"
+        )
+        where = f"{count(self.processes, 'process')} on {'CPU' if self.use_cpu else 'GPU'}"
+        return f"{self.name}: {where}, {backend} ({self.origin})"
+
+    def facts(self) -> dict[str, Any]:
+        """As run.json holds it."""
+        return {
+            "name": self.name,
+            "backend": self.backend,
+            "processes": self.processes,
+            "zero_stage": self.zero_stage,
+            "use_cpu": self.use_cpu,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """A visible GPU."""
+
+    name: str
+    memory_mib: int
+    """0 for one that shares the host's memory."""
+
+
+def visible_gpus() -> list[Gpu]:
+    """The GPUs that a process started now would see: NVIDIA's as nvidia-smi names them, or the one of an Apple chip.
+
+    Neither needs torch to be imported.
+    """
+    if (platform.system(), platform.machine()) == ("Darwin", "arm64"):
+        # It has the machine's memory, of which the system decides how much a GPU may take.
+        return [Gpu("Apple GPU", 0)]
+    try:
+        answer = subprocess.run(
+            ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    found = {}
+    for row in csv.reader(answer.stdout.splitlines(), skipinitialspace=True):
+        if len(row) == 4:
+            # GPUs that share the host's memory, such as the GB10, do not tell how much.
+            index, uuid, name, memory = row
+            found[index] = found[uuid] = Gpu(name, int(memory) if memory.isdigit() else 0)
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return [gpu for key, gpu in found.items() if key.isdigit()]
+    gpus = []
+    for word in (part.strip() for part in wanted.split(",")):
+        # CUDA stops at the first device it does not know, and accepts a prefix of a UUID.
+        match = found.get(word) or next((gpu for key, gpu in found.items() if word and key.startswith(word)), None)
+        if match is None:
+            break
+        gpus.append(match)
+    return gpus
+
+
+def names(directory: Path = CONFIGS) -> list[str]:
+    """The accelerate configs of a directory."""
+    return sorted(path.stem for path in directory.glob("*.yaml"))
+
+
+def choose(recipe: Recipe, accel: str | None, processes: int | None, gpus: list[Gpu]) -> Topology:
+    """The topology that was asked for, by the command, else by the recipe, else by the visible hardware.
+
+    Raises:
+        InputError: No such config, or one that says what a recipe must say, or a process count it cannot have.
+    """
+    if accel:
+        return read(accel, "ACCEL", processes)
+    if recipe["accelerate_config"]:
+        return read(recipe["accelerate_config"], recipe.values["accelerate_config"].origin, processes)
+    if not gpus:
+        return read("cpu", "no GPU is visible", processes)
+    if len(gpus) == 1:
+        return read("single_gpu", "one GPU is visible", processes)
+    return read("ddp", f"{len(gpus)} GPUs are visible", processes or len(gpus))
+
+
+def read(name: str, origin: str, processes: int | None = None, directory: Path = CONFIGS) -> Topology:
+    """Read and check `directory/name.yaml`; `processes` replaces its number of processes."""
+    if not recipes.NAME.fullmatch(name):
+        raise InputError(f"{name!r} is no accelerate config name: letters, digits, '_', '-' and '.' only")
+    path = directory / f"{name}.yaml"
+    if not path.is_file():
+        raise InputError(f"no accelerate config {name!r} in {directory}/; there are {', '.join(names(directory))}")
+    values = recipes.read(path)
+    config = {key: item.value for key, item in values.items()}
+    problems = []
+    for key, item in values.items():
+        if key not in KEYS:
+            problems.append(f"{item.origin}: {key} is not a fact of where a recipe runs; drop it")
+    for key in ("deepspeed_config", "fsdp_config"):
+        if not isinstance(config.get(key, {}), dict):
+            raise InputError(*problems, f"{path}: {key} must be a mapping, written in this file")
+    for key in config.get("deepspeed_config", {}):
+        if key not in DEEPSPEED_KEYS:
+            problems.append(f"{path}: deepspeed_config.{key} is not a fact of where a recipe runs; drop it")
+    kind = config.get("distributed_type")
+    if kind == "MULTI_CPU":
+        problems.append(f"{path}: accelerate runs MULTI_CPU as one process; write MULTI_GPU with use_cpu: true")
+    elif not isinstance(kind, str) or kind not in BACKENDS:
+        problems.append(f"{path}: distributed_type: {kind} is not one of {', '.join(BACKENDS)}")
+    elif kind == "FSDP" and config.get("use_cpu"):
+        problems.append(f"{path}: accelerate turns FSDP on CPU into DDP; use ddp or zero3 with use_cpu: true")
+    if kind == "DEEPSPEED" and config.get("deepspeed_config", {}).get("zero_stage") not in (1, 2, 3):
+        problems.append(f"{path}: deepspeed_config.zero_stage must be 1, 2 or 3")
+    elif kind == "FSDP" and config.get("fsdp_config", {}).get("fsdp_version") != 2:
+        problems.append(f"{path}: fsdp_config.fsdp_version must be 2")
+    if not isinstance(config.get("use_cpu", False), bool):
+        problems.append(f"{path}: use_cpu: {config['use_cpu']} must be true or false")
+    if config.get("mixed_precision", "no") not in ("no", "bf16", "fp16"):
+        problems.append(f"{path}: mixed_precision must be 'no', bf16 or fp16")
+    if config.get("num_machines", 1) != 1:
+        problems.append(f"{path}: num_machines: {config['num_machines']}; these configs are for one machine")
+    if processes is not None:
+        config["num_processes"] = processes
+    number = config.get("num_processes")
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        problems.append(f"{path}: num_processes must be a whole number above 0")
+    elif kind == "NO" and number > 1:
+        problems.append(f"{name} is one process, not {number}; choose ACCEL=ddp, zero2 or zero3")
+    if problems:
+        raise InputError(*problems)
+    return Topology(name, config, origin)
+
+
+def missing_gpus(recipe: Recipe, topology: Topology, gpus: list[Gpu]) -> list[str]:
+    """What is said when the machine has fewer GPUs than the topology has processes."""
+    if topology.use_cpu or topology.processes <= len(gpus):
+        return []
+    total, size = recipe["global_batch_size"], recipe["per_device_train_batch_size"]
+    number = next((number for number in range(len(gpus), 1, -1) if total % (size * number) == 0), 1)
+    have = f"{len(gpus)} {'is' if len(gpus) == 1 else 'are'} visible"
+    fewer = (
+        f"GPUS={number} keeps {topology.name} and the global batch of {recipe['global_batch_size']}"
+        if number > 1
+        else "ACCEL=single_gpu trains it on one GPU with the same global batch"
+        if gpus
+        else "ACCEL=single_gpu on a machine with one GPU trains it with the same global batch"
+    )
+    return [
+        f"{topology.name} needs {topology.processes} GPU{'s' if topology.processes > 1 else ''}, {have}. Instead:\n"
+        f"  1. {fewer}\n"
+        f"  2. make train RECIPE=demo shows the whole road on a CPU, with real 4-bit weights\n"
+        f"  3. ACCEL=cpu trains {recipe.name} itself on this CPU, if the model is small enough for it"
+    ]
+
+
+def unsupported(recipe: Recipe, topology: Topology) -> list[tuple[str, str]]:
+    """Pairs of recipe and topology that the libraries get wrong: the reason of each, and what to choose instead."""
+    problems = []
+    quantised = recipe["load_in_4bit"] or recipe["load_in_8bit"]
+    storage = recipe["bnb_4bit_quant_storage"] or "uint8"
+    precision = topology.config.get("mixed_precision", "no")
+    wanted = "bf16" if recipe["bf16"] else "fp16" if recipe["fp16"] else "no"
+    if precision not in ("no", wanted):
+        problems.append(
+            (
+                f"{topology.name} computes in {precision}, the recipe in {wanted}",
+                f"set {precision}: true in the recipe, or mixed_precision: 'no' in the accelerate config",
+            )
+        )
+    if topology.backend == "fsdp" and quantised:
+        problems.append(
+            (
+                "FSDP2 cannot train a quantised base: uint8 weights stay whole on every GPU and float storage gives "
+                "wrong forward passes (bitsandbytes#1945, accelerate#3874)",
+                "choose ACCEL=ddp, or ACCEL=zero3, or train without quantisation: SET=load_in_4bit=false",
+            )
+        )
+    if topology.zero_stage == 3 and recipe["load_in_8bit"]:
+        problems.append(("ZeRO-3 cannot partition 8-bit weights", "choose ACCEL=ddp or load_in_4bit: true"))
+    if topology.zero_stage == 3 and recipe["load_in_4bit"]:
+        if storage != "bfloat16":
+            problems.append(
+                (
+                    f"ZeRO-3 can only partition 4-bit weights that are stored as bfloat16, not {storage}",
+                    "set bnb_4bit_quant_storage: bfloat16 (the same bits, so nothing else changes), or choose "
+                    "ACCEL=ddp",
+                )
+            )
+        if recipe["dtype"] != "bfloat16":
+            problems.append(
+                (f"ZeRO-3 with 4-bit weights needs dtype: bfloat16, not {recipe['dtype']}", "or choose ACCEL=ddp")
+            )
+    elif topology.backend == "deepspeed" and recipe["load_in_4bit"] and storage not in ("uint8", "bfloat16"):
+        problems.append(
+            (
+                f"DeepSpeed would cast 4-bit weights stored as {storage} and destroy them",
+                "set bnb_4bit_quant_storage: bfloat16",
+            )
+        )
+    reentrant = (recipe["activation_checkpointing_kwargs"] or {}).get("use_reentrant")
+    if topology.zero_stage == 3 and recipe["use_peft"] and _checkpointing(recipe) and reentrant is False:
+        problems.append(
+            (
+                "ZeRO-3 with adapters needs reentrant checkpointing (trl#2514)",
+                "drop use_reentrant: false, it is derived",
+            )
+        )
+    if topology.zero_stage and recipe["use_peft"] and recipe["adapter_dtype"] != "float32":
+        problems.append(("DeepSpeed keeps float32 master weights of the adapters", "set adapter_dtype: float32"))
+    return problems
+
+
+def incompatible(recipe: Recipe, topology: Topology) -> list[str]:
+    """The same as sentences, as an error says them."""
+    return [f"{reason}; {remedy}" for reason, remedy in unsupported(recipe, topology)]
+
+
+def _checkpointing(recipe: Recipe) -> bool:
+    """Whether activations are recomputed; unset, it is TRL's default of the name that is deprecated."""
+    chosen = recipe["activation_checkpointing"]
+    return recipe["gradient_checkpointing"] if chosen is None else chosen
+
+
+def accumulation(recipe: Recipe, topology: Topology) -> int:
+    """Micro-batches per optimizer step: global_batch_size / (per_device_train_batch_size x processes).
+
+    Raises:
+        InputError: The quotient is not whole; names the values that would work.
+    """
+    total, per_device = recipe["global_batch_size"], recipe["per_device_train_batch_size"]
+    steps, rest = divmod(total, per_device * topology.processes)
+    if rest == 0 and steps:
+        return steps
+    per_process, uneven = divmod(total, topology.processes)
+    # Beyond 64 rows nobody looks for a micro-batch that divides.
+    sizes = [str(size) for size in range(1, min(per_process, 64) + 1) if not uneven and per_process % size == 0]
+    counts = [str(number) for number in (1, 2, 3, 4, 6, 8) if total % (per_device * number) == 0]
+    works = [
+        *([f"per_device_train_batch_size {', '.join(sizes)}"] if sizes else []),
+        *([f"GPUS {', '.join(counts)}"] if counts else []),
+        f"global_batch_size {max(per_device * topology.processes, total - rest)}",
+    ]
+    raise InputError(
+        f"global_batch_size {total} is not reachable with per_device_train_batch_size {per_device} on "
+        f"{count(topology.processes, 'process')}: {total} / ({per_device} x {topology.processes}) is not whole. "
+        f"Works: {' or '.join(works)}"
+    )
+
+
+def resolve(recipe: Recipe, topology: Topology) -> Recipe:
+    """The recipe with everything that follows from where it runs.
+
+    Raises:
+        InputError: With every reason why this recipe cannot run on this topology.
+    """
+    problems = incompatible(recipe, topology)
+    try:
+        steps = accumulation(recipe, topology)
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(*problems)
+    batch = (
+        f"{recipe['global_batch_size']} / ({recipe['per_device_train_batch_size']} x {topology.processes} processes)"
+    )
+    derived: dict[str, tuple[Any, str]] = {"gradient_accumulation_steps": (steps, batch)}
+    if topology.use_cpu:
+        derived["use_cpu"] = (True, f"accelerate config {topology.name}")
+    if topology.backend == "ddp":
+        # Every adapter takes part in every step, and the search for unused ones costs a graph traversal each step.
+        derived["ddp_find_unused_parameters"] = (False, "every adapter takes part in every step")
+    if recipe["activation_checkpointing"] is None:
+        derived["activation_checkpointing"] = (_checkpointing(recipe), "TRL's default, by its current name")
+    if topology.zero_stage == 3 and recipe["use_peft"] and _checkpointing(recipe):
+        # TRL sets this under the deprecated name, which transformers 5.23 no longer reads.
+        kwargs = {**(recipe["activation_checkpointing_kwargs"] or {}), "use_reentrant": True}
+        derived["activation_checkpointing_kwargs"] = (kwargs, "ZeRO-3 with adapters needs reentrant checkpointing")
+    # A NaN must reach the log, where it stops the run; upstream's default writes 0.0 in its place.
+    derived["logging_nan_inf_filter"] = (False, "a NaN stops the run instead of being logged as 0")
+    # Otherwise a resumed run forgets how many evaluations were without improvement.
+    derived["restore_callback_states_from_checkpoint"] = (True, "early stopping continues after a resume")
+    return recipe.derive(**derived)

@@ -1,0 +1,216 @@
+"""The charts of a run, by matplotlib: as SVG inside a page, in the page's own colours, or as PNG."""
+
+import io
+import json
+import math
+import operator
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.report.page import COLOURS, text
+from sft_recipes.runs.run import Run
+from sft_recipes.terminal import visible
+
+Estimate = Mapping[str, Any]
+"""`value`, `low` and `high`; each null where it is not defined."""
+
+INK, PAPER, FAINT, RULE, TUNED, BASE = (light for light, _ in COLOURS.values())
+# What tells the two models and everything else apart, besides the colour.
+COLOUR = {"tuned": TUNED, "base": BASE, "other": FAINT}
+MARKER = {"tuned": "o", "base": "D", "other": "s"}
+# Points of a curve, about two for each pixel that it is wide on a page.
+MOST_POINTS = 1000
+WIDTH = 4.4
+"""Of a chart on a page, in inches; two stand beside each other."""
+
+_SETTINGS: dict[Any, Any] = {
+    "font.size": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": FAINT,
+    "axes.facecolor": "none",
+    "figure.facecolor": "none",
+    "axes.labelcolor": FAINT,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "text.color": INK,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    # A label is anybody's text, no formula.
+    "text.parse_math": False,
+    "svg.fonttype": "none",
+    # The same chart is the same text.
+    "svg.hashsalt": "sft-recipes",
+}
+
+
+@contextmanager
+def figure(rows: int, columns: int, size: tuple[float, float], **settings: Any) -> Iterator[tuple[Any, Any]]:
+    """A figure in our style and its axes; `size` in inches, `settings` as `Figure.subplots` takes them."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+        # The browser has the letters that matplotlib's own font, which only measures here, has not.
+        warnings.filterwarnings("ignore", "Glyph .* missing")
+        drawn = Figure(figsize=size, layout="constrained")
+        yield drawn, drawn.subplots(rows, columns, **settings)
+
+
+def svg(name: str, label: str, draw: Callable[[Any], None], size: tuple[float, float] = (WIDTH, 2.2)) -> str:
+    """One chart as an SVG element to stand in a page.
+
+    Args:
+        name: of the chart, unique in its page.
+        label: what it shows, for those who cannot see it.
+        draw: draws on the axes it is given.
+        size: in inches; on the page only the ratio of the sides and to the letters is left of it.
+    """
+    buffer = io.StringIO()
+    with figure(1, 1, size) as (drawn, axes):
+        draw(axes)
+        drawn.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    drawing = buffer.getvalue()
+    drawing = drawing[drawing.index("<svg") :]
+    drawing = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<metadata.*?</metadata>", "", drawing, flags=re.DOTALL)
+    used = set(re.findall(r'(?:href="|url\()#([^")]+)', drawing))
+    drawing = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", drawing)
+    drawing = re.sub(r'(href="|url\()#', rf"\1#{name}-", drawing)
+    drawing = re.sub(r"<[^>]+>", lambda tag: _tag(tag[0]), drawing)
+    drawing = re.sub(r">\s+<", "><", drawing)
+    return drawing.replace("<svg", f'<svg role="img" aria-label="{text(label)}"', 1)
+
+
+def _tag(tag: str) -> str:
+    """A tag of matplotlib's with the page's colours and font, and without what does not show."""
+    for variable, (light, _) in COLOURS.items():
+        tag = tag.replace(light, f"var(--{variable})")
+    tag = re.sub(r' (width|height)="[\d.]+pt"| xmlns(:xlink)?="[^"]+"| version="1.1"', "", tag)
+    tag = re.sub(r"font-family: [^;\"]*(; )?", "", tag)
+    tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag)
+    tag = re.sub(r"-?\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), tag)
+    return re.sub(r"\s+", " ", tag)
+
+
+def read_log(run: Run) -> list[dict[str, Any]]:
+    """The objects of log.jsonl in order; none if the run wrote no log."""
+    lines = run.log.read_text(encoding="utf-8").splitlines() if run.log.exists() else []
+    entries = []
+    for number, line in enumerate(lines, 1):
+        try:
+            entries.append(json.loads(line))
+        except ValueError:
+            # The last line can be one that a crash cut off.
+            if number < len(lines):
+                raise
+    return entries
+
+
+def curve(axes: Any, log: Sequence[Mapping[str, Any]], key: str, title: str, held_out: str | None = None) -> None:
+    """What the trainer logged under `key` over steps, and what evaluations logged under `held_out`."""
+    axes.plot(*_points(log, key), color=TUNED, linewidth=1.2, label="training")
+    if held_out and any(held_out in entry for entry in log):
+        style = {"color": BASE, "marker": "o", "markersize": 3.5, "linestyle": "--", "clip_on": False}
+        axes.plot(*_points(log, held_out), label="held out", **style)
+        axes.legend()
+    axes.set_title(title)
+    axes.set_xlabel("optimizer step")
+    axes.set_xlim(0, max((entry["step"] for entry in log), default=1) or 1)
+    axes.set_ylim(bottom=0)
+    axes.grid(axis="y")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1000 else f"{value:g}")
+
+
+def _points(log: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """Steps and finite values; of many, the least and the greatest of each stretch, so that spikes stay."""
+    points = [(entry["step"], entry[key]) for entry in log if key in entry and math.isfinite(entry[key])]
+    stretch = math.ceil(2 * len(points) / MOST_POINTS)
+    if stretch > 2:
+        parts = (points[start : start + stretch] for start in range(0, len(points), stretch))
+        value = operator.itemgetter(1)
+        points = [point for part in parts for point in sorted({min(part, key=value), max(part, key=value)})]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def intervals(axes: Any, rows: Sequence[tuple[str, Sequence[tuple[str, Estimate | None]]]], title: str) -> None:
+    """Estimates between 0 and 1 as points with their intervals.
+
+    Args:
+        axes: to draw on.
+        rows: label and estimates of one line, each with its role (a key of `MARKER`); None where there is none.
+        title: of the quantity.
+    """
+    for number, (_, estimates) in enumerate(rows):
+        for place, (role, estimate) in enumerate(estimates):
+            if estimate is None or estimate["value"] is None:
+                continue
+            y = number + 0.3 * (place - (len(estimates) - 1) / 2)
+            if estimate["low"] is not None:
+                axes.plot([estimate["low"], estimate["high"]], [y, y], color=COLOUR[role], linewidth=1.4)
+            axes.plot([estimate["value"]], [y], **_point(role))
+    axes.set_yticks(range(len(rows)), [short(label) for label, _ in rows], color=INK)
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.set_title(title)
+    _from_0_to_1(axes, "x")
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def reliability(axes: Any, bins: Sequence[Mapping[str, Any]], role: str, title: str) -> None:
+    """Accuracy over mean confidence for each bin with rows, with intervals; on the diagonal a model is calibrated."""
+    axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=":")
+    for each in bins:
+        axes.plot([each["confidence"]] * 2, each["interval"], color=COLOUR[role], linewidth=1.2)
+    axes.plot([each["confidence"] for each in bins], [each["accuracy"] for each in bins], **_point(role))
+    axes.set_xlabel("mean confidence")
+    axes.set_title(title)
+    _from_0_to_1(axes, "x")
+    _from_0_to_1(axes, "y")
+
+
+def _point(role: str) -> dict[str, Any]:
+    """Filled for the tuned model, hollow for everything it is compared with."""
+    inside = TUNED if role == "tuned" else PAPER
+    style = {"marker": MARKER[role], "markerfacecolor": inside, "markeredgecolor": COLOUR[role]}
+    return {**style, "markersize": 4.5, "linestyle": "none"}
+
+
+def _from_0_to_1(axes: Any, axis: str) -> None:
+    getattr(axes, f"set_{axis}lim")(-0.02, 1.02)
+    ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
+    getattr(axes, f"set_{axis}ticks")(ticks, [f"{tick:g}" for tick in ticks])
+    axes.grid(axis=axis)
+
+
+def short(label: str, most: int = 28) -> str:
+    """A label as a chart has room for it."""
+    shown = visible(label).replace("\n", "")
+    return shown if len(shown) <= most else f"{shown[: most - 1]}…"
+
+
+def draw_loss(run: Run) -> None:
+    """Write loss.png: training and held-out loss over steps, and the learning rate below them."""
+    log = read_log(run)
+    with figure(2, 1, (6, 3.6), sharex=True, height_ratios=(3, 1)) as (drawn, (loss, rate)):
+        curve(loss, log, "loss", f"{run.name}: loss, nats per supervised token", "eval_loss")
+        curve(rate, log, "learning_rate", "learning rate")
+        loss.set_xlabel(None)
+        drawn.savefig(run.curve, dpi=160, facecolor=PAPER)
+
+
+def save(path: Path, panels: Sequence[Callable[[Any], None]], size: tuple[float, float]) -> None:
+    """Write a PNG of charts with the same rows beside each other, on white, whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    with figure(1, len(panels), size, sharey=True, squeeze=False) as (drawn, axes):
+        for draw, each in zip(panels, axes[0], strict=True):
+            draw(each)
+        drawn.savefig(temporary, dpi=160, facecolor=PAPER)
+    temporary.replace(path)

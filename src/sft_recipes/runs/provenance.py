@@ -1,0 +1,41 @@
+"""What a result depends on beside its recipe: packages, commit and time."""
+
+import importlib.util
+import subprocess
+import time
+from importlib.metadata import version
+from typing import Any
+
+PACKAGES = (
+    "sft-recipes",
+    "trl",
+    "transformers",
+    "peft",
+    "bitsandbytes",
+    "accelerate",
+    "datasets",
+    "deepspeed",
+    "torch",
+)
+
+
+def versions() -> dict[str, str]:
+    """The packages that decide what a run computes, as they are installed."""
+    # DeepSpeed is for Linux alone.
+    return {package: version(package) for package in PACKAGES if importlib.util.find_spec(package.replace("-", "_"))}
+
+
+def now() -> str:
+    """The time, as run.json holds it."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def git_state() -> dict[str, Any] | None:
+    """The commit that ran and whether files differed from it; None outside a repository."""
+    try:
+        arguments = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+        lines = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=20).stdout.splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    commit = next((line.split()[-1] for line in lines if line.startswith("# branch.oid")), None)
+    return {"commit": commit, "dirty": any(not line.startswith("#") for line in lines)}

@@ -1,0 +1,190 @@
+"""The run directory: what is written, by whom, and which checkpoint can be trusted."""
+
+import contextlib
+import datetime
+import fcntl
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sft_recipes.errors import InputError
+from sft_recipes.files import digest_of, sealed, write_whole
+from sft_recipes.recipes import recipe as recipes
+
+RUNS = Path("runs")
+# The version of run.json, log.jsonl and manifest.json; it grows when a reader of today would misread them.
+SCHEMA = 1
+MANIFEST = "manifest.json"
+
+
+class Run:
+    """One directory below `runs/`: recipe.yaml, accelerate.yaml, run.json, log.jsonl and what training writes."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.recipe = directory / "recipe.yaml"
+        self.accelerate = directory / "accelerate.yaml"
+        self.log = directory / "log.jsonl"
+        self.adapter = directory / "adapter"
+        self.curve = directory / "loss.png"
+        self.report = directory / "report.html"
+        self.stop = directory / "stop"
+        """Exists while the run is asked to save and stop at the next step."""
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    def metrics(self, split: str) -> Path:
+        """Where the metrics of an evaluation lie; those of the test rows have the plain name."""
+        return self.directory / ("metrics.json" if split == "test" else f"metrics-{split}.json")
+
+    def predictions(self, split: str) -> Path:
+        """Where the predictions of an evaluation lie."""
+        return self.directory / ("predictions.jsonl" if split == "test" else f"predictions-{split}.jsonl")
+
+    @classmethod
+    def create(cls, name: str | None, recipe: str, runs: Path = RUNS) -> "Run":
+        """A new directory: `name`, or the recipe's name and the time.
+
+        Raises:
+            InputError: The name exists already, or is no name.
+        """
+        now = datetime.datetime.now().astimezone()
+        directory = cls.directory_of(f"{recipe}-{now:%Y%m%d-%H%M%S}" if name is None else name, runs)
+        runs.mkdir(exist_ok=True)
+        try:
+            directory.mkdir()
+        except FileExistsError:
+            # Another command was faster.
+            cls.directory_of(directory.name, runs)
+        return cls(directory)
+
+    @staticmethod
+    def directory_of(name: str, runs: Path = RUNS) -> Path:
+        """Where a new run of that name will be.
+
+        Raises:
+            InputError: The name exists already, or is no name.
+        """
+        if not recipes.NAME.fullmatch(name):
+            raise InputError(f"NAME={name!r} is no run name: letters, digits, '_', '-' and '.' only")
+        directory = runs / name
+        if directory.exists():
+            raise InputError(
+                f"{directory} exists and is never overwritten; choose another NAME=, or continue it with "
+                f"make resume NAME={name}"
+            )
+        return directory
+
+    @classmethod
+    def open(cls, name: str, runs: Path = RUNS) -> "Run":
+        """An existing run by its name.
+
+        Raises:
+            InputError: There is none of that name.
+        """
+        if not recipes.NAME.fullmatch(name) or not (runs / name / "run.json").is_file():
+            have = sorted(path.parent.name for path in runs.glob("*/run.json"))
+            raise InputError(f"no run {name!r} in {runs}/; there are {', '.join(have) if have else 'none'}")
+        return cls(runs / name)
+
+    def facts(self) -> dict[str, Any]:
+        """What run.json holds now."""
+        return json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
+
+    def write(self, facts: dict[str, Any]) -> None:
+        """Replace run.json as a whole, so that a reader never sees half of it."""
+        write_whole(self.directory / "run.json", json.dumps({"schema": SCHEMA, **facts}, indent=2, default=str) + "\n")
+
+    def update(self, **facts: Any) -> None:
+        """Set some facts of run.json and keep the others."""
+        self.write({**self.facts(), **facts})
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[int]:
+        """Hold the run for this process and those that inherit the descriptor given.
+
+        The system releases the lock when the last of them has ended, however they end.
+
+        Raises:
+            InputError: Another process is training it.
+        """
+        with (self.directory / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise InputError(f"{self.directory} is in use by another process; wait for it, or stop it") from None
+            yield lock.fileno()
+
+
+def seal(checkpoint: Path) -> None:
+    """Write the manifest of a complete checkpoint, after everything it names is on the disk.
+
+    Upstream neither writes checkpoints atomically nor looks inside one before resuming from it; the manifest, written
+    last, is what makes a checkpoint whole.
+    """
+    files = sealed(checkpoint, besides=MANIFEST)
+    write_whole(checkpoint / MANIFEST, json.dumps({"schema": SCHEMA, "files": files}, indent=1) + "\n")
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be trusted, or None when every file is as it was sealed."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
+        files = [(name, file["bytes"], file["sha256"]) for name, file in manifest["files"].items()]
+    except FileNotFoundError:
+        return "it was never finished (no manifest)"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return "its manifest cannot be read"
+    if not files or manifest.get("schema") != SCHEMA:
+        return "its manifest is of another version, or names no file"
+    return difference(checkpoint, files)
+
+
+def adapter_damage(run: Run) -> str | None:
+    """Why the adapter of a run (or its whole model, where there is no adapter) cannot be trusted, or None.
+
+    Compared with what training recorded in run.json, so that neither a damaged file nor the adapter of another run
+    passes for this one's.
+    """
+    facts = run.facts()
+    if facts["status"] != "finished":
+        return f"the run is {facts['status']}, not finished"
+    files = facts["measured"].get("saved")
+    if not files:
+        return "run.json holds no checksums of it; it was trained before they were recorded"
+    return difference(run.adapter, [(name, file["bytes"], file["sha256"]) for name, file in files.items()])
+
+
+def difference(directory: Path, files: list[tuple[str, int, str]]) -> str | None:
+    """The first file, of (name, bytes, SHA-256), that is not as it should be."""
+    for name, size, sha256 in files:
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
+        with path.open("rb") as file:
+            if digest_of(file).hexdigest() != sha256:
+                return f"{name} does not match its checksum"
+    return None
+
+
+def newest_whole(directory: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that is whole, and one sentence about each newer one that is not."""
+    skipped: list[str] = []
+    numbered = [
+        (int(match[1]), path) for path in directory.glob("checkpoint-*") if (match := _STEP.fullmatch(path.name))
+    ]
+    for _, path in sorted(numbered, reverse=True):
+        reason = damage(path)
+        if reason is None:
+            return path, skipped
+        skipped.append(f"{path.name} is skipped: {reason}")
+    return None, skipped
+
+
+_STEP = re.compile(r"checkpoint-(\d+)")

@@ -1,0 +1,193 @@
+"""What happens around the steps of a run: log, terminal, a stop that loses nothing, a NaN that is not hidden."""
+
+import json
+import math
+import signal
+import sys
+import time
+from typing import Any
+
+import torch
+from tqdm import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from sft_recipes.runs.run import Run
+from sft_recipes.terminal import duration
+
+
+class Record(TrainerCallback):
+    """Writes log.jsonl, one object a logging step, and measures tokens per second.
+
+    Tokens are those of the attention mask over all processes (TRL's `num_tokens`), padding not counted; seconds are
+    those within optimizer steps, evaluation and saving not counted.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.training_seconds = 0.0
+        self.tokens = 0
+        self._began = 0.0
+        self._at_last_log = (0, 0.0)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Over all logged steps of this process, None before the first."""
+        return self.tokens / self.training_seconds if self.tokens and self.training_seconds else None
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.training_seconds += time.perf_counter() - self._began
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        logs = logs if logs is not None else {}
+        if "loss" in logs and "num_tokens" in logs:
+            tokens, seconds = self._at_last_log
+            self.tokens = int(logs["num_tokens"])
+            if self.training_seconds > seconds and self.tokens > tokens:
+                # Added to the logs themselves, so that trackers and the terminal show the same figure.
+                logs["tokens_per_second"] = round((self.tokens - tokens) / (self.training_seconds - seconds), 1)
+            self._at_last_log = (self.tokens, self.training_seconds)
+        if state.is_world_process_zero:
+            entry = {"step": state.global_step, "epoch": state.epoch, "time": round(time.time(), 3), **logs}
+            with self.run.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+
+class Progress(TrainerCallback):
+    """A progress bar on a terminal, a plain line a logging step elsewhere."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+        self._began = 0.0
+        self._first_step = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._began, self._first_step = time.perf_counter(), state.global_step
+        if state.is_world_process_zero and sys.stderr.isatty():
+            self.bar = tqdm(
+                total=state.max_steps,
+                initial=state.global_step,
+                unit="step",
+                dynamic_ncols=True,
+                bar_format="training   {percentage:3.0f}% {bar:24} {n_fmt}/{total_fmt}  ETA {remaining}  {desc}",
+            )
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        if "eval_loss" in logs:
+            self._line(f"{'evaluation':<10} step {state.global_step}: held-out loss {logs['eval_loss']:.4f}")
+        elif "loss" in logs:
+            parts = [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
+            if "tokens_per_second" in logs:
+                parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+            if self.bar is not None:
+                self.bar.set_description_str("  ".join(parts))
+                return
+            done = state.global_step - self._first_step
+            left = (time.perf_counter() - self._began) / done * (state.max_steps - state.global_step) if done else 0.0
+            step = f"step {state.global_step}/{state.max_steps}"
+            self._line(f"{'training':<10} {step}  {'  '.join(parts)}  ETA {duration(left)}")
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def _line(self, text: str) -> None:
+        if self.bar is not None:
+            self.bar.write(text)
+        else:
+            print(text, flush=True)
+
+
+class StopOnNaN(TrainerCallback):
+    """Stops a run whose loss or gradient is not a number any more, on the first logging step that shows it."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        for key in ("loss", "grad_norm", "eval_loss"):
+            value = (logs or {}).get(key)
+            if value is not None and not math.isfinite(value):
+                raise FloatingPointError(
+                    f"{key} is {value} at step {state.global_step}: training has diverged; the checkpoints before it "
+                    "are good. Try a smaller learning_rate or more warmup_steps"
+                )
+
+
+class GracefulStop(TrainerCallback):
+    """On SIGTERM, SIGINT or a stop file: save at the end of the step, then stop, on all processes together.
+
+    One process may be told alone, so each asks the others at every step; were they to save at different steps, the
+    collective calls within a save would hang.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.stopped = False
+        self._told = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._tell)
+
+    def _tell(self, number: int, frame: object) -> None:
+        self._told = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        told = self._told or self.run.stop.exists()
+        if torch.distributed.is_initialized():
+            flag = torch.tensor(int(told), device=args.device)
+            torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
+            told = bool(flag.item())
+        if told and state.global_step < state.max_steps:
+            self.stopped = True
+            control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        # Only now: a checkpoint that holds should_training_stop would stop the resumed run at once.
+        if self.stopped:
+            control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Upstream takes the stop for the end of an epoch; an evaluation or a second save here would belong to no
+        # epoch, and the resumed run would differ from an uninterrupted one.
+        if self.stopped:
+            control.should_evaluate = control.should_save = False

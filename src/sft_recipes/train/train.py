@@ -1,0 +1,217 @@
+"""The resolved recipe to SFTTrainer, checked before the first step, into the run directory.
+
+Called once in each process of a launch (`process.py`); everything it needs to know is in the run directory.
+"""
+
+import contextlib
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import bitsandbytes as bnb
+import torch
+import yaml
+from datasets import load_dataset
+from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, TrainerCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+
+from sft_recipes.files import sealed
+from sft_recipes.models import base_model
+from sft_recipes.models.census import beside_text, config_of
+from sft_recipes.models.loading import refusals, stored_quantisation
+from sft_recipes.runs.run import Run, seal
+from sft_recipes.train import verify
+from sft_recipes.train.callbacks import GracefulStop, Progress, Record, StopOnNaN
+
+
+def train(run: Run) -> None:
+    """Train the resolved recipe of a run directory.
+
+    Raises:
+        InputError: What the recipe asks for cannot be had, or did not take effect.
+        FloatingPointError: The loss or the gradient became NaN or infinite.
+    """
+    facts = run.facts()
+    own, prepared = facts["own"], facts["data"]
+    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
+    verify.model_files(recipe, conversational=prepared["conversational"])
+    record, stop = Record(run), GracefulStop(run)
+    trainer = build(recipe, [StopOnNaN(), stop])
+    main = trainer.args.process_index == 0
+    trainer.remove_callback(PrinterCallback)
+    trainer.remove_callback(ProgressCallback)
+    # Before the trackers, so that they get the tokens per second too.
+    trainer.callback_handler.callbacks.insert(0, record)
+    if own["early_stopping_patience"]:
+        trainer.add_callback(EarlyStoppingCallback(own["early_stopping_patience"], own["early_stopping_threshold"]))
+    correct(trainer, recipe, own)
+
+    in_effect = {
+        "base": verify.base(trainer.model, recipe),
+        "data": verify.data(trainer, prepared["splits"]["train"]["prepared_rows"]),
+    }
+
+    def check_start() -> None:
+        in_effect["adapter"] = verify.adapter(trainer, recipe, own)
+        in_effect["run"] = verify.start(trainer, facts["topology"], recipe, own)
+        if main:
+            run.update(in_effect=in_effect)
+
+    trainer.add_callback(AtStart(check_start))
+    trainer.add_callback(Progress())
+    began = time.time()
+    trainer.train(resume_from_checkpoint=facts.get("resume_from"))
+
+    measured = {
+        "step": trainer.state.global_step,
+        "training_seconds": round(time.time() - began, 2),
+        "tokens_per_second": record.tokens_per_second and round(record.tokens_per_second, 1),
+        "peak_memory_bytes": peak_memory(trainer),
+        "best_checkpoint": trainer.state.best_model_checkpoint,
+        "eval_loss": [
+            {"step": entry["step"], "eval_loss": entry["eval_loss"]}
+            for entry in trainer.state.log_history
+            if "eval_loss" in entry
+        ],
+    }
+    if stop.stopped:
+        if main:
+            run.update(status="interrupted", measured=measured)
+    else:
+        trainer.save_model(str(run.adapter))
+        trainer.accelerator.wait_for_everyone()
+        if recipe.get("use_peft"):
+            measured["adapter"] = verify.saved_adapter(trainer, run.adapter)
+        if main:
+            # A pickle of the arguments, which nothing reads and nobody should have to trust.
+            (run.adapter / "training_args.bin").unlink(missing_ok=True)
+            # The model card is written anew after each evaluation.
+            measured["saved"] = sealed(run.adapter, besides="README.md")
+            run.update(status="finished", measured=measured)
+    trainer.end()
+
+
+def correct(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Set what upstream makes otherwise than asked: the adapters' dtype, and how a CPU holds 4-bit weights."""
+    # On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights anew at the first evaluation, for inference alone: it
+    # rounds their scales further, and no gradient passes through them in the training that follows.
+    for module in trainer.model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False
+    # DeepSpeed computes adapters in its own precision over float32 master weights; a cast here would not survive it.
+    if recipe.get("use_peft") and not (trainer.is_deepspeed_enabled and trainer.args.bf16):
+        for parameter in trainer.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(getattr(torch, own["adapter_dtype"]))
+
+
+def build(
+    recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = (), *, base: Any = None, tokenizer: Any = None
+) -> "Trainer":
+    """The trainer of a resolved recipe, with its model loaded and its rows tokenised.
+
+    Training, preview and benchmark all come this way, so that none can show another trainer than the one that trains.
+
+    Args:
+        recipe: The resolved recipe in upstream's keys.
+        callbacks: Called around its steps.
+        base: The base model where it is loaded already, as the benchmark's random weights are.
+        tokenizer: Its tokenizer, which must then be given too.
+
+    Raises:
+        InputError: Upstream refuses what it is given.
+    """
+    # Before the training arguments exist, which may switch ZeRO-3 on, as in `train`.
+    found = base_model.find_config(recipe["model_name_or_path"], recipe.get("model_revision", "main"))
+    beside = beside_text(config_of(found[0])) if found else None
+    with refusals():
+        script, training, model = HfArgumentParser((ScriptArguments, SFTConfig, ModelConfig)).parse_dict(recipe)
+    training.model_init_kwargs = {
+        **(training.model_init_kwargs or {}),
+        "revision": model.model_revision,
+        "dtype": model.dtype,
+        "attn_implementation": model.attn_implementation,
+    }
+    # TRL makes a text of a one-element list, which PEFT then reads as a regular expression over whole module names.
+    if recipe.get("lora_target_modules") not in (None, ["all-linear"]):
+        model.lora_target_modules = recipe["lora_target_modules"]
+    # Handed over as a config of its own; as a mapping transformers refuses it.
+    training.model_init_kwargs.pop("quantization_config", None)
+    adapters, quantisation = get_peft_config(model), stored_quantisation(recipe) or get_quantization_config(model)
+    words = tokenizer
+    if base is not None:
+        training.model_init_kwargs = quantisation = None
+    elif beside is not None:
+        # Not the processor of images and sounds too, which needs packages of its own: rows are text.
+        words = AutoTokenizer.from_pretrained(model.model_name_or_path, revision=model.model_revision)
+    if beside is not None and adapters is not None:
+        adapters.exclude_modules = beside
+    dataset = load_dataset(script.dataset_name)
+    with refusals():
+        trainer = Trainer(
+            model=model.model_name_or_path if base is None else base,
+            args=training,
+            processing_class=words,
+            train_dataset=dataset[script.dataset_train_split],
+            eval_dataset=dataset[script.dataset_test_split] if training.eval_strategy != "no" else None,
+            quantization_config=quantisation,
+            peft_config=adapters,
+            callbacks=[*callbacks],
+        )
+    if base_model.dequantised(recipe):
+        # Or weights that were made whole would be saved under their quantised names, by which nothing can read them.
+        trainer.model._weight_conversions = None
+    return trainer
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer whose adapters keep their dtype when they are loaded, and whose checkpoints are sealed when whole."""
+
+    @contextlib.contextmanager
+    def _adapter_dtypes_kept(self, model: torch.nn.Module) -> Iterator[None]:
+        # PEFT loads adapters as float32 whatever they were, so a resumed bfloat16 run would be another run.
+        before = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
+        yield
+        for name, parameter in model.named_parameters():
+            if name in before and parameter.dtype != before[name]:
+                parameter.data = parameter.data.to(before[name])
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        with self._adapter_dtypes_kept(model or self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with self._adapter_dtypes_kept(self.model):
+            super()._load_best_model()
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        # Each process writes its own files; only when all are done is the checkpoint whole.
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+
+class AtStart(TrainerCallback):
+    """Calls a function when model, optimizer and schedule are ready and no step has been taken."""
+
+    def __init__(self, check: Any) -> None:
+        self.check = check
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.check()
+
+
+def peak_memory(trainer: SFTTrainer) -> int:
+    """The largest process's peak: bytes that torch allocated on its GPU, or the resident set on a CPU."""
+    if trainer.accelerator.device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        # Linux gives KiB, macOS bytes.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return int(trainer.accelerator.gather(torch.tensor([peak], device=trainer.accelerator.device)).max())

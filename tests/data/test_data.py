@@ -1,0 +1,928 @@
+"""The data a run is trained on: what is accepted, what it becomes, and what is refused with which words."""
+
+import gzip
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from sft_recipes.data import preparation
+from sft_recipes.data.preparation import Prepared, prepare
+from sft_recipes.errors import InputError
+
+
+def turn(role: str, content: Any) -> dict[str, Any]:
+    return {"role": role, "content": content}
+
+
+def talk(question: Any = "2 + 2?", answer: Any = "4") -> dict[str, Any]:
+    return {"messages": [turn("user", question), turn("assistant", answer)]}
+
+
+def pair(question: str = "2 + 2?", answer: str = "4") -> dict[str, Any]:
+    return {"prompt": [turn("user", question)], "completion": [turn("assistant", answer)]}
+
+
+LONG_TALK = [turn("system", "Be brief."), turn("user", "Hi"), turn("assistant", "Hello"), *talk()["messages"]]
+
+
+class Workplace:
+    """A directory with the user's files and the cache."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.cache = root / "cache"
+
+    def write(self, name: str, content: bytes | str | list[Any]) -> str:
+        if isinstance(content, list):
+            content = "".join(json.dumps(row) + "\n" for row in content)
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return str(path)
+
+    def prepare(self, train: bytes | str | list[Any], name: str = "train.jsonl", **options: Any) -> Prepared:
+        options = {"validation_file": None, **options}
+        return prepare(train_file=self.write(name, train), cache=self.cache, **options)
+
+    def rows(self, train: bytes | str | list[Any], name: str = "train.jsonl", **options: Any) -> list[Any]:
+        return read(self.prepare(train, name, **options))
+
+    def problems(self, train: bytes | str | list[Any], name: str = "train.jsonl", **options: Any) -> list[str]:
+        """The problems that are found, with paths relative to the root; nothing may be left of the attempt."""
+        with pytest.raises(InputError) as raised:
+            self.prepare(train, name, **options)
+        assert not self.cache.exists() or not list(self.cache.iterdir())
+        return [problem.replace(f"{self.root}/", "") for problem in raised.value.problems]
+
+    def problem(self, train: bytes | str | list[Any], name: str = "train.jsonl", **options: Any) -> str:
+        (only,) = self.problems(train, name, **options)
+        return only
+
+
+def read(prepared: Prepared, split: str = "train") -> list[Any]:
+    text = (prepared.directory / f"{split}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.split("\n")[:-1]]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Workplace:
+    return Workplace(tmp_path)
+
+
+# Formats
+
+
+def test_messages_with_one_answer_become_prompt_and_completion(place: Workplace) -> None:
+    system = {"messages": [turn("system", ""), *talk()["messages"]]}
+    prepared = place.prepare([talk("naïve 你好", "\u2028 ok"), system])
+    assert (prepared.kind, prepared.format) == ("prompt_completion", "messages")
+    assert read(prepared) == [
+        pair("naïve 你好", "\u2028 ok"),
+        {"prompt": [turn("system", ""), turn("user", "2 + 2?")], "completion": [turn("assistant", "4")]},
+    ]
+    assert "你好" in (prepared.directory / "train.jsonl").read_text(encoding="utf-8")
+
+
+def test_one_row_with_several_answers_keeps_all_rows_as_messages(place: Workplace) -> None:
+    validation = place.write("validation.jsonl", [{"messages": LONG_TALK}])
+    prepared = place.prepare([talk()], validation_file=validation)
+    assert prepared.kind == "messages"
+    assert read(prepared) == [talk()]
+    assert read(prepared, "validation") == [{"messages": LONG_TALK}]
+
+
+def grouped(group: Any, question: str = "2 + 2?") -> dict[str, Any]:
+    return {**talk(question), "style": group}
+
+
+def test_the_groups_of_held_out_rows_are_kept_beside_them(place: Workplace) -> None:
+    test = place.write("test.jsonl", [grouped("formal"), grouped(7), grouped(None)])
+    validation = place.write("validation.jsonl", [talk(), grouped("casual")])
+    prepared = place.prepare([talk()], validation_file=validation, test_file=test, group_column="style")
+    assert preparation.groups(prepared, "test") == ["formal", "7", None]
+    assert preparation.groups(prepared, "validation") == [None, "casual"]
+    assert read(prepared, "test") == [pair()] * 3
+    assert not any("style" in note for note in prepared.notes)
+    assert preparation.groups(place.prepare([talk()], test_file=test), "test") == [None] * 3
+
+
+def test_groups_do_not_decide_which_rows_are_held_out(place: Workplace) -> None:
+    rows = [grouped(str(number), f"What is {number}?") for number in range(40)]
+    with_groups = place.prepare(rows, validation_split_size=0.3, group_column="style")
+    without = place.prepare(rows, validation_split_size=0.3)
+    for split in ("train", "validation"):
+        assert read(with_groups, split) == read(without, split)
+    numbers = [row["prompt"][0]["content"].removeprefix("What is ").rstrip("?") for row in read(without, "validation")]
+    assert preparation.groups(with_groups, "validation") == numbers
+    assert with_groups.fingerprint != without.fingerprint
+
+
+def test_a_test_row_without_its_group_is_named(place: Workplace) -> None:
+    test = place.write("test.jsonl", [{**talk(), "styel": "formal"}, grouped(["formal"])])
+    assert place.problems([talk()], test_file=test, group_column="style") == [
+        "test.jsonl:1: group_column style is missing (nearest: 'styel'); write it",
+        "test.jsonl:2: style holds a list of 1; write one text or number, the row's group",
+    ]
+
+
+def test_sharegpt(place: Workplace) -> None:
+    row = {
+        "conversations": [
+            {"from": "system", "value": "Be brief."},
+            {"from": "human", "value": "Hi", "weight": 1},
+            {"from": "gpt", "value": "Hello"},
+            turn("user", "2 + 2?"),
+            {"from": "assistant", "value": "4"},
+        ]
+    }
+    prepared = place.prepare([row])
+    assert (prepared.kind, prepared.format) == ("messages", "sharegpt")
+    assert read(prepared) == [{"messages": LONG_TALK}]
+    assert "not used: 'conversations[].weight'" in prepared.notes
+
+
+def test_prompt_and_completion_as_text_are_kept(place: Workplace) -> None:
+    rows = [{"prompt": "2 + 2 =", "completion": " 4", "id": 1}, {"prompt": "3 + 3 =", "completion": " 6"}]
+    prepared = place.prepare(rows)
+    assert (prepared.kind, prepared.format) == ("prompt_completion", "prompt_completion")
+    assert read(prepared) == [{"prompt": "2 + 2 =", "completion": " 4"}, rows[1]]
+
+
+def test_prompt_and_completion_as_turns_keep_the_marked_answer(place: Workplace) -> None:
+    row = {"prompt": LONG_TALK[:-1], "completion": LONG_TALK[-1:]}
+    prepared = place.prepare([row, pair()])
+    assert prepared.kind == "prompt_completion"
+    assert read(prepared) == [row, pair()]
+
+
+def test_alpaca(place: Workplace) -> None:
+    rows = [
+        {"instruction": "Add.", "input": "2 + 2", "output": "4"},
+        {"instruction": "Say hi.", "input": "", "output": "Hi", "system": "Be kind."},
+        {"instruction": "Say hi.", "input": None, "output": "Hi", "system": " "},
+        {"instruction": "Say hi.", "output": "Hi"},
+    ]
+    prepared = place.prepare(rows)
+    assert (prepared.kind, prepared.format) == ("prompt_completion", "alpaca")
+    assert read(prepared) == [
+        pair("Add.\n\n2 + 2", "4"),
+        {"prompt": [turn("system", "Be kind."), turn("user", "Say hi.")], "completion": [turn("assistant", "Hi")]},
+        pair("Say hi.", "Hi"),
+        pair("Say hi.", "Hi"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "expected"),
+    [
+        ({"messages": "chat"}, {"chat": talk()["messages"]}, pair()),
+        (
+            {"conversations": "messages"},
+            {"messages": [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]},
+            pair(),
+        ),
+        ({"prompt": "q", "completion": "a"}, {"q": "x", "a": "y"}, {"prompt": "x", "completion": "y"}),
+        ({"completion": "a"}, {"prompt": "x", "a": "y"}, {"prompt": "x", "completion": "y"}),
+        ({"instruction": "text", "output": "label"}, {"text": "2 + 2?", "label": "4"}, pair()),
+    ],
+)
+def test_data_columns_decide_the_format(place: Workplace, columns: Any, row: Any, expected: Any) -> None:
+    assert place.rows([row], data_columns=columns) == [expected]
+
+
+def test_data_format_decides_between_two_that_fit(place: Workplace) -> None:
+    row = talk() | {"prompt": "x", "completion": "y"}
+    assert place.problem([row]) == (
+        "train.jsonl: the columns 'messages', 'prompt', 'completion' fit the formats messages, prompt_completion; "
+        "set data_format (messages, sharegpt, prompt_completion, alpaca) or data_columns, for example "
+        "{prompt: question, completion: answer}"
+    )
+    assert place.rows([row], data_format="messages") == [pair()]
+    assert place.rows([row], data_format="prompt_completion") == [{"prompt": "x", "completion": "y"}]
+
+
+def test_columns_that_fit_no_format(place: Workplace) -> None:
+    problem = place.problem([{"question": "x", "reply": "y"}])
+    assert problem.startswith("train.jsonl: the columns 'question', 'reply' fit no format; set data_format (messages,")
+
+
+def test_unused_columns_are_named(place: Workplace) -> None:
+    assert "not used: 'prompt', 'text'" in place.prepare([talk() | {"text": "x", "prompt": "y"}]).notes
+
+
+# Files that are odd but right
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + json.dumps(talk()).encode(),
+        json.dumps(talk()) + "\r\n",
+        json.dumps(talk()) + "\r",
+        "\n \n" + json.dumps(talk()) + "\n\n",
+        json.dumps([talk()], indent=2),
+        b"\xef\xbb\xbf\r\n" + json.dumps([talk()]).encode(),
+    ],
+    ids=["bom", "crlf", "cr", "blank lines", "array", "array with bom"],
+)
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json", "train.NDJSON"])
+def test_odd_json_files(place: Workplace, name: str, content: bytes | str) -> None:
+    assert place.rows(content, name) == [pair()]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_divide_rows(place: Workplace, end: str) -> None:
+    assert place.rows(end.join(json.dumps(talk(q)) for q in "abc")) == [pair(q) for q in "abc"]
+
+
+def test_other_columns_may_change_their_type_or_appear_late(place: Workplace) -> None:
+    rows = [{"id": 1, **talk()}, {"id": "b", **talk()}, {**talk(), "meta": {"k": [1]}}, {**talk(), "meta": "s"}]
+    assert place.rows(rows) == [pair()] * 4
+
+
+def test_content_is_not_interpreted(place: Workplace) -> None:
+    text = 'a\0b <|im_end|> \U0001f600 {"role": "x"}\r\n\t'
+    assert place.rows([talk(text)]) == [pair(text)]
+
+
+# CSV and Parquet
+
+
+def test_csv(place: Workplace) -> None:
+    text = '\ufeffprompt,completion,id\r\n"a, ""b""\nc",d,1\r\n\r\ne,f,2\r\n'
+    assert place.rows(text, "train.csv") == [
+        {"prompt": 'a, "b"\nc', "completion": "d"},
+        {"prompt": "e", "completion": "f"},
+    ]
+
+
+def test_csv_with_old_line_ends_and_a_long_cell(place: Workplace) -> None:
+    long = "x" * 200_000
+    assert place.rows(f"instruction,output\r{long},4\r", "train.csv") == [pair(long)]
+
+
+def test_tsv(place: Workplace) -> None:
+    assert place.rows("prompt\tcompletion\na,b\tc\n", "train.tsv") == [{"prompt": "a,b", "completion": "c"}]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            'prompt,completion\n"a\nb",c\nd,e,f\n',
+            "train.csv:4: 3 cells, but the header names 2; put a cell that holds ',' or a line end in double quotes",
+        ),
+        ("prompt,completion\na,\n", "train.csv:2: completion is blank; write its text, or delete the row"),
+        ("prompt,completion\n", "train.csv: has no rows; write at least one"),
+        ("prompt;completion\na;b\n", "train.csv:1: the columns are separated by ';'; write ','"),
+        (
+            "prompt,prompt\na,b\n",
+            "train.csv:1: the header 'prompt', 'prompt' has an empty or repeated name; name each",
+        ),
+        (
+            'prompt,completion\na,b\nc,"d\ne,f\n',
+            "train.csv:3: not CSV: unexpected end of data; put a cell in double quotes and double those inside it",
+        ),
+        (
+            b"prompt,completion\na,b\ncaf\xe9,d\n",
+            "train.csv:3: byte 0xE9 is not UTF-8; convert the file, e.g. with: iconv -f LATIN1 -t UTF-8",
+        ),
+        (
+            "messages\nhello\n",
+            'train.csv:2: messages holds the string \'hello\'; write a list of {"role": ..., "content": ...} objects',
+        ),
+    ],
+)
+def test_csv_refusals(place: Workplace, text: bytes | str, expected: str) -> None:
+    assert place.problem(text, "train.csv") == expected
+
+
+def write_parquet(place: Workplace, rows: list[Any], name: str = "train.parquet") -> bytes:
+    path = place.root / name
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path, row_group_size=2)
+    return path.read_bytes()
+
+
+def test_parquet(place: Workplace) -> None:
+    rows = [talk(f"question {number}") | {"score": 0.5} for number in range(5)]
+    # A column of structs holds the union of the keys, absent ones as null.
+    rows[0]["messages"][0]["name"] = None
+    rows[0]["messages"][0]["tool_calls"] = None
+    prepared = place.prepare(write_parquet(place, rows), "train.parquet")
+    assert read(prepared) == [pair(f"question {number}") for number in range(5)]
+    assert "not used: 'score'" in prepared.notes
+
+
+def test_parquet_refusals(place: Workplace) -> None:
+    content = write_parquet(place, [{"prompt": "a", "completion": 1}, {"prompt": None, "completion": 2}])
+    assert place.problems(content, "train.parquet") == [
+        "train.parquet row 1: completion holds the number 1; write a string, as in every row",
+        "train.parquet row 2: prompt holds null; write a string, as in every row",
+        "train.parquet row 2: completion holds the number 2; write a string, as in every row",
+    ]
+    broken = place.problem(content[:-40] + b"\0" * 40, "train.parquet")
+    assert broken.startswith("train.parquet after row 0: not readable as Parquet (")
+    assert broken.endswith("write the file again")
+
+
+# Refused files
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("train.jsonl", b"", "train.jsonl is empty; write at least one row"),
+        ("train.jsonl", b"\n\n", "train.jsonl: has no rows; write at least one"),
+        ("train.json", b"[ ]\n", "train.json: has no rows; write at least one"),
+        (
+            "train.jsonl",
+            json.dumps(talk()).encode("utf-16"),
+            "train.jsonl is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8",
+        ),
+        (
+            "train.jsonl",
+            json.dumps(talk()).encode("utf-16-le"),
+            "train.jsonl is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8",
+        ),
+        (
+            "train.jsonl.gz",
+            gzip.compress(b"{}"),
+            "train.jsonl.gz is compressed with gzip; decompress it with gunzip and name the result",
+        ),
+        (
+            "train.parquet",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\n",
+            "train.parquet is a git-LFS pointer and not the data; fetch the data with: git lfs pull",
+        ),
+        (
+            "train.csv",
+            b"\n<!DOCTYPE html><html>401 Unauthorized</html>\n",
+            "train.csv is a web page, perhaps an error or login page; download the data itself",
+        ),
+        ("train.parquet", b"{}\n", "train.parquet is not a Parquet file"),
+        ("train.jsonl", b"PAR1...", "train.jsonl is a Parquet file; name it .parquet"),
+        (
+            "train.txt",
+            b"hello\n",
+            "train.txt has the suffix '.txt'; the supported ones are .jsonl, .ndjson, .json, .csv, .tsv, .parquet",
+        ),
+    ],
+)
+def test_files_that_are_no_data(place: Workplace, name: str, content: bytes, expected: str) -> None:
+    assert place.problem(content, name) == expected
+
+
+def test_missing_file_and_directory(place: Workplace) -> None:
+    place.write("data/train.jsonl", [talk()])
+    with pytest.raises(
+        InputError, match=r"data/trian.jsonl: no such file \(nearest: 'train.jsonl'\); correct the path"
+    ):
+        prepare(train_file=str(place.root / "data/trian.jsonl"), validation_file=None, cache=place.cache)
+    with pytest.raises(InputError, match=r"no_such/x.jsonl: no such file; correct the path"):
+        prepare(train_file="no_such/x.jsonl", validation_file=None, cache=place.cache)
+    with pytest.raises(InputError, match="data is a directory; name one file, or give the directory as dataset_name"):
+        prepare(train_file=str(place.root / "data"), validation_file=None, cache=place.cache)
+
+
+GOOD = json.dumps(talk())
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        (
+            GOOD.replace("2 + 2?", "caf\u00e9").encode("latin-1").replace(b"\\u00e9", b"\xe9"),
+            "train.jsonl:2: byte 0xE9 is not UTF-8; convert the file, e.g. with: iconv -f LATIN1 -t UTF-8",
+        ),
+        (
+            GOOD[:-20],
+            "train.jsonl:2: the JSON ends too early: the file was cut off, or an object covers several lines",
+        ),
+        (GOOD[:-5], "train.jsonl:2: the JSON ends too early: the file was cut off, or an object covers several lines"),
+        (GOOD + ",", "train.jsonl:2: a comma follows the last item; delete it"),
+        (GOOD[:-1] + ",}", "train.jsonl:2: a comma follows the last item; delete it"),
+        (str(talk()), "train.jsonl:2: single quotes, as Python prints a dict, are not JSON; write double quotes"),
+        (GOOD.replace('"4"', "NaN"), "train.jsonl:2: NaN is not JSON; write null, a number or a string"),
+        (GOOD.replace('"4"', "-Infinity"), "train.jsonl:2: -Infinity is not JSON; write null, a number or a string"),
+        (
+            GOOD[:-1] + ', "messages": []}',
+            "train.jsonl:2: the key 'messages' occurs twice in an object; keep one",
+        ),
+        (
+            GOOD.replace("4", "\\ud800"),
+            "train.jsonl:2: messages[1].content holds '\\ud800', half of a character; write the whole character",
+        ),
+        ('{"messages": x}', "train.jsonl:2: not JSON: Expecting value at column 14; write one object a line"),
+        ('{"a": 1} {"b": 2}', "train.jsonl:2: not JSON: Extra data at column 10; write one object a line"),
+        ('["a"]', "train.jsonl:2: a row holds a list of 1; write an object with named columns"),
+        ("[" * 100_000, "train.jsonl:2: "),
+        ('{"id": ' + "1" * 5000 + "}", "train.jsonl:2: "),
+    ],
+)
+def test_lines_that_are_no_json(place: Workplace, line: bytes | str, expected: str) -> None:
+    content = line if isinstance(line, bytes) else line.encode()
+    assert place.problem(GOOD.encode() + b"\n" + content + b"\n").startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (f"[{GOOD},\n {GOOD},\n]", "train.json:3: a comma follows the last item; delete it"),
+        (f"[{GOOD},\n {GOOD}\n", "train.json:2: the JSON ends too early"),
+        (f"[{GOOD},\n {GOOD[:-2]}", "train.json:2: the JSON ends too early"),
+        (f"[{GOOD}\n {GOOD}]", "train.json:1: not JSON: Expecting ',' delimiter at column 94"),
+        (f"[{GOOD}]\n[{GOOD}]", "train.json:2: not JSON: Extra data at column 1"),
+        (f"[{GOOD}, 5]", "train.json row 2: a row holds the number 5; write an object with named columns"),
+        (
+            f"[{GOOD}, {GOOD.replace('user', 'usr')}]",
+            "train.json row 2: messages[0].role holds the string 'usr'; write 'user'",
+        ),
+        (f"[{GOOD}, {GOOD.replace(chr(34) + '4' + chr(34), 'NaN')}]", "train.json row 2: NaN is not JSON"),
+        (b'[{"prompt": "a",\n"completion": "\xff"}]', "train.json:2: byte 0xFF is not UTF-8"),
+        ('{\n  "messages": []\n}', "train.json:1: the JSON ends too early: the file was cut off, or an object covers"),
+    ],
+)
+def test_json_arrays_that_are_refused(place: Workplace, text: bytes | str, expected: str) -> None:
+    assert place.problems(text, "train.json")[0].startswith(expected)
+
+
+# Refused rows
+
+USER, ANSWER = turn("user", "a"), turn("assistant", "b")
+
+
+@pytest.mark.parametrize(
+    ("messages", "expected"),
+    [
+        (None, 'messages holds null; write a list of {"role": ..., "content": ...} objects'),
+        ([], 'messages holds an empty list; write a list of {"role": ..., "content": ...} objects'),
+        (5, 'messages holds the number 5; write a list of {"role": ..., "content": ...} objects'),
+        (True, 'messages holds true; write a list of {"role": ..., "content": ...} objects'),
+        ({"a": 1}, 'messages holds an object; write a list of {"role": ..., "content": ...} objects'),
+        (
+            "user: " + "x" * 50,
+            f"messages holds the string 'user: {'x' * 34}'...; write a list of "
+            '{"role": ..., "content": ...} objects',
+        ),
+        (["hi", ANSWER], 'messages[0] holds the string \'hi\'; write {"role": ..., "content": ...}'),
+        ([{"content": "a"}, ANSWER], "messages[0].role is missing; write one of 'system', 'user', 'assistant'"),
+        ([{"role": "user"}, ANSWER], "messages[0].content is missing; write the text of the turn"),
+        ([turn("user", None), ANSWER], "messages[0].content holds null; write a string"),
+        ([turn("user", 5), ANSWER], "messages[0].content holds the number 5; write a string"),
+        ([turn("user", [{"type": "text"}]), ANSWER], "messages[0].content holds a list of 1; write a string"),
+        ([USER, turn("asistant", "b")], "messages[1].role holds the string 'asistant'; write 'assistant'"),
+        ([USER, turn("Assistant", "b")], "messages[1].role holds the string 'Assistant'; write 'assistant'"),
+        (
+            [USER, turn("tool", "b")],
+            "messages[1].role holds the string 'tool'; write one of 'system', 'user', 'assistant'",
+        ),
+        ([USER, turn(1, "b")], "messages[1].role holds the number 1; write one of 'system', 'user', 'assistant'"),  # type: ignore[arg-type]
+        (
+            [USER, turn("gpt", "b")],
+            "messages[1].role holds 'gpt', a ShareGPT role; write 'assistant', or set data_format: sharegpt and "
+            "data_columns: {conversations: messages}",
+        ),
+        (
+            [USER, {"from": "gpt", "value": "b"}],
+            "messages[1] has from and value, as in ShareGPT; set data_format: sharegpt and "
+            "data_columns: {conversations: messages}",
+        ),
+        (
+            [USER, {**ANSWER, "tool_calls": [{"name": "f"}]}],
+            "messages[1].tool_calls is not supported; delete the row, or write the call as content",
+        ),
+        ([USER, turn("assistant", " \n")], "messages[1].content is blank; write its text, or delete the row"),
+        ([turn("user", ""), ANSWER], "messages[0].content is blank; write its text, or delete the row"),
+        ([USER], "messages has no assistant turn; add the answer to learn, or delete the row"),
+        ([USER, ANSWER, USER], "messages[2] is the last turn, but of the user; end with the assistant's answer"),
+        (
+            [USER, USER, ANSWER],
+            "messages[1] is a second user turn in a row; join the two, or add the turn between them",
+        ),
+        (
+            [USER, ANSWER, ANSWER],
+            "messages[2] is a second assistant turn in a row; join the two, or add the turn between them",
+        ),
+        (
+            [USER, turn("system", "s"), ANSWER],
+            "messages[1] is a system turn; move it to the front, where the one system turn belongs",
+        ),
+        ([ANSWER], "messages[0] is an answer to nothing; put a user turn before it"),
+        ([turn("system", "s"), ANSWER], "messages[1] is an answer to nothing; put a user turn before it"),
+    ],
+)
+def test_messages_that_are_refused(place: Workplace, messages: Any, expected: str) -> None:
+    assert place.problem([talk(), {"messages": messages}, talk()]) == f"train.jsonl:2: {expected}"
+
+
+@pytest.mark.parametrize(
+    ("good", "bad", "expected"),
+    [
+        (
+            {"prompt": "a", "completion": "b"},
+            {"prompt": "a", "completion": None},
+            "completion holds null; write a string, as in every row",
+        ),
+        (
+            {"prompt": "a", "completion": "b"},
+            {"prompt": " ", "completion": "b"},
+            "prompt is blank; write its text, or delete the row",
+        ),
+        (
+            {"prompt": "a", "completion": "b"},
+            {"prompt": "a", "completion": [ANSWER]},
+            "completion holds a list of 1; write a string, as in every row",
+        ),
+        (pair(), {"prompt": [USER], "completion": "b"}, "completion holds the string 'b'; write a list of messages,"),
+        (
+            pair(),
+            {"prompt": [USER], "completion": [ANSWER, USER, ANSWER]},
+            "completion holds 3 turns; write the one assistant turn to learn, or use the format messages",
+        ),
+        (
+            pair(),
+            {"prompt": [USER, ANSWER], "completion": [ANSWER]},
+            "completion[0] is a second assistant turn in a row",
+        ),
+        (pair(), {"prompt": [USER], "completion": [turn("assistant", "")]}, "completion[0].content is blank"),
+        (
+            {"instruction": "a", "output": "b"},
+            {"instruction": "a", "output": 1},
+            "output holds the number 1; write a string",
+        ),
+        (
+            {"instruction": "a", "output": "b"},
+            {"instruction": "", "output": "b"},
+            "instruction is blank; write its text",
+        ),
+        (
+            {"instruction": "a", "output": "b"},
+            {"instruction": "a", "output": "b", "input": ["c"]},
+            "input holds a list of 1; write a string",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            {"conversations": [{"from": "humann", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            "conversations[0].from holds the string 'humann'; write 'human'",
+        ),
+        (
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            {"conversations": [{"from": "gpt", "value": "b"}]},
+            "conversations[0] is an answer to nothing; put a user turn before it",
+        ),
+        (talk(), {"mesages": []}, "messages is missing (nearest: 'mesages'), the row has 'mesages': write it, or set"),
+    ],
+)
+def test_rows_of_other_formats_that_are_refused(place: Workplace, good: Any, bad: Any, expected: str) -> None:
+    assert place.problem([good, bad, good]).startswith(f"train.jsonl:2: {expected}")
+
+
+def test_all_problems_are_counted_and_twenty_shown(place: Workplace) -> None:
+    validation = place.write("validation.jsonl", [talk(), talk(answer="")])
+    rows: list[Any] = [talk(5, "")] * 2 + [talk()] + [talk(answer=None)] * 1200
+    problems = place.problems(rows, validation_file=validation)
+    assert problems[:3] == [
+        "train.jsonl:1: messages[0].content holds the number 5; write a string",
+        "train.jsonl:1: messages[1].content is blank; write its text, or delete the row",
+        "train.jsonl:2: messages[0].content holds the number 5; write a string",
+    ]
+    assert (len(problems), problems[-1]) == (21, "... and 1,185 more")
+
+
+def test_problems_of_both_files_are_shown(place: Workplace) -> None:
+    validation = place.write("validation.csv", "question,completion\na,b\n")
+    problems = place.problems([{"prompt": "a", "completion": 1}], validation_file=validation)
+    assert problems[0].startswith("train.jsonl:1: completion holds the number 1")
+    assert problems[1].startswith(
+        "validation.csv:2: prompt is missing, the row has 'question', 'completion': write it"
+    )
+
+
+# Refused options
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            {"data_format": "mesages"},
+            "data_format is 'mesages' (nearest: 'messages'); write auto, messages, sharegpt,",
+        ),
+        (
+            {"data_columns": {"promt": "q"}},
+            "data_columns: 'promt' is no field of data_format auto (nearest: 'prompt'); write one of 'messages', ",
+        ),
+        (
+            {"data_format": "alpaca", "data_columns": {"prompt": "q"}},
+            "data_columns: 'prompt' is no field of data_format alpaca; write one of 'instruction', 'input', 'output',",
+        ),
+        (
+            {"data_columns": {"prompt": "q", "output": "a"}},
+            "data_columns: no one format has the fields 'prompt', 'output'; set data_format (messages,",
+        ),
+        (
+            {"data_columns": {"prompt": "q", "completion": "q"}},
+            "data_columns: {'prompt': 'q', 'completion': 'q'} names one column twice; give each field its own",
+        ),
+        (
+            {"data_columns": {"messages": "mesages"}},
+            "train.jsonl:1: mesages is missing (nearest: 'messages'), the row has 'messages': write it, or set",
+        ),
+        (
+            {"data_format": "sharegpt"},
+            "train.jsonl:1: conversations is missing, the row has 'messages': write it, or set data_format",
+        ),
+        ({"validation_split_size": 1.0}, "validation_split_size is 1.0; write a share from 0 up to, not with, 1"),
+        ({"validation_split_size": float("nan")}, "validation_split_size is nan; write a share from 0"),
+        ({"dataset_name": "org/name"}, "give one of train_file and dataset_name: both are given"),
+    ],
+)
+def test_options_that_are_refused(place: Workplace, options: Any, expected: str) -> None:
+    assert place.problem([talk()], **options).startswith(expected)
+
+
+def test_no_source_at_all(place: Workplace) -> None:
+    with pytest.raises(InputError, match="give one of train_file and dataset_name: neither is given"):
+        prepare(train_file=None, validation_file=None, cache=place.cache)
+
+
+# Splits
+
+
+def test_no_validation(place: Workplace) -> None:
+    prepared = place.prepare([talk()])
+    assert list(prepared.splits) == ["train"]
+    assert prepared.notes == (
+        "format: messages, recognised by its columns",
+        "loss: on the one answer that ends each row",
+        f"train: 1 row of {place.root}/train.jsonl",
+        "validation: none (no validation file or split, and validation_split_size is 0)",
+    )
+
+
+def test_validation_file_comes_before_the_share(place: Workplace) -> None:
+    validation = place.write("validation.csv", "instruction,output\n3 + 3?,6\n")
+    train = [{"instruction": "2 + 2?", "output": "4"}]
+    prepared = place.prepare(train, validation_file=validation, validation_split_size=0.5)
+    assert read(prepared) == [pair()]
+    assert read(prepared, "validation") == [pair("3 + 3?", "6")]
+    assert prepared.notes[-1] == (
+        f"validation_split_size 0.5 is not used: the validation rows are {place.root}/validation.csv"
+    )
+
+
+def test_test_file_is_prepared_beside_the_others_and_decides_nothing_about_them(place: Workplace) -> None:
+    without = place.prepare([talk()])
+    test = place.write("test.jsonl", [{"messages": LONG_TALK}, talk("3 + 3?", "6") | {"group": "sums"}])
+    prepared = place.prepare([talk()], test_file=test)
+    assert prepared.fingerprint != without.fingerprint
+    # A training row of one answer stays one, whatever the test rows are; of those, the last answer is asked for.
+    assert prepared.kind == without.kind == "prompt_completion"
+    assert read(prepared) == read(without)
+    assert read(prepared, "test") == [{"prompt": LONG_TALK[:-1], "completion": LONG_TALK[-1:]}, pair("3 + 3?", "6")]
+    assert f"test: 2 rows of {test}" in prepared.notes
+    assert prepared.splits["test"]["prepared_rows"] == 2
+    assert "validation" not in prepared.splits
+
+
+def test_test_file_is_no_part_of_the_validation_share(place: Workplace) -> None:
+    rows = [talk(f"question {number}") for number in range(200)]
+    test = place.write("test.jsonl", [talk(f"other {number}") for number in range(50)])
+    alone = place.prepare(rows, validation_split_size=0.2)
+    prepared = place.prepare(rows, validation_split_size=0.2, test_file=test)
+    assert [read(prepared, split) for split in ("train", "validation")] == [
+        read(alone, split) for split in ("train", "validation")
+    ]
+    assert len(read(prepared, "test")) == 50
+
+
+def test_test_rows_are_checked_like_all_others(place: Workplace) -> None:
+    test = place.write("test.jsonl", [talk(), talk(answer=" ")])
+    assert place.problem([talk()], test_file=test) == (
+        "test.jsonl:2: messages[1].content is blank; write its text, or delete the row"
+    )
+    assert place.problem([talk()], test_file=str(place.root / "tset.jsonl")).startswith("tset.jsonl: no such file")
+    assert place.problem([talk()], test_file=place.write("empty.jsonl", "\n")) == (
+        "empty.jsonl: has no rows; write at least one"
+    )
+
+
+def test_rows_are_counted_while_they_are_read(place: Workplace) -> None:
+    told: list[int] = []
+    rows = [talk(f"question {number}") for number in range(2500)]
+    place.prepare(rows, on_rows=told.append)
+    assert told == [1000, 2000]
+    place.prepare(rows, on_rows=told.append)
+    assert told == [1000, 2000]
+
+
+def test_share_is_chosen_by_content(place: Workplace) -> None:
+    rows = [talk(f"question {number % 400}") for number in range(1000)]
+    prepared = place.prepare(rows, validation_split_size=0.1)
+    train, validation = read(prepared), read(prepared, "validation")
+    assert len(train) + len(validation) == 1000
+    assert 60 <= len(validation) <= 140
+    held_out = {json.dumps(row) for row in validation}
+    assert not held_out & {json.dumps(row) for row in train}
+    in_order = [pair(f"question {number % 400}") for number in range(1000)]
+    assert train == [row for row in in_order if json.dumps(row) not in held_out]
+    assert validation == [row for row in in_order if json.dumps(row) in held_out]
+    count = len(validation)
+    assert prepared.splits["validation"]["rows"] == 1000
+    assert prepared.splits["validation"]["prepared_rows"] == count
+    assert prepared.notes[-1] == (
+        f"validation: {count} of 1,000 rows of {place.root}/train.jsonl, chosen by a hash of the row "
+        "(validation_split_size 0.1)"
+    )
+
+    backwards = place.prepare(rows[::-1], validation_split_size=0.1)
+    assert read(backwards, "validation") == validation[::-1]
+
+
+def test_share_that_leaves_a_side_empty(place: Workplace) -> None:
+    assert place.problem([talk()] * 200, validation_split_size=0.5) == (
+        "validation_split_size 0.5 puts all 200 rows of train.jsonl on one side (equal rows stay together): "
+        "give a validation_file, more rows or another share"
+    )
+
+
+# The prepared directory
+
+
+def test_prepared_directory_is_what_is_said(place: Workplace) -> None:
+    prepared = place.prepare([talk()] * 3)
+    assert prepared.directory == place.cache / prepared.fingerprint[:16]
+    assert sorted(path.name for path in prepared.directory.iterdir()) == ["facts.json", "train.jsonl"]
+    assert list(place.cache.iterdir()) == [prepared.directory]
+    content = (place.root / "train.jsonl").read_bytes()
+    assert prepared.splits == {
+        "train": {
+            "source": str(place.root / "train.jsonl"),
+            "sha256": hashlib.sha256(content).hexdigest(),
+            "rows": 3,
+            "prepared_rows": 3,
+        }
+    }
+    facts = json.loads((prepared.directory / "facts.json").read_text())
+    for name in ("fingerprint", "kind", "format", "splits"):
+        assert facts[name] == getattr(prepared, name)
+    assert facts["notes"] == list(prepared.notes)
+
+
+def test_fingerprint_follows_everything_that_decides(place: Workplace, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [talk(f"question {number}") for number in range(50)]
+    options: list[dict[str, Any]] = [
+        {},
+        {"data_format": "messages"},
+        {"data_columns": {"messages": "messages"}},
+        {"validation_split_size": 0.2},
+        {"validation_split_size": 0.3},
+        {"validation_file": place.write("validation.jsonl", rows)},
+        {"validation_file": place.write("validation.jsonl", rows[1:])},
+    ]
+    fingerprints = [place.prepare(rows, **option).fingerprint for option in options]
+    fingerprints.append(place.prepare([*rows[:-1], talk("question 5O")]).fingerprint)
+    monkeypatch.setattr(preparation, "PREPARATION_VERSION", preparation.PREPARATION_VERSION + 1)
+    fingerprints.append(place.prepare(rows).fingerprint)
+    # The second validation file has replaced the first one before either was read.
+    assert len(set(fingerprints)) == len(fingerprints) - 1
+
+
+def test_same_content_is_not_prepared_again(place: Workplace) -> None:
+    first = place.prepare([talk()])
+    written = (first.directory / "train.jsonl").stat()
+    second = place.prepare([talk()])
+    assert second == first
+    assert (first.directory / "train.jsonl").stat().st_mtime_ns == written.st_mtime_ns
+    assert (first.directory / "train.jsonl").stat().st_ino == written.st_ino
+    other = place.prepare([talk()], "other.jsonl")
+    assert other.directory == first.directory
+    assert other.splits["train"]["source"] == str(place.root / "other.jsonl")
+    assert f"train: 1 row of {place.root}/other.jsonl" in other.notes
+
+
+@pytest.mark.parametrize("lost", ["facts.json", "train.jsonl"])
+def test_damaged_directory_is_replaced(place: Workplace, lost: str) -> None:
+    first = place.prepare([talk()])
+    (first.directory / lost).unlink()
+    assert place.prepare([talk()]) == first
+    assert read(first) == [pair()]
+    assert list(place.cache.iterdir()) == [first.directory]
+
+
+def test_the_slower_of_two_processes_uses_the_directory_of_the_other(place: Workplace, tmp_path: Path) -> None:
+    winner = place.prepare([talk()])
+    before = (winner.directory / "train.jsonl").stat().st_ino
+    staging = tmp_path / "staging"
+    staging.mkdir()
+    preparation._publish(staging, winner.directory, winner.fingerprint)
+    assert (winner.directory / "train.jsonl").stat().st_ino == before
+
+
+def test_an_error_keeps_what_was_prepared_before(place: Workplace) -> None:
+    first = place.prepare([talk()])
+    with pytest.raises(InputError):
+        place.prepare([talk()] * 100 + [talk(answer="")])
+    assert list(place.cache.iterdir()) == [first.directory]
+
+
+@pytest.fixture
+def datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    library = pytest.importorskip("datasets")
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "hf_cache")
+    library.disable_progress_bars()
+    return library
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [talk(f"question {number}\0\u2028", "\U0001f600\r\n") for number in range(50)],
+        [{"messages": LONG_TALK}, *(talk(f"question {number}") for number in range(50))],
+        [{"prompt": f"question {number}", "completion": "4"} for number in range(50)],
+    ],
+)
+def test_datasets_reads_the_prepared_directory(place: Workplace, datasets: Any, rows: list[Any]) -> None:
+    prepared = place.prepare(rows, validation_split_size=0.3)
+    loaded = datasets.load_dataset(str(prepared.directory))
+    assert set(loaded) == {"train", "validation"}
+    for split, dataset in loaded.items():
+        assert dataset.to_list() == read(prepared, split)
+        assert len(dataset) == prepared.splits[split]["prepared_rows"]
+
+
+# Datasets of the Hub, by a directory in its place
+
+
+def test_dataset_directory(place: Workplace, datasets: Any) -> None:
+    place.write("hub/train.jsonl", [talk(), talk("3 + 3?", "6")])
+    place.write("hub/test.jsonl", [talk("4 + 4?", "8")])
+    name = str(place.root / "hub")
+    prepared = prepare(train_file=None, validation_file=None, dataset_name=name, cache=place.cache)
+    assert read(prepared) == [pair(), pair("3 + 3?", "6")]
+    assert read(prepared, "validation") == [pair("4 + 4?", "8")]
+    assert prepared.splits["train"]["source"] == f"{name} train"
+    assert f"validation: 1 row of {name} test" in prepared.notes
+
+    copy = place.root / "copy"
+    (place.root / "hub").rename(copy)
+    again = prepare(train_file=None, validation_file=None, dataset_name=str(copy), cache=place.cache)
+    assert again.fingerprint == prepared.fingerprint
+    place.write("copy/train.jsonl", [talk(), talk("3 + 3?", "7")])
+    changed = prepare(train_file=None, validation_file=None, dataset_name=str(copy), cache=place.cache)
+    assert changed.fingerprint != prepared.fingerprint
+
+
+def test_dataset_without_a_test_split(place: Workplace, datasets: Any) -> None:
+    place.write("hub/train.csv", "".join(f"{a},{b}\n" for a, b in [("prompt", "completion"), ("a", "b"), ("c", "d")]))
+    name = str(place.root / "hub")
+    prepared = prepare(train_file=None, validation_file=None, dataset_name=name, cache=place.cache)
+    assert list(prepared.splits) == ["train"]
+    with pytest.raises(
+        InputError, match=r"has no split 'trian' \(nearest: 'train'\); set dataset_train_split to 'train'"
+    ):
+        prepare(
+            train_file=None, validation_file=None, dataset_name=name, dataset_train_split="trian", cache=place.cache
+        )
+
+
+def test_dataset_rows_that_are_refused(place: Workplace, datasets: Any) -> None:
+    place.write("hub/train.jsonl", [talk(), talk(answer="")])
+    name = str(place.root / "hub")
+    with pytest.raises(InputError) as raised:
+        prepare(train_file=None, validation_file=None, dataset_name=name, cache=place.cache)
+    assert raised.value.problems == [
+        f"{name} train row 2: messages[1].content is blank; write its text, or delete the row"
+    ]
+    assert not list(place.cache.iterdir())
+
+
+def test_dataset_that_cannot_be_loaded(place: Workplace, datasets: Any) -> None:
+    (place.root / "hub").mkdir()
+    name = str(place.root / "hub")
+    with pytest.raises(InputError) as raised:
+        prepare(train_file=None, validation_file=None, dataset_name=name, cache=place.cache)
+    (problem,) = raised.value.problems
+    assert problem.startswith(f"dataset_name {name} cannot be loaded (")
+    assert problem.endswith(
+        "check the name and dataset_config, or give local files as train_file, or point HF_HOME to a cache that holds "
+        "it or HF_ENDPOINT to a mirror"
+    )
+
+
+def test_images_of_a_dataset_are_not_decoded(place: Workplace, datasets: Any) -> None:
+    features = datasets.Features({"prompt": datasets.Value("string"), "completion": datasets.Value("string")})
+    features["image"] = datasets.Image(decode=False)
+    rows = [{"prompt": "a", "completion": "b", "image": {"bytes": b"not an image", "path": None}}]
+    dataset = datasets.Dataset.from_list(rows, features=features).cast_column("image", datasets.Image())
+    (place.root / "hub").mkdir()
+    dataset.to_parquet(str(place.root / "hub" / "train.parquet"))
+    name = str(place.root / "hub")
+    prepared = prepare(train_file=None, validation_file=None, dataset_name=name, cache=place.cache)
+    assert read(prepared) == [{"prompt": "a", "completion": "b"}]
+    assert "not used: 'image'" in prepared.notes

@@ -1,0 +1,679 @@
+"""Other tools' files: what becomes of each key, and that the recipe they make says the same and loads."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ROOT
+
+from sft_recipes.errors import InputError
+from sft_recipes.interop import foreign
+from sft_recipes.interop.audit import Audit, audit, facts, render, text, write
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import schema, topology
+
+FILES = Path(__file__).parent / "foreign"
+SEVEN = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+TOKEN = "hf_" + "q" * 34
+
+# What every file says in our words: the tool, the keys that are not kept, and the values that decide what is learned.
+CASES: dict[str, tuple[str, dict[str, set[str]], dict[str, Any]]] = {
+    "zephyr_qlora.yaml": (
+        "alignment-handbook",
+        {
+            "translated": {
+                "torch_dtype",
+                "use_flash_attention_2",
+                "chat_template",
+                "dataset_mixer",
+                "dataset_splits",
+                "preprocessing_num_workers",
+                "evaluation_strategy",
+                "gradient_accumulation_steps",
+                "gradient_checkpointing",
+                "gradient_checkpointing_kwargs",
+                "max_seq_length",
+                "warmup_ratio",
+            },
+            "dropped": {
+                "do_eval",
+                "hub_model_id",
+                "hub_strategy",
+                "output_dir",
+                "overwrite_output_dir",
+                "push_to_hub",
+            },
+            "added": {"completion_only_loss", "dtype", "adapter_dtype"},
+        },
+        {
+            "model_name_or_path": "mistralai/Mistral-7B-v0.1",
+            "dataset_name": "HuggingFaceH4/ultrachat_200k",
+            "dataset_train_split": "train_sft",
+            "dataset_test_split": "test_sft",
+            "gradient_accumulation_steps": 2,
+            "global_batch_size": 8,
+            "warmup_steps": 0.1,
+            "learning_rate": 2e-4,
+            "lora_r": 16,
+            "lora_alpha": 16,
+            "lora_target_modules": SEVEN,
+            "load_in_4bit": True,
+            "dtype": "bfloat16",
+            "max_length": 2048,
+            "num_train_epochs": 1,
+            "eval_strategy": "epoch",
+            "completion_only_loss": False,
+            "attn_implementation": "flash_attention_2",
+        },
+    ),
+    "open_r1_mixture.yaml": (
+        "alignment-handbook",
+        {
+            "translated": {
+                "torch_dtype",
+                "gradient_accumulation_steps",
+                "gradient_checkpointing",
+                "packing_strategy",
+                "warmup_ratio",
+            },
+            "dropped": {
+                "do_eval",
+                "output_dir",
+                "overwrite_output_dir",
+                "push_to_hub",
+                "trust_remote_code",
+                "use_liger",
+            },
+            "added": {"completion_only_loss"},
+            "inexpressible": {"dataset_mixture"},
+            "missing": {"train_file"},
+        },
+        {
+            "gradient_accumulation_steps": 8,
+            "global_batch_size": 16,
+            "packing_strategy": "bfd",
+            "lr_scheduler_kwargs": {"min_lr_rate": 0.1},
+            "max_length": 32768,
+            "num_train_epochs": 10,
+            "use_peft": False,
+        },
+    ),
+    "trl_jobs.yaml": (
+        "trl",
+        {
+            "translated": {
+                "torch_dtype",
+                "gradient_accumulation_steps",
+                "gradient_checkpointing",
+                "gradient_checkpointing_kwargs",
+                "warmup_ratio",
+            },
+            "dropped": {
+                "num_processes",
+                "num_machines",
+                "mixed_precision",
+                "dynamo_backend",
+                "do_eval",
+                "hub_strategy",
+                "output_dir",
+                "overwrite_output_dir",
+                "push_to_hub",
+            },
+            "added": {"completion_only_loss"},
+        },
+        {"global_batch_size": 4, "warmup_steps": 0.03, "learning_rate": 2e-5, "max_length": 28672, "packing": True},
+    ),
+    "gpt_oss_lora.yaml": (
+        "trl",
+        {
+            "translated": {
+                "torch_dtype",
+                "gradient_checkpointing",
+                "gradient_accumulation_steps",
+                "lora_target_modules",
+                "warmup_ratio",
+            },
+            "dropped": {"output_dir"},
+            "added": {"completion_only_loss", "bf16"},
+        },
+        {
+            "global_batch_size": 16,
+            "warmup_steps": 0.03,
+            "learning_rate": 2e-4,
+            "lora_r": 32,
+            "lora_alpha": 64,
+            "lora_dropout": 0.0,
+            "lora_target_modules": ["all-linear"],
+            "max_length": 4096,
+            "num_train_epochs": 1.0,
+        },
+    ),
+    "axolotl_qlora.yml": (
+        "axolotl",
+        {
+            "translated": {
+                "base_model",
+                "datasets",
+                "val_set_size",
+                "adapter",
+                "sequence_len",
+                "sample_packing",
+                "lora_target_linear",
+                "wandb_project",
+                "gradient_accumulation_steps",
+                "micro_batch_size",
+                "num_epochs",
+                "optimizer",
+                "lr_scheduler",
+                "train_on_inputs",
+                "bf16",
+                "gradient_checkpointing",
+                "flash_attention",
+                "evals_per_epoch",
+                "saves_per_epoch",
+            },
+            "dropped": {
+                "model_type",
+                "tokenizer_type",
+                "strict",
+                "dataset_prepared_path",
+                "output_dir",
+                "lora_model_dir",
+                "pad_to_sequence_len",
+                "lora_target_modules",
+                "lora_fan_in_fan_out",
+                "wandb_entity",
+                "wandb_watch",
+                "wandb_name",
+                "wandb_log_model",
+                "group_by_length",
+                "fp16",
+                "early_stopping_patience",
+                "resume_from_checkpoint",
+                "local_rank",
+                "xformers_attention",
+                "eval_table_size",
+                "debug",
+                "deepspeed",
+                "fsdp",
+                "fsdp_config",
+                "special_tokens",
+            },
+        },
+        {
+            "model_name_or_path": "NousResearch/Meta-Llama-3-8B",
+            "dataset_name": "tatsu-lab/alpaca",
+            "data_format": "alpaca",
+            "validation_split_size": 0.05,
+            "gradient_accumulation_steps": 4,
+            "global_batch_size": 8,
+            "warmup_steps": 10,
+            "learning_rate": 2e-4,
+            "lora_r": 32,
+            "lora_alpha": 16,
+            "lora_target_modules": ["all-linear"],
+            "load_in_4bit": True,
+            "use_bnb_nested_quant": True,
+            "use_peft": True,
+            "dtype": "bfloat16",
+            "bf16": True,
+            "max_length": 4096,
+            "packing": True,
+            "num_train_epochs": 4,
+            "optim": "paged_adamw_32bit",
+            "lr_scheduler_type": "cosine",
+            "eval_strategy": "steps",
+            "eval_steps": 1 / 16,
+            "save_strategy": "epoch",
+            "report_to": ["wandb"],
+            "completion_only_loss": True,
+        },
+    ),
+    "llama_factory_qlora.yaml": (
+        "llama-factory",
+        {
+            "translated": {
+                "quantization_bit",
+                "finetuning_type",
+                "lora_rank",
+                "lora_target",
+                "cutoff_len",
+                "preprocessing_num_workers",
+                "gradient_accumulation_steps",
+                "warmup_ratio",
+                "bf16",
+            },
+            "dropped": {
+                "quantization_method",
+                "trust_remote_code",
+                "stage",
+                "do_train",
+                "output_dir",
+                "plot_loss",
+                "overwrite_output_dir",
+                "save_only_model",
+            },
+            "added": {"train_on_prompt", "lora_dropout", "lora_alpha", "double_quantization"},
+            "inexpressible": {"dataset", "template", "max_samples"},
+            "missing": {"train_file"},
+        },
+        {
+            "gradient_accumulation_steps": 8,
+            "global_batch_size": 8,
+            "warmup_steps": 0.1,
+            "learning_rate": 1e-4,
+            "lora_r": 8,
+            "lora_alpha": 16,
+            "lora_dropout": 0.0,
+            "lora_target_modules": ["all-linear"],
+            "load_in_4bit": True,
+            "use_bnb_nested_quant": True,
+            "dtype": "bfloat16",
+            "max_length": 2048,
+            "num_train_epochs": 3.0,
+            "completion_only_loss": True,
+        },
+    ),
+}
+
+
+def outcomes(made: Audit) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for entry in made.entries:
+        found.setdefault(entry.outcome, set()).add(entry.key)
+    return found
+
+
+def audited(tmp_path: Path, content: str, tool: str | None = None, processes: int | None = None) -> Audit:
+    path = tmp_path / "theirs.yaml"
+    path.write_text(content, encoding="utf-8")
+    return audit(path, tool, processes)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_key_of_a_public_file_has_its_outcome(name: str) -> None:
+    made = audit(FILES / name)
+    tool, expected, _ = CASES[name]
+    found = outcomes(made)
+    kept = found.pop("kept")
+    assert made.tool == tool
+    assert found == expected
+    assert {entry.key for entry in made.entries if entry.line is not None} == recipes.read(FILES / name).keys()
+    assert all(made.recipe[key] == recipes.read(FILES / name)[key].value for key in kept)
+    assert made.problems == ()
+    assert made.complete is not bool({"missing", "inexpressible", "unknown"} & expected.keys())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_written_recipe_loads_and_means_the_same(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = audit(FILES / name)
+    out = tmp_path / "translated.yaml"
+    assert out in write(made, out)
+    recipe = recipes.load(out)
+    assert yaml.safe_load(out.read_text(encoding="utf-8")).keys() == made.recipe.keys()
+    monkeypatch.chdir(ROOT)
+    resolved = topology.resolve(recipe, topology.read("ddp", "a test", made.processes))
+    assert {key: resolved[key] for key in CASES[name][2]} == CASES[name][2]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_recipe_explains_every_key_that_is_not_as_the_file_has_it(name: str) -> None:
+    made = audit(FILES / name)
+    lines = text(made).splitlines()
+    for entry in made.entries:
+        if entry.outcome in ("translated", "added", "missing", "inexpressible"):
+            assert sum(entry.text in line and line.startswith("#") for line in lines) >= 1
+    assert all(len(line) < 500 for line in lines)
+
+
+def test_a_key_is_translated_by_what_the_schema_says_to_write() -> None:
+    for key, instead in schema.RENAMED.items():
+        said = foreign_meaning(key, True)
+        if said.outcome == "translated":
+            assert said.values.keys() <= schema.known().keys()
+            assert next(iter(said.values)) in instead
+        elif said.outcome == "dropped":
+            assert instead.startswith("drop it")
+        else:
+            # A template is a file, and a mixture is rows.
+            assert key in ("chat_template", "dataset_mixture")
+
+
+def foreign_meaning(key: str, value: Any) -> foreign.Said:
+    from sft_recipes.interop.audit import _renamed
+
+    return _renamed(schema.RENAMED[key], value)
+
+
+def test_no_table_repeats_what_the_schema_renames() -> None:
+    # These add what the other tool does differently; everything else is said once, in the schema.
+    more = {"dataset_mixture", "test_split_size", "chat_template", "gradient_checkpointing", "sequence_len"}
+    for table in foreign.TOOLS.values():
+        assert table.keys() & schema.RENAMED.keys() <= more
+    signs = [key for keys in foreign.SIGNS.values() for key in keys]
+    assert len(signs) == len(set(signs))
+    assert not set(signs) & schema.upstream().keys()
+
+
+AXOLOTL = "base_model: a/b\nlearning_rate: 1e-4\ndatasets: [{path: rows.jsonl, type: chat_template}]\n"
+FACTORY = "stage: sft\nmodel_name_or_path: a/b\nlora_rank: 4\nbf16: true\n"
+TRL = "model_name_or_path: a/b\ndataset_name: c/d\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        # What a file leaves to its tool is stated, since TRL's own default is another.
+        (AXOLOTL, {"num_train_epochs": 1.0, "lr_scheduler_type": "cosine", "max_length": 512, "warmup_steps": 0.03}),
+        (AXOLOTL, {"global_batch_size": 1, "bf16": True, "dtype": "bfloat16", "completion_only_loss": True}),
+        (AXOLOTL, {"train_file": "rows.jsonl", "data_format": "messages"}),
+        (AXOLOTL + "adapter: lora\nlora_target_modules: [q_proj]\n", {"lora_dropout": 0.0, "use_peft": True}),
+        (AXOLOTL + "adapter: lora\nload_in_8bit: true\nlora_target_linear: true", {"load_in_8bit": True}),
+        (AXOLOTL + "cosine_min_lr_ratio: 0.1\n", {"lr_scheduler_type": "cosine_with_min_lr"}),
+        (AXOLOTL + "cosine_min_lr_ratio: 0.1\n", {"lr_scheduler_kwargs": {"min_lr_rate": 0.1}}),
+        (AXOLOTL + "micro_batch_size: 2\nbatch_size: 16\n", {"global_batch_size": 16}),
+        (AXOLOTL + "micro_batch_size: 2\nworld_size: 4\n", {"global_batch_size": 8}),
+        (AXOLOTL + "val_set_size: 0\nevals_per_epoch: 4\neval_steps: 10\n", {"save_strategy": "epoch"}),
+        (AXOLOTL + "val_set_size: 0.1\n", {"eval_strategy": "epoch", "validation_split_size": 0.1}),
+        (AXOLOTL + "fp16: true\n", {"fp16": True, "bf16": False, "dtype": "float16"}),
+        (AXOLOTL + "use_tensorboard: true\nuse_wandb: true\n", {"report_to": ["wandb", "tensorboard"]}),
+        (AXOLOTL + "special_tokens: {eos_token: '<|im_end|>'}\n", {"eos_token": "<|im_end|>"}),
+        (FACTORY, {"lora_r": 4, "lora_alpha": 8, "lora_target_modules": ["all-linear"], "learning_rate": 5e-5}),
+        (FACTORY, {"per_device_train_batch_size": 8, "global_batch_size": 8, "max_length": 2048}),
+        (FACTORY + "lora_target: 'q_proj, v_proj'\n", {"lora_target_modules": ["q_proj", "v_proj"]}),
+        (
+            FACTORY + "val_size: 0.1\ntrain_on_prompt: true\n",
+            {"completion_only_loss": False, "eval_strategy": "epoch"},
+        ),
+        (FACTORY + "flash_attn: fa2\nneat_packing: true\n", {"attn_implementation": "flash_attention_2"}),
+        (FACTORY + "finetuning_type: full\n", {"use_peft": False}),
+        (TRL, {"per_device_train_batch_size": 8, "global_batch_size": 8}),
+        (TRL + "accelerate_config: zero3\n", {"accelerate_config": "zero3", "global_batch_size": 64}),
+        (TRL + "use_peft: true\n", {"lora_target_modules": ["q_proj", "v_proj"]}),
+        (TRL + "learning_rate: '2e-4'\nlora_alpha: 16.0\n", {"learning_rate": 2e-4, "lora_alpha": 16}),
+        (TRL + "optim: adamw_hf\ngroup_by_length: true\n", {"train_sampling_strategy": "group_by_length"}),
+        ("model_name_or_path: a/b\ndatasets: [{path: c/d, name: e, split: f}]\n", {"dataset_config": "e"}),
+    ],
+)
+def test_values_arrive(tmp_path: Path, content: str, expected: dict[str, Any]) -> None:
+    made = audited(tmp_path, content)
+    assert {key: made.recipe.get(key) for key in expected} == expected
+    assert made.problems == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "key", "outcome", "words"),
+    [
+        (AXOLOTL + "micro_batchsize: 2\n", "micro_batchsize", "unknown", "did you mean micro_batch_size?"),
+        (TRL + "lora_ranks: 2\n", "lora_ranks", "unknown", "did you mean lora_rank?"),
+        (TRL + "beta: 0.1\n", "beta", "unknown", "no key of TRL"),
+        (AXOLOTL + "rl: dpo\n", "rl", "inexpressible", "supervised fine-tuning only"),
+        ("stage: dpo\nfinetuning_type: lora\nmodel_name_or_path: a\n", "stage", "inexpressible", "supervised"),
+        (AXOLOTL + "val_set_size: 500\n", "val_set_size", "inexpressible", "a number of rows"),
+        (AXOLOTL + "optimizer: muon\n", "optimizer", "inexpressible", "not one of"),
+        (AXOLOTL + "loraplus_lr_ratio: 16\n", "loraplus_lr_ratio", "inexpressible", "only plain LoRA"),
+        (AXOLOTL + "chat_template: llama3\n", "chat_template", "inexpressible", "chat_template_path"),
+        (AXOLOTL + "num_epochs: three\n", "num_epochs", "inexpressible", "a number is wanted"),
+        (FACTORY + "quantization_bit: 3\n", "quantization_bit", "inexpressible", "4 and 8"),
+        (TRL + "max_seq_length: 512\nmax_length: 1024\n", "max_length", "inexpressible", "512 by max_seq_length"),
+        (TRL + "gradient_accumulation_steps: many\n", "gradient_accumulation_steps", "inexpressible", "micro-batch"),
+        (TRL + "dataset_mixer: {e/f: 0.5}\n", "dataset_mixer", "inexpressible", "0.5 of the rows"),
+        (TRL + "report_to: swanlab\n", "report_to", "inexpressible", "not one of"),
+        (TRL + "dataset_train_split: 'train[:10%]'\n", "dataset_train_split", "inexpressible", "a slice"),
+        (TRL + "dataset_text_field: body\n", "dataset_text_field", "inexpressible", "plain text"),
+        (
+            AXOLOTL + "context_parallel_size: 2\n",
+            "context_parallel_size",
+            "inexpressible",
+            "how many compute one step",
+        ),
+        (AXOLOTL + "eot_tokens: ['<|end|>']\n", "eot_tokens", "inexpressible", "chat template"),
+        (TRL + "cache_dir: /tmp\n", "cache_dir", "dropped", "HF_HOME"),
+        (TRL + "deepspeed: ds.json\n", "deepspeed", "dropped", "accelerate config"),
+    ],
+)
+def test_what_cannot_be_said_is_named(tmp_path: Path, content: str, key: str, outcome: str, words: str) -> None:
+    made = audited(tmp_path, content)
+    entry = next(entry for entry in made.entries if entry.key == key)
+    assert (entry.outcome, words in entry.text) == (outcome, True), entry.text
+    assert made.complete is (outcome == "dropped")
+
+
+def test_two_datasets_are_one_file_to_prepare(tmp_path: Path) -> None:
+    made = audited(tmp_path, "base_model: a/b\nadapter: lora\ndatasets: [{path: a/b, type: alpaca}, {path: c/d}]\n")
+    assert outcomes(made)["inexpressible"] == {"datasets"}
+    assert outcomes(made)["missing"] == {"train_file", "lora_target_modules"}
+    assert made.recipe["train_file"] == "data/train.jsonl"
+
+
+def test_sharegpt_turns_and_their_column_are_recognised(tmp_path: Path) -> None:
+    entry = "[{path: rows.json, type: chat_template, field_messages: chat, message_property_mappings: {role: from}}]"
+    made = audited(tmp_path, f"base_model: a/b\nsequence_len: 64\ndatasets: {entry}\n")
+    assert made.recipe["data_format"] == "sharegpt"
+    assert made.recipe["data_columns"] == {"conversations": "chat"}
+
+
+def test_processes_come_from_the_accelerate_config_or_the_command(tmp_path: Path) -> None:
+    (tmp_path / "acc.yaml").write_text("distributed_type: MULTI_GPU\nnum_processes: 3\n", encoding="utf-8")
+    content = TRL + "accelerate_config: acc.yaml\nper_device_train_batch_size: 2\n"
+    assert audited(tmp_path, content).recipe["global_batch_size"] == 6
+    made = audited(tmp_path, content, processes=5)
+    assert made.recipe["global_batch_size"] == 10
+    assert "5 processes (as given)" in render(made)
+    assert "1 process (assumed, the file does not say)" in render(audited(tmp_path, TRL))
+
+
+def test_a_chat_template_is_written_beside_the_recipe(tmp_path: Path) -> None:
+    template = "{% for message in messages %}\n{{ message['content'] + eos_token }}{% endfor %}"
+    made = audited(tmp_path, TRL + f"chat_template: {json.dumps(template)}\n")
+    out = tmp_path / "new.yaml"
+    assert write(made, out) == [tmp_path / "new.jinja", out]
+    assert (tmp_path / "new.jinja").read_text(encoding="utf-8") == template
+    assert recipes.load(out)["chat_template_path"] == str(tmp_path / "new.jinja")
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    made = audited(tmp_path, TRL + 'chat_template: "{{ messages }}"\n')
+    out = tmp_path / "new.yaml"
+    (tmp_path / "new.jinja").write_text("mine", encoding="utf-8")
+    with pytest.raises(InputError, match=r"new\.jinja exists and is never overwritten"):
+        write(made, out)
+    assert not out.exists()
+    with pytest.raises(InputError, match=r"theirs\.yaml exists"):
+        write(made, tmp_path / "theirs.yaml")
+    with pytest.raises(InputError, match="cannot be written"):
+        write(made, tmp_path / "nowhere" / "new.yaml")
+    with pytest.raises(InputError, match="is no recipe file"):
+        write(made, tmp_path / "new.txt")
+
+
+def test_our_own_loader_has_the_last_word(tmp_path: Path) -> None:
+    content = TRL + "load_in_4bit: true\ndtype: bfloat16\nload_best_model_at_end: true\nsave_total_limit: 1\n"
+    made = audited(tmp_path, content)
+    assert len(made.problems) == 4
+    assert all(problem.startswith("recipe") for problem in made.problems)
+    assert not made.complete
+    assert made.problems[0] in render(made)
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [("2e-4", "'2e-4'"), ("010", "'010'"), ("no", "'no'"), ("a: b # c", "'a: b # c'"), ("", "''"), ("é", "é")],
+)
+def test_text_stays_text_in_both_yamls(tmp_path: Path, value: str, written: str) -> None:
+    made = audited(tmp_path, f"model_name_or_path: a/b\nuse_peft: false\ndataset_name: {json.dumps(value or 'x')}\n")
+    made.recipe["description"] = value
+    out = tmp_path / "new.yaml"
+    write(made, out)
+    assert recipes.load(out)["description"] == value
+    assert yaml.safe_load(out.read_text(encoding="utf-8"))["description"] == value
+    assert f"description: {written}" in out.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"hub_token: {TOKEN}",
+        "wandb_api_key: secret-of-mine",
+        f"run_name: {TOKEN}",
+        f"model_init_kwargs: {{token: {TOKEN}}}",
+        "model_init_kwargs: {token: secret-of-mine}",
+        "mlflow_tracking_uri: https://me:secret-of-mine@host/",
+        f"unheard_of: {{a: [{TOKEN}]}}",
+        f"{TOKEN}: 1",
+    ],
+)
+def test_a_secret_is_named_and_never_shown(tmp_path: Path, line: str) -> None:
+    made = audited(tmp_path, TRL + line + "\n")
+    everything = render(made) + json.dumps(facts(made)) + text(made)
+    assert TOKEN not in everything
+    assert "secret-of-mine" not in everything
+    assert made.entries[2].outcome in ("dropped", "inexpressible", "unknown")
+
+
+@pytest.mark.parametrize(
+    "line", ["hub_token: !!int secret-of-mine", f"x: !!float {TOKEN}", f"api_key: !!bool {TOKEN}"]
+)
+def test_a_secret_that_is_no_yaml_is_not_shown_either(tmp_path: Path, line: str) -> None:
+    with pytest.raises(InputError) as error:
+        audited(tmp_path, TRL + line + "\n")
+    assert TOKEN not in str(error.value)
+    assert "secret-of-mine" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("- a\n- b\n", "is a mapping"),
+        ("just text", "is a mapping"),
+        ("", "empty"),
+        ("base_model: a\nbase_model: b\n", "appears twice"),
+        ("base_model: &a b\nadapter: *a\n", "aliases"),
+        ("x: " + "y" * 70_000, "bytes is no recipe"),
+        ("[" * 5000, "not YAML|nested too deeply"),
+        ("extends: default\nlora_r: 8\n", "is a recipe already"),
+        ("colour: red\n", "say which tool reads it with --tool"),
+        ("base_model: a\nlora_rank: 8\n", "keys of axolotl and of llama-factory"),
+        ("base_model: !!python/object:os.system a\n", "base_model"),
+    ],
+)
+def test_hostile_and_foreign_files_are_one_clear_error(tmp_path: Path, content: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        audited(tmp_path, content)
+
+
+def test_a_tool_can_be_named_and_must_be_known(tmp_path: Path) -> None:
+    made = audited(tmp_path, "base_model: a\nlora_rank: 8\ndataset_name: c/d\n", tool="axolotl")
+    assert made.tool == "axolotl"
+    with pytest.raises(InputError, match=r"no tool axolot; there are .*did you mean axolotl\?"):
+        audited(tmp_path, TRL, tool="axolot")
+
+
+def test_a_key_cannot_break_out_of_its_comment(tmp_path: Path) -> None:
+    made = audited(tmp_path, TRL + '"evil\\nlearning_rate": 1\n"x\\u2028lora_r": 2\nchat_template: "a\\nlora_r: 9"\n')
+    out = tmp_path / "new.yaml"
+    write(made, out)
+    assert recipes.load(out).values.keys() == made.recipe.keys()
+    assert len(render(made).splitlines()) == len(made.entries) + 3
+
+
+def test_json_is_read_too(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.json"
+    path.write_text(json.dumps({"model_name_or_path": "a/b", "dataset_name": "c/d", "max_seq_length": 64}), "utf-8")
+    assert audit(path).recipe["max_length"] == 64
+
+
+def test_the_table_and_the_facts_say_the_same() -> None:
+    made = audit(FILES / "axolotl_qlora.yml")
+    table = render(made).splitlines()
+    assert table[1].split() == ["line", "key", "outcome", "what"]
+    assert [line.split()[1] for line in table[2:-1]] == [entry.key for entry in made.entries]
+    assert table[-1] == "10 kept, 19 translated, 25 dropped"
+    said = json.loads(json.dumps(facts(made)))
+    assert said["recipe"] == made.recipe
+    assert [entry["outcome"] for entry in said["entries"]] == [entry.outcome for entry in made.entries]
+
+
+def test_an_audit_needs_no_torch() -> None:
+    code = (
+        "import sys; from pathlib import Path; from sft_recipes.interop.audit import audit; "
+        f"audit(Path({str(FILES / 'zephyr_qlora.yaml')!r})); "
+        "print([name for name in ('torch', 'transformers', 'trl', 'peft', 'datasets') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+STRANGE = [
+    None,
+    True,
+    -1,
+    2.5,
+    10**400,
+    "x",
+    "\n#x\nlora_r: 3",
+    "x\x85y",
+    [],
+    [1],
+    [{}],
+    {"a": 1},
+    {"datasets": [{"id": 1}]},
+]
+
+
+@pytest.mark.parametrize("tool", foreign.TOOLS)
+@pytest.mark.parametrize("value", STRANGE, ids=lambda value: ascii(value)[:20])
+def test_no_value_of_any_key_is_a_traceback_or_is_lost(tmp_path: Path, tool: str, value: Any) -> None:
+    keys = sorted(foreign.TOOLS[tool].keys() | schema.RENAMED.keys() | {"gradient_accumulation_steps", "batch_size"})
+    # 400 digits for every key are more than a file may hold.
+    for part in (keys[::2], keys[1::2]):
+        path = tmp_path / "theirs.json"
+        path.write_text(json.dumps(dict.fromkeys(part, value)), encoding="utf-8")
+        made = audit(path, tool)
+        assert {entry.key for entry in made.entries if entry.line is not None} == set(part)
+        assert len(text(made).splitlines()) > 2
+        assert {key: item.value for key, item in written(made, tmp_path).items()} == made.recipe
+        assert not any(schema.problem(key, item) for key, item in made.recipe.items())
+
+
+def written(made: Audit, tmp_path: Path) -> dict[str, recipes.Value]:
+    """The keys of the recipe, as they are read back."""
+    path = tmp_path / "back.yaml"
+    path.write_text(text(made), encoding="utf-8")
+    return recipes.read(path)
+
+
+def test_a_template_and_a_path_to_one_are_not_both_taken(tmp_path: Path) -> None:
+    made = audited(tmp_path, TRL + 'chat_template_path: t.jinja\nchat_template: "{{ messages }}"\n')
+    assert made.recipe["chat_template_path"] == "t.jinja"
+    assert made.template is None
+    assert outcomes(made)["inexpressible"] == {"chat_template"}
+
+
+def test_empty_keys_leave_the_default_of_their_tool(tmp_path: Path) -> None:
+    made = audited(tmp_path, AXOLOTL + "micro_batch_size:\ngradient_accumulation_steps:\nnum_epochs:\n")
+    assert {entry.line for entry in made.entries if entry.key == "num_epochs"} == {6, None}
+    assert made.recipe["num_train_epochs"] == 1.0
+    assert made.recipe["global_batch_size"] == 1
+
+
+def test_keys_about_tokens_are_no_secrets(tmp_path: Path) -> None:
+    made = audited(
+        tmp_path, TRL + "eos_token: <eos>\naverage_tokens_across_devices: true\ninclude_num_input_tokens_seen: all\n"
+    )
+    assert {"eos_token", "average_tokens_across_devices", "include_num_input_tokens_seen"} <= outcomes(made)["kept"]
+
+
+def test_a_dataset_with_a_template_of_its_own_is_not_passed_over(tmp_path: Path) -> None:
+    content = (
+        "base_model: a/b\nsequence_len: 64\ndatasets: [{path: c/d, type: chat_template, chat_template: chatml}]\n"
+    )
+    made = audited(tmp_path, content)
+    assert outcomes(made)["inexpressible"] == {"datasets"}
+    assert made.recipe["dataset_name"] == "c/d"

@@ -1,0 +1,139 @@
+"""Two real processes on a CPU, with real NF4: the shipped topologies, made small."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from sft_recipes.runs.run import Run
+
+pytest_plugins = ["finished"]
+pytestmark = pytest.mark.slow
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("c++") is None,
+    reason="DeepSpeed builds its CPU operations on first use and finds no C++ compiler: apt-get install g++",
+)
+COMMAND = [sys.executable, "-m", "sft_recipes"]
+
+
+@pytest.fixture
+def on_cpu(project: Path) -> Path:
+    """The project, with each shipped topology also as NAME_cpu: the same file on two CPU processes."""
+    for name in ("ddp", "zero2", "zero3"):
+        config = yaml.safe_load((project / "accelerate_configs" / f"{name}.yaml").read_text())
+        config |= {"use_cpu": True, "num_processes": 2}
+        (project / "accelerate_configs" / f"{name}_cpu.yaml").write_text(yaml.safe_dump(config))
+    return project
+
+
+def run(*arguments: str, code: int = 0) -> str:
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=400)
+    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
+    return done.stdout + done.stderr
+
+
+def facts(name: str) -> dict[str, Any]:
+    return json.loads(Path(f"runs/{name}/run.json").read_text())
+
+
+def adapter(name: str) -> dict[str, torch.Tensor]:
+    return load_file(f"runs/{name}/adapter/adapter_model.safetensors")
+
+
+def interrupt(*arguments: str, name: str, at_step: int) -> str:
+    """Train, send SIGTERM to the command once a step is logged, and give what it said."""
+    process = subprocess.Popen(
+        [*COMMAND, "train", *arguments, "--name", name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    log = Path(f"runs/{name}/log.jsonl")
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        if log.exists() and any(json.loads(line)["step"] >= at_step for line in log.read_text().splitlines()):
+            break
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode == 3, said
+    return said
+
+
+@pytest.mark.parametrize(
+    ("accel", "kind", "stage"),
+    [
+        ("ddp", "MULTI_CPU", None),
+        pytest.param("zero2", "DEEPSPEED", 2, marks=needs_compiler),
+        pytest.param("zero3", "DEEPSPEED", 3, marks=needs_compiler),
+    ],
+)
+def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
+    on_cpu: Path,
+    finished: Callable[..., Run],
+    monkeypatch: pytest.MonkeyPatch,
+    accel: str,
+    kind: str,
+    stage: int | None,
+) -> None:
+    cache = on_cpu / "cache"
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
+    arguments = ["tiny", "--accel", f"{accel}_cpu", "--set", "num_train_epochs=2"]
+
+    said = run("train", *arguments, "--name", "whole")
+    assert "4 per device x 2 processes x 1 accumulation = 8 rows a step" in said
+    assert said.count("finished") == 1
+    tokenised = sorted(path.name for path in cache.rglob("*.arrow"))
+    assert tokenised
+
+    # The same global batch on another topology: the same steps, and a loss that differs by rounding only.
+    finished("single", num_train_epochs=2)
+    effect, alone = facts("whole")["in_effect"], facts("single")["in_effect"]
+    assert effect["run"]["distributed_type"] == kind
+    assert (effect["run"]["world_size"], effect["run"]["zero_stage"]) == (2, stage)
+    assert effect["run"]["effective_batch"] == alone["run"]["effective_batch"] == 8
+    assert effect["run"]["max_steps"] == alone["run"]["max_steps"] == 16
+    assert effect["base"] == alone["base"]
+    assert effect["base"]["four_bit_layers"] == 14
+    assert effect["adapter"]["trainable_parameters"] == alone["adapter"]["trainable_parameters"]
+    losses = [facts(name)["measured"]["eval_loss"][-1]["eval_loss"] for name in ("whole", "single")]
+    assert losses[0] == pytest.approx(losses[1], abs=0.02)
+    assert {name: tensor.shape for name, tensor in adapter("whole").items()} == {
+        name: tensor.shape for name, tensor in adapter("single").items()
+    }
+    # Under ZeRO-3 no process has a whole model to load the adapter into.
+    reloaded = facts("whole")["measured"]["adapter"]["reloaded"]
+    assert reloaded == ("weights" if stage == 3 else "logits")
+    if stage == 3:
+        # Resuming is the same code as under ZeRO-2, and each launch costs the tests a quarter of a minute.
+        return
+
+    said = interrupt(*arguments, name="parts", at_step=2)
+    assert "make resume NAME=parts" in said
+    assert facts("parts")["status"] == "interrupted"
+    assert not Path("runs/parts/adapter").exists()
+    assert "continues from checkpoint-" in run("resume", "parts")
+    assert adapter("parts").keys() == adapter("whole").keys()
+    assert all(torch.equal(tensor, adapter("whole")[name]) for name, tensor in adapter("parts").items())
+    steps = [json.loads(line) for line in Path("runs/parts/log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in steps if "loss" in entry] == list(range(1, 17))
+    # The rows were tokenised once, by the main process: the other, and the later runs, read its cache.
+    assert sorted(path.name for path in cache.rglob("*.arrow")) == tokenised
+
+
+def test_a_refusal_on_all_processes_is_one_message_and_leaves_nothing(on_cpu: Path) -> None:
+    said = run(
+        "train", "tiny", "--accel", "ddp_cpu", "--name", "no", "--set", "model_name_or_path=no-such/model", code=2
+    )
+    assert said.count("error: ") == 1
+    assert "no-such/model (revision main) cannot be loaded" in said
+    assert "Traceback" not in said
+    assert not Path("runs/no").exists()

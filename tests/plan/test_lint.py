@@ -1,0 +1,255 @@
+"""Each rule on a case that trips it and on one that does not."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_recipes.errors import InputError
+from sft_recipes.models import base_model
+from sft_recipes.plan import lint, schedule
+from sft_recipes.plan.gpus import find as find_gpu
+from sft_recipes.plan.lint import Case
+from sft_recipes.recipes import recipe, topology
+
+
+def lengths(**splits: dict[int, int]) -> dict[str, Any]:
+    """What a survey knows of rows of these lengths, whose answers take the last four tokens."""
+    return {
+        "splits": {
+            name: {
+                "rows": sum(rows.values()),
+                "lengths": {str(length): number for length, number in rows.items()},
+                "answer_starts": {str(length - 4): number for length, number in rows.items()},
+            }
+            for name, rows in splits.items()
+        }
+    }
+
+
+def case(
+    name: str = "default",
+    accel: str = "ddp",
+    *,
+    gpus: int = 0,
+    rows: int | None = None,
+    config: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    processes: int | None = None,
+    gpu: str | None = None,
+    **overrides: Any,
+) -> Case:
+    """A shipped recipe with overrides on a shipped topology, for so many rows and a base model of this config."""
+    words = [f"{key}={json.dumps(json.dumps(value))}" for key, value in overrides.items()]
+    loaded = recipe.load(name, recipe.parse_overrides(words))
+    chosen = topology.read(accel, "test", processes)
+    model = base_model.find(loaded["model_name_or_path"])
+    if config is not None:
+        assert model is not None
+        model = base_model.Model(model.name, model.config | config, "test", model.groups)
+    plan = schedule.schedule(loaded, chosen, rows) if rows else None
+    card = find_gpu(gpu) if gpu else None
+    return Case(loaded, chosen, (topology.Gpu("NVIDIA A100-SXM4-80GB", 81920),) * gpus, card, model, data, plan)
+
+
+EXPERTS = {"num_experts": 128, "router_aux_loss_coef": 0.9}
+SHORT = lengths(train={20: 900, 400: 100})
+EVEN = lengths(train={2000: 1000})
+
+# rule: (a case that trips it, a word of its message, one that does not)
+CASES: dict[str, tuple[Any, str, Any]] = {
+    "warmup-share": (lambda: case(rows=2686), "100 of 126 steps", lambda: case(rows=100_000)),
+    "few-steps": (lambda: case(rows=1000), "48 optimizer steps", lambda: case(rows=10_000)),
+    "early-stopping-idle": (
+        lambda: case(rows=10_000),
+        "needs 3 evaluations",
+        lambda: case(rows=10_000, num_train_epochs=5),
+    ),
+    "evaluation-never-runs": (
+        lambda: case(rows=1000, eval_delay=10),
+        "no best model",
+        lambda: case(rows=1000, eval_delay=1),
+    ),
+    "evaluation-once": (
+        lambda: case("quick_test", rows=1000),
+        "among one evaluation",
+        lambda: case(rows=1000),
+    ),
+    "rows-dropped": (
+        lambda: case(rows=1001, dataloader_drop_last=True),
+        "leaves 9 rows",
+        lambda: case(rows=1008, dataloader_drop_last=True),
+    ),
+    "partial-epoch": (lambda: case(rows=6400, max_steps=150), "1.50 epochs", lambda: case(rows=6400)),
+    "batch-unreachable": (lambda: case(global_batch_size=60), "60 is not reachable", lambda: case()),
+    "unsupported-pair": (lambda: case(accel="fsdp2"), "FSDP2 cannot train", lambda: case(accel="zero3")),
+    "devices-missing": (lambda: case(gpus=1), "1 GPU is visible here", lambda: case(gpus=4)),
+    "devices-idle": (lambda: case(accel="single_gpu", gpus=4), "one of 4", lambda: case(accel="single_gpu", gpus=1)),
+    "zero-saves-nothing": (lambda: case(accel="zero2"), "ZeRO-2 saves 0.15 GiB", lambda: case(accel="ddp")),
+    "evaluation-batch": (
+        lambda: unset("per_device_eval_batch_size"),
+        "per_device_eval_batch_size is not set",
+        lambda: case(),
+    ),
+    "checkpoint-quantised": (
+        lambda: case(config={"quantization_config": {"quant_method": "mxfp4"}}),
+        "(mxfp4)",
+        lambda: case(config={"quantization_config": {"quant_method": "mxfp4"}}, load_in_4bit=False),
+    ),
+    "four-bit-coverage": (lambda: experts_case(), "would be in 4 bit", lambda: case()),
+    "compute-dtype": (lambda: case(dtype="float16"), "compute in float16", lambda: case()),
+    "target-unmatched": (
+        lambda: case(lora_target_modules=["q_proj,v_proj"]),
+        "a list is written",
+        lambda: case(lora_target_modules=["q_proj", "self_attn.v_proj"]),
+    ),
+    "target-head": (lambda: case(lora_target_modules=["q_proj", "lm_head"]), "lm_head", lambda: case()),
+    "attention-only-experts": (
+        lambda: case(config=EXPERTS),
+        "128 experts are not adapted",
+        lambda: case(config=EXPERTS, lora_target_parameters=["mlp.experts.down_proj"]),
+    ),
+    "alpha-follows-rank": (
+        lambda: case("high_capacity"),
+        "32 -> 64 and lora_alpha 32 -> 64",
+        lambda: case("high_capacity", lora_alpha=32),
+    ),
+    "expert-dropout": (
+        lambda: case(lora_target_parameters=["mlp.experts.down_proj"]),
+        "refused by PEFT",
+        lambda: case(lora_target_parameters=["mlp.experts.down_proj"], lora_dropout=0.0),
+    ),
+    "router-loss": (
+        lambda: case(config=EXPERTS),
+        "0.9, from the model config",
+        lambda: case(config=EXPERTS, router_aux_loss_coef=0.0),
+    ),
+    "updates-round-away": (
+        lambda: case("full_finetune", "ddp"),
+        "moves by 0.00012 or not at all",
+        lambda: case("full_finetune", "zero2"),
+    ),
+    "sharded-8bit-optimizer": (
+        lambda: case(accel="zero2", optim="paged_adamw_8bit"),
+        "paged_adamw_8bit under zero2",
+        lambda: case(accel="ddp", optim="paged_adamw_8bit"),
+    ),
+    "model-unpinned": (lambda: case(), "taken at 'main'", lambda: case(model_revision="0" * 40)),
+    "data-unpinned": (
+        lambda: case(train_file=None, dataset_name="org/rows"),
+        "org/rows is read",
+        lambda: case(),
+    ),
+    "remote-code": (
+        lambda: case(model_init_kwargs={"trust_remote_code": True}),
+        "trust_remote_code",
+        lambda: case(model_init_kwargs={"use_kernels": True}),
+    ),
+    "tracker-credentials": (lambda: case(report_to="wandb"), "WANDB_API_KEY is not set", lambda: case()),
+    "loss-on-prompts": (
+        lambda: case(
+            completion_only_loss=False, data={"splits": {"train": {"tokens": 1000, "supervised_tokens": 60}}}
+        ),
+        "over all tokens, of which 6.0 % are answers",
+        lambda: case(completion_only_loss=None),
+    ),
+    "learning-rate-range": (lambda: case(learning_rate=2e-5), "2e-05 is outside", lambda: case()),
+    "rank-range": (lambda: case(lora_r=512), "512 is outside", lambda: case()),
+    "alpha-range": (lambda: case(lora_alpha=256), "is 8, outside", lambda: case(lora_alpha=256, use_rslora=True)),
+    "epochs-range": (lambda: case(rows=5000, num_train_epochs=10), "seen 10 times", lambda: case(rows=5000)),
+    "batch-range": (lambda: case(global_batch_size=512), "512 is outside", lambda: case()),
+    "does-not-fit": (
+        lambda: case(gpu="rtx-3090", load_in_4bit=False, activation_checkpointing=False),
+        "of the 24 GiB of rtx-3090",
+        lambda: case(gpu="rtx-3090"),
+    ),
+    "micro-batch-tokens": (lambda: case(rows=1000, data=SHORT), "holds about 232 tokens", lambda: case(data=EVEN)),
+    "padding-share": (
+        lambda: case(data=SHORT),
+        "are real tokens",
+        lambda: case(data=SHORT, train_sampling_strategy="group_by_length"),
+    ),
+    "packing-fill": (
+        lambda: case(data=lengths(train={300: 1000}), packing=True),
+        "packing at max_length 512 fills 59 %",
+        lambda: case(data=lengths(train={512: 1000}), packing=True),
+    ),
+    "dropout-memory": (lambda: case(activation_checkpointing=False), "lora_dropout 0.05 without", lambda: case()),
+}
+
+
+def unset(key: str) -> Case:
+    """The default recipe without one of its keys."""
+    whole = case()
+    values = {name: item for name, item in whole.recipe.values.items() if name != key}
+    return Case(recipe.Recipe("default", values), whole.topology)
+
+
+def experts_case() -> Case:
+    """The default recipe on a mixture of experts whose experts are one tensor."""
+    whole = case()
+    assert whole.model is not None
+    fused = base_model.Group("model.layers.*.mlp.experts.gate_up_proj", (128, 1536, 2048), 48, "other")
+    model = base_model.Model("moe", whole.model.config, "test", (*whole.model.groups, fused))
+    return Case(whole.recipe, whole.topology, model=model)
+
+
+def said(rule: str, given: Case) -> list[str]:
+    return [found.message for found in lint.rules()[rule].check(given)]
+
+
+@pytest.fixture(autouse=True)
+def nothing_from_outside(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A project without trackers."""
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize("rule", CASES)
+def test_a_rule_finds_what_it_says_and_nothing_else(rule: str) -> None:
+    trips, words, passes = CASES[rule]
+    found = said(rule, trips())
+    assert found and any(words in text for text in found), found
+    assert said(rule, passes()) == []
+
+
+def test_every_rule_is_tested_and_says_what_to_write_instead() -> None:
+    untested = {id for id, rule in lint.rules().items() if not rule.check.__module__.endswith(".data")}
+    assert untested == CASES.keys()
+    for rule in lint.rules().values():
+        assert rule.severity in lint.SEVERITIES
+        assert rule.idea.endswith(".") and len(rule.evidence) > 20
+    for id, (trips, _, _) in CASES.items():
+        assert all(found.instead for found in lint.rules()[id].check(trips()))
+
+
+@pytest.mark.parametrize("rows", [2686, 1000, 20_000])
+def test_warm_up_is_graver_the_more_of_the_run_it_takes(rows: int) -> None:
+    expected = {2686: "warning", 1000: "warning", 20_000: None}[rows]
+    found = [finding for finding in lint.findings(case(rows=rows)) if finding.rule == "warmup-share"]
+    assert [finding.severity for finding in found] == ([expected] if expected else [])
+    if rows == 1000:
+        assert "never decays" in found[0].message
+
+
+def test_a_silenced_rule_is_kept_with_its_reason() -> None:
+    found = lint.findings(case(rows=2686, silence={"warmup-share": "as documented by the origin"}))
+    silenced = [finding for finding in found if finding.silenced]
+    assert [(finding.rule, finding.silenced) for finding in silenced] == [
+        ("warmup-share", "as documented by the origin")
+    ]
+    assert found[-1] is silenced[0]
+
+
+@pytest.mark.parametrize(
+    ("silence", "message"),
+    [
+        ({"warmup-shares": "x"}, "did you mean warmup-share"),
+        ({"unsupported-pair": "x"}, "cannot be silenced"),
+        ({"warmup-share": " "}, "needs the reason"),
+    ],
+)
+def test_silence_that_says_nothing_is_refused(silence: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        lint.findings(case(silence=silence))

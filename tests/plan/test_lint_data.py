@@ -1,0 +1,318 @@
+"""Every rule over the rows: a dataset that trips it, and one that does not."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import alpaca_rows, write_rows
+
+from sft_recipes.data import survey
+from sft_recipes.plan import job as jobs
+from sft_recipes.plan import lint
+from sft_recipes.plan.lint import Case, Said
+from sft_recipes.plan.lint import data as rules
+
+Row = dict[str, Any]
+Look = Callable[..., dict[str, list[Said]]]
+
+
+def row(text: str, answer: str, ask: str = "Say which.") -> Row:
+    return {"instruction": ask, "input": text, "output": answer}
+
+
+def good(number: int, start: int = 0) -> list[Row]:
+    """Rows of two classes, none like another."""
+    return [row(f"text {start + n}", ("even", "odd")[n % 2]) for n in range(number)]
+
+
+def origin(number: int, *, fixed: bool = False) -> list[Row]:
+    """Targets as the origin's: one class with doubled braces and a constant text, the other with its own field."""
+    rows = []
+    for n in range(number):
+        hate = n % 2
+        answer = {"classification": "hate" if hate else "not_hate", "rationale": f"because {n}"}
+        if hate or fixed:
+            answer["protected_group"] = "a group"
+        else:
+            answer["rationale"] = "This text does not contain hate speech."
+        text = json.dumps(answer)
+        if not hate and not fixed:
+            text = text.replace("{", "{{").replace("}", "}}")
+        rows.append(row(f"text {n}", text, "Answer in JSON."))
+    return rows
+
+
+@pytest.fixture
+def look(project: Path) -> Look:
+    """What each rule says of train, validation and test rows, by its id; nothing of those that say nothing."""
+
+    def look(train: list[Row], validation: list[Row] | None = None, test: list[Row] | None = None, **overrides: Any):
+        write_rows(Path("data/train.jsonl"), train)
+        write_rows(Path("data/validation.jsonl"), validation or good(1000, start=10_000))
+        if test:
+            write_rows(Path("data/test.jsonl"), test)
+            overrides["test_file"] = "data/test.jsonl"
+        words = [f"{key}={json.dumps(json.dumps(value))}" for key, value in overrides.items()]
+        job = jobs.check("tiny", overrides=words)
+        found = survey.survey(job.prepared, survey.find_tokenizer(job.recipe), cache=Path("surveys"))
+        case = Case(job.recipe, job.topology, data=found)
+        ours = {name: each for name, each in lint._RULES.items() if each.check.__module__ == rules.__name__}
+        said = {name: list(each.check(case)) for name, each in ours.items()}
+        return {name: told for name, told in said.items() if told}
+
+    return look
+
+
+def severity(found: dict[str, list[Said]], name: str) -> str:
+    (said,) = found[name]
+    return said.severity or lint._RULES[name].severity
+
+
+# Two rows each that trip a rule among good ones, and what is said of them.
+TRIPS: dict[str, tuple[list[Row], str]] = {
+    "duplicate-rows": (
+        [row("text 3", "odd"), row("TEXT 4!", "even")],
+        "2 of 42 train rows (rows 41 and 42 of data/train.jsonl) repeat an earlier row, 1 of them exactly, e.g. "
+        "row 41 is row 4:",
+    ),
+    "contradictory-answers": (
+        [row("text 3", "even"), row("text 4", "odd")],
+        "2 of 42 train rows (rows 41 and 42 of data/train.jsonl) answer an input otherwise than an earlier row, e.g. "
+        "row 41 and row 4: at most one label is right",
+    ),
+    "empty-answers": ([row("x", "nan"), row("y", "{}")], "2 of 42 train rows (rows 41 and 42 of data/train.jsonl)"),
+    "unrendered-placeholders": (
+        [row("x", "odd {name}"), row("y", "{{ label }}")],
+        "2 of 42 train rows (rows 41 and 42 of data/train.jsonl) have a placeholder or doubled braces in the answer",
+    ),
+    "special-tokens-in-text": (
+        [row("x<|im_end|>\n<|im_start|>assistant", "odd"), row("y", "odd<|im_end|>")],
+        "2 of 42 train rows (rows 41 and 42 of data/train.jsonl) hold a control token",
+    ),
+    "email-addresses": (
+        [row("from jane.doe@example.org", "odd"), row("y", "even, say me@example.co.uk")],
+        "2 of 42 train rows (rows 41 and 42 of data/train.jsonl) hold an e-mail address",
+    ),
+    "key-like-strings": (
+        [row("AKIA" + "ABCDEFGH" * 2, "odd"), row("y", "-----BEGIN RSA PRIVATE KEY-----")],
+        "2 of 42 train rows (rows 41 and 42 of data/train.jsonl) hold what looks like an access key",
+    ),
+}
+
+
+def test_good_rows_trip_nothing(look: Look) -> None:
+    assert look(good(40)) == {}
+    code = "```python\ndef f(x):\n    return f'{x}'\n```"
+    tex = r"\frac{a}{b} and ${name}"
+    harmless = [row("braces", code), row("tex", tex), row("a@b", "sk-short"), row("1 + 1", "2"), row("1 - 1", "0")]
+    assert look(good(40) + harmless).keys() <= {"class-imbalance"}
+
+
+@pytest.mark.parametrize("name", TRIPS)
+def test_rows_that_trip_a_rule_are_named(look: Look, name: str) -> None:
+    added, text = TRIPS[name]
+    (said,) = look(good(40) + added)[name]
+    assert text in said.message
+
+
+def test_overlap_blocks_when_it_is_a_large_share(look: Look) -> None:
+    found = look(good(40), good(3) + good(997, start=5000))
+    assert severity(found, "split-overlap") == "warning"
+    assert found["split-overlap"][0].message.startswith(
+        "3 of 1,000 validation rows (rows 1, 2 and 3 of data/validation.jsonl) have an input that is also in train, "
+        "e.g. row 1 is train row 1"
+    )
+    found = look(good(400), test=good(300) + good(700, start=5000))
+    assert severity(found, "split-overlap") == "blocking"
+    assert "300 of 1,000 test rows (rows 1, 2, 3, 4, 5 and 295 more of data/test.jsonl)" in (
+        found["split-overlap"][0].message
+    )
+
+
+def test_overlap_but_for_case_and_punctuation(look: Look) -> None:
+    found = look(good(40), [row("text 0", "even"), row("Text  7.", "odd"), *good(998, start=5000)])
+    (said,) = found["split-overlap-normalised"]
+    assert said.message.startswith("1 more of 1,000 validation rows (data/validation.jsonl)")
+    assert "e.g. row 2 is train row 8" in said.message
+    assert "split-overlap-normalised" not in look(good(40), [row("text 0", "even"), *good(999, start=5000)])
+
+
+def test_the_origins_answers_trip_the_rules_that_are_about_them(look: Look) -> None:
+    found = look(origin(100), origin(2000)[1000:])
+    form = ["answers-not-json", "constant-answer-per-class", "field-in-one-class", "surface-gives-class-away"]
+    assert set(form) <= found.keys()
+    assert "50 of 50 of class 'not_hate' begin with '{{' (first row 1)" in found["surface-gives-class-away"][0].message
+    assert "'hate' have the field 'protected_group'" in found["field-in-one-class"][0].message
+    assert (
+        "all 50 train answers of class 'not_hate' are the same text" in found["constant-answer-per-class"][0].message
+    )
+    assert found["answers-not-json"][0].message.startswith(
+        "100 prompts ask for JSON, but 50 of 100 train rows (rows 1, 3, 5, 7, 9 and 45 more of data/train.jsonl)"
+    )
+    assert not set(form) & look(origin(100, fixed=True), origin(2000, fixed=True)[1000:]).keys()
+
+
+def test_one_answer_for_all_rows(look: Look) -> None:
+    found = look([row(f"text {n}", "yes") for n in range(40)])
+    assert (
+        "all 40 train rows of data/train.jsonl have one answer, 'yes'" in found["constant-answer-per-class"][0].message
+    )
+
+
+def test_imbalance(look: Look) -> None:
+    rows = [row(f"text {n}", "odd" if n % 20 == 0 else "even") for n in range(100)]
+    found = look(rows)
+    assert severity(found, "class-imbalance") == "warning"
+    assert "always answering 'even' is right in 95 %" in found["class-imbalance"][0].message
+    rows = [row(f"text {n}", "odd" if n % 4 == 0 else "even") for n in range(100)]
+    assert "class-imbalance" not in look(rows)
+
+
+def test_a_class_that_was_never_trained(look: Look) -> None:
+    validation = [row("x", "Odd"), *good(999, start=5000)]
+    (said,) = look(good(40), validation)["class-not-in-training"]
+    assert said.message.startswith(
+        "validation (data/validation.jsonl) has 1 class that no train row has, 'Odd' (row 1)"
+    )
+
+
+def test_what_a_small_set_can_show(look: Look) -> None:
+    found = look(good(40), good(100, start=5000))
+    assert severity(found, "small-evaluation-set") == "warning"
+    assert "12.4 points of accuracy" in found["small-evaluation-set"][0].message
+    found = look(good(40), good(300, start=5000))
+    assert severity(found, "small-evaluation-set") == "info"
+    assert "hold out 630 rows" in found["small-evaluation-set"][0].instead
+    assert "small-evaluation-set" not in look(good(40), good(630, start=5000))
+
+
+def test_detectable_differences_are_those_of_a_simulation() -> None:
+    """Power of the paired test at the difference that is named, over seeded pairs of models."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    rows, trials = 600, 4000
+    difference = rules.detectable_accuracy(rows)
+    better, worse = 0.1 + difference / 2, 0.1 - difference / 2
+    draws = rng.choice([1, -1, 0], size=(trials, rows), p=[better, worse, 1 - better - worse])
+    won, lost = (draws == 1).sum(1), (draws == -1).sum(1)
+    power = (np.abs(won - lost) / np.sqrt(won + lost) > rules.Z_ALPHA).mean()
+    assert power == pytest.approx(0.8, abs=0.02)
+
+    # F1 of two models that err independently of each other on a class of 30 %.
+    positive, share = 0.3, 0.3
+    truth = rng.random((trials, rows)) < positive
+    right = rng.random((trials, rows)) < np.where(truth, 0.65, 1 - 0.35 * positive / (1 - positive))
+    flip = rng.random((trials, rows)) < 0.2
+    discordant_toward = rng.random((trials, rows)) < 0.5
+    one, other = np.where(flip, discordant_toward, right), np.where(flip, ~discordant_toward, right)
+
+    def f1(correct: Any) -> Any:
+        hits = (truth & correct).sum(1)
+        return 2 * hits / (2 * hits + (~correct).sum(1))
+
+    spread = (f1(one) - f1(other)).std() * (rules.Z_ALPHA + rules.Z_POWER)
+    assert rules.detectable_f1(rows, share) == pytest.approx(spread, rel=0.15)
+
+
+def test_answers_at_max_length(look: Look) -> None:
+    rows = alpaca_rows(64, seed=3)
+    lost = look(rows, max_length=45)
+    assert lost["answers-lost"][0].message.startswith("at max_length 45 ")
+    assert "set max_length to 64, which keeps every row whole" in lost["answers-lost"][0].instead
+    assert "answers-cut" in lost
+    none = look(rows, max_length=8)
+    assert {said.severity for said in none["every-answer-lost"]} == {None}
+    assert "all 64 train rows of data/train.jsonl lose their whole answer" in none["every-answer-lost"][0].message
+    names = {"answers-lost", "answers-cut", "every-answer-lost"}
+    assert not names & look(rows, max_length=512).keys()
+    assert not names & look(rows, max_length=45, packing=True).keys()
+
+
+def test_no_answer_that_ends_blocks(look: Look) -> None:
+    long = [row(f"text {n}", "word " * 60) for n in range(40)]
+    found = look(long, max_length=64)
+    assert severity(found, "answers-cut") == "blocking"
+    assert "no row is left that teaches when to stop" in found["answers-cut"][0].message
+
+
+def test_stop_tokens(look: Look) -> None:
+    assert "no-stop-token" not in look(good(40))
+    Path("bare.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}")
+    found = look(good(40), chat_template_path="bare.jinja")
+    assert severity(found, "no-stop-token") == "blocking"
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    template += "{% if 'odd' in m.content %}<|im_end|>{% endif %}\n{% endfor %}"
+    Path("some.jinja").write_text(template)
+    (said,) = look(good(40), chat_template_path="some.jinja")["some-without-stop-token"]
+    assert "20 of 40 train rows (rows 1, 3, 5, 7, 9 and 15 more of data/train.jsonl)" in said.message
+
+
+def test_conversations_need_a_template_that_tells_the_answers(look: Look, tiny_model: Path) -> None:
+    turns = [("user", "red"), ("assistant", "odd"), ("user", "red red"), ("assistant", "even")]
+    rows = [{"messages": [{"role": role, "content": f"{text} {n}"} for role, text in turns]} for n in range(40)]
+    assert "chat-template" not in look(rows, validation=rows[:8])
+    Path("plain.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}")
+    found = look(rows, validation=rows[:8], chat_template_path="plain.jinja")
+    assert severity(found, "chat-template") == "blocking"
+    assert "plain.jinja does not mark them" in found["chat-template"][0].message
+    loose = {"chat_template_path": "plain.jinja", "completion_only_loss": False}
+    assert "chat-template" not in look(rows, validation=rows[:8], **loose)
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_model)
+    tokenizer.chat_template = None
+    Path("model").unlink()
+    tokenizer.save_pretrained("model")
+    assert "the tokenizer of model has no chat template" in look(good(40))["chat-template"][0].message
+
+
+def test_pad_is_eos(look: Look, tiny_model: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_model)
+    tokenizer.pad_token = tokenizer.eos_token
+    Path("model").unlink()
+    tokenizer.save_pretrained("model")
+    (said,) = look(good(40))["pad-is-eos"]
+    assert "pads with its stop token <|im_end|>" in said.message
+
+
+def test_double_bos(look: Look, tiny_model: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(tiny_model)
+    tokenizer.bos_token = "<|im_start|>"  # noqa: S105, a token of text
+    tokenizer.chat_template = "{{ bos_token }}{% for m in messages %}{{ m.content }}<|im_end|>\n{% endfor %}"
+    Path("model").unlink()
+    tokenizer.save_pretrained("model")
+    assert "double-bos" not in look(good(40))
+    (said,) = look([*good(40), row("x", "odd", "<|im_start|>Say which.")])["double-bos"]
+    assert said.message.startswith("1 of 41 train rows (row 41 of data/train.jsonl)")
+
+
+def test_a_prompt_that_merges_with_its_answer(look: Look) -> None:
+    def pairs(space: bool, start: int, number: int) -> list[Row]:
+        gap = (" ", "") if space else ("", " ")
+        return [{"prompt": f"order {start + n}:{gap[0]}", "completion": f"{gap[1]}refund"} for n in range(number)]
+
+    found = look(pairs(True, 0, 40), pairs(True, 5000, 1000))
+    assert "a prompt that ends in a space merges" in found["prompt-not-a-prefix"][0].message
+    assert "prompt-not-a-prefix" not in look(pairs(False, 0, 40), pairs(False, 5000, 1000))
+
+
+def test_without_data_nothing_is_said(project: Path) -> None:
+    job = jobs.check("tiny")
+    case = Case(job.recipe, job.topology)
+    ours = [each for each in lint._RULES.values() if each.check.__module__ == rules.__name__]
+    assert ours and [said for each in ours for said in each.check(case)] == []
+
+
+def test_every_rule_says_what_it_finds_and_where_it_was_seen() -> None:
+    ours = [each for each in lint._RULES.values() if each.check.__module__ == rules.__name__]
+    assert len(ours) == 25
+    for each in ours:
+        assert each.idea.endswith(".") and len(each.idea) < 140
+        assert each.evidence and each.severity in lint.SEVERITIES

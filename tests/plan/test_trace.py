@@ -1,0 +1,145 @@
+import dataclasses
+import functools
+import importlib.util
+import json
+import statistics
+import sys
+from types import ModuleType
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from sft_recipes.errors import InputError
+from sft_recipes.models import base_model
+from sft_recipes.plan import memory
+from sft_recipes.plan.memory import Setup
+from sft_recipes.plan.trace import trace
+
+TINY: dict[str, Any] = {
+    "model_type": "qwen3",
+    "vocab_size": 512,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "max_position_embeddings": 1024,
+    "tie_word_embeddings": True,
+}
+SETUP = Setup(four_bit=True, double_quant=True, tokens=512, length=256, rank=8)
+
+
+@pytest.fixture(scope="module")
+def validate() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("validate_memory", ROOT / "scripts" / "validate_memory.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["validate_memory"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_trace_says_what_a_real_step_holds(validate: ModuleType) -> None:
+    """Real tensors of a real SFTTrainer on the CPU, in 4 bit, with checkpointing, within 2 %."""
+    from sft_recipes.plan import fake_step
+
+    setup = dataclasses.replace(SETUP, fused_head=False)
+    measured = validate.measure_case(TINY, setup)
+    assert fake_step.extrapolate(TINY, setup)["peak"] == pytest.approx(measured, rel=0.02)
+
+
+def test_four_layers_tell_of_six() -> None:
+    """The peak that two and four layers extrapolate to is that of all six."""
+    from sft_recipes.plan import fake_step
+
+    setup = dataclasses.replace(SETUP, checkpointing=False)
+    found = fake_step.extrapolate(TINY, setup)
+    parts, phases = fake_step.step(TINY, 6, setup)
+    assert found["peak"] == pytest.approx(max(phases.values()), rel=1e-3)
+    assert found["static"] == sum(parts.values())
+
+
+def test_static_parts_are_the_formula_s_exactly() -> None:
+    """Both count the same weights; the trace rounds every tensor up to an allocator's block."""
+    from sft_recipes.plan import fake_step
+
+    setup = dataclasses.replace(SETUP, targets=("q_proj", "v_proj"))
+    found = trace(TINY, setup)
+    assert found == fake_step.extrapolate(TINY, setup)
+    expected = memory.estimate(base_model.from_config("tiny", TINY, "here"), setup)
+    assert found["adapters"] == expected.adapters
+    assert found["gradients"] == expected.gradients
+    assert found["base"] == pytest.approx(expected.quantised + expected.unquantised, rel=0.15)
+    assert found["peak"] == found["static"] + found["activations"]
+
+
+@functools.cache
+def traced(**change: Any) -> Any:
+    from sft_recipes.plan import fake_step
+
+    # The head's tile is as large as the whole model where many tokens are supervised.
+    config = {**TINY, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 8192}
+    common = dataclasses.replace(SETUP, supervised_share=0.05, checkpointing=True)
+    return fake_step.step(config, 2, dataclasses.replace(common, **change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"four_bit": False},
+        {"double_quant": False},
+        {"checkpointing": False},
+        {"dropout": 0.1},
+        {"adapter_bytes": 2},
+        {"fused_head": False},
+        {"autocast": False},
+        {"attention": "eager"},
+        {"attention": "flash_attention_2"},
+        {"optimizer": "adamw_torch_fused"},
+        {"use_peft": False, "four_bit": False},
+    ],
+    ids=str,
+)
+def test_every_choice_is_traced_and_costs_something(change: dict[str, Any]) -> None:
+    assert traced(**change) != traced()
+
+
+def test_what_is_not_traced_is_refused_at_once() -> None:
+    with pytest.raises(InputError) as caught:
+        trace(TINY, dataclasses.replace(SETUP, eight_bit=True, zero_stage=3, optimizer="adamw_8bit"))
+    assert len(caught.value.problems) == 3
+
+
+def test_upstream_s_reason_is_given() -> None:
+    with pytest.raises(InputError, match=r"cannot be traced: .*no_such_layer"):
+        trace(TINY, dataclasses.replace(SETUP, targets=("no_such_layer",)))
+
+
+def test_layers_that_differ_are_not_extrapolated() -> None:
+    """A mixture of experts whose last layer is dense."""
+    from sft_recipes.plan import fake_step
+
+    mixed = {**TINY, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2}
+    mixed |= {"moe_intermediate_size": 64, "mlp_only_layers": [5]}
+    with pytest.raises(ValueError, match="not alike"):
+        fake_step.extrapolate(mixed, dataclasses.replace(SETUP, four_bit=False, targets=("q_proj",)))
+
+
+def test_models_of_the_validation_have_their_published_sizes(validate: ModuleType) -> None:
+    known = json.loads(validate.MODELS.read_text(encoding="utf-8")) | base_model.bundled()
+    for name, facts in known.items():
+        assert validate.model_of(name).elements() == facts["parameters"], name
+
+
+def test_the_formula_is_near_every_published_measurement(validate: ModuleType) -> None:
+    errors = [abs(row.error(row.formula)) for row in validate.published() if row.counted]
+    assert len(errors) >= 20
+    assert statistics.median(errors) <= 0.05
+    assert max(errors) <= 0.12
+
+
+def test_the_page_shows_the_kept_results_and_today_s_formula(validate: ModuleType) -> None:
+    text = validate.PAGE.read_text(encoding="utf-8")
+    assert validate.render(text) == text, "run scripts/validate_memory.py"

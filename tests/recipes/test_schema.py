@@ -1,0 +1,203 @@
+"""What a recipe may say: the snapshot of TRL, the renamed and refused keys, and the check of each value."""
+
+import importlib.util
+import json
+import re
+import subprocess
+import sys
+import time
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ROOT
+
+from sft_recipes.recipes import schema
+
+
+def test_upstream_json_is_what_the_installed_trl_has() -> None:
+    spec = importlib.util.spec_from_file_location("snapshot_upstream", ROOT / "scripts" / "snapshot_upstream.py")
+    assert spec and spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    stored = json.loads(resources.files("sft_recipes.recipes").joinpath("upstream.json").read_text(encoding="utf-8"))
+    assert stored == json.loads(json.dumps(script.snapshot())), "run python scripts/snapshot_upstream.py"
+
+
+def test_renamed_keys_are_gone_from_trl_or_deprecated_in_it() -> None:
+    deprecated = {"gradient_checkpointing", "gradient_checkpointing_kwargs", "use_liger_kernel", "pad_token"}
+    assert schema.RENAMED.keys() & schema.upstream().keys() == deprecated
+    assert not schema.RENAMED.keys() & (schema.known().keys() | schema.REFUSED.keys())
+
+
+@pytest.mark.parametrize("key", schema.RENAMED)
+def test_every_replacement_can_be_written(key: str) -> None:
+    text = schema.RENAMED[key]
+    named = re.findall(r"(?<![{\w])(\w+): ", text) + re.findall(r"\bset (\w+)$", text)
+    assert [name for name in named if name not in schema.known()] == []
+    assert named or text.startswith("drop it") or key == "chat_template"
+    assert f"{key} is not a key of TRL" in (schema.problem(key, "x") or "")
+
+
+def test_refused_keys_exist_in_trl_and_say_what_to_do() -> None:
+    assert schema.REFUSED.keys() <= schema.upstream().keys()
+    assert all(schema.REFUSED[key] in (schema.problem(key, None) or "") for key in schema.REFUSED)
+
+
+def test_choices_and_ranges_are_of_keys_that_can_be_set() -> None:
+    assert schema.UPSTREAM_CHOICES.keys() <= schema.upstream().keys() & schema.known().keys()
+    assert schema.OWN_CHOICES.keys() <= schema.own().keys()
+    assert schema.RANGES.keys() <= schema.known().keys()
+
+
+def test_own_keys_are_not_also_keys_of_trl() -> None:
+    assert not schema.own().keys() & schema.upstream().keys()
+
+
+def test_own_keys_have_the_types_of_their_annotations() -> None:
+    types = {key: entry["types"] for key, entry in schema.own().items()}
+    optional = ("extends", "accelerate_config", "train_file", "validation_file", "test_file")
+    assert {key: sorted(types[key]) for key in optional} == {key: ["null", "str"] for key in optional}
+    assert sorted(types["data_columns"]) == ["dict", "null"]
+    assert types["global_batch_size"] == types["early_stopping_patience"] == ["int"]
+    assert types["validation_split_size"] == types["early_stopping_threshold"] == ["float"]
+    assert types["description"] == types["data_format"] == types["adapter_dtype"] == ["str"]
+
+
+@pytest.mark.parametrize("key", schema.own())
+def test_every_own_key_is_read_by_code_and_set_by_a_recipe_or_a_test(key: str) -> None:
+    code = [path for path in (ROOT / "src" / "sft_recipes").rglob("*.py") if path.name != "schema.py"]
+    assert any(f'"{key}"' in path.read_text(encoding="utf-8") for path in code)
+    tests = [path for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+    users = [*(ROOT / "recipes").glob("*.yaml"), *tests]
+    assert any(re.search(rf"\b{key}['\"]?[:=]", path.read_text(encoding="utf-8")) for path in users)
+
+
+@pytest.mark.parametrize("key", schema.known())
+def test_the_default_of_every_key_is_a_value_it_may_have(key: str) -> None:
+    default = schema.known()[key]["default"]
+    if default is not None:
+        assert schema.problem(key, default) is None
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fragment"),
+    [
+        # types
+        ("lora_r", True, "true is a truth value, but a whole number is wanted"),
+        ("learning_rate", False, "false is a truth value, but a number is wanted"),
+        ("seed", 4.5, "4.5 is a number, but a whole number is wanted"),
+        ("lora_r", "32", "32 is text, but a whole number is wanted, without quotes or units"),
+        ("learning_rate", "2e-4 ", '"2e-4 " is text, but a number is wanted, without quotes or units'),
+        ("packing", 1, "1 is a whole number, but true or false is wanted"),
+        ("packing", "no", "no is text, but true or false is wanted"),
+        ("packing", "maybe", "true or false is wanted"),
+        ("learning_rate", [1e-4], "a number is wanted: learning_rate: 0.0001"),
+        ("learning_rate", [1e-4, 2e-4], "is a list, but a number is wanted"),
+        ("lora_target_modules", "q_proj,v_proj", "a list is wanted: [q_proj, v_proj]"),
+        ("lora_target_modules", [1, 2], "but a list is wanted"),
+        ("lora_target_modules", [True], "but a list is wanted"),
+        ("max_length", {"a": 1}, "is a mapping, but a whole number is wanted"),
+        ("data_columns", "prompt", "prompt is text, but a mapping is wanted"),
+        ("description", 3, "3 is a whole number, but text is wanted"),
+        # null
+        ("seed", None, "null is empty, but a whole number is wanted"),
+        ("packing", None, "null is empty, but true or false is wanted"),
+        ("global_batch_size", None, "null is empty"),
+        ("data_format", None, "null is empty"),
+        # choices
+        ("eval_strategy", "epochs", "epochs is not one of epoch, no, steps; did you mean epoch?"),
+        ("lr_scheduler_type", "cosin", "did you mean cosine?"),
+        ("optim", "adamw_tourch", "did you mean adamw_torch?"),
+        ("dtype", "float3", "did you mean float32?"),
+        ("dtype", "bf16", "bf16 is not one of auto, bfloat16, float16, float32"),
+        ("bnb_4bit_quant_type", "nf5", "did you mean nf4?"),
+        ("bnb_4bit_quant_storage", "bfloat", "did you mean bfloat16?"),
+        ("report_to", ["tensorboard", "wandbb"], "wandbb is not one of none, tensorboard"),
+        ("data_format", "sharegtp", "did you mean sharegpt?"),
+        ("adapter_dtype", "float16", "float16 is not one of float32, bfloat16"),
+        # ranges
+        ("learning_rate", 2, "2 is out of range; it must be above 0 and below 1"),
+        ("learning_rate", 0, "out of range"),
+        ("learning_rate", -1e-4, "out of range"),
+        ("learning_rate", float("inf"), "out of range"),
+        ("lora_dropout", 1.0, "0 or more and below 1"),
+        ("adam_beta2", 1, "0 or more and below 1"),
+        ("validation_split_size", 5, "0 or more and below 1"),
+        ("lora_r", 0, "a number above 0"),
+        ("lora_alpha", -1, "a number above 0"),
+        ("num_train_epochs", 0, "a number above 0"),
+        ("num_train_epochs", float("inf"), "out of range"),
+        ("weight_decay", float("inf"), "out of range"),
+        ("weight_decay", float("nan"), "out of range"),
+        ("per_device_train_batch_size", 0, "a number above 0"),
+        ("global_batch_size", 0, "a number above 0"),
+        ("max_length", -512, "a number above 0"),
+        ("save_total_limit", 0, "a number above 0"),
+        ("warmup_steps", -1, "0 or more"),
+        ("weight_decay", -0.1, "0 or more"),
+        ("max_steps", 0, "above 0, or -1 for all epochs"),
+        ("seed", -1, "a whole number from 0 to 4294967295"),
+        ("seed", 2**32, "a whole number from 0 to 4294967295"),
+        # keys
+        ("lora_rr", 32, "no such key; did you mean lora_r?"),
+        ("learning_rat", 1e-4, "no such key; did you mean learning_rate?"),
+        ("zzzzzz", 1, "no such key; `sft-recipes keys` lists them"),
+        ("model", {"name": "x", "dtype": "y"}, "a recipe is flat, so move name, dtype to the top level"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_what_to_write(key: str, value: Any, fragment: str) -> None:
+    found = schema.problem(key, value)
+    assert found is not None
+    assert found.startswith(f"{key}: ")
+    assert fragment in found
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("learning_rate", 2e-4),
+        ("num_train_epochs", 3),
+        ("warmup_steps", 0),
+        ("warmup_steps", 0.03),
+        ("max_length", None),
+        ("lora_target_modules", ["all-linear"]),
+        ("lora_target_modules", None),
+        ("report_to", "none"),
+        ("report_to", ["tensorboard", "wandb"]),
+        ("eval_strategy", "no"),
+        ("bnb_4bit_quant_storage", None),
+        ("data_columns", {"instruction": "text"}),
+        ("validation_split_size", 0),
+        ("seed", 2**32 - 1),
+        ("max_steps", -1),
+        ("model_init_kwargs", {"use_kernels": True}),
+    ],
+)
+def test_a_right_value_is_accepted(key: str, value: Any) -> None:
+    assert schema.problem(key, value) is None
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+def test_checking_a_recipe_imports_nothing_heavy() -> None:
+    heavy = {"torch", "transformers", "trl", "peft", "accelerate", "datasets", "bitsandbytes", "deepspeed", "numpy"}
+    code = (
+        "import sys; from sft_recipes import cli; assert cli.main(['show', 'default', '--origin']) == 0; "
+        f"print(sorted({heavy!r} & set(sys.modules)), file=sys.stderr)"
+    )
+    done = python("-c", code)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["show", "default"]])
+def test_the_answer_comes_in_half_a_second(arguments: list[str]) -> None:
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        assert python("-m", "sft_recipes", *arguments).returncode == 0
+        took.append(time.perf_counter() - began)
+    assert min(took) < 0.5

@@ -1,0 +1,756 @@
+"""The report of a run and of a comparison, looked at in a real browser that has no network."""
+
+import itertools
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sft_recipes.errors import InputError
+from sft_recipes.launch import launch
+from sft_recipes.plan import job as jobs
+from sft_recipes.report import charts, quality, report
+from sft_recipes.runs.run import Run
+
+LABELS = ["account", "cancel", "refund", "tracking"]
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \"'&lt; \x1b[31m \u202eevil\u202c שלום $x_1$\n</svg>"
+
+
+def estimate(value: float | None, width: float = 0.04) -> dict[str, Any]:
+    if value is None:
+        return {"value": None, "low": None, "high": None}
+    return {"value": value, "low": max(0.0, value - width), "high": min(1.0, value + width)}
+
+
+def classified(rows: Sequence[dict[str, Any]], model: str, labels: list[str], sure: bool) -> dict[str, Any]:
+    """Metrics in the form of metrics.json; counts are right, intervals only plausible."""
+    predicted = [*labels, "invalid"]
+    counts = [[0] * len(predicted) for _ in labels]
+    for row in rows:
+        said = row[model]["prediction"]
+        counts[labels.index(row["gold"])][predicted.index("invalid" if said is None else said)] += 1
+    support = [sum(line) for line in counts]
+    right = [counts[i][i] for i in range(len(labels))]
+    columns = [sum(line[i] for line in counts) for i in range(len(labels))]
+    f1 = [2 * right[i] / (support[i] + columns[i]) if support[i] + columns[i] else 0.0 for i in range(len(labels))]
+    accuracy, macro = sum(right) / len(rows), sum(f1) / len(labels)
+    wrong = sum(line[-1] for line in counts)
+    bins = [
+        {
+            "low": i / 10,
+            "high": (i + 1) / 10,
+            "n": 10 * i,
+            "confidence": i / 10 + 0.05 if i else None,
+            "accuracy": i / 10 + 0.02 if i else None,
+            "interval": [i / 10 - 0.05, i / 10 + 0.06] if i else [None, None],
+        }
+        for i in range(10)
+    ]
+    return {
+        "accuracy": estimate(accuracy),
+        "macro_f1": estimate(macro),
+        "micro_f1": estimate(accuracy),
+        "weighted_f1": estimate(macro),
+        "mcc": estimate(max(0.0, macro - 0.1)),
+        "roc_auc": estimate(0.9) if sure else None,
+        "ece": estimate(0.03, 0.01) if sure else None,
+        "invalid": {"count": wrong, "share": estimate(wrong / len(rows), 0.01)},
+        "classes": {
+            label: {
+                "precision": estimate(right[i] / columns[i] if columns[i] else None),
+                "recall": estimate(right[i] / support[i] if support[i] else None),
+                "f1": estimate(f1[i]),
+                "support": support[i],
+            }
+            for i, label in enumerate(labels)
+        },
+        "confusion": {"gold": labels, "predicted": predicted, "counts": counts},
+        "reliability": bins if sure else None,
+    }
+
+
+def generated(value: float) -> dict[str, Any]:
+    return {
+        "exact_match": estimate(value),
+        "rougeL": estimate(value + 0.1),
+        "chrf": estimate(value + 0.2),
+        "valid_json": None,
+        "unfinished": {"count": 3, "share": estimate(0.01, 0.01)},
+    }
+
+
+def evaluate(
+    run: Run,
+    rows: list[dict[str, Any]],
+    *,
+    task: str = "classification",
+    labels: Sequence[str] = LABELS,
+    groups: bool = False,
+    outcome: str = "better",
+    split: str = "test",
+) -> None:
+    """Write an evaluation of these rows into a run, as `evaluate` does."""
+    models: dict[str, Any]
+    baselines: dict[str, Any]
+    if task == "classification":
+        sure = bool(rows[0]["tuned"]["probabilities"])
+        models = {name: classified(rows, name, labels, sure) for name in ("base", "tuned")}
+        guess = {"majority": 0.14, "stratified": 0.12, "tfidf_logistic_regression": 0.78}
+        baselines = {
+            name: {**models["base"], "roc_auc": None, "ece": None, "reliability": None}
+            | dict.fromkeys(("accuracy", "macro_f1", "micro_f1", "weighted_f1", "mcc"), estimate(value))
+            for name, value in guess.items()
+        }
+        baselines["always"] = dict.fromkeys(labels, baselines["majority"])
+        primary = "macro_f1"
+    else:
+        models = {"base": generated(0.2), "tuned": generated(0.7)}
+        baselines = {"most_common_answer": generated(0.05), "nearest_training_row": generated(0.3)}
+        primary = "rougeL"
+    by = sorted({row["group"] for row in rows}) if groups else []
+    keys = ("accuracy", "macro_f1", "fpr", "fnr") if task == "classification" else ("exact_match", "rougeL", "chrf")
+    figures = {name: {key: estimate(0.8 if name == "tuned" else 0.3, 0.1) for key in keys} for name in models}
+    gap = {**estimate(0.1, 0.05), "largest": by[0] if by else None, "smallest": by[-1] if by else None}
+    metrics = {
+        "schema": 1,
+        "run": run.name,
+        "recipe": "demo",
+        "task": task,
+        "predict_by": "likelihood" if task == "classification" and sure else "generation",
+        "split": split,
+        "settings": {
+            "labels": None,
+            "label_field": None,
+            "label_pattern": None,
+            "max_new_tokens": None,
+            "json_schema": None,
+            "group_column": "group" if groups else None,
+            "source": "data/demo/test.jsonl",
+        },
+        "fingerprint": "ab" * 32,
+        "rows": len(rows),
+        "leaked": 0,
+        "scored": len(rows),
+        "labels": labels if task == "classification" else None,
+        "primary": primary,
+        "seed": 0,
+        "resamples": 2000,
+        "confidence": 0.95,
+        "models": models,
+        "baselines": baselines,
+        "paired": {
+            name: {
+                "metric": primary,
+                "difference": estimate(0.3),
+                "p": 0.0005,
+                "outcome": outcome,
+                "mcnemar": {"only_tuned": 300, "only_other": 12, "p": 1.2e-40},
+            }
+            for name in ("base", *(name for name in baselines if name != "always"))
+        },
+        "groups": {
+            "column": "group",
+            "minimum": 30,
+            "by": {name: {"n": sum(row["group"] == name for row in rows), **figures} for name in by},
+            "gaps": {name: dict.fromkeys(keys, gap) for name in models},
+        }
+        if groups
+        else None,
+        "verdict": {
+            "outcome": outcome,
+            "text": "macro F1 0.93, at least 0.10 above the base model and every trivial baseline",
+            "reasons": ["against TF-IDF + logistic regression +0.15 [+0.12, +0.18]"],
+        },
+        "measured": {
+            "device": "cpu",
+            "load_seconds": 3.1,
+            "peak_memory_bytes": 812000000,
+            "models": {name: {"seconds": 1.2, "rows": len(rows), "rows_per_second": 640.1} for name in models},
+        },
+    }
+    end = "" if split == "test" else f"-{split}"
+    (run.directory / f"metrics{end}.json").write_text(json.dumps(metrics), encoding="utf-8")
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (run.directory / f"predictions{end}.jsonl").write_text(lines, encoding="utf-8")
+
+
+def classification_rows(
+    number: int,
+    labels: Sequence[str] = LABELS,
+    *,
+    prompt: str = "Name the intent of this message of a customer:\n\nmessage {n}",
+    sure: bool = True,
+) -> list[dict[str, Any]]:
+    """Predictions of a base model that guesses and of a tuned one that is mostly right."""
+    rng = random.Random(7)  # noqa: S311, seeded rows, no secrets
+
+    def said(gold: str, right: float) -> dict[str, Any]:
+        prediction = gold if rng.random() < right else rng.choice(labels)
+        if not sure:
+            prediction = prediction if rng.random() < 0.97 else None
+            return {
+                "prediction": prediction,
+                "probabilities": None,
+                "text": prediction or "none of <these>",
+                "finished": True,
+            }
+        top = rng.uniform(0.4, 1.0)
+        rest = (1 - top) / max(1, len(labels) - 1)
+        odds = {label: top if label == prediction else rest for label in labels}
+        return {"prediction": prediction, "probabilities": odds, "text": None, "finished": None}
+
+    rows = []
+    for n in range(1, number + 1):
+        gold = rng.choice(labels)
+        rows.append(
+            {
+                "row": n,
+                "id": f"{n:016x}",
+                "prompt": prompt.replace("{n}", str(n)),
+                "group": rng.choice(["formal", "casual", "terse"]),
+                "gold": gold,
+                "reference": gold,
+                "leaked": False,
+                "base": said(gold, 0.2),
+                "tuned": said(gold, 0.9),
+            }
+        )
+    return rows
+
+
+def answer_rows(number: int, prompt: str = "Say {n} in words.") -> list[dict[str, Any]]:
+    """Predictions of a generation task; the tuned model has two of three right."""
+    rows = []
+    for n in range(1, number + 1):
+        answer = f"the number {n} in a few words"
+        said = {"probabilities": None, "finished": True}
+        tuned = answer if n % 3 else "something else entirely"
+        rows.append(
+            {
+                "row": n,
+                "id": f"{n:016x}",
+                "prompt": prompt.replace("{n}", str(n)),
+                "group": None,
+                "gold": None,
+                "reference": answer,
+                "leaked": False,
+                "base": {"prediction": "the number", "text": "the number", **said},
+                "tuned": {"prediction": tuned, "text": tuned, **said},
+            }
+        )
+    return rows
+
+
+def logged(steps: int) -> str:
+    """A log as training writes it, with one spike of the gradient norm and evaluations."""
+    entries: list[dict[str, Any]] = [{"step": 0, "epoch": 0, "time": 0.0, "eval_loss": 1.2}]
+    for step in range(1, steps + 1):
+        entries.append(
+            {
+                "step": step,
+                "loss": 1 / step,
+                "grad_norm": 25.0 if step == steps // 3 else 0.5,
+                "learning_rate": 2e-4 * (1 - step / steps),
+                "tokens_per_second": 5000.0 + step % 7,
+            }
+        )
+        if step % max(1, steps // 4) == 0:
+            entries.append({"step": step, "eval_loss": 0.2 + 1 / step})
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
+
+
+@pytest.fixture
+def run(project: Path) -> Run:
+    """A finished run, everything in it but the training itself as a launch makes it."""
+    made = launch.create(jobs.judged(jobs.check("tiny")), "seen")
+    made.log.write_text(logged(8), encoding="utf-8")
+    made.update(
+        status="finished",
+        ended="2026-11-25T02:52:49+0000",
+        seconds=41.5,
+        in_effect={
+            "base": {"four_bit_layers": 14, "parameters": 837248, "four_bit_share": 0.7827, "dtypes": ["float32"]},
+            "data": {"rows": 64, "supervised_token_share": 0.0544, "pad_is_eos": False},
+            "adapter": {"trainable_parameters": 139264, "dtypes": ["float32"], "modules": {"q_proj": 2, "v_proj": 2}},
+            "run": {"peak_learning_rate": 0.002, "zero_stage": None, "device": "cpu"},
+        },
+        measured={
+            "step": 8,
+            "training_seconds": 30.12,
+            "tokens_per_second": 5515.4,
+            "peak_memory_bytes": 811646976,
+            "best_checkpoint": "runs/seen/checkpoint-8",
+            "eval_loss": [{"step": 0, "eval_loss": 1.2}, {"step": 8, "eval_loss": 0.325}],
+            "adapter": {"tensors": 56, "lora_b_norm": 6.58},
+        },
+    )
+    return made
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    if not found:
+        missing = "no Chromium to look at pages with; install one: apt-get install chromium"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=found[0], args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def look(browser: Any) -> Iterator[Callable[..., Any]]:
+    """Open a page that must ask for nothing, say nothing on the console and run nothing."""
+    contexts = []
+
+    def open_page(path: Path, width: int = 900, scheme: str = "light") -> Any:
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+        opened, complaints = contexts[-1].new_page(), []
+        opened.on("console", lambda message: complaints.append(message.text))
+        opened.on("pageerror", lambda error: complaints.append(str(error)))
+        opened.on("dialog", lambda dialog: (complaints.append(dialog.message), dialog.dismiss()))
+        opened.on("request", lambda request: complaints.append(request.url))
+        opened.goto(path.absolute().as_uri(), wait_until="load")
+        assert complaints == [path.absolute().as_uri()]
+        return opened
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+# For each chart its label and size, how many marks it has, and what of it lies outside of its view.
+CHARTS = """() => [...document.querySelectorAll("svg")].map(svg => {
+  const view = svg.getBoundingClientRect()
+  const marks = [...svg.querySelectorAll("path, use, text")].filter(each => !each.closest("defs, clipPath"))
+  const outside = marks.filter(each => {
+    const box = each.getBoundingClientRect()
+    return box.left < view.left - 1 || box.right > view.right + 1 || box.top < view.top - 1
+      || box.bottom > view.bottom + 1
+  })
+  return {label: svg.getAttribute("aria-label"), role: svg.getAttribute("role"), width: view.width,
+    height: view.height, marks: marks.filter(each => each.getBoundingClientRect().width > 0).length,
+    outside: outside.map(each => each.outerHTML)}
+})"""
+
+# The least contrast of text with what is behind it (WCAG 2.2), and that text.
+CONTRAST = """() => {
+  const parse = color => color.match(/[\\d.]+/g).map(Number)
+  const over = (top, below) => { const a = top.length > 3 ? top[3] : 1
+    return [0, 1, 2].map(i => top[i] * a + below[i] * (1 - a)) }
+  const light = rgb => { const [r, g, b] = rgb.map(v => v / 255)
+    .map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b }
+  const behind = element => {
+    const up = element.parentElement ? behind(element.parentElement) : [255, 255, 255]
+    return over(parse(getComputedStyle(element).backgroundColor), up) }
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT)
+  let least = [21, ""]
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement
+    if (!texts.currentNode.data.trim() || element.closest("[aria-hidden], style")) continue
+    const style = getComputedStyle(element), paper = behind(element)
+    const ink = over(parse(element.closest("svg") ? style.fill : style.color), paper)
+    const [high, low] = [light(ink), light(paper)].sort((a, b) => b - a)
+    const ratio = (high + 0.05) / (low + 0.05)
+    if (ratio < least[0]) least = [ratio, texts.currentNode.data]
+  }
+  return least
+}"""
+
+# Elements whose id is not theirs alone, and references that lead nowhere.
+BROKEN_IDS = """() => {
+  const ids = [...document.querySelectorAll("[id]")].map(each => each.id)
+  const used = [...document.documentElement.outerHTML.matchAll(/(?:href="|url\\()#([^")]+)/g)].map(found => found[1])
+  return [...ids.filter((id, n) => ids.indexOf(id) !== n), ...used.filter(id => !ids.includes(id))]
+}"""
+
+
+def fits(opened: Any) -> bool:
+    return opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def words(opened: Any) -> str:
+    """The text of a page, folded parts too, with one space between words and between cells."""
+    opened.evaluate("document.querySelectorAll('td, th, small, li').forEach(each => each.before(' '))")
+    return " ".join(opened.evaluate("document.body.textContent").split())
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("light", 900), ("dark", 900), ("light", 380)])
+def test_a_report_is_drawn_readable_and_quiet(run: Run, look: Callable[..., Any], scheme: str, width: int) -> None:
+    evaluate(run, classification_rows(200), groups=True)
+    opened = look(report.write(run), width, scheme)
+    drawn = opened.evaluate(CHARTS)
+    assert len(drawn) == 2 + 2 + 4 + 4, "models, reliability, groups, curves"
+    for chart in drawn:
+        assert chart["role"] == "img" and chart["label"]
+        assert chart["width"] > 250 and chart["height"] > 80 and chart["marks"] > 10
+        assert chart["outside"] == []
+    assert opened.evaluate(BROKEN_IDS) == []
+    ratio, text = opened.evaluate(CONTRAST)
+    assert ratio >= 4.5, text
+    assert fits(opened)
+    paper = opened.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 22, 22)"}[scheme]
+
+
+def test_a_report_says_what_the_run_directory_says(run: Run, look: Callable[..., Any]) -> None:
+    evaluate(run, classification_rows(200), groups=True)
+    said = words(look(report.write(run)))
+    metrics = json.loads((run.directory / "metrics.json").read_text(encoding="utf-8"))
+    tuned = metrics["models"]["tuned"]
+    macro, refund = tuned["macro_f1"], tuned["classes"]["refund"]
+    assert said.startswith("Run seen Recipe tiny: A tiny model on a CPU. finished 2026-11-25 02:52 +0000, after 42 s")
+    assert f"Better: {metrics['verdict']['text']} {metrics['verdict']['reasons'][0]}" in said
+    assert f"tuned model 0 {macro['value']:.3f} [{macro['low']:.3f}, {macro['high']:.3f}]" in said
+    assert f"refund {refund['support']} {refund['precision']['value']:.3f}" in said
+    assert "TF-IDF + logistic regression +0.300 [+0.260, +0.340] 0.0005 better 300 12 1.2e-40" in said
+    assert "peak memory 0.76 GiB in the largest process, resident" in said
+    assert "modules q_proj 2, v_proj 2" in said
+    assert "supervised token share 5.4 %" in said
+    assert run.facts()["data"]["fingerprint"] in said
+    lora, inherited = (
+        said.index("lora_r 8 32 recipes/tiny.yaml:"),
+        said.index("lora_task_type CAUSAL_LM recipes/default.yaml:"),
+    )
+    assert lora < said.index("values taken over or derived") < inherited
+
+
+def test_the_confusion_matrix_is_that_of_the_predictions(run: Run, look: Callable[..., Any]) -> None:
+    rows = classification_rows(200, sure=False)
+    evaluate(run, rows)
+    opened = look(report.write(run))
+    lines = opened.evaluate(
+        """() => [...document.querySelector(".matrix").rows].slice(1).map(row =>
+           [...row.cells].slice(1).map(cell => Number(cell.textContent.replace("·", "0"))))"""
+    )
+    said = [*LABELS, None]
+    assert lines == [
+        [sum(row["gold"] == gold and row["tuned"]["prediction"] == each for row in rows) for each in said]
+        for gold in LABELS
+    ]
+    assert "invalid none of <these>" in words(opened)
+    assert "Reliability" not in words(opened)
+
+
+def test_a_dark_report_is_printed_dark_on_white_with_nothing_folded(run: Run, look: Callable[..., Any]) -> None:
+    evaluate(run, classification_rows(200))
+    opened = look(report.write(run), scheme="dark")
+    folded = """[...document.querySelectorAll("details table")].map(each => each.checkVisibility())"""
+    assert not any(opened.evaluate(folded))
+    opened.emulate_media(media="print")
+    assert opened.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    ratio, text = opened.evaluate(CONTRAST)
+    assert ratio >= 4.5, text
+    boxes = """[...document.querySelectorAll("details table")].map(each => each.getBoundingClientRect().height)"""
+    assert min(opened.evaluate(boxes)) > 50
+    assert opened.pdf().startswith(b"%PDF")
+
+
+def test_hostile_text_is_shown_and_runs_nothing(run: Run, look: Callable[..., Any]) -> None:
+    labels = [f"{HOSTILE} {n}" for n in range(3)]
+    rows = classification_rows(60, labels, prompt=HOSTILE * 3 + "{n}")
+    for row in rows:
+        row["group"] = f"$x_1$ {HOSTILE}"
+    evaluate(run, rows, labels=labels, groups=True)
+    facts = run.facts()
+    facts["own"]["description"] = facts["recipe"] = facts["command"] = HOSTILE
+    facts["findings"] = [dict.fromkeys(("rule", "severity", "message", "instead", "evidence", "silenced"), HOSTILE)]
+    run.write(facts)
+    opened = look(report.write(run))
+    assert opened.evaluate("document.querySelectorAll('script, img, [onerror]').length") == 0
+    assert len(opened.evaluate(CHARTS)) == 12
+    text = opened.evaluate("document.body.textContent")
+    assert text.count("<script>alert(1)</script><img src=x onerror=alert(2)> \"'&lt; \\x1b[31m \\u202eevil") > 40
+    assert "\u202e" not in text and "\x1b" not in text
+    assert fits(opened)
+    assert "$x_1$" in opened.evaluate("document.querySelector('[aria-label^=FPR]').textContent")
+
+
+@pytest.mark.parametrize("task", ["classification", "generation"])
+def test_a_long_run_on_long_rows_makes_a_small_page(run: Run, look: Callable[..., Any], task: str) -> None:
+    labels = [f"class {n}" for n in range(40)]
+    prompt = "{n} " + "<&> a long prompt " * 100
+    rows = classification_rows(5000, labels, prompt=prompt) if task == "classification" else answer_rows(5000, prompt)
+    for row in rows:
+        row["group"] = f"group {row['row'] % 300}"
+    evaluate(run, rows, task=task, labels=labels, groups=True)
+    run.log.write_text(logged(20_000), encoding="utf-8")
+    path = report.write(run)
+    assert path.stat().st_size < 2_000_000
+    opened = look(path)
+    assert fits(opened)
+    assert all(chart["outside"] == [] for chart in opened.evaluate(CHARTS))
+    assert "400 more are not shown" in words(opened)
+    assert opened.evaluate("Math.max(...[...document.querySelectorAll('tbody')].map(each => each.rows.length))") == 200
+
+
+def test_what_is_cut_says_so(run: Run, look: Callable[..., Any]) -> None:
+    evaluate(run, classification_rows(60, prompt="{n} " + "x" * 3000))
+    said = words(look(report.write(run)))
+    assert "x" * 900 in said and "x" * 1001 not in said
+    assert "more characters" in said
+
+
+def test_a_trained_run_without_evaluation_says_how_to_get_one(
+    train_here: Callable[..., Run], look: Callable[..., Any]
+) -> None:
+    run = train_here(name="bare")
+    opened = look(report.write(run))
+    assert "Not evaluated: nothing says whether the model got better." in words(opened)
+    assert "make evaluate RUN=bare" in words(opened)
+    assert "Quality" not in words(opened)
+    assert len(opened.evaluate(CHARTS)) == 4
+    charts.draw_loss(run)
+    assert run.curve.stat().st_size > 10_000
+
+
+def test_a_validation_split_is_reported_where_no_test_rows_were_evaluated(run: Run, look: Callable[..., Any]) -> None:
+    evaluate(run, classification_rows(80), split="validation")
+    assert "Quality on validation" in words(look(report.write(run)))
+    evaluate(run, classification_rows(90))
+    said = words(look(report.write(run)))
+    assert "Quality on test 90 rows" in said and "Rows that tell most" in said
+
+
+def test_a_generation_task_is_reported(run: Run, look: Callable[..., Any]) -> None:
+    evaluate(run, answer_rows(60), task="generation")
+    opened = look(report.write(run))
+    said = words(opened)
+    assert len(opened.evaluate(CHARTS)) == 2 + 4
+    assert "most common answer" in said and "ROUGE-L" in said
+    assert "Confusion" not in said and "Groups" not in said
+    assert "Missed" in said and "something else entirely" in said and "Broken by training" in said
+
+
+def test_a_run_without_base_scores_is_reported(run: Run, look: Callable[..., Any]) -> None:
+    rows = classification_rows(60)
+    evaluate(run, rows, outcome="none")
+    path = run.directory / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    del metrics["models"]["base"], metrics["paired"]["base"]
+    path.write_text(json.dumps(metrics), encoding="utf-8")
+    lines = [json.dumps({key: each for key, each in row.items() if key != "base"}) + "\n" for row in rows]
+    (run.directory / "predictions.jsonl").write_text("".join(lines), encoding="utf-8")
+    said = words(look(report.write(run)))
+    assert (
+        "No verdict" in said
+        and "Missed" in said
+        and "base model" not in said[said.index("Quality") : said.index("Training")]
+    )
+
+
+def test_a_run_of_which_no_row_could_be_scored_has_a_verdict_and_no_figures(
+    run: Run, look: Callable[..., Any]
+) -> None:
+    evaluate(run, classification_rows(60))
+    path = run.directory / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    text = "no verdict: every row's prompt is among the training rows"
+    empty = {"models": {}, "baselines": {}, "paired": {}, "groups": None, "scored": 0, "leaked": 60}
+    metrics |= {**empty, "verdict": {"outcome": "none", "text": text, "reasons": []}}
+    path.write_text(json.dumps(metrics), encoding="utf-8")
+    said = words(look(report.write(run)))
+    assert "No verdict: every row's prompt is among the training rows" in said
+    assert "Quality" not in said and "Training" in said
+
+
+def test_a_full_fine_tune_is_reported(run: Run, look: Callable[..., Any]) -> None:
+    facts = run.facts()
+    facts["in_effect"]["adapter"]["modules"] = {}
+    del facts["measured"]["adapter"]
+    run.write(facts)
+    said = words(look(report.write(run)))
+    assert "modules none" in said and "lora_B" not in said
+
+
+def test_a_failed_run_says_so_first(run: Run, look: Callable[..., Any]) -> None:
+    facts = run.facts()
+    for key in ("measured", "in_effect", "ended", "seconds"):
+        del facts[key]
+    run.write({**facts, "status": "failed", "error": "RuntimeError: <disk> full"})
+    run.log.unlink()
+    said = words(look(report.write(run)))
+    assert "The run is failed: RuntimeError: <disk> full" in said
+    assert "No step was logged." in said and "The run ended before this was seen." in said
+
+
+def test_a_line_that_a_crash_cut_off_is_no_obstacle(run: Run) -> None:
+    run.log.write_text(logged(8) + '{"step": 9, "lo', encoding="utf-8")
+    assert charts.read_log(run)[-1]["step"] == 8
+
+
+def test_a_rehearsal_gets_no_report(run: Run) -> None:
+    run.update(rehearsal=True)
+    with pytest.raises(InputError, match="is a rehearsal, whose model was tiny and random"):
+        report.write(run)
+    assert not (run.directory / "report.html").exists()
+
+
+def test_telling_rows_are_the_surest_misses_and_what_training_changed() -> None:
+    def row(number: int, tuned: tuple[str, float], base: tuple[str, float], **more: Any) -> dict[str, Any]:
+        said = {"tuned": tuned, "base": base}
+        models = {m: {"prediction": label, "probabilities": {label: p}} for m, (label, p) in said.items()}
+        return {"row": number, "gold": "a", "reference": "a", "leaked": False, **models, **more}
+
+    rows = [
+        *(row(n, ("b", 0.5 + n / 100), ("c", 0.9)) for n in range(1, 13)),
+        row(20, ("b", 0.3), ("a", 0.9)),
+        row(30, ("a", 0.8), ("b", 0.6)),
+        row(31, ("a", 0.8), ("b", 0.7)),
+        row(40, ("a", 0.9), ("a", 0.9)),
+        row(50, ("b", 0.99), ("b", 0.99), leaked=True),
+    ]
+    chosen = [(why, each["row"]) for why, each in quality.telling("classification", rows)]
+    assert chosen[:10] == [("missed", n) for n in range(12, 2, -1)]
+    assert chosen[10:] == [
+        ("broken by training", 20),
+        ("fixed by training", 31),
+        ("fixed by training", 30),
+        ("missed", 2),
+        ("missed", 1),
+    ]
+    many = [row(n, ("a", 0.9), ("b", 0.9)) for n in range(100)]
+    assert len(quality.telling("classification", many)) == quality.TELLING
+
+
+def test_a_long_curve_keeps_its_spikes(run: Run) -> None:
+    run.log.write_text(logged(20_000), encoding="utf-8")
+    with charts.figure(1, 1, (4, 2)) as (_, axes):
+        charts.curve(axes, charts.read_log(run), "grad_norm", "gradient norm")
+        steps, values = axes.lines[0].get_data()
+    assert len(steps) <= charts.MOST_POINTS and list(steps) == sorted(steps)
+    assert values.max() == 25.0 and values.min() == 0.5
+
+
+def test_the_picture_is_light_and_wide_enough(run: Run, tmp_path: Path) -> None:
+    from PIL import Image
+
+    evaluate(run, classification_rows(60))
+    report.picture(run, tmp_path / "evaluation.png")
+    with Image.open(tmp_path / "evaluation.png") as image:
+        assert image.width > 700 and image.height < image.width / 2
+        assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or []}
+    assert {(0, 114, 178), (213, 94, 0)} <= colours
+    assert not (tmp_path / ".evaluation.png").exists()
+
+
+def test_without_an_evaluation_there_is_no_picture(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="make evaluate RUN=seen"):
+        report.picture(run, tmp_path / "evaluation.png")
+
+
+def compared(names: Sequence[str]) -> dict[str, Any]:
+    """Facts as `compare` gives them: of the last entry there are two runs with other seeds."""
+
+    def entry(name: str, value: float, runs: list[str]) -> dict[str, Any]:
+        over = {"over": "rows"} if len(runs) == 1 else {"over": "seeds", "min": value - 0.01, "max": value + 0.01}
+        return {
+            "name": name,
+            "runs": runs,
+            "metrics": {key: {**estimate(value), **over} for key in ("macro_f1", "accuracy", "mcc")},
+            "cost": {
+                "training_seconds": 30.1 if len(runs) == 1 else None,
+                "seconds": 41.5,
+                "tokens_per_second": 5515.4,
+                "peak_memory_bytes": 811646976,
+                "steps": 150,
+                "hardware": "CPU, 2 cores",
+                "trainable_parameters": None,
+            },
+        }
+
+    seeded = [f"{names[-1]}-{seed}" for seed in (42, 43)]
+    entries = [entry(name, 0.9, [name]) for name in names[:-1]] + [entry(names[-1], 0.8, seeded)]
+    runs = [entry(name, 0.9, [name]) for each in entries for name in each["runs"]]
+    mcnemar = {"only_a": 12, "only_b": 3, "p": 0.03, "p_holm": 0.09}
+    pairs = [
+        {
+            "a": a,
+            "b": b,
+            "difference": estimate(0.05),
+            "p": 0.004,
+            "p_holm": 0.012,
+            "outcome": "better" if b == names[-1] else "not_distinguishable",
+            "unequal_rows": 37,
+            "includes": ["rows", "seeds"] if b == names[-1] else ["rows"],
+            "mcnemar": None if b == names[-1] else mcnemar,
+            "text": f"{a} and {b} in words",
+        }
+        for a, b in itertools.pairwise(names)
+    ]
+    return {
+        "schema": 1,
+        "split": "test",
+        "task": "classification",
+        "primary": "macro_f1",
+        "confidence": 0.95,
+        "data": {
+            "fingerprint": "0c" * 32,
+            "train_source": "data/train.jsonl",
+            "train_rows": 64,
+            "rows_source": "data/test.jsonl",
+            "rows_fingerprint": "ab" * 32,
+            "scored": 800,
+        },
+        "metrics": ["macro_f1", "accuracy", "mcc"],
+        "entries": entries,
+        "runs": runs,
+        "references": [
+            {"kind": "base", "name": "base", "runs": [], "metrics": entry("base", 0.1, [""])["metrics"]},
+            {"kind": "baseline", "name": "majority", "runs": [], "metrics": {"macro_f1": estimate(0.05)}},
+        ],
+        "differences": [
+            {"of": "recipe", "key": "lora_r", "values": {each["name"]: str(n) for n, each in enumerate(runs)}}
+        ],
+        "environment": [],
+        "pairs": pairs,
+        "notes": ["One seed each: what another seed would change is not in the intervals."],
+    }
+
+
+def test_a_comparison_is_drawn_and_says_what_was_compared(look: Callable[..., Any], tmp_path: Path) -> None:
+    path = tmp_path / "comparison.html"
+    report.comparison(compared(["plain", "high_rank", "low_rate"]), path)
+    for scheme, width in (("light", 900), ("dark", 380)):
+        opened = look(path, width, scheme)
+        assert [chart["outside"] for chart in opened.evaluate(CHARTS)] == [[], []]
+        assert opened.evaluate(BROKEN_IDS) == [] and fits(opened)
+        assert opened.evaluate(CONTRAST)[0] >= 4.5
+    said = words(opened)
+    for expected in (
+        "Comparison of plain; high_rank; low_rate",
+        "The same 800 rows of data/test.jsonl (test) for all",
+        "plain and high_rank in words",
+        "One seed each: what another seed would change",
+        "low_rate 2 0.800 [0.760, 0.840]",
+        "low_rate, least to most 0.790 to 0.810",
+        "plain against high_rank +0.050 [+0.010, +0.090] 0.004 0.012 not distinguishable 12 and 3 0.09 rows",
+        "high_rank against low_rate +0.050 [+0.010, +0.090] 0.004 0.012 better \u2013 \u2013 rows and seeds",
+        "low_rate not known, resumed 42 s 5,515 150 \u2013 0.76 GiB CPU, 2 cores",
+        "lora_r 0 1 2 3",
+    ):
+        assert expected in said
+
+
+def test_hostile_text_in_a_comparison_is_shown_and_runs_nothing(look: Callable[..., Any], tmp_path: Path) -> None:
+    facts = compared([f"{HOSTILE} {n}" for n in range(3)])
+    facts["notes"] = [HOSTILE]
+    facts["data"] |= dict.fromkeys(("train_source", "rows_source", "fingerprint"), HOSTILE)
+    facts["differences"] = [
+        {"of": "recipe", "key": HOSTILE, "values": {each["name"]: HOSTILE for each in facts["runs"]}}
+    ]
+    report.comparison(facts, tmp_path / "comparison.html")
+    opened = look(tmp_path / "comparison.html")
+    assert opened.evaluate("document.querySelectorAll('script, img, [onerror]').length") == 0
+    assert opened.evaluate("document.body.textContent").count("onerror=alert(2)") > 25
+    assert fits(opened)

@@ -1,0 +1,659 @@
+"""The files of models/, and every family of models through the real trainer: a tiny random model of its architecture,
+with its chat template, trained for a step."""
+
+import copy
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, alpaca_rows, write_rows
+from transformers import AutoModelForCausalLM, Mxfp4Config
+
+from sft_recipes.data import preparation
+from sft_recipes.demo import demo_base, tiny
+from sft_recipes.deploy import merge
+from sft_recipes.errors import InputError
+from sft_recipes.evaluate import likelihood, scoring
+from sft_recipes.launch import rehearse
+from sft_recipes.models import base_model
+from sft_recipes.plan import job as jobs
+from sft_recipes.plan import plan
+from sft_recipes.recipes import recipe, schema, topology
+from sft_recipes.recipes.recipe import Value, load, parse_overrides, read_model
+from sft_recipes.report import card
+from sft_recipes.runs.run import Run
+from sft_recipes.train import train, verify
+
+FAMILIES = recipe.names(ROOT / "models")
+# Other sizes of a model that is trained here.
+SAME = {
+    **dict.fromkeys(("qwen3_0_6b", "qwen3_1_7b", "qwen3_8b", "qwen3_14b", "qwen3_32b"), "qwen3_4b"),
+    "llama3_2_1b": "llama3_1_8b",
+    "llama3_2_3b": "llama3_1_8b",
+    "gemma3_12b": "gemma3_4b",
+}
+TRAINED = [family for family in FAMILIES if family not in SAME]
+PRESETS = ["default", "high_capacity", "memory_efficient", "quick_test"]
+
+
+def of(family: str, preset: str = "default", *words: str) -> recipe.Recipe:
+    return load(preset, parse_overrides([f"model={family}", *words]))
+
+
+# The files
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_model_composes_with_every_preset(project: Path, preset: str, family: str) -> None:
+    alone, composed, facts = load(preset), of(family, preset), read_model(family)
+    said = facts.keys() - {"description"}
+    assert {key: composed.values[key] for key in said} == {key: facts[key] for key in said}
+    assert {key: item for key, item in composed.values.items() if key not in said} == {
+        key: item for key, item in alone.values.items() if key not in said
+    }
+    assert composed["description"] == alone["description"]
+    assert composed.values["model_name_or_path"].origin.startswith(f"models/{family}.yaml:")
+    assert schema.upstream().keys() >= said
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_can_be_planned_without_the_hub(project: Path, family: str) -> None:
+    composed = of(family)
+    model = base_model.find(composed["model_name_or_path"])
+    assert model is not None and model.source.startswith("bundled")
+    quantised = bool(model.config.get("quantization_config"))
+    assert quantised == (not composed["load_in_4bit"])
+    for preset in PRESETS:
+        targets = of(family, preset)["lora_target_modules"]
+        assert all(model.targets([name]) for name in targets)
+    path = composed["chat_template_path"]
+    assert path is None or (Path(path).is_file() and Path(path).parent == recipe.MODELS)
+
+
+def test_an_override_wins_over_the_model_and_the_model_over_the_recipe(project: Path) -> None:
+    composed = of("gpt_oss_20b", "default", "attn_implementation=flex_attention")
+    assert composed.values["attn_implementation"] == Value("flex_attention", "SET")
+    assert (composed["load_in_4bit"], load("default")["load_in_4bit"]) == (False, True)
+
+
+def test_all_linear_is_every_models(project: Path) -> None:
+    """Layers that a model names are in place of names that it does not have."""
+    Path("recipes/everything.yaml").write_text("extends: default\nlora_target_modules: [all-linear]\n")
+    assert of("phi4")["lora_target_modules"] == ["qkv_proj"]
+    assert of("phi4", "everything")["lora_target_modules"] == ["all-linear"]
+    assert of("phi4", "everything", "lora_target_modules=[o_proj]")["lora_target_modules"] == ["o_proj"]
+
+
+def test_what_is_no_fact_of_a_model_is_refused(project: Path) -> None:
+    text = (
+        "description: Mine.\nmodel_name_or_path: org/mine\nlearning_rate: 1e-4\nmax_seq_length: 9\ndtipe: bfloat16\n"
+    )
+    Path("models/mine.yaml").write_text(text)
+    with pytest.raises(InputError) as refused:
+        of("mine")
+    assert refused.value.problems == [
+        "models/mine.yaml:3: learning_rate is a choice and no fact of a model; write it in recipes/, or SET=",
+        f"models/mine.yaml:4: {schema.problem('max_seq_length', 9)}",
+        "models/mine.yaml:5: dtipe: no such key; did you mean dtype?",
+        "models/mine.yaml: model_revision missing; say it of every model",
+    ]
+
+
+def test_a_wrong_value_is_said_with_its_place_in_the_models_file(project: Path) -> None:
+    Path("models/mine.yaml").write_text(
+        "description: Mine.\nmodel_name_or_path: org/mine\nmodel_revision: main\ndtype: half\n"
+    )
+    with pytest.raises(InputError, match=r"models/mine.yaml:4: dtype: half is not one of"):
+        of("mine")
+
+
+@pytest.mark.parametrize("name", ["qwen3_5b", "../recipes/default", "", "[a]", "3"])
+def test_a_model_that_is_not_there_is_refused_with_those_that_are(project: Path, name: str) -> None:
+    with pytest.raises(InputError, match=r"^no model .* in models/; there are .*gpt_oss_20b.*qwen3_4b"):
+        of(name)
+
+
+def test_what_is_decided_is_said(project: Path) -> None:
+    job = jobs.check("tiny", overrides=["model=mistral_7b", "lora_r=4"])
+    said = dict(job.decisions())
+    assert said["model"] == "model_name_or_path: mistralai/Mistral-7B-Instruct-v0.3, model_revision: main"
+    assert said["override"] == "lora_r: 4"
+
+
+def test_two_ways_to_quantise_are_refused(project: Path) -> None:
+    with pytest.raises(InputError, match=r"SET: load_in_4bit and a quantization_config .* keep one"):
+        of("gpt_oss_20b", "default", "load_in_4bit=true")
+
+
+# The templates
+
+
+def from_trl(name: str) -> str:
+    from trl import chat_template_utils
+
+    return (chat_template_utils._CHAT_TEMPLATES_DIR / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+CONVERSATIONS: list[list[dict[str, Any]]] = [
+    [{"role": "user", "content": " red cat"}, {"role": "assistant", "content": "odd "}],
+    [
+        {"role": "system", "content": "Count."},
+        {"role": "user", "content": "red"},
+        {"role": "assistant", "content": "odd"},
+        {"role": "user", "content": "red red"},
+        {"role": "assistant", "content": "even"},
+    ],
+    [
+        {"role": "user", "content": "red"},
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]},
+        {"role": "tool", "content": "1"},
+        {"role": "assistant", "content": "odd"},
+    ],
+]
+TOOL = {"name": "f", "description": "F.", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}}
+
+
+@pytest.mark.parametrize("tools", [None, [{"type": "function", "function": TOOL}]])
+@pytest.mark.parametrize("prompt", [False, True])
+@pytest.mark.parametrize(
+    ("ours", "theirs", "date"),
+    [
+        ("gpt_oss", "gptoss", "2025-08-05"),
+        ("llama3", "llama3_2", "26 Jul 2024"),
+        ("llama3", "llama3_1", None),
+    ],
+)
+def test_a_template_renders_like_its_original_on_one_day(
+    ours: str, theirs: str, date: str | None, prompt: bool, tools: list[Any] | None
+) -> None:
+    words = demo_base.train_tokenizer()
+    words.bos_token = demo_base.START
+    template, original = (ROOT / "models" / f"{ours}.jinja").read_text(encoding="utf-8"), from_trl(theirs)
+    assert "strftime_now" not in template
+    assert ("strftime_now" in original) == (date is not None)
+
+    on_the_day = re.sub(r"strftime_now\(.*?\)", f"'{date}'", original)
+
+    def rendered(chat_template: str, messages: Any) -> str:
+        return words.apply_chat_template(
+            messages, tools=tools, chat_template=chat_template, add_generation_prompt=prompt, tokenize=False
+        )
+
+    for messages in CONVERSATIONS:
+        assert rendered(template, messages) == rendered(on_the_day, messages)
+
+
+# The trainer
+
+CHATML = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message['role'] + SEPARATOR + message['content'] + '<|im_end|>' + LINE -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant' + SEPARATOR -}}{%- endif -%}"""
+
+
+def simple(user: str, assistant: str, prompt: str, start: str = "", end: str = "") -> str:
+    """A template of user and assistant alone, as the expressions of a message `m`."""
+    return (
+        f"{{{{ {start or repr('')} }}}}{{% for m in messages %}}{{% if m.role == 'user' %}}{{{{ {user} }}}}"
+        f"{{% else %}}{{{{ {assistant} }}}}{{% endif %}}{{% endfor %}}"
+        f"{{% if add_generation_prompt %}}{{{{ {prompt} }}}}{{% else %}}{{{{ {end or repr('')} }}}}{{% endif %}}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What a tokenizer of the family says, and what training on it comes to."""
+
+    template: Callable[[], str]
+    """TRL's copy where it has one; otherwise the format alone, without system messages and tools."""
+    answer: str
+    """What is trained on of a row whose answer is `{}`."""
+    eos: str
+    pad: str | None
+    stops: tuple[str, ...] = ()
+    """Of generation_config.json, where there are others than eos."""
+    tokens: tuple[str, ...] = ()
+    """Other special tokens that the template writes."""
+    turns: str | None = None
+    """What is trained on of CONVERSATIONS[1]; None where several turns are refused."""
+
+
+QWEN3 = Family(
+    lambda: from_trl("qwen3"),
+    "<think>\n\n</think>\n\n{}<|im_end|>\n",
+    "<|im_end|>",
+    "<|endoftext|>",
+    ("<|im_end|>", "<|endoftext|>"),
+    ("<think>", "</think>"),
+    "<think>\n\n</think>\n\nodd<|im_end|>\n<think>\n\n</think>\n\neven<|im_end|>\n",
+)
+LLAMA3 = Family(
+    lambda: from_trl("llama3_2"),
+    "{}<|eot_id|>",
+    "<|eot_id|>",
+    None,
+    ("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
+    ("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>"),
+    "odd<|eot_id|>even<|eot_id|>",
+)
+GEMMA3 = Family(
+    lambda: from_trl("gemma3"),
+    "{}<end_of_turn>\n",
+    "<eos>",
+    "<pad>",
+    ("<eos>", "<end_of_turn>"),
+    ("<bos>", "<start_of_turn>"),
+    "odd<end_of_turn>\neven<end_of_turn>\n",
+)
+KINDS = {
+    "qwen3": QWEN3,
+    "llama3": LLAMA3,
+    "gemma3": GEMMA3,
+    "mistral": Family(
+        lambda: simple("'[INST] ' + m.content + '[/INST]'", "' ' + m.content + '</s>'", "''", start="'<s>'"),
+        " {}</s>",
+        "</s>",
+        None,
+        tokens=("<s>", "[INST]", "[/INST]"),
+    ),
+    "smollm3": Family(
+        lambda: demo_base.CHAT_TEMPLATE,
+        "{}<|im_end|>\n",
+        "<|im_end|>",
+        "<|im_end|>",
+        turns="odd<|im_end|>even<|im_end|>",
+    ),
+    "phi4": Family(
+        lambda: CHATML.replace("SEPARATOR", "'<|im_sep|>'").replace("LINE", "''"),
+        "{}<|im_end|>",
+        "<|im_end|>",
+        "<|pad|>",
+        tokens=("<|im_sep|>",),
+    ),
+    "phi4_mini": Family(
+        lambda: simple(
+            "'<|user|>' + m.content + '<|end|>'",
+            "'<|assistant|>' + m.content + '<|end|>'",
+            "'<|assistant|>'",
+            end="'<|endoftext|>'",
+        ),
+        "{}<|end|><|endoftext|>",
+        "<|endoftext|>",
+        "<|endoftext|>",
+        ("<|end|>", "<|endoftext|>"),
+        ("<|user|>", "<|assistant|>"),
+    ),
+    "olmo2": Family(
+        lambda: simple(
+            "'<|user|>\\n' + m.content + '\\n'",
+            "'<|assistant|>\\n' + m.content + '<|endoftext|>'",
+            "'<|assistant|>\\n'",
+        ),
+        "{}<|endoftext|>",
+        "<|endoftext|>",
+        "<|pad|>",
+    ),
+    "olmo3": Family(
+        lambda: simple(
+            "'<|im_start|>user\\n' + m.content + '<|im_end|>\\n'",
+            "'<|im_start|>assistant\\n' + m.content + ('<|endoftext|>' if loop.last else '<|im_end|>\\n')",
+            "'<|im_start|>assistant\\n'",
+        ),
+        "{}<|endoftext|>",
+        "<|endoftext|>",
+        "<|pad|>",
+        ("<|im_end|>", "<|endoftext|>"),
+    ),
+    "gpt_oss": Family(
+        lambda: from_trl("gptoss"),
+        "<|channel|>final<|message|>{}<|return|>",
+        "<|return|>",
+        "<|endoftext|>",
+        ("<|return|>", "<|endoftext|>", "<|call|>"),
+        ("<|start|>", "<|end|>", "<|channel|>", "<|message|>"),
+        "<|start|>assistant<|channel|>final<|message|>odd<|end|>"
+        "<|start|>assistant<|channel|>final<|message|>even<|return|>",
+    ),
+}
+
+
+def kind_of(family: str) -> Family:
+    return next(KINDS[name] for name in sorted(KINDS, key=len, reverse=True) if family.startswith(name))
+
+
+demo_words = functools.cache(demo_base.train_tokenizer)
+
+
+def tiny_base(family: str, directory: Path) -> Path:
+    """A tiny random model of the family's architecture, with the demo's words and the family's special tokens."""
+    kind = kind_of(family)
+    words = copy.deepcopy(demo_words())
+    special = [*kind.stops, *kind.tokens, kind.eos, *([kind.pad] if kind.pad else [])]
+    words.add_special_tokens({"extra_special_tokens": list(dict.fromkeys(special))})
+    words.eos_token, words.pad_token, words.chat_template = kind.eos, kind.pad, kind.template()
+    words.bos_token = next((token for token in kind.tokens if token in ("<s>", "<bos>", "<|begin_of_text|>")), None)
+    source = directory / "tokenizer"
+    words.save_pretrained(source)
+    config = json.loads(json.dumps(base_model.bundled()[of(family)["model_name_or_path"]]["config"]))
+    ids = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("bos", "eos", "pad")}
+    config.get("text_config", config).update(ids)
+    stops = words.convert_tokens_to_ids([*kind.stops]) or words.eos_token_id
+    (source / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}), encoding="utf-8")
+    base = directory / "base"
+    tiny.build(base, config, source)
+    if "quantization_config" in config:
+        to_mxfp4(base, config["quantization_config"])
+    return base
+
+
+def to_mxfp4(base: Path, described: dict[str, Any]) -> None:
+    """Make a saved gpt-oss an MXFP4 checkpoint, its experts as random codes: two a byte, and a scale for each 32."""
+    from safetensors.torch import load_file, save_file
+
+    torch.manual_seed(0)
+    weights = load_file(base / "model.safetensors")
+    for name in [name for name in weights if name.endswith(("gate_up_proj", "down_proj"))]:
+        experts, width, out = weights.pop(name).shape
+        weights[f"{name}_blocks"] = torch.randint(256, (experts, out, width // 32, 16), dtype=torch.uint8)
+        weights[f"{name}_scales"] = torch.randint(118, 122, (experts, out, width // 32), dtype=torch.uint8)
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps(config | {"quantization_config": described}), encoding="utf-8")
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The trainer, when its rows have been checked."""
+    trainers: list[Any] = []
+    check = verify.data
+
+    def spy(trainer: Any, prepared_rows: int) -> Any:
+        trainers.append(trainer)
+        return check(trainer, prepared_rows)
+
+    monkeypatch.setattr(verify, "data", spy)
+    return trainers
+
+
+ONE_STEP: dict[str, Any] = {
+    "accelerate_config": "cpu",
+    "train_file": "data/train.jsonl",
+    "validation_file": None,
+    "validation_split_size": 0.0,
+    "eval_strategy": "no",
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "early_stopping_patience": 0,
+    "dataloader_num_workers": 0,
+    "global_batch_size": 4,
+    "max_steps": 1,
+    "warmup_steps": 0,
+    "report_to": "none",
+}
+
+
+@pytest.mark.parametrize(("family", "trained"), SAME.items())
+def test_another_size_is_the_same_model_with_the_same_keys(project: Path, family: str, trained: str) -> None:
+    """But for its output embedding, which small models share with the input's."""
+    one, other = (base_model.find(of(name)["model_name_or_path"]) for name in (family, trained))
+    assert one is not None and other is not None
+    assert {group.path for group in one.groups} - {"lm_head"} == {group.path for group in other.groups} - {"lm_head"}
+    size = {"description", "model_name_or_path"}
+    assert {key: item.value for key, item in read_model(family).items() if key not in size} == {
+        key: item.value for key, item in read_model(trained).items() if key not in size
+    }
+    assert kind_of(family) is kind_of(trained)
+
+
+@pytest.mark.parametrize("name", base_model.bundled())
+def test_a_bundled_model_can_be_made_small_for_a_rehearsal(name: str) -> None:
+    config = tiny.shrunk(base_model.bundled()[name]["config"], vocabulary=320)
+    config.get_text_config().pad_token_id = None
+    config.validate()
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert model.num_parameters() < 4e6
+    assert model.config.model_type == base_model.bundled()[name]["config"]["model_type"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TRAINED)
+def test_a_family_trains_on_answers_alone_and_learns_to_stop(
+    project: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path, family: str
+) -> None:
+    rows = alpaca_rows(4, seed=1)
+    write_rows(project / "data" / "train.jsonl", rows)
+    base = tiny_base(family, tmp_path)
+    kind, composed = kind_of(family), of(family)
+    effect = train_here("default", model=family, model_name_or_path=str(base), **ONE_STEP).facts()["in_effect"]
+
+    trainer = seen[0]
+    words = trainer.processing_class
+    by_input = {row["input"]: row["output"] for row in rows}
+    for row in trainer.train_dataset:
+        first = next(index for index, label in enumerate(row["labels"]) if label != -100)
+        assert row["labels"][first:] == row["input_ids"][first:]
+        prompt, answer = words.decode(row["input_ids"][:first]), words.decode(row["input_ids"][first:])
+        (expected,) = [output for text, output in by_input.items() if f"{text}" in prompt]
+        assert answer == kind.answer.format(expected)
+    assert effect["data"]["rows_ending_with_eos"] == effect["data"]["rows"] == 4
+
+    batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
+    padding = batch["attention_mask"] == 0
+    assert padding.any() and (batch["labels"][padding] == -100).all()
+    stops = words.convert_tokens_to_ids([*kind.stops, kind.eos])
+    assert all(any(label in stops for label in labels.tolist()) for labels in batch["labels"])
+
+    layers = trainer.model.config.get_text_config().num_hidden_layers
+    assert effect["adapter"]["modules"] == dict.fromkeys(composed["lora_target_modules"], layers)
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    counted = base_model.from_config(str(base), config, "a test")
+    assert counted.elements() == effect["base"]["parameters"]
+    assert effect["base"]["four_bit_share"] == (counted.four_bit_share if composed["load_in_4bit"] else 0)
+    trained = counted.adapter_parameters(composed["lora_target_modules"], composed["lora_r"])
+    assert trained == effect["adapter"]["trainable_parameters"]
+    assert effect["run"]["max_steps"] == 1
+
+
+MXFP4 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
+
+
+@pytest.mark.slow
+def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
+    project: Path,
+    train_here: Callable[..., Any],
+    seen: list[Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With adapters on experts too, and not because the packages are missing that would leave the weights MXFP4."""
+    from safetensors.torch import load_file
+
+    asked: list[Any] = []
+    built = train.Trainer.__init__
+
+    def spy(self: Any, *arguments: Any, **kwargs: Any) -> None:
+        asked.append(kwargs["quantization_config"])
+        built(self, *arguments, **kwargs)
+
+    monkeypatch.setattr(train.Trainer, "__init__", spy)
+
+    write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
+    base = tiny_base("gpt_oss_20b", tmp_path)
+    parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    effect = train_here(
+        "default",
+        model="gpt_oss_20b",
+        model_name_or_path=str(base),
+        lora_target_parameters=parameters,
+        lora_dropout=0.0,
+        **ONE_STEP,
+    ).facts()["in_effect"]
+    assert [(type(each).__name__, each.dequantize) for each in asked] == [("Mxfp4Config", True)]
+    assert effect["base"]["dtypes"] == ["bfloat16"]
+    assert effect["adapter"]["modules"] == {"q_proj": 2, "v_proj": 2, "experts": 4}
+
+    stored = load_file(base / "model.safetensors")
+    name = "model.layers.0.mlp.experts.down_proj"
+    blocks, scales = stored[f"{name}_blocks"].long(), stored[f"{name}_scales"].float()
+    codes = torch.stack([blocks & 15, blocks >> 4], dim=-1).flatten(-2)
+    values = (torch.tensor(MXFP4)[codes] * torch.exp2(scales - 127)[..., None]).flatten(-2).transpose(1, 2)
+    loaded = dict(seen[0].model.named_parameters())
+    (weight,) = [value for key, value in loaded.items() if key.endswith("down_proj") and ".layers.0." in key]
+    assert weight.dtype == torch.bfloat16 and torch.equal(weight.float(), values)
+
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    counted = base_model.from_config(str(base), config, "a test")
+    trained = counted.adapter_parameters(["q_proj", "v_proj"], 32, parameters)
+    assert trained == effect["adapter"]["trainable_parameters"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TRAINED)
+def test_several_turns_are_marked_or_refused_with_the_remedy(
+    project: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path, family: str
+) -> None:
+    write_rows(project / "data" / "train.jsonl", [{"messages": CONVERSATIONS[1]}] * 4)
+    base, turns = tiny_base(family, tmp_path), kind_of(family).turns
+
+    def one_step() -> None:
+        train_here("default", model=family, model_name_or_path=str(base), **ONE_STEP)
+
+    if turns is None:
+        with pytest.raises(
+            InputError, match=r"does not mark them.*Set chat_template_path .* give each row one answer"
+        ):
+            one_step()
+        return
+    one_step()
+    words, row = seen[0].processing_class, seen[0].train_dataset[0]
+    assert words.decode([label for label in row["labels"] if label != -100]) == turns
+
+
+@pytest.mark.slow
+def test_all_weights_of_a_model_for_more_than_text_are_not_trained(
+    project: Path, train_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    base = tiny_base("gemma3_4b", tmp_path)
+    with pytest.raises(InputError, match=r"rows of text leave part of it without a gradient; train adapters"):
+        train_here("tiny", model="gemma3_4b", model_name_or_path=str(base), use_peft=False, load_in_4bit=False)
+
+
+def test_a_rehearsal_of_gpt_oss_has_whole_weights_and_says_so(project: Path) -> None:
+    composed = of("gpt_oss_20b")
+    real = topology.read("ddp", "ACCEL")
+    base = tiny.find(composed["model_name_or_path"], "main")
+    tiny.build(base.directory, base.config, base.tokenizer)
+    prepared = preparation.prepare(**preparation.source_of(composed), cache=preparation.CACHE)
+    job = rehearse.job_of(composed, real, rehearse.on_cpu(real), prepared, base)
+    assert job.resolved["model_init_kwargs"] == {}
+    # The demo's tokenizer is in place of one that is not here, so its template is too.
+    assert base.tokenizer is None and job.resolved["chat_template_path"] is None
+    assert job.resolved["attn_implementation"] == "eager" and not rehearse.impossible(composed, real)
+    assert "dequantising is not rehearsed" in rehearse.description(job, real, base)
+
+
+def test_an_unpinned_model_is_pinned_where_it_is_named(project: Path) -> None:
+    """The remedy is the command that writes into the model's file, not into a recipe that others compose with."""
+    findings = plan.plan("tiny", overrides=["model=qwen3_4b"])["findings"]
+    (found,) = [each for each in findings if each["rule"] == "model-unpinned"]
+    assert found["instead"] == "make pin RECIPE=tiny MODEL=qwen3_4b"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gemma3_4b", "gpt_oss_20b"])
+def test_what_was_trained_on_such_a_base_is_scored_on_it(
+    project: Path, train_here: Callable[..., Any], tmp_path: Path, family: str
+) -> None:
+    """A model for more than text, and one whose weights were made whole: base, adapter and template come together."""
+    write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
+    rate = {"learning_rate": 0.5, "lora_dropout": 0.0}
+    run = train_here("default", model=family, model_name_or_path=str(tiny_base(family, tmp_path)), **ONE_STEP, **rate)
+    resolved = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    model, words = scoring.load(resolved, run.adapter, on_cpu=True)
+    prompts: list[likelihood.Prompt] = [[{"role": "user", "content": text}] for text in ("red", "red cat")]
+    with model.disable_adapter():
+        before = [
+            score
+            for batch in likelihood.likelihoods(model, words, prompts, ["odd", "even"])
+            for score in batch.values()
+        ]
+    after = [
+        score for batch in likelihood.likelihoods(model, words, prompts, ["odd", "even"]) for score in batch.values()
+    ]
+    assert torch.tensor(before).isfinite().all() and not torch.allclose(torch.tensor(before), torch.tensor(after))
+    assert words.chat_template == kind_of(family).template() or "2025-08-05" in words.chat_template
+
+
+@pytest.fixture
+def adapted(project: Path, train_here: Callable[..., Any], tmp_path: Path) -> Run:
+    """A run named `adapted` on an MXFP4 checkpoint whose weights were made whole."""
+    write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
+    base = tiny_base("gpt_oss_20b", tmp_path)
+    rate = {"learning_rate": 0.5, "lora_dropout": 0.0}
+    named = {"model": "gpt_oss_20b", "model_name_or_path": str(base)}
+    return train_here("default", name="adapted", **named, **ONE_STEP, **rate)
+
+
+@pytest.mark.slow
+def test_an_adapter_is_merged_into_weights_that_were_made_whole(
+    adapted: Run, tmp_path: Path, merge_here: Callable[..., Any]
+) -> None:
+    code, proof = merge_here("adapted")
+    assert code == 0 and proof["kl"] < 1e-5 < proof["effect"]["kl"] and proof["quantised"] is None
+    merged, found = AutoModelForCausalLM.from_pretrained(
+        adapted.directory / "merged", dtype="auto", output_loading_info=True
+    )
+    assert not found["missing_keys"] and not found["unexpected_keys"]
+    whole = Mxfp4Config(dequantize=True)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="bfloat16", quantization_config=whole)
+    ours, theirs = dict(merged.named_parameters()), dict(base.named_parameters())
+    assert {parameter.dtype for parameter in ours.values()} == {torch.bfloat16}
+    changed = {name for name, parameter in ours.items() if not torch.equal(parameter, theirs[name])}
+    assert changed == {name for name in ours if name.endswith(("q_proj.weight", "v_proj.weight"))}
+
+
+@pytest.mark.slow
+def test_an_adapter_on_weights_that_stay_quantised_is_not_merged(adapted: Run) -> None:
+    adapted.recipe.write_text(adapted.recipe.read_text().replace("dequantize: true", "dequantize: false"))
+    with pytest.raises(InputError, match=r"base is stored quantised, .* train on the weights made whole"):
+        merge.merge("adapted")
+    assert not (adapted.directory / "merged").exists()
+
+
+@pytest.mark.slow
+def test_the_code_in_the_card_loads_the_weights_as_they_were_trained(adapted: Run, tmp_path: Path) -> None:
+    """And says so itself: here they would be made whole unasked, for want of the packages that leave them MXFP4."""
+    (code,) = re.findall(r"```python\n(.*?)```", card.card(adapted), re.DOTALL)
+    code = code.replace("PATH OF THE BASE MODEL", str(tmp_path / "base")).replace(
+        "max_new_tokens=64", "max_new_tokens=2"
+    )
+    assert "quantization_config=quantization" in code
+    scope: dict[str, Any] = {}
+    exec(code.replace("PATH OR HUB ID OF THIS DIRECTORY", str(adapted.adapter)), scope)  # noqa: S102, as its reader would
+    assert isinstance(scope["quantization"], Mxfp4Config) and scope["quantization"].dequantize
+    trained, _ = scoring.load(yaml.safe_load(adapted.recipe.read_text()), adapted.adapter, on_cpu=True)
+    ours = scope["model"].state_dict()
+    assert ours.keys() == trained.state_dict().keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in trained.state_dict().items())
+    assert scope["model"].config._attn_implementation == "eager"
+
+
+@pytest.mark.slow
+def test_a_whole_model_made_of_quantised_weights_can_be_loaded_again(
+    project: Path, train_here: Callable[..., Any], tmp_path: Path
+) -> None:
+    write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
+    named = {"model": "gpt_oss_20b", "model_name_or_path": str(tiny_base("gpt_oss_20b", tmp_path))}
+    run = train_here("default", **named, use_peft=False, lora_target_modules=None, **ONE_STEP)
+    model, _ = scoring.load(yaml.safe_load(run.recipe.read_text()), run.adapter, on_cpu=True)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}

@@ -1,0 +1,344 @@
+"""Real NF4 QLoRA training on a CPU, in this process: what took effect, what is refused, what is kept."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import write_rows
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from sft_recipes.errors import InputError
+from sft_recipes.launch import launch
+from sft_recipes.plan import job as jobs
+from sft_recipes.runs.run import Run, damage, newest_whole
+from sft_recipes.train import train as worker
+from sft_recipes.train import verify
+
+pytest_plugins = ["finished"]
+
+Train = Callable[..., Run]
+
+
+class SignalAt(TrainerCallback):
+    """Sends this process a signal at the end of a step, as a scheduler would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def signal_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the next runs get SIGTERM while they take this step."""
+    built = worker.Trainer.__init__
+
+    def build(self: Any, *arguments: Any, callbacks: list, **kwargs: Any) -> None:
+        built(self, *arguments, callbacks=[*callbacks, SignalAt(step)], **kwargs)
+
+    monkeypatch.setattr(worker.Trainer, "__init__", build)
+
+
+def adapter_of(run: Run) -> dict[str, torch.Tensor]:
+    return load_file(run.adapter / "adapter_model.safetensors")
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """The same tensors, bit for bit and in the same dtype."""
+    return one.keys() == other.keys() and all(
+        tensor.dtype == other[name].dtype and torch.equal(tensor, other[name]) for name, tensor in one.items()
+    )
+
+
+def resumed(run: Run) -> Run:
+    """The run, told to continue as `launch.continue_run` tells it."""
+    checkpoint, _ = newest_whole(run.directory)
+    run.update(status="running", resume_from=str(checkpoint) if checkpoint else None)
+    return run
+
+
+def test_four_bit_adapters_and_schedule_are_recorded_as_in_effect(train_here: Train) -> None:
+    run = train_here(name="facts")
+    facts = run.facts()
+    effect = facts["in_effect"]
+    assert facts["status"] == "finished"
+    # 7 linear layers a decoder layer; the tied embedding stays as it is.
+    assert effect["base"]["four_bit_layers"] == 14
+    assert effect["base"]["four_bit_parameters"] == 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)
+    assert effect["adapter"]["modules"] == {"q_proj": 2, "v_proj": 2}
+    assert effect["adapter"]["trainable_parameters"] == 2 * 8 * ((64 + 64) + (64 + 32))
+    assert effect["adapter"]["dtypes"] == ["float32"]
+    assert effect["run"]["effective_batch"] == 8
+    assert (effect["run"]["max_steps"], effect["run"]["warmup_steps"]) == (8, 2)
+    assert 0 < effect["data"]["supervised_token_share"] < 0.5
+    assert effect["data"]["rows_ending_with_eos"] == effect["data"]["rows"] == 64
+    assert 0.5 < effect["data"]["real_token_share"] <= 1
+    assert facts["measured"]["tokens_per_second"] > 0
+    assert facts["measured"]["peak_memory_bytes"] > 2**20
+
+
+def test_the_run_directory_holds_what_it_promises(train_here: Train) -> None:
+    run = train_here(name="files", logging_steps=2)
+    present = {path.name for path in run.directory.iterdir()}
+    assert {"recipe.yaml", "run.json", "log.jsonl", "adapter", "checkpoint-8"} <= present
+    assert damage(run.directory / "checkpoint-8") is None
+    assert not (run.adapter / "training_args.bin").exists()
+    log = [json.loads(line) for line in run.log.read_text().splitlines()]
+    assert [entry["step"] for entry in log if "loss" in entry] == [2, 4, 6, 8]
+    assert all(entry["tokens_per_second"] > 0 for entry in log if "loss" in entry)
+    losses = [entry["loss"] for entry in log if "loss" in entry]
+    assert losses[-1] < losses[0]
+
+
+def test_test_rows_are_never_trained_on(train_here: Train) -> None:
+    """Nor do they change what is: the adapter is the same, bit for bit."""
+    write_rows(Path("data/test.jsonl"), [{"instruction": "Count.", "input": "red " * 40, "output": "odd"}] * 100)
+    without = train_here(name="without")
+    tested = train_here(name="with", test_file="data/test.jsonl")
+    assert tested.facts()["data"]["splits"]["test"]["prepared_rows"] == 100
+    assert tested.facts()["in_effect"]["data"] == without.facts()["in_effect"]["data"]
+    assert equal(adapter_of(tested), adapter_of(without))
+
+
+def test_the_adapter_reloads_in_plain_peft_with_the_same_loss(train_here: Train, tiny_model: Path) -> None:
+    from peft import AutoPeftModelForCausalLM
+
+    run = train_here(name="reload", load_in_4bit=False, dtype="float32", bf16=False)
+    model = AutoPeftModelForCausalLM.from_pretrained(str(run.adapter))
+    norms = [float(p.norm()) for name, p in model.named_parameters() if "lora_B" in name]
+    assert len(norms) == 4 and all(norm > 0 for norm in norms)
+    assert equal(
+        adapter_of(run), {k.replace(".default", ""): v for k, v in model.state_dict().items() if "lora_" in k}
+    )
+
+
+@pytest.mark.parametrize("adapter_dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stop_at", [3, 10])
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    train_here: Train, finished: Train, monkeypatch: pytest.MonkeyPatch, adapter_dtype: str, stop_at: int
+) -> None:
+    """Within the first epoch and within the second, with dropout, accumulation and 4-bit weights."""
+    settings = {"adapter_dtype": adapter_dtype, "num_train_epochs": 2}
+    whole = finished("whole", **settings)
+    with monkeypatch.context() as context:
+        signal_at(stop_at, context)
+        run = train_here(name="parts", **settings)
+    assert run.facts()["status"] == "interrupted"
+    assert not run.adapter.exists()
+    assert newest_whole(run.directory)[0] == run.directory / f"checkpoint-{stop_at}"
+    train_here(run=resumed(run))
+    assert run.facts()["status"] == "finished"
+    assert equal(adapter_of(run), adapter_of(whole))
+    for name in ("optimizer.pt", "scheduler.pt"):
+        states = [torch.load(r.directory / "checkpoint-16" / name, weights_only=True) for r in (run, whole)]
+        assert str(states[0]) == str(states[1])
+
+
+def test_resume_without_the_kept_dtype_would_differ(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above can fail: with upstream's own loading, bfloat16 adapters come back as float32."""
+    whole = train_here(name="whole", adapter_dtype="bfloat16")
+    with monkeypatch.context() as context:
+        signal_at(3, context)
+        run = train_here(name="parts", adapter_dtype="bfloat16")
+    monkeypatch.delattr(worker.Trainer, "_load_from_checkpoint")
+    with pytest.raises(InputError, match="adapter_dtype is bfloat16, but the adapters are in float32"):
+        train_here(run=resumed(run))
+    assert whole.facts()["status"] == "finished"
+
+
+def test_an_evaluation_leaves_no_trace_in_training(train_here: Train) -> None:
+    """bitsandbytes would pack the weights anew for it on CPUs with AVX512-BF16, and then pass no gradient on."""
+    # Without dropout, because every data loader draws from the generator that dropout draws from.
+    settings = {
+        "lora_dropout": 0.0,
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "early_stopping_patience": 0,
+    }
+    never = train_here(name="never", eval_strategy="no", **settings)
+    often = train_here(name="often", eval_strategy="steps", eval_steps=1, eval_on_start=True, **settings)
+    assert len(often.facts()["measured"]["eval_loss"]) == 9
+    assert equal(adapter_of(never), adapter_of(often))
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    whole = train_here(name="whole", **settings)
+    with monkeypatch.context() as context:
+        signal_at(5, context)
+        run = train_here(name="parts", **settings)
+    optimizer = run.directory / "checkpoint-5" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-100])
+    checkpoint, skipped = newest_whole(run.directory)
+    assert checkpoint == run.directory / "checkpoint-4"
+    assert len(skipped) == 1 and "checkpoint-5 is skipped: optimizer.pt has" in skipped[0]
+    train_here(run=resumed(run))
+    assert equal(adapter_of(run), adapter_of(whole))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            {"lora_target_modules": ["q_proj", "v_porj"]},
+            "v_porj matches no module of model; its linear layers are .*v_proj",
+        ),
+        ({"lora_target_modules": ["nothing"]}, "nothing matches no module of model"),
+        ({"padding_free": True}, "refused by TRL or transformers: When `padding_free=True` without packing"),
+        ({"max_length": 4}, "all 64 rows lose their whole answer at max_length 4"),
+        ({"model_name_or_path": "no-such/model"}, "no-such/model .* cannot be loaded"),
+    ],
+)
+def test_what_cannot_take_effect_stops_before_the_first_step(
+    train_here: Train, overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train_here(name="refused", **overrides)
+    assert not (Path("runs/refused") / "log.jsonl").exists()
+
+
+def test_one_target_module_is_a_name_and_not_a_regular_expression(train_here: Train) -> None:
+    assert train_here(lora_target_modules=["q_proj"]).facts()["in_effect"]["adapter"]["modules"] == {"q_proj": 2}
+
+
+def test_all_linear_adapts_every_linear_layer(train_here: Train) -> None:
+    modules = train_here(lora_target_modules=["all-linear"]).facts()["in_effect"]["adapter"]["modules"]
+    assert set(modules) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+def test_four_bit_on_a_quantised_checkpoint_is_refused(train_here: Train, project: Path, tiny_model: Path) -> None:
+    other = project / "mxfp4"
+    other.mkdir()
+    for path in tiny_model.iterdir():
+        (other / path.name).symlink_to(path)
+    config = json.loads((other / "config.json").read_text()) | {"quantization_config": {"quant_method": "mxfp4"}}
+    (other / "config.json").unlink()
+    (other / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"already quantised \(mxfp4\).*load_in_4bit: false"):
+        train_here(model_name_or_path="./mxfp4")
+
+
+def test_four_bit_that_did_not_happen_stops_the_run(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "get_quantization_config", lambda model: None)
+    with pytest.raises(InputError, match="load_in_4bit is true, but 0 layers"):
+        train_here(name="silent")
+
+
+def test_without_quantisation_no_layer_is_in_four_bit(train_here: Train) -> None:
+    base = train_here(load_in_4bit=False).facts()["in_effect"]["base"]
+    assert (base["four_bit_layers"], base["four_bit_share"]) == (0, 0)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Poison(TrainerCallback):
+        def on_step_begin(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+            if state.global_step == 3:
+                next(p for n, p in model.named_parameters() if "lora_B" in n).data.fill_(float("nan"))
+
+    built = worker.Trainer.__init__
+    monkeypatch.setattr(
+        worker.Trainer,
+        "__init__",
+        lambda self, *a, callbacks, **k: built(self, *a, callbacks=[*callbacks, Poison()], **k),
+    )
+    with pytest.raises(FloatingPointError, match="at step 4"):
+        train_here(name="poisoned")
+    assert not Path("runs/poisoned/adapter").exists()
+
+
+def test_rows_that_lose_their_answer_are_counted(train_here: Train, project: Path) -> None:
+    long = {"instruction": "red " * 200, "input": "", "output": "even"}
+    rows = [json.loads(line) for line in (project / "data" / "train.jsonl").read_text().splitlines()]
+    write_rows(project / "data" / "train.jsonl", [*rows, long, long])
+    data = train_here(max_length=128).facts()["in_effect"]["data"]
+    assert (data["rows"], data["rows_lost"]) == (64, 2)
+
+
+def test_early_stopping_counts_evaluations_and_zero_never_stops(train_here: Train) -> None:
+    settings = {"num_train_epochs": 4, "learning_rate": 1e-9, "save_total_limit": 2}
+    assert train_here(early_stopping_patience=2, **settings).facts()["measured"]["step"] == 3 * 8
+    assert train_here(early_stopping_patience=0, **settings).facts()["measured"]["step"] == 4 * 8
+
+
+def test_batches_are_padded_to_their_longest_row(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any, **kwargs: Any) -> None:
+            with torch.random.fork_rng(devices=[]):
+                shapes.extend((b["input_ids"].shape[1], int((b["labels"] != -100).sum())) for b in train_dataloader)
+
+    built = worker.Trainer.__init__
+    monkeypatch.setattr(
+        worker.Trainer,
+        "__init__",
+        lambda self, *a, callbacks, **k: built(self, *a, callbacks=[*callbacks, Watch()], **k),
+    )
+    run = train_here()
+    longest = run.facts()["in_effect"]["data"]["longest_row"]
+    assert max(width for width, _ in shapes) == longest < 512
+    assert len({width for width, _ in shapes}) > 1
+    assert all(supervised > 0 for _, supervised in shapes)
+
+
+MESSAGES = [{"role": "user", "content": "red cat"}, {"role": "assistant", "content": "odd"}]
+FORMATS = {
+    "messages": {"messages": MESSAGES},
+    "multi_turn": {
+        "messages": [*MESSAGES, {"role": "user", "content": "red red"}, {"role": "assistant", "content": "even"}]
+    },
+    "prompt_completion": {"prompt": MESSAGES[:1], "completion": MESSAGES[1:]},
+    "plain": {"prompt": "red cat is", "completion": " odd"},
+    "alpaca": {"instruction": "Count the word red.", "input": "red cat", "output": "odd"},
+    "sharegpt": {"conversations": [{"from": "human", "value": "red cat"}, {"from": "gpt", "value": "odd"}]},
+}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_format_trains_on_its_answers_alone(
+    train_here: Train, project: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    write_rows(project / "data" / "train.jsonl", [FORMATS[name]] * 16)
+    write_rows(project / "data" / "validation.jsonl", [FORMATS[name]] * 4)
+    trained: list[str] = []
+    check = verify.data
+
+    def spy(trainer: Any, rows: int) -> Any:
+        labels = trainer.train_dataset[0]["labels"]
+        trained.append(trainer.processing_class.decode([token for token in labels if token != -100]))
+        return check(trainer, rows)
+
+    monkeypatch.setattr(verify, "data", spy)
+    train_here(name=name)
+    expected = {"plain": " odd<|im_end|>", "multi_turn": "odd<|im_end|>even<|im_end|>"}
+    assert trained[0].replace("\n", "") == expected.get(name, "odd<|im_end|>")
+
+
+def test_the_plain_recipe_of_a_run_is_what_upstream_reads(train_here: Train) -> None:
+    recipe = yaml.safe_load(train_here(name="plain").recipe.read_text())
+    own = {"global_batch_size", "train_file", "adapter_dtype", "early_stopping_patience", "description"}
+    assert not own & recipe.keys()
+    assert recipe["gradient_accumulation_steps"] == 2
+
+
+def test_a_changed_recipe_cannot_resume(train_here: Train) -> None:
+    run = train_here(name="same")
+    launch.same_as_before(run, jobs.check("tiny"))
+    with pytest.raises(InputError) as refused:
+        launch.same_as_before(
+            run, jobs.check("tiny", overrides=["learning_rate=1e-3 lora_r=4 adapter_dtype=bfloat16"])
+        )
+    message = str(refused.value)
+    assert "learning_rate: 0.01 -> 0.001" in message
+    assert "lora_r: 8 -> 4" in message
+    assert "adapter_dtype: float32 -> bfloat16" in message
