@@ -429,7 +429,7 @@ def test_a_fault_is_not_taken_for_a_machine_without_gpus(
     broken = "NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver."
     nvidia_smi([broken], code=9, parts=broken)
     for ask in (topology.no_gpu, lambda: topology.choose(recipe(UNPAIRED), None, None, [])):
-        with pytest.raises(InputError, match="failed with code 9: NVIDIA-SMI has failed .*CUDA_VISIBLE_DEVICES="):
+        with pytest.raises(InputError, match=r"failed with code 9: NVIDIA-SMI has failed .*CUDA_VISIBLE_DEVICES="):
             ask()
     assert topology.choose(recipe(UNPAIRED), "cpu", None, []).use_cpu
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

@@ -6,6 +6,7 @@ The outcome is in run.json, because launchers do not hand exit codes through.
 import logging
 import os
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -16,7 +17,8 @@ from sft_recipes.run import Run
 def main() -> int:
     """Train the run; what went wrong is written down by the main process, and others raise it for the launcher."""
     run = Run(Path(sys.argv[1]))
-    main_process = os.environ.get("RANK", "0") == "0"
+    rank = int(os.environ.get("RANK", "0"))
+    main_process = rank == 0
     if not main_process:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123, one voice; held until the process ends
     quiet()
@@ -31,12 +33,15 @@ def main() -> int:
         if main_process:
             run.update(status="failed", problems=error.problems)
     except torch.OutOfMemoryError as error:
-        if main_process:
+        # A long row can be too much for one process alone, while the main one waits for it. The first says so.
+        time.sleep(rank)
+        if main_process or run.facts()["status"] == "running":
             remedy = "halve per_device_train_batch_size (the global batch stays), or set a smaller max_length"
             run.update(status="failed", error=f"out of GPU memory: {error} Instead: {remedy}")
         raise
     except Exception as error:
-        if main_process:
+        # Where another ran out of memory, what the main process then misses is only the consequence.
+        if main_process and run.facts()["status"] == "running":
             run.update(status="failed", error=f"{type(error).__name__}: {error}")
         raise
     return 0
@@ -44,8 +49,17 @@ def main() -> int:
 
 def quiet_environment(*, on_cpu: bool) -> dict[str, str]:
     """This environment, with what keeps upstream from calling home and from talking about itself."""
-    defaults = {"DS_LOG_LEVEL": "error", "TORCH_CPP_LOG_LEVEL": "ERROR", "GLOO_LOG_LEVEL": "ERROR"}
+    defaults = {
+        "DS_LOG_LEVEL": "error",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "GLOO_LOG_LEVEL": "ERROR",
+        # CUDA's own order is another than nvidia-smi's where GPUs are of several kinds.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
     changes = {
+        # DeepSpeed builds its operations with ninja, which is beside this Python, whether or not its environment is
+        # active.
+        "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)]),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",

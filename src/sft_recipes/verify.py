@@ -186,8 +186,14 @@ def base(model: torch.nn.Module, recipe: Mapping[str, Any]) -> Facts:
     """The base model's weights are in the precision that was asked for.
 
     Raises:
-        InputError: 4-bit was asked for and is not there, is there without being asked for, or is of another kind.
+        InputError: 4-bit was asked for and is not there, is there without being asked for, or is of another kind; or
+            weights were put where no GPU has them.
     """
+    if not recipe.get("use_cpu") and (where := offloaded(model)):
+        raise InputError(
+            f"the base model does not fit: {where}, from where each step would fetch them anew. Free the GPU of other "
+            "processes, or choose load_in_4bit: true, a smaller model, or ACCEL=zero3 on several GPUs"
+        )
     four_bit = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
     eight_bit = [module for module in model.modules() if isinstance(module, bnb.nn.Linear8bitLt)]
     packed = {id(module.weight) for module in four_bit}
@@ -244,6 +250,19 @@ def base(model: torch.nn.Module, recipe: Mapping[str, Any]) -> Facts:
         "four_bit_share": in_four_bit / total,
         "dtypes": dtypes,
     }
+
+
+def offloaded(model: torch.nn.Module) -> str | None:
+    """Which weights were put into host memory or on the disk for want of room on a GPU, as a sentence; None without.
+
+    `device_map="auto"`, which TRL loads with in a single process, does so in silence.
+    """
+    places = collections.Counter(str(place) for place in (getattr(model, "hf_device_map", None) or {}).values())
+    away = {"cpu": "in host memory", "disk": "on the disk"}
+    found = [
+        f"{places[place]} of its {places.total()} parts are {words}" for place, words in away.items() if places[place]
+    ]
+    return " and ".join(found) or None
 
 
 def adapter(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, Any]) -> Facts:
