@@ -348,6 +348,16 @@ def unsupported(recipe: Recipe, topology: Topology) -> list[tuple[str, str]]:
         )
     if topology.zero_stage and recipe["use_peft"] and recipe["adapter_dtype"] != "float32":
         problems.append(("DeepSpeed keeps float32 master weights of the adapters", "set adapter_dtype: float32"))
+    away = (topology.config.get("deepspeed_config") or {}).get("offload_optimizer_device", "none") != "none"
+    if away and recipe["optim"] not in ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"):
+        # accelerate/utils/deepspeed.py: `map_pytorch_optim_to_deepspeed`
+        problems.append(
+            (
+                f"accelerate trains with DeepSpeed's Adam, without decoupled weight decay, or fails, where the optimizer "
+                f"is offloaded and optim is {recipe['optim']}",
+                "set optim: adamw_torch",
+            )
+        )
     if topology.backend == "fsdp" and recipe["use_peft"] and wanted != "no" and recipe["adapter_dtype"] != "float32":
         # accelerate/utils/fsdp_utils.py: `fsdp2_prepare_model`
         problems.append(("accelerate widens what FSDP2 trains to float32", "set adapter_dtype: float32"))
