@@ -17,8 +17,11 @@ import pytest
 from conftest import ROOT, alpaca_rows, write_rows
 
 from sft_recipes.cli import main
+from sft_recipes.environment import quiet_environment
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
+from sft_recipes.recipes import topology
+from sft_recipes.recipes.recipe import load
 
 HOSTILE = [
     "x; touch pwned",
@@ -381,3 +384,44 @@ def test_deepspeed_on_a_cpu_without_a_compiler_is_refused(
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert main(["train", "tiny", "--accel", "zero2_cpu"]) == 2
     assert "finds no C++ compiler; install one (apt-get install g++), or choose ACCEL=ddp" in capsys.readouterr().err
+
+
+def test_an_optimizer_in_host_memory_gets_its_share_of_the_cores(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    run = gpu_run(project, "deepspeed")
+    for name, threads in (("zero3", None), ("zero3_offload", "16")):
+        shutil.copy(project / "accelerate_configs" / f"{name}.yaml", run.accelerate)
+        assert launch.environment(run).get("OMP_NUM_THREADS") == threads
+
+
+def test_processes_find_ninja_beside_this_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "ninja").touch(mode=0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", "/no/such/directory")
+    found = shutil.which("ninja", path=quiet_environment(on_cpu=False)["PATH"])
+    assert found == str(tmp_path / "ninja")
+
+
+def test_a_gpu_without_what_triton_needs_is_refused_before_the_first_step(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An installed Triton is one that can be found; here it is not imported.
+    (project / "site" / "triton").mkdir(parents=True)
+    (project / "site" / "triton" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(project / "site")
+    monkeypatch.setattr("sysconfig.get_path", lambda *names: str(project / "include"))
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(project / "bin"))
+    tiny, single = load("tiny"), topology.read("single_gpu", "a test")
+    compiler, headers = jobs.missing_tools(tiny, single)
+    assert "finds no C compiler; install one (apt-get install gcc)" in compiler
+    assert f"{project / 'include'} has no Python.h; install them (apt-get install python3." in headers
+    assert jobs.missing_tools(tiny, topology.read("cpu", "a test")) == []
+    (project / "include").mkdir()
+    (project / "include" / "Python.h").touch()
+    (project / "bin").mkdir()
+    (project / "bin" / "gcc").touch(mode=0o755)
+    assert jobs.missing_tools(tiny, single) == []

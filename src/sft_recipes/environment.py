@@ -2,13 +2,24 @@
 
 import logging
 import os
+import sys
 import warnings
+from pathlib import Path
 
 
 def quiet_environment(*, on_cpu: bool) -> dict[str, str]:
     """This environment, with what keeps upstream from calling home and from talking about itself."""
-    defaults = {"DS_LOG_LEVEL": "error", "TORCH_CPP_LOG_LEVEL": "ERROR", "GLOO_LOG_LEVEL": "ERROR"}
+    defaults = {
+        "DS_LOG_LEVEL": "error",
+        "TORCH_CPP_LOG_LEVEL": "ERROR",
+        "GLOO_LOG_LEVEL": "ERROR",
+        # CUDA's own order is another than nvidia-smi's where GPUs are of several kinds.
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+    }
     changes = {
+        # DeepSpeed builds its operations with ninja, which is beside this Python, whether or not its environment is
+        # active.
+        "PATH": os.pathsep.join([os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)]),
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",

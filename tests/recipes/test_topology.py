@@ -9,6 +9,7 @@ import yaml
 from conftest import ROOT
 
 from sft_recipes.errors import InputError
+from sft_recipes.plan import gpus
 from sft_recipes.recipes import topology
 from sft_recipes.recipes.recipe import Recipe, load, parse_overrides
 from sft_recipes.recipes.topology import Gpu, Topology
@@ -201,6 +202,9 @@ REENTRANT = "'activation_checkpointing_kwargs={use_reentrant: false}'"
         ("zero3", f"{REENTRANT} activation_checkpointing=null", "ZeRO-3 with adapters needs reentrant checkpointing"),
         ("zero1", "adapter_dtype=bfloat16", "DeepSpeed keeps float32 master weights of the adapters"),
         ("zero3", "adapter_dtype=bfloat16", "DeepSpeed keeps float32 master weights of the adapters"),
+        ("zero3_offload", "optim=sgd", "trains with DeepSpeed's Adam, without decoupled weight decay, or fails"),
+        ("zero3_offload", "optim=adamw_8bit", "where the optimizer is offloaded and optim is adamw_8bit"),
+        ("fsdp2", f"{NO_QUANT} adapter_dtype=bfloat16", "accelerate widens what FSDP2 trains to float32"),
         ("ddp", "bf16=false", "ddp computes in bf16, the recipe in no; set bf16: true"),
         ("zero2", "bf16=false fp16=true", "zero2 computes in bf16, the recipe in fp16"),
     ],
@@ -223,6 +227,8 @@ def test_a_pair_that_the_libraries_get_wrong_is_refused(name: str, overrides: st
         ("zero2", UINT8),
         ("zero2", "bnb_4bit_quant_storage=null"),
         ("zero2", EIGHT),
+        ("zero2", "optim=adamw_8bit"),
+        ("zero3_offload", "optim=adamw_torch_fused"),
         ("zero2", REENTRANT),
         ("ddp", f"{UINT8} adapter_dtype=bfloat16 {REENTRANT}"),
         ("ddp", "dtype=float32 bnb_4bit_quant_storage=float32"),
@@ -310,12 +316,27 @@ def test_a_wrong_batch_and_a_wrong_pair_are_said_together() -> None:
 # GPUs
 
 FAKE = """#!/bin/sh
-[ "$1" = "--query-gpu=index,uuid,name,memory.total" ] || exit 2
+if [ "$1" = -L ]; then echo '{parts}'; exit {code}; fi
+[ "$1" = "--query-gpu=index,uuid,name,memory.total,mig.mode.current" ] || exit 2
 [ "$2" = "--format=csv,noheader,nounits" ] || exit 2
 echo '{lines}'
 exit {code}
 """
-FOUR = [f"{index}, GPU-{letter * 4}-1111, NVIDIA {letter}, {1000 + index}" for index, letter in enumerate("abcd")]
+FOUR = [
+    f"{index}, GPU-{letter * 4}-1111, NVIDIA {letter}, {1000 + index}, [N/A]" for index, letter in enumerate("abcd")
+]
+# As nvidia-smi prints them for a whole H100 beside an A100 and one more that are divided.
+DIVIDED = [
+    "0, GPU-aaaa-1111, NVIDIA H100 80GB HBM3, 81559, Disabled",
+    "1, GPU-bbbb-1111, NVIDIA A100-SXM4-80GB, 81920, Enabled",
+    "2, GPU-cccc-1111, NVIDIA A100-SXM4-80GB, [Insufficient Permissions], Enabled",
+]
+PARTS = """GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-aaaa-1111)
+GPU 1: NVIDIA A100-SXM4-80GB (UUID: GPU-bbbb-1111)
+  MIG 3g.40gb     Device  0: (UUID: MIG-b0b0-2222)
+  MIG 1g.10gb+me  Device  1: (UUID: MIG-b1b1-2222)
+GPU 2: NVIDIA A100-SXM4-80GB (UUID: GPU-cccc-1111)
+  MIG 7g.80gb     Device  0: (UUID: MIG-c0c0-2222)"""
 
 
 @pytest.fixture
@@ -324,9 +345,9 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
-    def install(lines: list[str], code: int = 0) -> None:
+    def install(lines: list[str], code: int = 0, parts: str = "") -> None:
         path = tmp_path / "nvidia-smi"
-        path.write_text(FAKE.format(lines="\n".join(lines), code=code))
+        path.write_text(FAKE.format(lines="\n".join(lines), code=code, parts=parts))
         path.chmod(0o755)
 
     return install
@@ -347,6 +368,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         ("GPU-bb", "b"),
         ("GPU-bb,GPU-dddd", "bd"),
         ("GPU-x", ""),
+        ("GPU-", "a"),
     ],
 )
 def test_the_gpus_are_those_that_cuda_would_show(
@@ -367,8 +389,67 @@ def test_without_nvidia_smi_or_with_a_failing_one_there_are_none(nvidia_smi: Any
 
 
 def test_a_gpu_that_does_not_tell_its_memory_is_still_a_gpu(nvidia_smi: Any) -> None:
-    nvidia_smi(["0, GPU-aaaa-1111, NVIDIA GB10, [N/A]"])
+    nvidia_smi(["0, GPU-aaaa-1111, NVIDIA GB10, [N/A], [N/A]"])
     assert [gpu.name for gpu in topology.visible_gpus()] == ["NVIDIA GB10"]
+
+
+def test_an_index_is_no_prefix_of_another(nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    nvidia_smi(["10, GPU-aaaa-1111, NVIDIA a, 1000, [N/A]"])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert topology.visible_gpus() == []
+
+
+@pytest.mark.parametrize(
+    ("visible", "expected"),
+    [
+        (None, ["NVIDIA H100 80GB HBM3"]),
+        ("1", ["NVIDIA A100-SXM4-80GB MIG 3g.40gb"]),
+        ("GPU-cccc", ["NVIDIA A100-SXM4-80GB MIG 7g.80gb"]),
+        ("MIG-b1b1-2222", ["NVIDIA A100-SXM4-80GB MIG 1g.10gb+me"]),
+        ("MIG-b1b1-2222,MIG-c0c0-2222", ["NVIDIA A100-SXM4-80GB MIG 1g.10gb+me"]),
+        ("MIG-c0", ["NVIDIA A100-SXM4-80GB MIG 7g.80gb"]),
+        ("MIG-dddd", []),
+        ("0,1,2", ["NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-80GB MIG 3g.40gb"]),
+    ],
+)
+def test_of_divided_gpus_a_process_sees_one_part(
+    visible: str | None, expected: list[str], nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvidia_smi(DIVIDED, parts=PARTS)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [gpu.name for gpu in topology.visible_gpus()] == expected
+
+
+def test_a_part_has_its_own_memory(nvidia_smi: Any) -> None:
+    nvidia_smi(DIVIDED[1:], parts=PARTS.partition("\n")[2])
+    (part,) = topology.visible_gpus()
+    assert part == Gpu("NVIDIA A100-SXM4-80GB MIG 3g.40gb", 38146)
+    assert gpus.of(part) is None, "the figures of the whole GPU are not a part's"
+
+
+def test_a_fault_is_not_taken_for_a_machine_without_gpus(
+    nvidia_smi: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = "NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver."
+    nvidia_smi([broken], code=9, parts=broken)
+    for ask in (topology.no_gpu, lambda: topology.choose(recipe(UNPAIRED), None, None, [])):
+        with pytest.raises(InputError, match=r"failed with code 9: NVIDIA-SMI has failed .*CUDA_VISIBLE_DEVICES="):
+            ask()
+    assert topology.choose(recipe(UNPAIRED), "cpu", None, []).use_cpu
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert topology.no_gpu()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    nvidia_smi(["No devices were found"], code=6)
+    assert topology.no_gpu()
+    nvidia_smi(FOUR)
+    assert not topology.no_gpu()
+    (tmp_path / "nvidia-smi").unlink()
+    assert topology.no_gpu()
+    (tmp_path / "nvidiactl").touch()
+    monkeypatch.setattr(topology, "DRIVER", tmp_path / "nvidiactl")
+    with pytest.raises(InputError, match="nvidiactl is there and nvidia-smi is not in PATH"):
+        topology.no_gpu()
 
 
 A100 = Gpu("NVIDIA A100-SXM4-80GB", 81920)

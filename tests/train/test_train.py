@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,15 @@ import torch
 import yaml
 from conftest import write_rows
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from sft_recipes.errors import InputError
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
 from sft_recipes.runs.run import Run, damage, newest_whole
+from sft_recipes.train import process, verify
 from sft_recipes.train import train as worker
-from sft_recipes.train import verify
+from sft_recipes.train.callbacks import Record
 
 pytest_plugins = ["finished"]
 
@@ -342,3 +345,51 @@ def test_a_changed_recipe_cannot_resume(train_here: Train) -> None:
     assert "learning_rate: 0.01 -> 0.001" in message
     assert "lora_r: 8 -> 4" in message
     assert "adapter_dtype: float32 -> bfloat16" in message
+
+
+def test_a_base_that_was_put_where_no_gpu_has_it_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    where: dict[str, Any] = dict.fromkeys(("model.embed_tokens", "lm_head", "model.norm", "model.rotary_emb"), "cpu")
+    where |= {"model.layers.0": "cpu", "model.layers.1": "disk"}
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, device_map=where, offload_folder=tmp_path)
+    with pytest.raises(InputError, match="5 of its 6 parts are in host memory and 1 of its 6 parts are on the disk"):
+        verify.base(model, {"dtype": "bfloat16"})
+    # On a CPU all of it is in host memory, and that is where it should be.
+    model.hf_device_map = {"": "cpu"}
+    assert verify.base(model, {"dtype": "bfloat16", "use_cpu": True})["four_bit_layers"] == 0
+
+
+def test_tokens_a_second_are_of_the_logged_steps_alone(tmp_path: Path) -> None:
+    record = Record(Run(tmp_path))
+    arguments, state, control = TrainingArguments(use_cpu=True), TrainerState(), TrainerControl()
+    for step in range(3):
+        record.on_step_begin(arguments, state, control)
+        time.sleep(0.05)
+        record.on_step_end(arguments, state, control)
+        if step < 2:
+            record.on_log(arguments, state, control, logs={"loss": 1.0, "num_tokens": 100.0 * (step + 1)})
+    assert 0.15 <= record.training_seconds < 0.3
+    # 200 tokens in 0.1 s: of the third step nobody knows the tokens yet.
+    assert record.tokens_per_second == pytest.approx(2000, rel=0.3)
+
+
+def test_the_process_that_runs_out_of_memory_says_so(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    run = launch.create(jobs.check("tiny"), "oom")
+
+    def fail(error: Exception) -> Callable[[Run], None]:
+        def train(run: Run) -> None:
+            raise error
+
+        return train
+
+    monkeypatch.setattr(sys, "argv", ["process", str(run.directory)])
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    # It is on one process alone, and the main one hears of it as of a broken connection.
+    for rank, error in (("1", torch.OutOfMemoryError("5 GiB")), ("0", RuntimeError("connection closed by peer"))):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setattr(worker, "train", fail(error))
+        with pytest.raises(type(error)):
+            process.main()
+    assert run.facts()["status"] == "failed"
+    assert run.facts()["error"].startswith("out of GPU memory: 5 GiB Instead: halve per_device_train_batch_size")

@@ -32,7 +32,7 @@ def chat(name: str, *, base: bool = False) -> int:
     run = Run.open(name)
     if damage := adapter_damage(run):
         raise InputError(f"{run.adapter} is not what was trained: {damage}")
-    on_cpu = not topology.visible_gpus()
+    on_cpu = topology.no_gpu()
     command = [sys.executable, "-m", "sft_recipes.deploy.chat", str(run.directory), "base" if base else "tuned"]
     process = subprocess.Popen(command, env=quiet_environment(on_cpu=on_cpu))
     while True:

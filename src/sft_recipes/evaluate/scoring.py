@@ -30,7 +30,7 @@ from sft_recipes.errors import InputError
 from sft_recipes.evaluate.likelihood import BATCH_TOKENS, Prompt, in_batches, likelihoods
 from sft_recipes.files import write_whole
 from sft_recipes.models import base_model
-from sft_recipes.models.loading import stored_quantisation
+from sft_recipes.models.loading import offloaded, stored_quantisation
 from sft_recipes.terminal import counting_rows
 
 WRONG_INPUT, INTERRUPTED = 2, 3
@@ -78,6 +78,16 @@ def load(
         if found["missing_keys"]:
             # Upstream makes them up.
             raise ValueError(f"its weights lack {', '.join(sorted(found['missing_keys'])[:3])}")
+    if not on_cpu and (where := offloaded(model)):
+        raise InputError(
+            f"{path} does not fit: {where}. Free the GPU of other processes, or set CUDA_VISIBLE_DEVICES= to compute "
+            "on the CPU"
+        )
+    if not on_cpu and model.device.type == "cpu":
+        raise InputError(
+            "nvidia-smi shows a GPU, and torch sees none; install a torch that is built for its driver, or set "
+            "CUDA_VISIBLE_DEVICES= to compute on the CPU"
+        )
     for module in model.modules():
         # As in training (train.py): 4-bit weights that are packed for AVX512-BF16 are rounded further.
         if isinstance(module, bnb.nn.Linear4bit):
@@ -131,7 +141,10 @@ def _input_to_blame(what: str) -> Iterator[None]:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, UserWarning) as error:
         reason = " ".join(str(error).split())[:300]
-        raise InputError(f"{what} cannot be loaded: {reason}. Put back what the run had, or train again") from error
+        raise InputError(
+            f"{what} cannot be loaded: {reason}. Where memory is short, free some; otherwise put back what the run "
+            "had, or train again"
+        ) from error
 
 
 def _stops(model: Any, tokenizer: Any) -> set[int]:
@@ -259,12 +272,16 @@ def _peak_memory() -> int:
 
 
 def main(workdir: Path) -> int:
-    """The process: its exit code is 0, 2 with `answer.json` for wrong input, or 3 if it was interrupted."""
+    """The process: its exit code is 0, 1 out of memory, 2 with `answer.json` for wrong input, 3 if interrupted."""
     try:
         run(workdir)
     except InputError as error:
         (workdir / "answer.json").write_text(json.dumps({"problems": error.problems}), encoding="utf-8")
         return WRONG_INPUT
+    except torch.OutOfMemoryError as error:
+        # Batches were halved down to one row by then.
+        print(f"error: out of GPU memory: {error}; what was answered is kept", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0

@@ -33,7 +33,7 @@ def prepare(
     job = {
         "recipe": str(run.recipe),
         "tuned": str(run.adapter),
-        "on_cpu": not topology.visible_gpus(),
+        "on_cpu": topology.no_gpu(),
         "by": task.by,
         "candidates": task.candidates or None,
         "max_new_tokens": task.max_new_tokens,

@@ -1,5 +1,6 @@
 """How a base model is loaded, in training as in scoring. Imports torch and transformers."""
 
+import collections
 import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -28,3 +29,16 @@ def refusals() -> Iterator[None]:
         yield
     except (ValueError, ImportError) as error:
         raise InputError(f"refused by TRL or transformers: {error}") from error
+
+
+def offloaded(model: Any) -> str | None:
+    """Which weights were put into host memory or on the disk for want of room on a GPU, as a sentence; None without.
+
+    `device_map="auto"`, which TRL loads with in a single process, does so in silence.
+    """
+    places = collections.Counter(str(place) for place in (getattr(model, "hf_device_map", None) or {}).values())
+    away = {"cpu": "in host memory", "disk": "on the disk"}
+    found = [
+        f"{places[place]} of its {places.total()} parts are {words}" for place, words in away.items() if places[place]
+    ]
+    return " and ".join(found) or None

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import sysconfig
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,7 @@ def with_data(resolved: Recipe, prepared: preparation.Prepared) -> Recipe:
 
 
 def missing_tools(recipe: Recipe, chosen: Topology) -> list[str]:
-    """Trackers that are asked for and not installed, and the compiler that DeepSpeed needs on a CPU."""
+    """Trackers that are asked for and not installed, and the compilers that DeepSpeed and Triton need."""
     pip = Path(os.path.relpath(sys.prefix)) / "bin" / "pip"
     trackers = recipe["report_to"] if isinstance(recipe["report_to"], list) else [recipe["report_to"]]
     problems = [
@@ -137,11 +138,30 @@ def missing_tools(recipe: Recipe, chosen: Topology) -> list[str]:
     ]
     if chosen.backend == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
         problems.append(f"{chosen.name}: DeepSpeed is not installed, it is for Linux alone; choose ACCEL=single_gpu")
-    on_cpu = chosen.use_cpu or "cpu" in (chosen.config.get("deepspeed_config") or {}).values()
-    if chosen.backend == "deepspeed" and on_cpu and not shutil.which(os.environ.get("CXX", "c++")):
+    if (
+        chosen.backend == "deepspeed"
+        and topology.uses_cpu(chosen.config)
+        and not shutil.which(os.environ.get("CXX", "c++"))
+    ):
         problems.append(
             f"{chosen.name}: DeepSpeed builds its CPU operations on first use and finds no C++ compiler; install one "
             "(apt-get install g++), or choose ACCEL=ddp"
+        )
+    if not chosen.use_cpu and importlib.util.find_spec("triton") is not None:
+        problems += [f"{chosen.name}: {each}" for each in missing_for_triton()]
+    return problems
+
+
+def missing_for_triton() -> list[str]:
+    """What Triton needs to load any kernel on a GPU, such as those of TRL's loss, and says only in the first step."""
+    problems = []
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        problems.append("TRL's loss runs in Triton, which finds no C compiler; install one (apt-get install gcc)")
+    headers = Path(sysconfig.get_path("include", "posix_prefix"))
+    if not (headers / "Python.h").is_file():
+        problems.append(
+            f"TRL's loss runs in Triton, which needs Python's headers, and {headers} has no Python.h; install them "
+            f"(apt-get install python{sys.version_info.major}.{sys.version_info.minor}-dev)"
         )
     return problems
 

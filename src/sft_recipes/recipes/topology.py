@@ -4,7 +4,9 @@ import csv
 import dataclasses
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,41 +95,114 @@ class Gpu:
     """0 for one that shares the host's memory."""
 
 
+# What the NVIDIA driver leaves in the file system of a machine, or of a container that it is given to.
+DRIVER = Path("/dev/nvidiactl")
+
+
 def visible_gpus() -> list[Gpu]:
     """The GPUs that a process started now would see: NVIDIA's as nvidia-smi names them, or the one of an Apple chip.
 
-    Neither needs torch to be imported.
+    A GPU that is divided (MIG) is seen as one of its parts, since CUDA shows a process no more than one. Neither needs
+    torch to be imported.
     """
     if (platform.system(), platform.machine()) == ("Darwin", "arm64"):
         # It has the machine's memory, of which the system decides how much a GPU may take.
         return [Gpu("Apple GPU", 0)]
-    try:
-        answer = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index,uuid,name,memory.total", "--format=csv,noheader,nounits"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return []
-    found = {}
-    for row in csv.reader(answer.stdout.splitlines(), skipinitialspace=True):
-        if len(row) == 4:
+    listed, _ = _nvidia_smi(
+        "--query-gpu=index,uuid,name,memory.total,mig.mode.current", "--format=csv,noheader,nounits"
+    )
+    known: dict[str, Gpu] = {}
+    divided: dict[str, str] = {}
+    for row in csv.reader(listed.splitlines(), skipinitialspace=True):
+        if len(row) == 5:
             # GPUs that share the host's memory, such as the GB10, do not tell how much.
-            index, uuid, name, memory = row
-            found[index] = found[uuid] = Gpu(name, int(memory) if memory.isdigit() else 0)
+            index, uuid, name, memory, mode = row
+            known[index] = known[uuid] = Gpu(name, int(memory) if memory.isdigit() else 0)
+            divided |= {index: name, uuid: name} if mode == "Enabled" else {}
+    if divided:
+        known = {key: gpu for key, gpu in known.items() if key not in divided} | _parts(divided)
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
-        return [gpu for key, gpu in found.items() if key.isdigit()]
-    gpus = []
+        indices = sorted((key for key in known if key.isdigit()), key=int)
+        return [known[key] for key in indices if key not in divided] or [known[key] for key in indices[:1]]
+    gpus: list[Gpu] = []
     for word in (part.strip() for part in wanted.split(",")):
         # CUDA stops at the first device it does not know, and accepts a prefix of a UUID.
-        match = found.get(word) or next((gpu for key, gpu in found.items() if word and key.startswith(word)), None)
-        if match is None:
+        long = word.startswith(("GPU-", "MIG-"))
+        key = word if word in known else next((key for key in known if long and key.startswith(word)), None)
+        if key is None:
             break
-        gpus.append(match)
+        gpus.append(known[key])
+        if key in divided or key.startswith("MIG-"):
+            break
     return gpus
+
+
+def _parts(divided: Mapping[str, str]) -> dict[str, Gpu]:
+    """The parts of divided GPUs by UUID, and the first of each GPU by the GPU's own index and UUID.
+
+    Args:
+        divided: Index and UUID of each such GPU to its name.
+
+    Returns:
+        GPUs that are named as torch names them. The memory is the one that the part's profile is called by, in units
+        of 1e9 bytes, which is about what it has.
+    """
+    found: dict[str, Gpu] = {}
+    of: tuple[str, ...] = ()
+    for line in _nvidia_smi("-L")[0].splitlines():
+        if gpu := re.match(r"GPU (\d+): .*\(UUID: (\S+)\)", line):
+            of = gpu.groups()
+        elif of and (part := re.match(r"\s+MIG (\S*?(\d+)gb\S*)\s+Device\s+\d+: \(UUID: (\S+)\)", line)):
+            name, gigabytes, uuid = part.groups()
+            found[uuid] = Gpu(f"{divided.get(of[0], 'NVIDIA')} MIG {name}", int(gigabytes) * 10**9 // 2**20)
+            for key in of:
+                found.setdefault(key, found[uuid])
+    return found
+
+
+def _nvidia_smi(*arguments: str) -> tuple[str, str | None]:
+    """What nvidia-smi prints, and why it failed if it did."""
+    try:
+        answer = subprocess.run(["nvidia-smi", *arguments], capture_output=True, text=True, timeout=60)  # noqa: S607
+    except FileNotFoundError:
+        return "", f"{DRIVER} is there and nvidia-smi is not in PATH" if DRIVER.exists() else None
+    except (OSError, subprocess.SubprocessError) as error:
+        return "", f"nvidia-smi failed: {error}"
+    if answer.returncode == 0:
+        return answer.stdout, None
+    said = (answer.stdout + answer.stderr).strip()
+    # Its code for a machine without the device that is asked for.
+    none = answer.returncode == 6
+    return "", None if none else f"nvidia-smi failed with code {answer.returncode}: {' '.join(said.split())[:200]}"
+
+
+def uses_cpu(config: Mapping[str, Any]) -> bool:
+    """Whether a CPU does much of the work: all of it, or the optimizer's where DeepSpeed offloads it."""
+    return bool(config.get("use_cpu")) or "cpu" in (config.get("deepspeed_config") or {}).values()
+
+
+def no_gpu() -> bool:
+    """Whether there is no GPU, so that a CPU is to compute what nobody said where to compute.
+
+    Raises:
+        InputError: As `refuse_fault`.
+    """
+    if visible_gpus():
+        return False
+    refuse_fault()
+    return True
+
+
+def refuse_fault() -> None:
+    """For when no GPU is visible, before that is taken to mean that there is none.
+
+    Raises:
+        InputError: It looks like a fault, and a CPU would be a hundred times slower.
+    """
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if not hidden and (fault := _nvidia_smi("-L")[1]):
+        raise InputError(f"no GPU is visible: {fault}. Mend that, or set CUDA_VISIBLE_DEVICES= to compute on the CPU")
 
 
 def names(directory: Path = CONFIGS) -> list[str]:
@@ -139,13 +214,15 @@ def choose(recipe: Recipe, accel: str | None, processes: int | None, gpus: list[
     """The topology that was asked for, by the command, else by the recipe, else by the visible hardware.
 
     Raises:
-        InputError: No such config, or one that says what a recipe must say, or a process count it cannot have.
+        InputError: No such config, or one that says what a recipe must say, or a process count it cannot have; or
+            the hardware is to decide and cannot be seen.
     """
     if accel:
         return read(accel, "ACCEL", processes)
     if recipe["accelerate_config"]:
         return read(recipe["accelerate_config"], recipe.values["accelerate_config"].origin, processes)
     if not gpus:
+        refuse_fault()
         return read("cpu", "no GPU is visible", processes)
     if len(gpus) == 1:
         return read("single_gpu", "one GPU is visible", processes)
@@ -276,6 +353,19 @@ def unsupported(recipe: Recipe, topology: Topology) -> list[tuple[str, str]]:
         )
     if topology.zero_stage and recipe["use_peft"] and recipe["adapter_dtype"] != "float32":
         problems.append(("DeepSpeed keeps float32 master weights of the adapters", "set adapter_dtype: float32"))
+    away = (topology.config.get("deepspeed_config") or {}).get("offload_optimizer_device", "none") != "none"
+    if away and recipe["optim"] not in ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"):
+        # accelerate/utils/deepspeed.py: `map_pytorch_optim_to_deepspeed`
+        problems.append(
+            (
+                "accelerate trains with DeepSpeed's Adam, without decoupled weight decay, or fails, where the "
+                f"optimizer is offloaded and optim is {recipe['optim']}",
+                "set optim: adamw_torch",
+            )
+        )
+    if topology.backend == "fsdp" and recipe["use_peft"] and wanted != "no" and recipe["adapter_dtype"] != "float32":
+        # accelerate/utils/fsdp_utils.py: `fsdp2_prepare_model`
+        problems.append(("accelerate widens what FSDP2 trains to float32", "set adapter_dtype: float32"))
     return problems
 
 

@@ -25,14 +25,14 @@ class Record(TrainerCallback):
     def __init__(self, run: Run) -> None:
         self.run = run
         self.training_seconds = 0.0
-        self.tokens = 0
         self._began = 0.0
         self._at_last_log = (0, 0.0)
 
     @property
     def tokens_per_second(self) -> float | None:
         """Over all logged steps of this process, None before the first."""
-        return self.tokens / self.training_seconds if self.tokens and self.training_seconds else None
+        tokens, seconds = self._at_last_log
+        return tokens / seconds if tokens and seconds else None
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -42,6 +42,9 @@ class Record(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        if args.device.type != "cpu":
+            # It is still at work on what it was given, most of all the last backward pass.
+            torch.accelerator.synchronize()
         self.training_seconds += time.perf_counter() - self._began
 
     def on_log(
@@ -55,11 +58,11 @@ class Record(TrainerCallback):
         logs = logs if logs is not None else {}
         if "loss" in logs and "num_tokens" in logs:
             tokens, seconds = self._at_last_log
-            self.tokens = int(logs["num_tokens"])
-            if self.training_seconds > seconds and self.tokens > tokens:
+            now = int(logs["num_tokens"])
+            if self.training_seconds > seconds and now > tokens:
                 # Added to the logs themselves, so that trackers and the terminal show the same figure.
-                logs["tokens_per_second"] = round((self.tokens - tokens) / (self.training_seconds - seconds), 1)
-            self._at_last_log = (self.tokens, self.training_seconds)
+                logs["tokens_per_second"] = round((now - tokens) / (self.training_seconds - seconds), 1)
+            self._at_last_log = (now, self.training_seconds)
         if state.is_world_process_zero:
             entry = {"step": state.global_step, "epoch": state.epoch, "time": round(time.time(), 3), **logs}
             with self.run.log.open("a", encoding="utf-8") as file:

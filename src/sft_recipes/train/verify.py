@@ -22,6 +22,7 @@ from trl import SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 from sft_recipes.errors import InputError
+from sft_recipes.models.loading import offloaded
 from sft_recipes.terminal import count, say, share
 
 Facts = dict[str, Any]
@@ -186,8 +187,14 @@ def base(model: torch.nn.Module, recipe: Mapping[str, Any]) -> Facts:
     """The base model's weights are in the precision that was asked for.
 
     Raises:
-        InputError: 4-bit was asked for and is not there, is there without being asked for, or is of another kind.
+        InputError: 4-bit was asked for and is not there, is there without being asked for, or is of another kind; or
+            weights were put where no GPU has them.
     """
+    if not recipe.get("use_cpu") and (where := offloaded(model)):
+        raise InputError(
+            f"the base model does not fit: {where}, from where each step would fetch them anew. Free the GPU of other "
+            "processes, or choose load_in_4bit: true, a smaller model, or ACCEL=zero3 on several GPUs"
+        )
     four_bit = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
     eight_bit = [module for module in model.modules() if isinstance(module, bnb.nn.Linear8bitLt)]
     packed = {id(module.weight) for module in four_bit}
