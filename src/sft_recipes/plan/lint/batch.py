@@ -1,47 +1,64 @@
 """Rules about batch, processes and devices."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from sft_recipes.errors import InputError
+from sft_recipes.demo import demo_base
 from sft_recipes.plan.lint import Case, Said, rule
-from sft_recipes.recipes import topology
-from sft_recipes.terminal import count
+from sft_recipes.recipes import conflicts
+from sft_recipes.recipes.conflicts import Conflict
+from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.recipes.topology import Gpu, Topology
 
 GIB = 2**30
+
+
+def refused(recipe: Recipe, topology: Topology, gpus: Sequence[Gpu]) -> Iterator[Conflict]:
+    """What a training here is refused for, whatever its rows."""
+    yield from conflicts.of_topology(recipe, topology)
+    # The demo's base model is built before the first training that needs it.
+    yield from conflicts.of_machine(recipe, topology, gpus, [demo_base.DIRECTORY])
+
+
+def _said(case: Case, rule: str, instead: str | None = None) -> Iterator[Said]:
+    for each in refused(case.recipe, case.topology, case.gpus):
+        if each.rule == rule:
+            yield Said(each.reason, instead or each.remedy)
 
 
 @rule("batch-unreachable", "blocking", "global_batch_size is the fact, accumulation its consequence", required=True)
 def batch_unreachable(case: Case) -> Iterator[Said]:
     """The global batch size is not a multiple of what all processes take at once."""
-    try:
-        topology.accumulation(case.recipe, case.topology)
-    except InputError as error:
-        text, works = error.problems[0].split(" Works: ")
-        yield Said(text.rstrip("."), works)
+    return _said(case, "batch-unreachable")
 
 
 @rule(
     "unsupported-pair",
     "blocking",
-    "src/sft_recipes/recipes/topology.py names the upstream issue of each",
+    "src/sft_recipes/recipes/conflicts.py names the upstream issue of each",
     required=True,
 )
 def unsupported_pair(case: Case) -> Iterator[Said]:
     """Recipe and accelerate config are a pair that the libraries get wrong, or refuse."""
-    for reason, remedy in topology.unsupported(case.recipe, case.topology):
-        yield Said(reason, remedy)
+    return _said(case, "unsupported-pair")
 
 
 @rule("devices-missing", "info", "accelerate starts one process a GPU")
 def devices_missing(case: Case) -> Iterator[Said]:
     """The topology has more processes than this machine has visible GPUs, so it trains elsewhere."""
-    have, need = len(case.gpus), case.topology.processes
-    seen = "1 GPU is" if have == 1 else f"{have} GPUs are"
-    if not case.topology.use_cpu and have < need:
-        yield Said(
-            f"{case.topology.name} runs {count(need, 'process')}, and {seen} visible here",
-            "train on a machine that has them; make rehearse runs the same code here on CPU processes",
-        )
+    elsewhere = "train on a machine that has them; make rehearse runs the same code here on CPU processes"
+    return _said(case, "devices-missing", elsewhere)
+
+
+@rule("tool-missing", "info", "a tracker or compiler that is missed only in the first step, or after it")
+def tool_missing(case: Case) -> Iterator[Said]:
+    """A tracker, package or compiler that the run needs is not on this machine."""
+    return _said(case, "tool-missing")
+
+
+@rule("model-missing", "info", "a Hub id has one slash; everything else is a path on this machine")
+def model_missing(case: Case) -> Iterator[Said]:
+    """The base model is a directory, and holds no model on this machine."""
+    return _said(case, "model-missing")
 
 
 @rule("devices-idle", "warning", "transformers' Trainer would wrap the model in nn.DataParallel; TRL refuses that")
