@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.environment import importable_backend
 from sft_recipes.report.page import COLOURS, text
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import visible
@@ -55,6 +56,7 @@ _SETTINGS: dict[Any, Any] = {
 @contextmanager
 def figure(rows: int, columns: int, size: tuple[float, float], **settings: Any) -> Iterator[tuple[Any, Any]]:
     """A figure in our style and its axes; `size` in inches, `settings` as `Figure.subplots` takes them."""
+    importable_backend()
     import matplotlib
     from matplotlib.figure import Figure
 
