@@ -1,4 +1,5 @@
 """Is the model better than something trivial, and how sure is that?
 
-Only `likelihood`, `scoring` and `scoring_process` import torch; others ask for the models' answers by `scoring_job`.
+`likelihood`, `scoring` and `scoring_process` import torch, and are for processes of their own; `scoring_job` starts
+one.
 """

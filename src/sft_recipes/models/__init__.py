@@ -1,4 +1,4 @@
 """What is a base model, known from its config alone, and how is it loaded?
 
-`loading` imports transformers, for processes that load a model; `base_model` is for everybody.
+`base_model` is for everybody; `census` and `loading` import transformers, and are for processes that build a model.
 """

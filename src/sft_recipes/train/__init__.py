@@ -1,4 +1,4 @@
 """What happens inside one training process? It builds, verifies, steps and saves.
 
-Imports torch. Other wings may use `train.build` and `verify`, in processes of their own.
+It imports torch. Other wings may use `train.build` and `verify`, in processes of their own.
 """
