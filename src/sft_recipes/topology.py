@@ -353,8 +353,8 @@ def unsupported(recipe: Recipe, topology: Topology) -> list[tuple[str, str]]:
         # accelerate/utils/deepspeed.py: `map_pytorch_optim_to_deepspeed`
         problems.append(
             (
-                f"accelerate trains with DeepSpeed's Adam, without decoupled weight decay, or fails, where the optimizer "
-                f"is offloaded and optim is {recipe['optim']}",
+                "accelerate trains with DeepSpeed's Adam, without decoupled weight decay, or fails, where the "
+                f"optimizer is offloaded and optim is {recipe['optim']}",
                 "set optim: adamw_torch",
             )
         )
