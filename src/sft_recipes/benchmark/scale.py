@@ -77,10 +77,10 @@ KNOBS = (
         "selective_checkpointing",
         {"activation_checkpointing_kwargs": {"selective": True, "use_reentrant": False}},
     ),
-    Knob("padding_free_sdpa", {"padding_free": True}),
+    Knob("padding_free_sdpa", {"padding_free": True, "max_length": None}),
     Knob(
         "padding_free_flash",
-        {"padding_free": True, "attn_implementation": "flash_attention_2"},
+        {"padding_free": True, "max_length": None, "attn_implementation": "flash_attention_2"},
         only_on_gpu="FlashAttention has no CPU kernels",
         package="flash_attn",
     ),
@@ -89,7 +89,7 @@ KNOBS = (
     Knob("no_lora_dropout", {"lora_dropout": 0.0}),
     Knob("adapters_in_bfloat16", {"adapter_dtype": "bfloat16"}),
     Knob("adamw_fused", {"optim": "adamw_torch_fused"}),
-    Knob("adamw_8bit", {"optim": "adamw_8bit"}, only_on_gpu="its optimizer has no CPU kernels in bitsandbytes 0.50"),
+    Knob("adamw_8bit", {"optim": "adamw_8bit"}),
     Knob(
         "flash_attention",
         {"attn_implementation": "flash_attention_2"},
