@@ -1,6 +1,6 @@
-"""Memory estimates beside measurements: `python scripts/validate_memory.py [--trace]`.
+"""Memory estimates beside measurements: `python scripts/validate_memory.py [--trace published measured]`.
 
-Compares the formula (`memory.py`), and with --trace the trace (`trace.py`), with the published measurements of
+Compares the formula (`memory.py`), and the trace (`trace.py`), with the published measurements of
 tests/plan/measured_memory.csv and with those of benchmarks/, which `make gpu` wrote. The traces are kept in
 docs/memory/traces.json, and docs/memory.md is written from all of it; a test compares the two.
 """
@@ -109,20 +109,20 @@ def kept_traces() -> dict[str, Any]:
     return empty | (json.loads(TRACES.read_text(encoding="utf-8")) if TRACES.is_file() else {})
 
 
-def trace_all() -> None:
-    """Trace every row, published and measured, and keep the peaks."""
-    peaks, ours = {}, {}
-    for row in published():
-        peaks[row.name] = trace(model_of(row.model).config, row.setup)["peak"]
-        print(f"row {row.name}: {peaks[row.name] / 1e9:.2f} GB traced", flush=True)
-    for file, facts in results.newest().items():
-        ours[file] = {
-            name: trace(performance_tables.model_of(each).config, performance_tables.setup_of(each))["peak"]
-            for name, each in results.measurements(facts, "memory").items()
+def trace_rows(kinds: Iterable[str]) -> None:
+    """Trace every row that is `published` or `measured` by us, and keep the peaks beside those of the other kind."""
+    kept = kept_traces()
+    if "published" in kinds:
+        kept["peaks"] = {row.name: trace(model_of(row.model).config, row.setup)["peak"] for row in published()}
+    if "measured" in kinds:
+        kept["measured"] = {
+            file: {
+                name: trace(performance_tables.model_of(each).config, performance_tables.setup_of(each))["peak"]
+                for name, each in results.measurements(facts, "memory").items()
+            }
+            for file, facts in results.newest().items()
         }
-    RESULTS.mkdir(exist_ok=True)
-    kept = {"versions": versions(), "peaks": peaks, "measured": ours}
-    TRACES.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    TRACES.write_text(json.dumps({**kept, "versions": versions()}, indent=1) + "\n", encoding="utf-8")
 
 
 def versions() -> dict[str, str]:
@@ -239,10 +239,10 @@ def _between(content: str, section: re.Match[str]) -> str:
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--trace", action="store_true", help="trace all rows anew")
+    options.add_argument("--trace", nargs="+", choices=("published", "measured"), help="trace these rows anew")
     os.chdir(ROOT)
-    if options.parse_args().trace:
-        trace_all()
+    if kinds := options.parse_args().trace:
+        trace_rows(kinds)
     rows = published()
     print(table(rows), summary(rows), f"Not counted:\n{left_out(rows)}", sep="\n\n")
     for kept, found in measured():

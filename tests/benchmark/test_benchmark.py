@@ -97,7 +97,8 @@ def test_a_section_keeps_what_it_has_at_every_moment(tmp_path: Path) -> None:
     def refuses() -> dict[str, Any]:
         raise InputError("no such kernel", "on this machine")
 
-    assert kept()["measurements"] == []
+    section.plan(["first", "second", "third", "fourth", "fifth"])
+    assert kept()["measurements"] == [] and len(kept()["left_out"]) == 5
     assert section.measure("first", lambda: {"seconds": 1}) == {"name": "first", "seconds": 1}
     assert kept()["measurements"] == [{"name": "first", "seconds": 1}]
     assert section.measure("second", fails) is None
@@ -105,7 +106,7 @@ def test_a_section_keeps_what_it_has_at_every_moment(tmp_path: Path) -> None:
     assert section.measure("third", refuses) is None
     assert kept()["refused"] == [{"name": "third", "reason": "no such kernel on this machine"}]
     assert section.measure("fourth", fails, expected=6) is None
-    assert kept()["left_out"] == ["fourth"]
+    assert kept()["left_out"] == ["fourth", "fifth"]
     section.deadline = time.monotonic() - 1
     assert section.measure("fifth", fails) is None
     assert kept()["left_out"] == ["fourth", "fifth"]
@@ -131,7 +132,7 @@ def test_rows_are_as_long_as_their_distribution_says(tmp_path: Path) -> None:
 
 
 def test_every_gpu_case_is_planned_and_named_apart() -> None:
-    cases = scales.gpu().memory_cases()
+    cases = scales.gpu().memory
     assert len(cases) == 64 and {case.config["model_type"] for case in cases} == {"qwen3", "llama"}
     assert cases[0].name == "Qwen/Qwen3-8B" and cases[0].setup.four_bit
 
@@ -185,16 +186,13 @@ def test_the_base_is_as_it_was_after_a_case(project: Path, tmp_path: Path) -> No
 
     config = {**scales.SMALL, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
     config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
-    (first, *_) = scales.cpu().memory_cases()
-    cases = [
+    (first, *_) = scales.cpu().memory
+    cases = tuple(
         scales.MemoryCase("tiny", config, dataclasses.replace(first.setup, tokens=64, length=32, **changes))
         for changes in ({"checkpointing": False}, {}, {"checkpointing": False})
-    ]
+    )
     section = Section(tmp_path / "memory.json", 600)
-    scale = dataclasses.replace(scales.cpu())
-    with pytest.MonkeyPatch.context() as context:
-        context.setattr(scales.Scale, "memory_cases", lambda self: cases)
-        measure.memory(section, scale, device.Device(gpu=False), tmp_path)
+    measure.memory(section, dataclasses.replace(scales.cpu(), memory=cases), device.Device(gpu=False), tmp_path)
     assert section.failures == []
     without, checkpointed, again = (each["peak"] for each in section.measurements)
     assert without == again > checkpointed
