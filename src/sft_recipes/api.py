@@ -6,11 +6,12 @@ a text that ends in `.yaml` or, for a run, has a slash. docs/api.md has examples
 
 import html
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_recipes.errors import EvaluationFailed, InputError, Interrupted, TrainingFailed
+from sft_recipes.files import json_lines
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.terminal import count, visible
@@ -109,7 +110,7 @@ class RunResult:
     @property
     def split(self) -> str | None:
         """Which rows it was evaluated on: `test`, otherwise `validation`; None before an evaluation."""
-        return next((each for each in ("test", "validation") if self._run.metrics(each).is_file()), None)
+        return self._run.evaluated()
 
     @property
     def metrics(self) -> dict[str, Any] | None:
@@ -121,7 +122,8 @@ class RunResult:
         """log.jsonl: a row for each logging step and each evaluation."""
         import pandas as pd
 
-        return pd.DataFrame(_json_lines(self._run.log))
+        lines = json_lines(self._run.log, cut_off=True) if self._run.log.is_file() else []
+        return pd.DataFrame(lines)
 
     @property
     def predictions(self) -> "pd.DataFrame | None":
@@ -130,7 +132,7 @@ class RunResult:
 
         if self.split is None:
             return None
-        return pd.json_normalize([*_json_lines(self._run.predictions(self.split))], max_level=1)
+        return pd.json_normalize(json_lines(self._run.predictions(self.split)), max_level=1)
 
     def lines(self) -> Lines:
         """What there is to say of it in a few lines, as (subject, text)."""
@@ -364,11 +366,3 @@ def _ended(code: int, run: RunResult) -> RunResult:
     if facts["status"] == "finished":
         raise EvaluationFailed(f"the evaluation of {run.directory} failed; what was scored is kept", run)
     raise TrainingFailed(f"{run.directory} failed: {facts.get('error')}", run)
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a JSON-lines file, but for a last line that is being written."""
-    if path.is_file():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                yield json.loads(line)
