@@ -18,7 +18,8 @@ from sft_recipes.report import charts, quality, report
 from sft_recipes.runs.run import Run
 
 LABELS = ["account", "cancel", "refund", "tracking"]
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \"'&lt; \x1b[31m \u202eevil\u202c שלום $x_1$\n</svg>"
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \"'&lt; \x1b[31m \u202eevil\u202c שלום $x_1$"
+HOSTILE += " {{ 7*7 }}{% raw %}\n</svg>"
 
 
 def estimate(value: float | None, width: float = 0.04) -> dict[str, Any]:
@@ -470,6 +471,7 @@ def test_hostile_text_is_shown_and_runs_nothing(run: Run, look: Callable[..., An
     assert len(opened.evaluate(CHARTS)) == 12
     text = opened.evaluate("document.body.textContent")
     assert text.count("<script>alert(1)</script><img src=x onerror=alert(2)> \"'&lt; \\x1b[31m \\u202eevil") > 40
+    assert text.count("{{ 7*7 }}{% raw %}") > 20
     assert "\u202e" not in text and "\x1b" not in text
     assert fits(opened)
     assert "$x_1$" in opened.evaluate("document.querySelector('[aria-label^=FPR]').textContent")
@@ -515,6 +517,8 @@ def test_a_trained_run_without_evaluation_says_how_to_get_one(
 
 def test_a_validation_split_is_reported_where_no_test_rows_were_evaluated(run: Run, look: Callable[..., Any]) -> None:
     evaluate(run, classification_rows(80), split="validation")
+    assert "Quality on validation" in words(look(report.write(run)))
+    evaluate(run, classification_rows(70), split="train")
     assert "Quality on validation" in words(look(report.write(run)))
     evaluate(run, classification_rows(90))
     said = words(look(report.write(run)))
@@ -753,5 +757,6 @@ def test_hostile_text_in_a_comparison_is_shown_and_runs_nothing(look: Callable[.
     report.comparison(facts, tmp_path / "comparison.html")
     opened = look(tmp_path / "comparison.html")
     assert opened.evaluate("document.querySelectorAll('script, img, [onerror]').length") == 0
-    assert opened.evaluate("document.body.textContent").count("onerror=alert(2)") > 25
+    text = opened.evaluate("document.body.textContent")
+    assert text.count("onerror=alert(2)") > 25 and text.count("{{ 7*7 }}{% raw %}") > 10
     assert fits(opened)

@@ -16,7 +16,7 @@ import yaml
 
 from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.interop import importers
-from sft_recipes.interop.importers import OF_TRL, PROCESSES, TOOLS, Translation
+from sft_recipes.interop.importers import PROCESSES, TOOLS, Translation
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, topology
 from sft_recipes.recipes.recipe import Value
@@ -284,28 +284,12 @@ class _Result:
 
     def state_rest(self) -> None:
         """State what our loader wants and the file leaves to its tool, and say what only a person can."""
-        recipe = self.recipe
-
-        def state(key: str, value: Any, outcome: str, words: str) -> None:
-            recipe[key] = value
-            self.add(key, outcome, f"{_shown(value)}; {words}", (key,))
-
-        if not recipe.get("train_file") and not recipe.get("dataset_name"):
-            words = "no rows that can be named here; put your file there, or set dataset_name"
-            state("train_file", "data/train.jsonl", "missing", words)
-        if recipe.get("use_peft") and not (recipe.get("lora_target_modules") or recipe.get("lora_target_parameters")):
-            words = "PEFT's choice for most architectures, which the file left to it; check that it is yours"
-            state("lora_target_modules", ["q_proj", "v_proj"], "missing", words)
-        if recipe.get("load_in_4bit") and recipe.get("dtype") not in ("bfloat16", "float16", "float32"):
-            before = f"not {recipe['dtype']}: " if recipe.get("dtype") else ""
-            words = f"{before}it is also the 4-bit compute dtype, which a recipe states"
-            state("dtype", "float16" if recipe.get("fp16") else "bfloat16", "added", words)
-        if recipe.get("load_in_4bit") and self.tool in OF_TRL and "adapter_dtype" not in recipe:
-            words = "TRL itself keeps adapters of a quantised base in bfloat16, where small updates round away"
-            state("adapter_dtype", "float32", "added", words)
-        held_out = recipe.get("validation_split_size") or recipe.get("validation_file")
-        if held_out and "eval_strategy" not in recipe:
-            state("eval_strategy", "epoch", "added", "rows that are held out are looked at once an epoch")
+        for rule in importers.DATA["stated"]:
+            if self.tool in rule.get("tools", TOOLS) and importers.all_hold(rule["if"], self.recipe):
+                key, value, outcome = rule["key"], rule["value"], "missing" if "missing" in rule else "added"
+                before = f"; not {self.recipe[key]}" if self.recipe.get(key) else ""
+                self.recipe[key] = value
+                self.add(key, outcome, f"{_shown(value)}{before}; {rule.get('missing') or rule['why']}", (key,))
 
 
 def _read(path: Path) -> dict[str, Value]:
@@ -341,28 +325,21 @@ def _processes(path: Path, file: Mapping[str, Any], given: int | None) -> tuple[
     """How many processes compute one step, and who says so."""
     if given is not None:
         return given, "as given"
-    for key in PROCESSES:
-        value = file.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value, key
     config = file.get("accelerate_config")
+    said: list[tuple[Any, str]] = [(file.get(key), key) for key in PROCESSES]
     if isinstance(config, str):
-        if config == "single_gpu":
-            return 1, f"accelerate_config {config}"
-        if config in ("multi_gpu", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"):
-            # trl/accelerate_configs/*.yaml of TRL 1.16.
-            return 8, f"TRL's accelerate_config {config}"
+        own = "" if config == "single_gpu" else "TRL's "
+        said.append((importers.DATA["accelerate_configs"].get(config), f"{own}accelerate_config {config}"))
         beside = path.parent / config
-        if beside.suffix in (".yaml", ".yml") and beside.is_file():
-            value = {key: item.value for key, item in _read(beside).items()}.get("num_processes")
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value, _plain(config, 60)
-    return 1, "assumed, the file does not say"
+        if beside.suffix in (".yaml", ".yml") and beside.is_file() and (number := _read(beside).get("num_processes")):
+            said.append((number.value, _plain(config, 60)))
+    numbers = ((number, who) for number, who in said if isinstance(number, int) and number is not True and number > 0)
+    return next(numbers, (1, "assumed, the file does not say"))
 
 
 def _repaired(key: str, value: Any) -> tuple[Any, str]:
     """A value in the type that its key has today, if it says the same: text for a list, `4.0` for 4, `"2e-4"`."""
-    if isinstance(value, str) and value in (names := importers.VALUES.get(key, {})):
+    if isinstance(value, str) and value in (names := importers.DATA["values"].get(key, {})):
         return names[value][0], names[value][1]
     types = (schema.known().get(key) or {"types": []})["types"]
     if isinstance(value, str) and "str" not in types:

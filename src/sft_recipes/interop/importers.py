@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import re
 import string
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sft_recipes.errors import did_you_mean
@@ -57,12 +57,12 @@ def _cannot(instead: str, **values: Any) -> Translation:
 
 
 OFF = Translation("dropped", "off, as it is here")
-_DATA = schema.table("sft_recipes.interop", "importers.yaml")
+DATA = schema.table("sft_recipes.interop", "importers.yaml")
 
 
 def _sentence(words: str, **names: Any) -> str:
     """Words with every $name replaced: a sentence that several keys share, or why a recipe may not have a key."""
-    return string.Template(words).safe_substitute(schema.REFUSED | _DATA["sentences"] | names)
+    return string.Template(words).safe_substitute(schema.REFUSED | DATA["sentences"] | names)
 
 
 def _holds(condition: Any, value: Any) -> bool:
@@ -82,7 +82,8 @@ def _holds(condition: Any, value: Any) -> bool:
     return all(isinstance(item, str) and re.search(condition["matches"], item) for item in items)
 
 
-def _in_file(conditions: Mapping[str, Any], file: File) -> bool:
+def all_hold(conditions: Mapping[str, Any], file: File) -> bool:
+    """Whether the keys of a file, or of a recipe, meet the conditions of a table."""
     return all(
         key not in file if condition == "absent" else _holds(condition, file.get(key))
         for key, condition in conditions.items()
@@ -98,7 +99,7 @@ def _filled(template: Any, value: Any) -> Any:
 
 def _by_cases(cases: list[dict[str, Any]], value: Any, file: File) -> Translation:
     for case in cases:
-        if ("is" not in case or _holds(case["is"], value)) and _in_file(case.get("if", {}), file):
+        if ("is" not in case or _holds(case["is"], value)) and all_hold(case.get("if", {}), file):
             if "set" in case:
                 return _translated(_sentence(case.get("why", "")), **_filled(case["set"], value))
             words = _sentence(case.get("drop") or case["cannot"], value=schema.as_yaml(value))
@@ -142,7 +143,7 @@ def _per_epoch(kind: str) -> Meaning:
     return say
 
 
-def _dataset(entry: Any, names: Mapping[str, str], ignored: tuple[str, ...] = ()) -> Translation:
+def _dataset(entry: Any, names: Mapping[str, str], ignored: Sequence[str] = ()) -> Translation:
     """One entry of a list of datasets; `names` are the tool's words for path, config, split and files."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get(names["path"]), str):
         return _cannot("its one dataset names no path; set train_file or dataset_name")
@@ -209,25 +210,11 @@ def _configs(value: Any, file: File) -> Translation:
     return _cannot("several dataset configs; $one_file")
 
 
-# What of an entry says how its rows are read, or changes nothing here.
-_AXOLOTL_DATASET = (
-    "type",
-    "ds_type",
-    "trust_remote_code",
-    "field_messages",
-    "message_field_role",
-    "message_field_content",
-    "message_property_mappings",
-    "roles",
-    "chat_template",
-)
-
-
 def _axolotl_datasets(value: Any, file: File) -> Translation:
     if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], Mapping):
         return _cannot("several datasets; $one_file")
     entry = value[0]
-    found, kind = _dataset(entry, _NAMES, _AXOLOTL_DATASET), entry.get("type")
+    found, kind = _dataset(entry, _NAMES, DATA["axolotl_dataset"]), entry.get("type")
     if kind == "alpaca":
         why = "Axolotl writes `### Instruction:` around alpaca rows, here they are turns of the chat template"
         rows = _translated(why, data_format="alpaca")
@@ -275,18 +262,9 @@ def _special_tokens(value: Any, file: File) -> Translation:
     return Translation("dropped", "TRL takes the tokenizer's own pad token, and no loss is computed on padding")
 
 
-# Axolotl switches a tracker on by naming its project.
-_TRACKERS = {
-    "wandb": ("wandb_project", "use_wandb"),
-    "mlflow": ("mlflow_experiment_name", "use_mlflow"),
-    "trackio": ("trackio_project_name", "use_trackio"),
-    "tensorboard": ("use_tensorboard",),
-    "comet_ml": ("comet_project_name", "use_comet"),
-}
-
-
 def _trackers(value: Any, file: File) -> Translation:
-    chosen = [name for name, keys in _TRACKERS.items() if any(file.get(key) for key in keys)]
+    """Axolotl switches a tracker on by naming its project."""
+    chosen = [name for name, keys in DATA["trackers"].items() if any(file.get(key) for key in keys)]
     why = "names of projects come from the tracker's own environment"
     return _translated(why, report_to=chosen) if value else OFF
 
@@ -308,18 +286,16 @@ CODE: dict[str, dict[str, Meaning]] = {
         "special_tokens": _special_tokens,
         "evals_per_epoch": _per_epoch("eval"),
         "saves_per_epoch": _per_epoch("save"),
-        **{key: _trackers for keys in _TRACKERS.values() for key in keys},
+        **{key: _trackers for keys in DATA["trackers"].values() for key in keys},
     },
     "llama-factory": {},
 }
 
 TOOLS = {
     name: Tool(table["title"], tuple(table["signs"]), table["defaults"], _meanings(table) | CODE[name])
-    for name, table in _DATA["tools"].items()
+    for name, table in DATA["tools"].items()
 }
-# Values that have another name today, each with what to know about it.
-VALUES: dict[str, dict[str, list[str]]] = _DATA["values"]
-_FAMILIES = _meanings({"dropped": _DATA["families"]})
+_FAMILIES = _meanings({"dropped": DATA["families"]})
 _RENAMED = _meanings(schema.DATA["replaced"])
 _ACCELERATE = _meanings({"dropped": {"$accelerate": [*topology.KEYS, *PROCESSES]}})
 
@@ -355,7 +331,7 @@ def defaults(tool: str, file: File) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, default in TOOLS[tool].defaults.items():
         rule = default if isinstance(default, dict) else {"value": default}
-        if file.get(key) is not None or not _in_file(rule.get("if", {}), file):
+        if file.get(key) is not None or not all_hold(rule.get("if", {}), file):
             continue
         if "twice" in rule:
             half = file.get(rule["twice"]) or TOOLS[tool].defaults[rule["twice"]]["value"]

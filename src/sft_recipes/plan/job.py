@@ -12,6 +12,7 @@ from typing import Any, TypedDict, Unpack
 
 from sft_recipes.data import packing, preparation, survey
 from sft_recipes.data.preparation import Prepared
+from sft_recipes.data.survey import Survey
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import questions
 from sft_recipes.models import base_model
@@ -20,7 +21,7 @@ from sft_recipes.plan import gpus as specs
 from sft_recipes.plan import lint
 from sft_recipes.plan.gpus import Spec
 from sft_recipes.plan.lint import Case, Finding
-from sft_recipes.plan.lint.batch import refused
+from sft_recipes.plan.lint.run import refused
 from sft_recipes.plan.schedule import Schedule, schedule
 from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes
@@ -115,7 +116,7 @@ class Job:
         return base_model.find(self.recipe["model_name_or_path"], str(self.recipe["model_revision"]))
 
     @functools.cached_property
-    def data(self) -> dict[str, Any] | None:
+    def data(self) -> Survey | None:
         """What `survey.survey` counts in the rows; None where they are not here."""
         if self.absent:
             return None
@@ -237,7 +238,7 @@ def lint_or_raise(job: Job) -> Job:
     return job
 
 
-def rows_kept(recipe: Recipe, data: dict[str, Any]) -> dict[str, Any]:
+def rows_kept(recipe: Recipe, data: Survey) -> dict[str, Any]:
     """What the trainer keeps of each surveyed split at the recipe's max_length, and how long its rows are."""
     found: dict[str, Any] = {}
     limit = recipe["max_length"]

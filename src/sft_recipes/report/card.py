@@ -11,13 +11,11 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
-from sft_recipes.evaluate.terms import METRICS, NAMES
 from sft_recipes.files import write_whole
 from sft_recipes.models import base_model
 from sft_recipes.recipes import schema
-from sft_recipes.report import page
+from sft_recipes.report import page, quality
 from sft_recipes.report.report import evaluation
-from sft_recipes.report.table import Estimate, Table
 from sft_recipes.runs.run import Run
 
 Facts = dict[str, Any]
@@ -73,8 +71,8 @@ def card(run: Run, proof: Facts | None = None) -> str:
         dataset=dataset,
         load=loading(recipe, facts, adapter=adapter),
         metrics=metrics,
-        scores=_scores(metrics) if metrics else None,
-        groups=_groups(metrics) if metrics and metrics["groups"] else None,
+        scores=quality.models_table(metrics) if metrics else None,
+        groups=quality.groups_table(metrics) if metrics and metrics["groups"] and metrics["groups"]["by"] else None,
         measured={"eval_loss": [], **measured} if (measured := facts.get("measured")) else {},
         effect={"rows_cut": 0, "rows_lost": 0} | facts.get("in_effect", {}).get("data", {}),
         command=_command(facts),
@@ -117,25 +115,6 @@ def loading(recipe: Facts, facts: Facts, *, adapter: bool) -> Facts:
         "arguments": arguments,
         "conversational": facts["data"]["conversational"],
     }
-
-
-def _scores(metrics: Facts) -> Table:
-    """The metrics with their intervals, beside those of the base and of trivial predictors."""
-    models = {**metrics["models"], **{name: each for name, each in metrics["baselines"].items() if name in NAMES}}
-    names = [name for name in METRICS if any(model.get(name) for model in models.values())]
-    rows = [[METRICS[name], *(Estimate.of(model.get(name)) for model in models.values())] for name in names]
-    return Table("", ["", *(NAMES[model] for model in models)], rows)
-
-
-def _groups(metrics: Facts) -> Table:
-    by = metrics["groups"]["by"]
-    some = next(iter(by.values()))
-    columns = [(model, name) for name in METRICS for model in metrics["models"] if name in some.get(model, {})]
-    rows = [
-        [group, each["n"], *(Estimate.of(each.get(model, {}).get(name)) for model, name in columns)]
-        for group, each in by.items()
-    ]
-    return Table("", ["", "rows", *(f"{METRICS[name]}, {model}" for model, name in columns)], rows)
 
 
 def _command(facts: Facts) -> Markup:

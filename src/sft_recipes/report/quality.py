@@ -45,23 +45,49 @@ def shown(metrics: Facts, predictions: Sequence[Facts]) -> Facts | None:
     """What quality.html shows; None if no row was scored."""
     if not metrics["models"]:
         return None
-    of, classification = _with_baselines(metrics), metrics["task"] == "classification"
-    columns = _columns(of.values(), metrics["primary"])
-    counted = "invalid" if classification else "unfinished"
+    classification = metrics["task"] == "classification"
     always = {f"always {label}": each for label, each in metrics["baselines"].get("always", {}).items()}
-    named = {NAMES.get(name, name): each for name, each in of.items()}
-    both = [name for name in ("tuned", "base") if name in metrics["models"]]
+    both = _models(metrics["models"])
     return {
         "charts": plots("models", lines(metrics), drawn(metrics)),
-        "models": estimates("Models and trivial baselines, same rows", named, columns, counted, counted),
+        "models": models_table(metrics),
         "tests": _tests(metrics),
-        "always": estimates("The same class for every row", always, columns, counted, counted),
+        "always": estimates(
+            "The same class for every row",
+            always,
+            _columns(_with_baselines(metrics).values(), metrics["primary"]),
+            "invalid",
+            "invalid",
+        ),
         "classes": _classes(metrics["models"]) if classification else None,
         "confusion": [_confusion(name, metrics["models"][name]["confusion"]) for name in both if classification],
         "reliability": _reliability({name: metrics["models"][name] for name in both}) if classification else None,
         "groups": _groups(metrics) if metrics["groups"] and metrics["groups"]["by"] else None,
         "telling": _telling(metrics["task"], predictions),
     }
+
+
+def models_table(metrics: Facts) -> Table:
+    """Tuned model, base model and baselines with their metrics."""
+    named = {NAMES.get(name, name): each for name, each in _with_baselines(metrics).items()}
+    counted = "invalid" if metrics["task"] == "classification" else "unfinished"
+    return estimates(
+        "Models and trivial baselines, same rows",
+        named,
+        _columns(_with_baselines(metrics).values(), metrics["primary"]),
+        counted,
+        counted,
+    )
+
+
+def groups_table(metrics: Facts) -> Table:
+    """The metrics of each group and model, the largest group first."""
+    named = {
+        f"{g}, {name}": {"n": each["n"], **each[name]}
+        for g, each in _groups_by_size(metrics)
+        for name in _models(each)
+    }
+    return estimates("Metrics by group", named, _group_columns(metrics), "n", "rows")
 
 
 def lines(metrics: Facts) -> Lines:
@@ -100,9 +126,14 @@ def estimates(title: str, named: Mapping[str, Facts], columns: Mapping[str, str]
     return Table(title, ["", noun, *columns.values()], rows)
 
 
+def _models(named: Mapping[str, Any]) -> list[str]:
+    """Which of the two models is there."""
+    return [name for name in ("tuned", "base") if name in named]
+
+
 def _with_baselines(metrics: Facts) -> dict[str, Facts]:
     """The tuned model, the base model and the baselines, without the single classes of `always`."""
-    models = {name: metrics["models"][name] for name in ("tuned", "base") if name in metrics["models"]}
+    models = {name: metrics["models"][name] for name in _models(metrics["models"])}
     return models | {name: each for name, each in metrics["baselines"].items() if name != "always"}
 
 
@@ -174,12 +205,9 @@ def _reliability(models: Mapping[str, Facts]) -> Facts | None:
 
 
 def _groups(metrics: Facts) -> Facts:
-    groups = metrics["groups"]
-    by = dict(sorted(groups["by"].items(), key=lambda item: -item[1]["n"]))
-    models = [name for name in ("tuned", "base") if name in next(iter(by.values()))]
-    columns = _columns((each[name] for each in by.values() for name in models), metrics["primary"])
-    of = [(f"{charts.short(g, 18)} ({each['n']:,})", {name: each[name] for name in models}) for g, each in by.items()]
-    named = {f"{g}, {name}": {"n": each["n"], **each[name]} for g, each in by.items() for name in models}
+    groups, by = metrics["groups"], _groups_by_size(metrics)
+    models, columns = _models(by[0][1]), _group_columns(metrics)
+    of = [(f"{charts.short(group, 18)} ({each['n']:,})", {name: each[name] for name in models}) for group, each in by]
     gaps = [
         [NAMES[name], METRICS[key], Estimate.of(gap), gap["largest"] or "none", gap["smallest"] or "none"]
         for name in models
@@ -187,12 +215,21 @@ def _groups(metrics: Facts) -> Facts:
         if (gap := groups["gaps"].get(name, {}).get(key))
     ]
     return {
-        "small": sum(each["n"] < groups["minimum"] for each in by.values()),
+        "small": sum(each["n"] < groups["minimum"] for _, each in by),
         "charts": plots("groups", of[:MOST_GROUPS], columns),
         "key": [(name, {"tuned": "●", "base": "◇"}[name], NAMES[name]) for name in models],
-        "metrics": estimates("Metrics by group", named, columns, "n", "rows"),
+        "metrics": groups_table(metrics),
         "gaps": Table("Largest gap between two groups", ["", "metric", "gap", "largest", "smallest"], gaps, "words"),
     }
+
+
+def _groups_by_size(metrics: Facts) -> list[tuple[str, Facts]]:
+    return sorted(metrics["groups"]["by"].items(), key=lambda item: -item[1]["n"])
+
+
+def _group_columns(metrics: Facts) -> dict[str, str]:
+    by = metrics["groups"]["by"].values()
+    return _columns((each[name] for each in by for name in _models(each)), metrics["primary"])
 
 
 def telling(task: str, predictions: Sequence[Facts]) -> list[tuple[str, Facts]]:
@@ -256,7 +293,7 @@ def _telling(task: str, predictions: Sequence[Facts]) -> Facts | None:
 
 def _row(row: Facts, begin: int, task: str) -> Facts:
     """A telling row: what the models said is in its title where it is a class, and below it where it is a text."""
-    models = [name for name in ("tuned", "base") if name in row]
+    models = _models(row)
     made: Facts = {"number": row["row"], "group": row["group"], "gold": row["gold"], "answers": []}
     texts: dict[str, str] = {"prompt": row["prompt"][begin:]}
     if task == "generation":
