@@ -20,7 +20,7 @@ from sft_recipes.cli import main
 from sft_recipes.environment import quiet_environment
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
-from sft_recipes.recipes import topology
+from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes.recipe import load
 
 HOSTILE = [
@@ -416,12 +416,14 @@ def test_a_gpu_without_what_triton_needs_is_refused_before_the_first_step(
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(project / "bin"))
     tiny, single = load("tiny"), topology.read("single_gpu", "a test")
-    compiler, headers = jobs.missing_tools(tiny, single)
+    compiler, headers = map(str, conflicts.missing_tools(tiny, single))
     assert "finds no C compiler; install one (apt-get install gcc)" in compiler
     assert f"{project / 'include'} has no Python.h; install them (apt-get install python3." in headers
-    assert jobs.missing_tools(tiny, topology.read("cpu", "a test")) == []
+    assert [*conflicts.missing_tools(tiny, topology.read("cpu", "a test"))] == []
+    # Where the GPUs are another machine's, so are the compilers.
+    assert {each.rule for each in conflicts.of_machine(tiny, single, [])} == {"devices-missing"}
     (project / "include").mkdir()
     (project / "include" / "Python.h").touch()
     (project / "bin").mkdir()
     (project / "bin" / "gcc").touch(mode=0o755)
-    assert jobs.missing_tools(tiny, single) == []
+    assert [*conflicts.missing_tools(tiny, single)] == []

@@ -13,7 +13,7 @@ from typing import Any
 from sft_recipes.errors import InputError
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema
-from sft_recipes.terminal import counting_rows, say
+from sft_recipes.terminal import say
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -365,16 +365,14 @@ def _plan(options: argparse.Namespace) -> int:
 
     if options.fetch:
         base_model.fetch(recipes.load(options.recipe, recipes.parse_overrides(_words(options))))
-    with counting_rows() as on_progress:
-        figures = plan.plan(
-            options.recipe,
-            accel=options.accel,
-            processes=options.gpus,
-            overrides=_words(options),
-            gpu=options.gpu,
-            traced=options.trace,
-            on_progress=on_progress,
-        )
+    figures = plan.plan(
+        options.recipe,
+        accel=options.accel,
+        processes=options.gpus,
+        overrides=_words(options),
+        gpu=options.gpu,
+        traced=options.trace,
+    )
     _say(figures, plan.render, options)
     return 2 if figures["blocking"] else 0
 
@@ -390,8 +388,7 @@ def _diff(options: argparse.Namespace) -> int:
 def _fit(options: argparse.Namespace) -> int:
     from sft_recipes.plan import fit, plan
 
-    with counting_rows() as on_progress:
-        found = fit.fit(*plan.to_fit(options.recipe, _words(options), on_progress), options.gpus, options.vram)
+    found = fit.fit(*plan.to_fit(options.recipe, _words(options)), options.gpus, options.vram)
     _say(fit.facts(found), fit.render, options)
     return 0 if found.best else 2
 

@@ -1,5 +1,6 @@
 """What keeps the libraries from calling home and from talking about themselves, here and in child processes."""
 
+import importlib.util
 import logging
 import os
 import sys
@@ -29,11 +30,20 @@ def quiet_environment(*, on_cpu: bool, one_gpu: bool = False) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
+        # A notebook's is a module that need not be installed beside this Python, and nothing is drawn on a screen.
+        "MPLBACKEND": "agg",
         # A GPU in sight is taken by some of the libraries, whatever the accelerate config says.
         **({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}),
         **({"CUDA_VISIBLE_DEVICES": _first_gpu()} if one_gpu and not on_cpu else {}),
     }
     return defaults | dict(os.environ) | changes
+
+
+def importable_backend() -> None:
+    """Forget a notebook's MPLBACKEND where it is a module of another Python's: matplotlib could not be imported."""
+    name, _, module = os.environ.get("MPLBACKEND", "").partition("://")
+    if name == "module" and importlib.util.find_spec(module.partition(".")[0]) is None:
+        del os.environ["MPLBACKEND"]
 
 
 def _first_gpu() -> str:

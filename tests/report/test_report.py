@@ -268,7 +268,7 @@ def logged(steps: int) -> str:
 @pytest.fixture
 def run(project: Path) -> Run:
     """A finished run, everything in it but the training itself as a launch makes it."""
-    made = launch.create(jobs.judged(jobs.check("tiny")), "seen")
+    made = launch.create(jobs.lint_or_raise(jobs.check("tiny")), "seen")
     made.log.write_text(logged(8), encoding="utf-8")
     made.update(
         status="finished",

@@ -19,8 +19,8 @@ from sft_recipes.benchmark.scale import Scale
 from sft_recipes.benchmark.section import Section
 from sft_recipes.errors import InputError
 from sft_recipes.launch import rehearse
+from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes
-from sft_recipes.recipes import topology
 from sft_recipes.runs.run import MANIFEST, Run
 
 # Of the demo: what trains on one GPU as it does on a CPU, and in bfloat16 where a backend computes in it.
@@ -191,8 +191,8 @@ def _result(future: concurrent.futures.Future[dict[str, Any]]) -> dict[str, Any]
 
 def _not_on_cpu(recipe: recipes.Recipe, place: topology.Topology) -> str:
     """Why a CPU cannot run it, empty if it can."""
-    if problems := rehearse.impossible(recipe, place):
-        return " ".join(problems)
+    if problems := [*conflicts.of_rehearsal(recipe, place)]:
+        return " ".join(map(str, problems))
     if "cpu" in (place.config.get("deepspeed_config") or {}).values():
         return "on a CPU there is no other memory to offload to; what is left of it is zero3"
     return ""

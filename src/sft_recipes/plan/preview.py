@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sft_recipes.environment import quiet, quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.plan import job as jobs
 from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes.recipe import Overrides
 from sft_recipes.report import page
 from sft_recipes.terminal import count, visible
 
@@ -44,7 +45,7 @@ _IDLE = {
 }
 
 
-def preview(name: str, *, overrides: Sequence[str] = (), rows: int = 5, seed: int | None = None) -> Facts:
+def preview(name: str | Path, *, overrides: Overrides = (), rows: int = 5, seed: int | None = None) -> Facts:
     """The first training rows of a recipe as the trainer gets them, or random ones with a seed.
 
     Returns:
@@ -84,7 +85,7 @@ def preview(name: str, *, overrides: Sequence[str] = (), rows: int = 5, seed: in
     if "problems" in answer:
         raise InputError(*(problem.replace(str(base.directory), model) for problem in answer["problems"]))
     return {
-        "recipe": name,
+        "recipe": str(name),
         "model": model,
         "max_length": job.resolved["max_length"],
         "packing": job.resolved["packing"],

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 from markupsafe import Markup
 
+from sft_recipes.environment import importable_backend
 from sft_recipes.files import json_lines
 from sft_recipes.report.page import COLOURS
 from sft_recipes.runs.run import Run
@@ -65,6 +66,7 @@ def figure(
         salt: of the ids in an SVG, by which the same chart is the same text.
         settings: as `Figure.subplots` takes them.
     """
+    importable_backend()
     import matplotlib
     from matplotlib.figure import Figure
 

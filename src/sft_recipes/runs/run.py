@@ -85,12 +85,16 @@ class Run:
         return directory
 
     @classmethod
-    def open(cls, name: str, runs: Path = RUNS) -> "Run":
-        """An existing run by its name.
+    def open(cls, name: str | Path, runs: Path = RUNS) -> "Run":
+        """An existing run by its name, or by its directory's path.
 
         Raises:
             InputError: There is none of that name.
         """
+        if isinstance(name, Path) or "/" in name:
+            if not (Path(name) / "run.json").is_file():
+                raise InputError(f"{name} is no run's directory: it has no run.json")
+            return cls(Path(name))
         if not recipes.NAME.fullmatch(name) or not (runs / name / "run.json").is_file():
             have = sorted(path.parent.name for path in runs.glob("*/run.json"))
             raise InputError(f"no run {name!r} in {runs}/; there are {', '.join(have) if have else 'none'}")
