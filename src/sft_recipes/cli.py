@@ -1,301 +1,520 @@
-"""The commands. Each imports what it needs when it runs, so that `--help` and a wrong recipe answer at once."""
+"""The commands: a signature and a docstring are the help of each, and a `Result` is what it prints.
 
-import argparse
+Each imports what it needs when it runs, so that `--help` and a wrong recipe answer at once.
+"""
+
 import contextlib
+import dataclasses
+import functools
+import inspect
+import itertools
 import json
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from sft_recipes.errors import InputError
+from typer import Argument, BadParameter, Exit, Option, Typer, TyperException
+from typer.core import TyperGroup
+
+from sft_recipes.errors import InputError, nearest
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema
-from sft_recipes.terminal import counting_rows, say
+from sft_recipes.terminal import counting_rows, in_colour, print_lines, table
+
+NAME = "sft-recipes"
+
+
+@dataclasses.dataclass
+class Result:
+    """What a command has found: facts for `--json` (or the JSON file that holds them), lines for people, the code."""
+
+    facts: Any = None
+    lines: str | Iterable[tuple[str, str]] = ()
+    code: int = 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0 fine, 1 failed while running, 2 wrong input, 3 interrupted and resumable."""
-    options = parser().parse_args(arguments)
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments[:1] == ["--make"]:
+        try:
+            arguments = from_make(arguments[1], os.environ)
+        except InputError as error:
+            return _refused(error.problems)
+    # A terminal of another encoding is shown what it can be shown.
+    for stream in (sys.stdout, sys.stderr):
+        if reconfigure := getattr(stream, "reconfigure", None):
+            reconfigure(errors="backslashreplace")
     try:
-        return options.run(options)
-    except InputError as error:
-        if options.json:
-            print(json.dumps({"problems": error.problems}, indent=2))
-        for problem in error.problems:
-            print(f"error: {problem}", file=sys.stderr)
-        return 2
+        code = program(sys.stdout.isatty()).main(arguments or ["--help"], prog_name=NAME, standalone_mode=False)
+        return code if arguments else 2
+    except TyperException as error:
+        where = f" (see {context.command_path} --help)" if (context := getattr(error, "ctx", None)) else ""
+        return _refused([f"{' '.join(error.format_message().split())}{where}"], as_json="--json" in arguments)
     except BrokenPipeError:
-        # The reader has seen enough, as `head` does; what is left in the buffer must not be tried again at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except KeyboardInterrupt:
-        print("error: stopped; nothing half-written is left behind", file=sys.stderr)
-        return 1
+        return _no_reader()
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line."""
-    top = argparse.ArgumentParser(prog="sft-recipes", description="Supervised fine-tuning recipes on TRL, checked.")
-    commands = top.add_subparsers(required=True, metavar="COMMAND")
+@functools.cache
+def program(boxes: bool) -> Any:
+    """The command line, its help drawn for a terminal or as plain text."""
+    from typer.main import get_command
 
-    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.add_argument("--json", action="store_true", help="the same facts as JSON")
-        sub.set_defaults(run=run)
-        return sub
-
-    def with_recipe(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument("recipe", metavar="RECIPE", help="a name in recipes/, such as default")
-        return with_model(with_overrides(sub))
-
-    def with_overrides(
-        sub: argparse.ArgumentParser, rows: str = "training rows, instead of the recipe's train_file"
-    ) -> argparse.ArgumentParser:
-        sub.add_argument("--set", action="append", default=[], metavar="'KEY=VALUE ...'", help="override recipe keys")
-        sub.add_argument("--data", metavar="FILE", help=rows)
-        return sub
-
-    def with_model(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument("--model", metavar="NAME", help="a model of models/, instead of the recipe's")
-        return sub
-
-    def with_topology(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument("--accel", metavar="NAME", help="an accelerate config of accelerate_configs/")
-        sub.add_argument("--gpus", type=_count, metavar="N", help="processes, instead of the accelerate config's")
-        return sub
-
-    sub = with_topology(with_recipe(command("train", _train, "Fine-tune a recipe into runs/NAME.")))
-    sub.add_argument("--name", help="the run's name; the recipe's name and the time without it")
-    sub.add_argument("--resume", action="store_true", help="continue the run --name, if it is the same recipe")
-    sub.add_argument("--seeds", metavar="'N ...'", help="train once for each of these seeds, one after another")
-    text = "Train a recipe with several values, compare them, and write the best as a recipe."
-    sub = with_topology(with_recipe(command("sweep", _sweep, text)))
-    sub.add_argument("--over", required=True, metavar="'KEY=VALUE,VALUE KEY=LOW..HIGH'", help="what is varied")
-    sub.add_argument(
-        "--trials", type=_count, metavar="N", help="let Optuna choose so many; all combinations without it"
-    )
-    sub.add_argument("--jobs", type=_count, metavar="N", help="trials at a time; one for each GPU without it")
-    sub.add_argument("--name", help="the runs are NAME-t000 and so on")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="write the best as this recipe")
-    sub = command("resume", _resume, "Continue an interrupted run from its newest whole checkpoint.")
-    sub.add_argument("name", metavar="NAME", help="the run's name")
-
-    def with_run(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
-        sub.add_argument("run_name", metavar="RUN", help="the run's name")
-        return sub
-
-    sub = with_run(command("evaluate", _evaluate, "Score a finished run on rows it has not seen, with intervals."))
-    sub.add_argument("--split", choices=SPLITS, help="test without it, or validation where there are no test rows")
-    sub.add_argument("--base", action="store_true", help="score the base model on the same rows too")
-    with_overrides(sub, "rows to evaluate on, instead of the recipe's test_file")
-    with_run(command("report", _report, "Write the report of a run anew."))
-    sub = command("compare", _compare, "Say what runs changed, what came of it, and which differences are real.")
-    sub.add_argument("runs", metavar="RUN", nargs="+", help="the runs' names")
-    sub.add_argument("--split", choices=SPLITS, default="test", help="test without it")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="write a page (.html), Markdown (.md) or CSV (.csv)")
-    sub = command("leaderboard", _leaderboard, "Rank the evaluated runs, as far as they can be told apart.")
-    sub.add_argument("--split", choices=SPLITS, default="test", help="test without it")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="write Markdown (.md) or CSV (.csv)")
-    sub = with_run(command("merge", _merge, "Merge a run's adapter into unquantised base weights, and prove it."))
-    sub.add_argument("--out", type=Path, metavar="FOLDER", help="runs/RUN/merged without it")
-    sub = with_run(command("predict", _predict, "Write what a run answers to the rows of a file."))
-    sub.add_argument("--input", type=Path, required=True, metavar="FILE", help="rows with prompts")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="JSON lines; beside the input without it")
-    sub = with_run(command("chat", _chat, "Talk to a run in the terminal."))
-    sub.add_argument("--base", action="store_true", help="begin with the base model")
-    sub = with_run(command("push", _push, "Upload a run's adapter to the Hub."))
-    sub.add_argument("--repo", required=True, metavar="ORG/NAME", help="the repository, made if it is not there")
-    sub.add_argument("--merged", action="store_true", help="upload the merged model instead")
-    sub.add_argument("--public", action="store_true", help="a new repository is public, not private")
-    sub = with_topology(with_recipe(command("plan", _plan, "Say what a recipe will do before it runs.")))
-    sub.add_argument("--gpu", metavar="NAME", help="a GPU to plan for, such as a100-80gb; the visible one without it")
-    sub.add_argument("--trace", action="store_true", help="also run the real modules on tensors without data")
-    sub.add_argument("--fetch", action="store_true", help="get the model's config and tokenizer from the Hub first")
-    sub = with_recipe(command("fit", _fit, "Find the largest micro-batch that fits the same global batch."))
-    sub.add_argument("--gpus", type=_count, default=1, metavar="N", help="how many GPUs; 1 without it")
-    sub.add_argument("--vram", type=float, required=True, metavar="GIB", help="memory of one GPU, in GiB")
-    sub = command("diff", _diff, "Show what two recipes do differently, why, and what follows.")
-    sub.add_argument("a", metavar="A", help="a recipe")
-    sub.add_argument("b", metavar="B", help="another recipe")
-    with_topology(with_model(with_overrides(sub)))
-    sub.add_argument("--gpu", metavar="NAME", help="a GPU to plan for, such as a100-80gb")
-    sub = with_recipe(command("preview", _preview, "Show rows as the trainer sees them."))
-    sub.add_argument("--rows", type=_count, default=5, metavar="N", help="how many rows; 5 without it")
-    sub.add_argument("--seed", type=int, metavar="N", help="random rows instead of the first")
-    sub.add_argument("--html", type=Path, metavar="FILE", help="write a page instead")
-    text = "Run a recipe for a few steps with a tiny model, on CPU processes."
-    sub = with_topology(with_recipe(command("rehearse", _rehearse, text)))
-    sub.add_argument("--name", help="the rehearsal's name")
-    sub = command("audit", _audit, "Check another tool's SFT configuration, and translate it into a recipe.")
-    sub.add_argument("file", type=Path, metavar="FILE", help="YAML of TRL, alignment-handbook, Axolotl, LLaMA-Factory")
-    sub.add_argument("--tool", metavar="NAME", help="whose it is, where its keys do not tell")
-    sub.add_argument("--gpus", type=_count, metavar="N", help="processes it was written for, where it does not say")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="write the recipe there")
-    sub = command("gpu", _gpu, "Measure this machine: memory, speed, accelerate configs, within a budget of seconds.")
-    sub.add_argument("--budget", type=_count, metavar="SECONDS", help="in all; 400 without it")
-    sub.add_argument("--only", metavar="'SECTION ...'", default="", help="these sections; all without it")
-    sub.add_argument("--out", type=Path, metavar="FOLDER", help="where the result is written; benchmarks/ without it")
-    command("rules", _rules, "List every rule that plan and train apply.")
-    command("list", _list, "List the recipes and the one idea of each.")
-    command("models", _models, "List the models that any recipe can be trained on.")
-    text = "Print a resolved recipe: its base, overrides and what follows from them."
-    sub = with_topology(with_recipe(command("show", _show, text)))
-    beside = sub.add_mutually_exclusive_group()
-    beside.add_argument("--origin", action="store_true", help="say where each value comes from")
-    beside.add_argument("--why", action="store_true", help="say one reason for each value")
-    text = "Write a resolved recipe that stock `trl sft --config` reads."
-    sub = with_topology(with_recipe(command("export", _export, text)))
-    sub.add_argument("--out", type=Path, required=True, metavar="FILE", help="the YAML file to write")
-    sub = with_model(command("pin", _pin, "Write the Hub's current commit of the base model into its file."))
-    sub.add_argument("recipe", metavar="RECIPE", help="a name in recipes/, such as default")
-    sub = command("why", _why, "Say what a key does, why it has its value, and what to change first when it is wrong.")
-    sub.add_argument("key", metavar="KEY", help="a key of a recipe, such as lora_alpha")
-    sub.add_argument(
-        "recipe", metavar="RECIPE", nargs="?", help="a name in recipes/, for its value and its neighbours"
-    )
-    sub = command("new", _new, "Write a recipe of three lines that extends another.")
-    sub.add_argument("recipe", metavar="NAME", help="the new recipe's name")
-    sub.add_argument("--from", dest="base", default="default", metavar="RECIPE", help="default without it")
-    command("keys", _keys, "List every key a recipe may set, with type and default.")
-    return top
+    app.rich_markup_mode = "rich" if boxes else None
+    return get_command(app)
 
 
-SPLITS = ("test", "validation")
+def from_make(command: str, variables: Mapping[str, str]) -> list[str]:
+    """The arguments of a command that make calls: each option by its name in capitals, data that no shell has seen.
+
+    `GIVEN` lists the variables of make's own command line; those of the environment may be for somebody else.
+
+    Raises:
+        InputError: One of them is not read by the command, or one that it needs is missing.
+    """
+    options, positional, problems = [], [], []
+    parameters = _variables(command)
+    goals = [goal.partition("-")[0] for goal in variables.get("GOALS", "").split()]
+    read = set(parameters).union(*map(_variables, goals))
+    for name in variables.get("GIVEN", "").split():
+        if name not in read:
+            problems.append(
+                f"make {command} does not read {name}{nearest(name, read)}; it reads {', '.join(parameters)}"
+            )
+    for name, parameter in parameters.items():
+        value = variables.get(name, "")
+        if not value:
+            if parameter.required:
+                problems.append(f"make {command} needs {name}=: {parameter.help}")
+        elif parameter.param_type_name == "argument":
+            positional += value.split() if parameter.nargs == -1 else [value]
+        elif not parameter.is_flag:
+            options.append(f"{parameter.opts[-1]}={value}")
+        elif value.lower() not in ("0", "false", "no", "off"):
+            options.append(parameter.opts[-1])
+    if problems:
+        raise InputError(*problems)
+    return [command, *options, "--", *positional]
 
 
-def _count(text: str) -> int:
+def _variables(command: str) -> dict[str, Any]:
+    """The parameters of a command by the variables that make has for them."""
+    found = program(False).commands.get(command)
+    return {
+        (each.name if each.param_type_name == "argument" else each.opts[-1].lstrip("-")).upper(): each
+        for each in (found.params if found else ())
+    }
+
+
+def _refused(problems: Sequence[str], *, as_json: bool = False) -> int:
+    if as_json:
+        print(json.dumps({"problems": list(problems)}, indent=2))
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return 2
+
+
+def _no_reader() -> int:
+    # The reader has seen enough, as `head` does; what is left in the buffer must not be tried again at exit.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+class _Grouped(TyperGroup):
+    """The commands by their groups, also where the help is plain text."""
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for panel, commands in itertools.groupby(self.commands.values(), attrgetter("rich_help_panel")):
+            with formatter.section(panel):
+                formatter.write_dl([(each.name, each.help) for each in commands])
+
+
+app = Typer(cls=_Grouped, pretty_exceptions_enable=False)
+
+
+def command(panel: str) -> Callable[[Callable[..., Result]], Callable[..., Result]]:
+    """Declare a function as the command of its name, in a group of the help; each gets `--json`.
+
+    An argument of the function that is a dataclass stands for an option each of its fields.
+    """
+
+    def declare(function: Callable[..., Result]) -> Callable[..., Result]:
+        signature = inspect.signature(function)
+        groups: dict[str, Any] = {
+            name: each.annotation
+            for name, each in signature.parameters.items()
+            if dataclasses.is_dataclass(each.annotation)
+        }
+
+        @functools.wraps(function)
+        def run(*, as_json: bool, **options: Any) -> int:
+            for name, group in groups.items():
+                options[name] = group(**{field.name: options.pop(field.name) for field in dataclasses.fields(group)})
+            try:
+                # With --json the lines for people go to stderr, and stdout holds the facts alone.
+                with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+                    result = function(**options)
+                if not as_json:
+                    print_lines(result.lines)
+                elif isinstance(result.facts, Path):
+                    print(result.facts.read_text(encoding="utf-8"), end="")
+                elif result.facts is not None:
+                    print(json.dumps(result.facts, indent=2))
+                return result.code
+            except InputError as error:
+                return _refused(error.problems, as_json=as_json)
+            except BrokenPipeError:
+                return _no_reader()
+            except KeyboardInterrupt:
+                print("error: stopped; nothing half-written is left behind", file=sys.stderr)
+                return 1
+
+        parameters: list[inspect.Parameter] = []
+        for name, each in signature.parameters.items():
+            parameters += inspect.signature(groups[name]).parameters.values() if name in groups else [each]
+        flag = Annotated[bool, Option("--json", help="the same facts as JSON")]
+        parameters.append(inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flag))
+        run.__signature__ = signature.replace(  # type: ignore[attr-defined]
+            parameters=[each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters],
+            return_annotation=int,
+        )
+        app.command(function.__name__.rstrip("_"), rich_help_panel=panel)(run)
+        return function
+
+    return declare
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"{NAME} {version(NAME)}")
+        raise Exit
+
+
+@app.callback()
+def top(
+    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="the version")] = False,
+) -> None:
+    """Supervised fine-tuning recipes on TRL, checked."""
+
+
+def _whole(given: str | int) -> int:
+    text = str(given)
     if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+        raise BadParameter(f"{text!r} is not a whole number above 0")
     return int(text)
 
 
-def _train(options: argparse.Namespace) -> int:
-    from sft_recipes.launch import launch, seeds
-
-    if options.seeds is not None:
-        with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-            code, runs = seeds.train_seeds(
-                options.recipe,
-                options.seeds,
-                accel=options.accel,
-                processes=options.gpus,
-                overrides=_words(options),
-                run_name=options.name,
-                resume=options.resume,
-            )
-        if options.json:
-            print(json.dumps([run.facts() for run in runs], indent=2))
-        return code
-    with _facts_on_stdout(options) as name_of:
-        code, name_of["run"] = launch.train(
-            options.recipe,
-            accel=options.accel,
-            processes=options.gpus,
-            overrides=_words(options),
-            run_name=options.name,
-            resume=options.resume,
-        )
-    return code
+# What the shell completes.
 
 
-def _sweep(options: argparse.Namespace) -> int:
+def _accelerate_configs() -> list[str]:
+    from sft_recipes.recipes import topology
+
+    return topology.names()
+
+
+def _gpus() -> list[str]:
+    from sft_recipes.plan import gpus
+
+    return list(gpus.known())
+
+
+def _runs() -> list[str]:
+    return sorted(path.parent.name for path in Path("runs").glob("*/run.json"))
+
+
+def _argument(metavar: str, text: str, known: Callable[[], list[str]] | None = None) -> Any:
+    return Argument(metavar=metavar, help=text, autocompletion=known, show_default=False)
+
+
+def _option(name: str, metavar: str, text: str, known: Callable[[], list[str]] | None = None) -> Any:
+    return Option(f"--{name}", metavar=metavar, help=text, autocompletion=known)
+
+
+def _flag(name: str, text: str) -> Any:
+    return Option(f"--{name}", help=text)
+
+
+def _number(name: str, metavar: str, text: str) -> Any:
+    return Option(f"--{name}", metavar=metavar, help=text, parser=_whole)
+
+
+A_RECIPE = "a name in recipes/, such as default"
+RecipeName = Annotated[str, _argument("RECIPE", A_RECIPE, lambda: recipes.names())]
+RunName = Annotated[str, _argument("RUN", "the run's name", _runs)]
+Gpu = Annotated[
+    str | None, _option("gpu", "NAME", "a GPU to plan for, such as a100-80gb; the visible one without it", _gpus)
+]
+Split = Annotated[Literal["test", "validation"], Option("--split", help="which rows")]
+Overrides = Annotated[list[str] | None, _option("set", "'KEY=VALUE ...'", "override recipe keys")]
+Model = Annotated[
+    str | None,
+    _option("model", "NAME", "a model of models/, instead of the recipe's", lambda: recipes.names(recipes.MODELS)),
+]
+
+
+@dataclasses.dataclass
+class Changes:
+    """What a command changes of a recipe."""
+
+    overrides: Overrides = None
+    data: Annotated[str | None, _option("data", "FILE", "training rows, instead of the recipe's train_file")] = None
+    model: Model = None
+
+    @property
+    def words(self) -> list[str]:
+        """All of it as overrides."""
+        words = [*(self.overrides or ())]
+        if self.model is not None:
+            words.append(_word("model", self.model))
+        if self.data is not None:
+            words += [_word("train_file", self.data), "dataset_name=null"]
+        return words
+
+
+@dataclasses.dataclass
+class Job(Changes):
+    """What a command changes of a recipe, and where it runs."""
+
+    accel: Annotated[
+        str | None, _option("accel", "NAME", "an accelerate config of accelerate_configs/", _accelerate_configs)
+    ] = None
+    gpus: Annotated[int | None, _number("gpus", "N", "processes, instead of the accelerate config's")] = None
+
+    @property
+    def where(self) -> dict[str, Any]:
+        return {"accel": self.accel, "processes": self.gpus, "overrides": self.words}
+
+
+def _word(key: str, text: str) -> str:
+    return shlex.quote(f"{key}={json.dumps(text)}")
+
+
+BEFORE, TRAIN, BETTER = "Before it costs anything", "Train", "Is it better"
+USE, RECIPES, MACHINE = "Use it", "Recipes", "This machine"
+
+
+@command(BEFORE)
+def plan(
+    recipe: RecipeName,
+    job: Job,
+    gpu: Gpu = None,
+    trace: Annotated[bool, _flag("trace", "also run the real modules on tensors without data")] = False,
+    fetch: Annotated[bool, _flag("fetch", "get the model's config and tokenizer from the Hub first")] = False,
+    why: Annotated[bool, _flag("why", "say all the evidence of each finding")] = False,
+) -> Result:
+    """Say what a recipe will do before it runs."""
+    from sft_recipes.models import base_model
+    from sft_recipes.plan import plan
+
+    if fetch:
+        base_model.fetch(recipes.load(recipe, recipes.parse_overrides(job.words)))
+    with counting_rows() as on_progress:
+        figures = plan.plan(recipe, gpu=gpu, traced=trace, on_progress=on_progress, **job.where)
+    return Result(figures, plan.render(figures, whole=why), 2 if figures["blocking"] else 0)
+
+
+@command(BEFORE)
+def fit(
+    recipe: RecipeName,
+    vram: Annotated[float, _option("vram", "GIB", "memory of one GPU, in GiB")],
+    changes: Changes,
+    gpus: Annotated[int, _number("gpus", "N", "how many GPUs")] = 1,
+) -> Result:
+    """Find the largest micro-batch that fits the same global batch."""
+    from sft_recipes.plan import fit, plan
+
+    with counting_rows() as on_progress:
+        found = fit.fit(*plan.to_fit(recipe, changes.words, on_progress), gpus, vram)
+    facts = fit.facts(found)
+    return Result(facts, fit.render(facts), 0 if found.best else 2)
+
+
+@command(BEFORE)
+def preview(
+    recipe: RecipeName,
+    changes: Changes,
+    rows: Annotated[int, _number("rows", "N", "how many rows")] = 5,
+    seed: Annotated[int | None, _option("seed", "N", "random rows instead of the first")] = None,
+    html: Annotated[Path | None, _option("html", "FILE", "write a page instead")] = None,
+) -> Result:
+    """Show rows as the trainer sees them."""
+    from sft_recipes.plan import preview
+
+    with contextlib.redirect_stdout(sys.stderr):
+        facts = preview.preview(recipe, overrides=changes.words, rows=rows, seed=seed)
+    if html:
+        return Result(facts, _written(html, preview.as_html(facts)))
+    return Result(facts, preview.as_text(facts, colour=in_colour()).removesuffix("\n"))
+
+
+@command(BEFORE)
+def diff(
+    a: Annotated[str, _argument("A", "a recipe", lambda: recipes.names())],
+    b: Annotated[str, _argument("B", "another recipe", lambda: recipes.names())],
+    job: Job,
+    gpu: Gpu = None,
+) -> Result:
+    """Show what two recipes do differently, why, and what follows."""
+    from sft_recipes.plan import diff
+
+    facts = diff.diff(a, b, gpu=gpu, **job.where)
+    return Result(facts, diff.render(facts))
+
+
+@command(BEFORE)
+def rehearse(
+    recipe: RecipeName,
+    job: Job,
+    name: Annotated[str | None, _option("name", "NAME", "the rehearsal's name")] = None,
+) -> Result:
+    """Run a recipe for a few steps with a tiny model, on CPU processes."""
+    from sft_recipes.launch import rehearse
+
+    code, run = rehearse.rehearse(recipe, run_name=name, **job.where)
+    return Result(run.facts(), code=code)
+
+
+@command(BEFORE)
+def audit(
+    file: Annotated[Path, _argument("FILE", "YAML of TRL, alignment-handbook, Axolotl, LLaMA-Factory")],
+    tool: Annotated[str | None, _option("tool", "NAME", "whose it is, where its keys do not tell")] = None,
+    gpus: Annotated[int | None, _number("gpus", "N", "processes it was written for, where it does not say")] = None,
+    out: Annotated[Path | None, _option("out", "FILE", "write the recipe there")] = None,
+) -> Result:
+    """Check another tool's SFT configuration, and translate it into a recipe."""
+    from sft_recipes.interop import audit
+
+    made = audit.audit(file, tool, gpus)
+    for path in audit.write(made, out) if out else ():
+        print(f"wrote {path}", file=sys.stderr)
+    return Result(audit.facts(made), audit.render(made), 0 if made.complete else 2)
+
+
+@command(BEFORE)
+def rules() -> Result:
+    """List every rule that plan and train apply."""
+    from sft_recipes.plan import lint
+
+    facts = [
+        {"rule": rule.id, "severity": rule.severity, "idea": rule.idea, "evidence": rule.evidence}
+        for rule in lint.rules().values()
+    ]
+    return Result(facts, table([[each["rule"], each["severity"], each["idea"]] for each in facts]))
+
+
+@command(TRAIN)
+def train(
+    recipe: RecipeName,
+    job: Job,
+    name: Annotated[
+        str | None, _option("name", "NAME", "the run's name; the recipe's name and the time without it")
+    ] = None,
+    resume: Annotated[bool, _flag("resume", "continue the run --name, if it is the same recipe")] = False,
+    seeds: Annotated[str | None, _option("seeds", "'N ...'", "train once for each, one after another")] = None,
+) -> Result:
+    """Fine-tune a recipe into runs/NAME."""
+    from sft_recipes.launch import launch
+    from sft_recipes.launch import seeds as several
+
+    named: dict[str, Any] = {"run_name": name, "resume": resume}
+    if seeds is not None:
+        code, runs = several.train_seeds(recipe, seeds, **named, **job.where)
+        return Result([run.facts() for run in runs], code=code)
+    code, run = launch.train(recipe, **named, **job.where)
+    return Result(run.facts(), code=code)
+
+
+@command(TRAIN)
+def resume(name: Annotated[str, _argument("NAME", "the run's name", _runs)]) -> Result:
+    """Continue an interrupted run from its newest whole checkpoint."""
+    from sft_recipes.launch import launch
+
+    code, run = launch.resume(name)
+    return Result(run.facts(), code=code)
+
+
+@command(TRAIN)
+def sweep(
+    recipe: RecipeName,
+    over: Annotated[str, _option("over", "'KEY=VALUE,VALUE KEY=LOW..HIGH'", "what is varied")],
+    job: Job,
+    trials: Annotated[
+        int | None, _number("trials", "N", "let Optuna choose so many; all combinations without it")
+    ] = None,
+    jobs: Annotated[int | None, _number("jobs", "N", "trials at a time; one for each GPU without it")] = None,
+    name: Annotated[str | None, _option("name", "NAME", "the runs are NAME-t000 and so on")] = None,
+    out: Annotated[Path | None, _option("out", "FILE", "write the best as this recipe")] = None,
+) -> Result:
+    """Train a recipe with several values, compare them, and write the best as a recipe."""
     from sft_recipes.launch import sweep
 
-    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-        code, facts = sweep.sweep(
-            options.recipe,
-            options.over,
-            trials=options.trials,
-            jobs=options.jobs,
-            accel=options.accel,
-            processes=options.gpus,
-            overrides=_words(options),
-            run_name=options.name,
-            out=options.out,
-        )
-    if options.json:
-        print(json.dumps(facts, indent=2))
-    return code
+    code, facts = sweep.sweep(recipe, over, trials=trials, jobs=jobs, run_name=name, out=out, **job.where)
+    return Result(facts, code=code)
 
 
-def _evaluate(options: argparse.Namespace) -> int:
+@command(BETTER)
+def evaluate(
+    run: RunName,
+    split: Annotated[
+        Literal["test", "validation"] | None,
+        Option("--split", help="test without it, or validation where there are no test rows"),
+    ] = None,
+    base: Annotated[bool, _flag("base", "score the base model on the same rows too")] = False,
+    overrides: Overrides = None,
+    data: Annotated[str | None, _option("data", "FILE", "rows to evaluate on, instead of the test_file")] = None,
+) -> Result:
+    """Score a finished run on rows it has not seen, with intervals."""
     from sft_recipes.evaluate import evaluate
     from sft_recipes.report import pages
     from sft_recipes.runs.run import Run
 
-    rows = [] if options.data is None else [shlex.quote(f"test_file={json.dumps(options.data)}")]
-    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-        code, path = evaluate.evaluate(
-            options.run_name, split=options.split, base=options.base, overrides=[*options.set, *rows]
-        )
-        if path:
-            pages.write(Run.open(options.run_name))
-    if options.json and path:
-        print(path.read_text(encoding="utf-8"), end="")
-    return code
+    rows = [] if data is None else [_word("test_file", data)]
+    code, path = evaluate.evaluate(run, split=split, base=base, overrides=[*(overrides or ()), *rows])
+    if path:
+        pages.write(Run.open(run))
+    return Result(path, code=code)
 
 
-def _report(options: argparse.Namespace) -> int:
+@command(BETTER)
+def report(run: RunName) -> Result:
+    """Write the report of a run anew."""
     from sft_recipes.report import report
     from sft_recipes.runs.run import Run
 
-    path = report.write(Run.open(options.run_name))
-    print(json.dumps({"file": str(path)}) if options.json else f"wrote {path}")
-    return 0
+    path = str(report.write(Run.open(run)))
+    return Result({"file": path}, f"wrote {path}")
 
 
-def _compare(options: argparse.Namespace) -> int:
-    from sft_recipes.report import compare, report, tables
+@command(BETTER)
+def compare(
+    runs: Annotated[list[str], _argument("RUN...", "the runs' names", _runs)],
+    split: Split = "test",
+    out: Annotated[Path | None, _option("out", "FILE", "write a page (.html), Markdown (.md) or CSV (.csv)")] = None,
+) -> Result:
+    """Say what runs changed, what came of it, and which differences are real."""
+    from sft_recipes.report import compare, report
 
-    _check_form(options.out, (".html", ".md", ".csv"))
-    facts = compare.compare(options.runs, options.split)
-    return _say_or_write(facts, tables, options, page=report.comparison)
-
-
-def _leaderboard(options: argparse.Namespace) -> int:
-    from sft_recipes.report import compare, tables
-
-    _check_form(options.out, (".md", ".csv"))
-    return _say_or_write(compare.leaderboard(options.split), tables, options)
+    _check_form(out, (".html", ".md", ".csv"))
+    return _tables(compare.compare(runs, split), out, page=report.comparison)
 
 
-def _merge(options: argparse.Namespace) -> int:
-    from sft_recipes.deploy import merge
+@command(BETTER)
+def leaderboard(
+    split: Split = "test",
+    out: Annotated[Path | None, _option("out", "FILE", "write Markdown (.md) or CSV (.csv)")] = None,
+) -> Result:
+    """Rank the evaluated runs, as far as they can be told apart."""
+    from sft_recipes.report import compare
 
-    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-        code, proof = merge.merge(options.run_name, options.out)
-    if options.json:
-        print(json.dumps(proof, indent=2))
-    return code
-
-
-def _predict(options: argparse.Namespace) -> int:
-    from sft_recipes.deploy import predict
-
-    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-        code, path = predict.predict(options.run_name, options.input, options.out)
-    if options.json:
-        print(json.dumps({"file": str(path)}))
-    return code
-
-
-def _chat(options: argparse.Namespace) -> int:
-    from sft_recipes.deploy import chat
-
-    return chat.chat(options.run_name, base=options.base)
-
-
-def _push(options: argparse.Namespace) -> int:
-    from sft_recipes.deploy import push
-
-    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-        facts = push.push(options.run_name, options.repo, merged=options.merged, public=options.public)
-    if options.json:
-        print(json.dumps(facts, indent=2))
-    return 0
+    _check_form(out, (".md", ".csv"))
+    return _tables(compare.leaderboard(split), out)
 
 
 def _check_form(out: Path | None, forms: Sequence[str]) -> None:
@@ -303,294 +522,198 @@ def _check_form(out: Path | None, forms: Sequence[str]) -> None:
         raise InputError(f"OUT={out}: end the file's name in {' or '.join(forms)}, which says what is written")
 
 
-def _say_or_write(facts: Any, tables: Any, options: argparse.Namespace, page: Any = None) -> int:
-    """The lines for people or the facts as JSON, or a file in the form that its name says."""
-    from sft_recipes.files import write_whole
+def _tables(facts: Any, out: Path | None, page: Any = None) -> Result:
+    """The tables for people, or a file in the form that its name says."""
+    from sft_recipes.report import tables
 
-    out = options.out
-    if out is None or options.json:
-        _say(facts, tables.render, options)
-    if out is not None:
-        with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-            if out.suffix == ".html":
-                _written(out, lambda: page(facts, out))
-            else:
-                text = tables.as_markdown(facts) if out.suffix == ".md" else tables.as_csv(facts)
-                _written(out, lambda: write_whole(out, text))
-    return 0
+    if out is None:
+        return Result(facts, tables.render(facts))
+    if out.suffix == ".html":
+        return Result(facts, _written(out, write=lambda: page(facts, out)))
+    return Result(facts, _written(out, tables.as_markdown(facts) if out.suffix == ".md" else tables.as_csv(facts)))
 
 
-def _resume(options: argparse.Namespace) -> int:
-    from sft_recipes.launch import launch
+@command(USE)
+def predict(
+    run: RunName,
+    rows: Annotated[Path, _option("input", "FILE", "rows with prompts")],
+    out: Annotated[Path | None, _option("out", "FILE", "JSON lines; beside the input without it")] = None,
+) -> Result:
+    """Write what a run answers to the rows of a file."""
+    from sft_recipes.deploy import predict
 
-    with _facts_on_stdout(options) as name_of:
-        code, name_of["run"] = launch.resume(options.name)
-    return code
-
-
-@contextlib.contextmanager
-def _facts_on_stdout(options: argparse.Namespace) -> Any:
-    """With --json the lines for people go to stderr, and stdout holds run.json when the run has ended."""
-    name_of: dict[str, Any] = {}
-    if not options.json:
-        yield name_of
-        return
-    with contextlib.redirect_stdout(sys.stderr):
-        yield name_of
-    print(json.dumps(name_of["run"].facts(), indent=2))
+    code, path = predict.predict(run, rows, out)
+    return Result({"file": str(path)}, code=code)
 
 
-def _words(options: argparse.Namespace) -> list[str]:
-    """The overrides of a command, with its MODEL and DATA among them."""
-    words = [*options.set]
-    if options.model is not None:
-        words.append(shlex.quote(f"model={json.dumps(options.model)}"))
-    if options.data is not None:
-        words += [shlex.quote(f"train_file={json.dumps(options.data)}"), "dataset_name=null"]
-    return words
+@command(USE)
+def chat(run: RunName, base: Annotated[bool, _flag("base", "begin with the base model")] = False) -> Result:
+    """Talk to a run in the terminal."""
+    from sft_recipes.deploy import chat
+
+    return Result(code=chat.chat(run, base=base))
 
 
-def _say(facts: Any, render: Any, options: argparse.Namespace) -> None:
-    """The facts as JSON, or the lines that people read."""
-    if options.json:
-        print(json.dumps(facts, indent=2))
-        return
-    for subject, text in render(facts):
-        say(subject, text)
+@command(USE)
+def merge(
+    run: RunName,
+    out: Annotated[Path | None, _option("out", "FOLDER", "runs/RUN/merged without it")] = None,
+) -> Result:
+    """Merge a run's adapter into unquantised base weights, and prove it."""
+    from sft_recipes.deploy import merge
+
+    code, proof = merge.merge(run, out)
+    return Result(proof, code=code)
 
 
-def _plan(options: argparse.Namespace) -> int:
-    from sft_recipes.models import base_model
-    from sft_recipes.plan import plan
+@command(USE)
+def push(
+    run: RunName,
+    repo: Annotated[str, _option("repo", "ORG/NAME", "the repository, made if it is not there")],
+    merged: Annotated[bool, _flag("merged", "upload the merged model instead")] = False,
+    public: Annotated[bool, _flag("public", "a new repository is public, not private")] = False,
+) -> Result:
+    """Upload a run's adapter to the Hub."""
+    from sft_recipes.deploy import push
 
-    if options.fetch:
-        base_model.fetch(recipes.load(options.recipe, recipes.parse_overrides(_words(options))))
-    with counting_rows() as on_progress:
-        figures = plan.plan(
-            options.recipe,
-            accel=options.accel,
-            processes=options.gpus,
-            overrides=_words(options),
-            gpu=options.gpu,
-            traced=options.trace,
-            on_progress=on_progress,
-        )
-    _say(figures, plan.render, options)
-    return 2 if figures["blocking"] else 0
+    return Result(push.push(run, repo, merged=merged, public=public))
 
 
-def _diff(options: argparse.Namespace) -> int:
-    from sft_recipes.plan import diff
-
-    where = {"accel": options.accel, "processes": options.gpus, "gpu": options.gpu}
-    _say(diff.diff(options.a, options.b, overrides=_words(options), **where), diff.render, options)
-    return 0
-
-
-def _fit(options: argparse.Namespace) -> int:
-    from sft_recipes.plan import fit, plan
-
-    with counting_rows() as on_progress:
-        found = fit.fit(*plan.to_fit(options.recipe, _words(options), on_progress), options.gpus, options.vram)
-    _say(fit.facts(found), fit.render, options)
-    return 0 if found.best else 2
-
-
-def _preview(options: argparse.Namespace) -> int:
-    from sft_recipes.files import write_whole
-    from sft_recipes.plan import preview
-
-    with contextlib.redirect_stdout(sys.stderr):
-        facts = preview.preview(options.recipe, overrides=_words(options), rows=options.rows, seed=options.seed)
-    if options.json:
-        print(json.dumps(facts, indent=2))
-    elif options.html:
-        _written(options.html, lambda: write_whole(options.html, preview.as_html(facts)))
-    else:
-        text = preview.as_text(facts, colour=sys.stdout.isatty() and "NO_COLOR" not in os.environ)
-        encoding = sys.stdout.encoding or "utf-8"
-        print(text.encode(encoding, "backslashreplace").decode(encoding), end="")
-    return 0
-
-
-def _rehearse(options: argparse.Namespace) -> int:
-    from sft_recipes.launch import rehearse
-
-    with _facts_on_stdout(options) as name_of:
-        code, name_of["run"] = rehearse.rehearse(
-            options.recipe,
-            accel=options.accel,
-            processes=options.gpus,
-            overrides=_words(options),
-            run_name=options.name,
-        )
-    return code
-
-
-def _audit(options: argparse.Namespace) -> int:
-    from sft_recipes.interop import audit
-
-    made = audit.audit(options.file, options.tool, options.gpus)
-    if options.json:
-        print(json.dumps(audit.facts(made), indent=2))
-    else:
-        print(audit.render(made))
-    if options.out:
-        for path in audit.write(made, options.out):
-            print(f"wrote {path}", file=sys.stderr)
-    return 0 if made.complete else 2
-
-
-def _written(path: Path, write: Any) -> None:
-    """Write a file that the user has named, and say so."""
-    try:
-        write()
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}") from None
-    print(f"wrote {path}")
-
-
-def _gpu(options: argparse.Namespace) -> int:
-    from sft_recipes.benchmark import program
-
-    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-        code, path = program.benchmark(
-            options.budget or program.BUDGET, options.out or program.RESULTS, options.only.split()
-        )
-    if options.json:
-        print(path.read_text(encoding="utf-8"), end="")
-    return code
-
-
-def _rules(options: argparse.Namespace) -> int:
-    from sft_recipes.plan import lint
-
-    facts = [
-        {"rule": rule.id, "severity": rule.severity, "idea": rule.idea, "evidence": rule.evidence}
-        for rule in lint.rules().values()
-    ]
-    if options.json:
-        print(json.dumps(facts, indent=2))
-        return 0
-    width = max(len(each["rule"]) for each in facts)
-    for each in facts:
-        print(f"{each['rule']:<{width}}  {each['severity']:<8}  {each['idea']}")
-    return 0
-
-
-def _list(options: argparse.Namespace) -> int:
+@command(RECIPES)
+def list_() -> Result:
+    """List the recipes and the one idea of each."""
     ideas = {name: recipes.load(name)["description"] for name in recipes.names()}
     if not ideas:
         raise InputError(f"no recipes in {recipes.RECIPES.absolute()}; run from the project's root")
-    if options.json:
-        print(json.dumps(ideas, indent=2))
-    else:
-        width = max(map(len, ideas))
-        for name, idea in ideas.items():
-            print(f"{name:<{width}}  {idea}")
-    return 0
+    return Result(ideas, table([*ideas.items()]))
 
 
-def _models(options: argparse.Namespace) -> int:
+@command(RECIPES)
+def models() -> Result:
+    """List the models that any recipe can be trained on."""
     found = {name: recipes.read_model(name)["description"].value for name in recipes.names(recipes.MODELS)}
-    if options.json:
-        print(json.dumps(found, indent=2))
-        return 0
-    width = max(map(len, found), default=0)
-    for name, text in found.items():
-        print(f"{name:<{width}}  {text}")
-    return 0
+    return Result(found, table([*found.items()]))
 
 
-def _resolved(options: argparse.Namespace) -> recipes.Recipe:
+@command(RECIPES)
+def show(
+    recipe: RecipeName,
+    job: Job,
+    origin: Annotated[bool, _flag("origin", "say where each value comes from")] = False,
+    why: Annotated[bool, _flag("why", "say one reason for each value")] = False,
+) -> Result:
+    """Print a resolved recipe: its base, overrides and what follows from them."""
+    from sft_recipes.recipes import why as evidence
+
+    resolved = _resolved(recipe, job)
+    reasons = evidence.reasons(resolved) if why else {}
+    values, lines = {}, {}
+    for key, item in resolved.values.items():
+        reason = {"why": reasons[key]} if why else {}
+        values[key] = {"value": item.value, "origin": item.origin} | reason
+        beside = dict.fromkeys([*([item.origin] if origin else []), *reason.values()])
+        lines[f"{key}: {schema.as_yaml(item.value)}"] = f"# {': '.join(beside)}" if beside else ""
+    # A long description must not push what stands beside the others out of sight.
+    width = min(48, max(map(len, lines)))
+    text = "\n".join(f"{line:<{width}}  {beside}" if beside else line for line, beside in lines.items())
+    return Result({"name": resolved.name, "values": values}, text)
+
+
+def _resolved(name: str, job: Job) -> recipes.Recipe:
     from sft_recipes.recipes import topology
 
     # A file is shown by its path too, so that a foreign preset can be checked before it becomes a recipe.
-    named = Path(options.recipe) if options.recipe.endswith((".yaml", ".yml", ".json")) else options.recipe
-    recipe = recipes.load(named, recipes.parse_overrides(_words(options)))
-    accel = options.accel or recipe["accelerate_config"]
-    if accel is None:
+    named = Path(name) if name.endswith((".yaml", ".yml", ".json")) else name
+    recipe = recipes.load(named, recipes.parse_overrides(job.words))
+    chosen = job.accel or recipe["accelerate_config"]
+    if chosen is None:
         return recipe
-    origin = "ACCEL" if options.accel else "the recipe"
-    return topology.resolve(recipe, topology.read(accel, origin, options.gpus))
+    return topology.resolve(recipe, topology.read(chosen, "ACCEL" if job.accel else "the recipe", job.gpus))
 
 
-def _new(options: argparse.Namespace) -> int:
-    path = recipes.write_new(options.recipe, options.base)
-    if options.json:
-        print(json.dumps({"file": str(path)}))
-    else:
-        print(f"wrote {path}\nnext: put the change it tries into it, then make plan RECIPE={options.recipe}")
-    return 0
-
-
-def _why(options: argparse.Namespace) -> int:
+@command(RECIPES)
+def why(
+    key: Annotated[str, _argument("KEY", "a key of a recipe, such as lora_alpha", lambda: list(schema.known()))],
+    recipe: Annotated[
+        str | None,
+        _argument("RECIPE", "a name in recipes/, for its value and its neighbours", lambda: recipes.names()),
+    ] = None,
+) -> Result:
+    """Say what a key does, why it has its value, and what to change first when it is wrong."""
     from sft_recipes.recipes import why
 
-    _say(why.why(options.key, options.recipe), why.render, options)
-    return 0
+    facts = why.why(key, recipe)
+    return Result(facts, why.render(facts))
 
 
-def _show(options: argparse.Namespace) -> int:
-    recipe = _resolved(options)
-    beside = {key: item.origin for key, item in recipe.values.items()}
-    if options.why:
-        from sft_recipes.recipes import why
-
-        beside = why.reasons(recipe)
-    if options.json:
-        values = {
-            key: {"value": item.value, "origin": item.origin} | ({"why": beside[key]} if options.why else {})
-            for key, item in recipe.values.items()
-        }
-        print(json.dumps({"name": recipe.name, "values": values}, indent=2))
-        return 0
-    lines = {key: f"{key}: {schema.as_yaml(item.value)}" for key, item in recipe.values.items()}
-    # A long description must not push what stands beside the others out of sight.
-    width = min(48, max(map(len, lines.values()))) if options.origin or options.why else 0
-    for key, line in lines.items():
-        print(f"{line:<{width}}  # {beside[key]}" if width else line)
-    return 0
+@command(RECIPES)
+def keys() -> Result:
+    """List every key a recipe may set, with type and default."""
+    known = schema.known()
+    rows = [
+        [key, f"{' or '.join(each['types'])}, {schema.as_yaml(each['default'])} if not set  ({each['class']})"]
+        for key, each in known.items()
+    ]
+    return Result(known, table(rows))
 
 
-def _export(options: argparse.Namespace) -> int:
+@command(RECIPES)
+def new(
+    name: Annotated[str, _argument("NAME", "the new recipe's name")],
+    base: Annotated[str, _option("from", "RECIPE", "the recipe that it extends", lambda: recipes.names())] = "default",
+) -> Result:
+    """Write a recipe of three lines that extends another."""
+    path = str(recipes.write_new(name, base))
+    return Result({"file": path}, f"wrote {path}\nnext: put the change it tries into it, then make plan RECIPE={name}")
+
+
+@command(RECIPES)
+def export(
+    recipe: RecipeName,
+    out: Annotated[Path, _option("out", "FILE", "the YAML file to write")],
+    job: Job,
+) -> Result:
+    """Write a resolved recipe that stock `trl sft --config` reads."""
     from sft_recipes.data import preparation
-    from sft_recipes.files import write_whole
-    from sft_recipes.plan import job as jobs
+    from sft_recipes.plan.job import with_data
 
-    recipe = _resolved(options)
-    prepared = preparation.prepare(**preparation.source_of(recipe), cache=preparation.CACHE)
-    resolved = jobs.with_data(recipe, prepared).derive(output_dir=(f"runs/{recipe.name}-trl", "stock trl needs one"))
-    if options.json:
-        print(json.dumps(resolved.upstream(), indent=2))
-    with contextlib.redirect_stdout(sys.stderr if options.json else sys.stdout):
-        _written(options.out, lambda: write_whole(options.out, recipes.dump(resolved.upstream())))
-    return 0
+    resolved = _resolved(recipe, job)
+    prepared = preparation.prepare(**preparation.source_of(resolved), cache=preparation.CACHE)
+    stock = with_data(resolved, prepared).derive(output_dir=(f"runs/{resolved.name}-trl", "stock trl needs one"))
+    return Result(stock.upstream(), _written(out, recipes.dump(stock.upstream())))
 
 
-def _pin(options: argparse.Namespace) -> int:
+@command(RECIPES)
+def pin(recipe: RecipeName, model: Model = None) -> Result:
+    """Write the Hub's current commit of the base model into its file."""
     from sft_recipes.recipes import pin
 
-    words = [] if options.model is None else [shlex.quote(f"model={json.dumps(options.model)}")]
-    path, commit = pin.pin(options.recipe, words)
-    print(
-        json.dumps({"file": str(path), "model_revision": commit})
-        if options.json
-        else f"{path}: model_revision: {commit}"
-    )
-    return 0
+    path, commit = pin.pin(recipe, Changes(model=model).words)
+    return Result({"file": str(path), "model_revision": commit}, f"{path}: model_revision: {commit}")
 
 
-def _keys(options: argparse.Namespace) -> int:
-    known = schema.known()
-    if options.json:
-        print(json.dumps(known, indent=2))
-        return 0
-    width = max(map(len, known))
-    for key, entry in known.items():
-        types = " or ".join(entry["types"])
-        print(f"{key:<{width}}  {types}, {schema.as_yaml(entry['default'])} if not set  ({entry['class']})")
-    return 0
+@command(MACHINE)
+def gpu(
+    budget: Annotated[int, _number("budget", "SECONDS", "in all")] = 400,
+    only: Annotated[str, _option("only", "'SECTION ...'", "these sections; all without it")] = "",
+    out: Annotated[Path, _option("out", "FOLDER", "where the result is written")] = Path("benchmarks"),
+) -> Result:
+    """Measure this machine: memory, speed, accelerate configs, within a budget of seconds."""
+    from sft_recipes.benchmark import program
+
+    code, path = program.benchmark(budget, out, only.split())
+    return Result(path, code=code)
+
+
+def _written(path: Path, text: str = "", write: Callable[[], object] | None = None) -> str:
+    """Write a file that the user has named, and say so."""
+    from sft_recipes.files import write_whole
+
+    try:
+        write() if write else write_whole(path, text)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    return f"wrote {path}"
 
 
 if __name__ == "__main__":
