@@ -18,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import guide_tables
+import performance_tables
 
 from sft_recipes.plan import lint
 from sft_recipes.recipes import recipe as recipes
@@ -112,7 +113,9 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "models": model_table,
         "demo": demo_block,
         "plan": plan_block,
+        "measured": performance_tables.readme,
     },
+    "docs/performance.md": {"performance": performance_tables.performance},
     "recipes/README.md": {"presets": guide_tables.preset_table, "recipes": guide_tables.recipe_table},
     "docs/choosing.md": {"costs": guide_tables.costs, "claims": guide_tables.claims},
 }

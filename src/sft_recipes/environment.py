@@ -7,8 +7,13 @@ import warnings
 from pathlib import Path
 
 
-def quiet_environment(*, on_cpu: bool) -> dict[str, str]:
-    """This environment, with what keeps upstream from calling home and from talking about itself."""
+def quiet_environment(*, on_cpu: bool, one_gpu: bool = False) -> dict[str, str]:
+    """This environment, with what keeps upstream from calling home and from talking about itself.
+
+    Args:
+        on_cpu: Hide every GPU.
+        one_gpu: Show the first visible GPU alone; transformers would spread a model over all that it sees.
+    """
     defaults = {
         "DS_LOG_LEVEL": "error",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -26,8 +31,13 @@ def quiet_environment(*, on_cpu: bool) -> dict[str, str]:
         "TRANSFORMERS_VERBOSITY": "error",
         # A GPU in sight is taken by some of the libraries, whatever the accelerate config says.
         **({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}),
+        **({"CUDA_VISIBLE_DEVICES": _first_gpu()} if one_gpu and not on_cpu else {}),
     }
     return defaults | dict(os.environ) | changes
+
+
+def _first_gpu() -> str:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def quiet() -> None:

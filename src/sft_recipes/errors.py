@@ -42,6 +42,12 @@ def nearest(name: str, known: Collection[str]) -> str:
     return f" (nearest: {near[0]!r})" if near else ""
 
 
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """A hint for the end of a sentence that refuses a name; empty if nothing known is like it."""
+    near = difflib.get_close_matches(name, list(known), 1, cutoff)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
 def hub_reason(error: Exception) -> str:
     """Why the Hub did not answer, and what to look at."""
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0]

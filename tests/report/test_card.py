@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 
 from sft_recipes.evaluate import metrics, scoring
 from sft_recipes.report import card
+from sft_recipes.report.table import markdown_text
 from sft_recipes.runs.run import Run
 
 pytest_plugins = ["finished"]
@@ -70,7 +71,7 @@ def test_the_card_carries_recipe_data_metrics_with_intervals_and_limits(finished
     tuned = result["models"]["tuned"]["accuracy"]
     assert f"{tuned['value']:.3f} ({tuned['low']:.3f} to {tuned['high']:.3f})" in text
     assert "| tuned model | majority class | stratified draw | TF-IDF + logistic regression |" in text
-    assert card.plain(result["verdict"]["text"]) in text
+    assert markdown_text(result["verdict"]["text"]) in text
     assert re.search(r"\| formal \| 40 \| \d\.\d{3} \(", text)
     assert "No evaluation of safety, bias or privacy was made" in text
 

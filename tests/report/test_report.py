@@ -666,6 +666,7 @@ def compared(names: Sequence[str]) -> dict[str, Any]:
                 "steps": 150,
                 "hardware": "CPU, 2 cores",
                 "trainable_parameters": None,
+                "evaluation_rows_per_second": 640.1,
             },
         }
 
@@ -733,10 +734,10 @@ def test_a_comparison_is_drawn_and_says_what_was_compared(look: Callable[..., An
         "plain and high_rank in words",
         "One seed each: what another seed would change",
         "low_rate 2 0.800 [0.760, 0.840]",
-        "low_rate, least to most 0.790 to 0.810",
+        "low_rate: least to most 0.790 to 0.810",
         "plain against high_rank +0.050 [+0.010, +0.090] 0.004 0.012 not distinguishable 12 and 3 0.09 rows",
         "high_rank against low_rate +0.050 [+0.010, +0.090] 0.004 0.012 better \u2013 \u2013 rows and seeds",
-        "low_rate not known, resumed 42 s 5,515 150 \u2013 0.76 GiB CPU, 2 cores",
+        "low_rate not known (resumed) 42 s 5,515 150 \u2013 0.76 GiB CPU, 2 cores 640",
         "lora_r 0 1 2 3",
     ):
         assert expected in said

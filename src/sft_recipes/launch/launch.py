@@ -354,14 +354,11 @@ def command(run: Run) -> list[str]:
 def environment(run: Run) -> dict[str, str]:
     """The environment of the training processes: nothing phones home or chatters, and one process sees one GPU."""
     chosen = run.facts()["topology"]
-    variables = quiet_environment(on_cpu=chosen["use_cpu"])
+    variables = quiet_environment(on_cpu=chosen["use_cpu"], one_gpu=chosen["backend"] == "single")
     variables["TENSORBOARD_LOGGING_DIR"] = str(run.directory / "tensorboard")
     if topology.uses_cpu(yaml.safe_load(run.accelerate.read_text(encoding="utf-8"))):
         # Each process takes its share of the cores; torchrun's own default is one.
         variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // chosen["processes"])))
-    if not chosen["use_cpu"] and chosen["backend"] == "single":
-        # With more than one GPU in sight, transformers would spread the model over all of them.
-        variables["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return variables
 
 

@@ -248,29 +248,10 @@ def describe(row: Facts, facts: Facts) -> str:
     return text
 
 
-_STYLE = """\
-:root { --trained: #0a5c2b; --trained-paper: #dff5e5; --lost: #a11; }
-@media screen and (prefers-color-scheme: dark) { :root { --trained: #9be7b4; --trained-paper: #12351f;
-  --lost: #ff8a80; } }
-.trained { color: var(--trained); background: var(--trained-paper); } .masked { color: var(--faint); }
-.lost { color: var(--lost); text-decoration: line-through; }
-"""
-
-
 def as_html(facts: Facts) -> str:
     """The rows as one page that asks the network for nothing and runs nothing."""
-
-    def span(state: str, text: str) -> str:
-        return f'<span class="{state}">{page.text(text)}</span>'
-
-    legend = " · ".join(span(state, meaning) for state, meaning in _LEGEND.items())
-    rows = "\n".join(
-        f"<h2>{page.text(describe(row, facts))}</h2>\n"
-        f"<pre>{''.join(span(state, text) for state, text in row['segments'])}</pre>"
-        for row in facts["rows"]
-    )
-    body = f"<h1>{page.text(heading(facts))}</h1>\n<p>{legend}</p>\n{rows}"
-    return page.document(f"Preview of {facts['recipe']}", body, _STYLE)
+    rows = [{"title": describe(row, facts), "segments": row["segments"]} for row in facts["rows"]]
+    return page.html("preview.html", title=heading(facts), legend=_LEGEND, rows=rows)
 
 
 def main(directory: Path) -> None:

@@ -45,6 +45,11 @@ class Run:
         """Where the predictions of an evaluation lie."""
         return self.directory / ("predictions.jsonl" if split == "test" else f"predictions-{split}.jsonl")
 
+    def evaluated(self) -> str | None:
+        """The split whose evaluation stands for the run: test, else validation, else another one; None without any."""
+        others = sorted(path.stem.partition("-")[2] for path in self.directory.glob("metrics-*.json"))
+        return next((split for split in ("test", "validation", *others) if self.metrics(split).is_file()), None)
+
     @classmethod
     def create(cls, name: str | None, recipe: str, runs: Path = RUNS) -> "Run":
         """A new directory: `name`, or the recipe's name and the time.
