@@ -91,6 +91,10 @@ def test_the_demo_learns_what_its_base_cannot(project: Path) -> None:
     assert losses[-1] < 0.4 * losses[0]
     assert facts["in_effect"]["base"]["four_bit_layers"] == 28
     assert facts["in_effect"]["data"]["rows_lost"] == facts["in_effect"]["data"]["rows_cut"] == 0
+    # And it was scored, by the process that every evaluation starts.
+    metrics = json.loads(Path("runs/demo/metrics.json").read_text())
+    assert sorted(metrics["models"]) == ["base", "tuned"]
+    assert metrics["verdict"]["outcome"] == "better"
 
 
 def test_scoring_by_likelihood_pays_on_the_demo() -> None:

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
-from conftest import alpaca_rows, write_rows
+from conftest import MadeOnce, alpaca_rows, write_rows
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -190,28 +190,17 @@ class Scratch:
         return json.loads((self.directory / "answer.json").read_text(encoding="utf-8"))["problems"]
 
 
-@pytest.fixture(scope="session")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("trained")
-
-
 @pytest.fixture
-def qlora(train_here: Train, kept: Path) -> Path:
+def qlora(train_here: Train, made_once: MadeOnce) -> Path:
     """A run with an adapter on a 4-bit base, trained once for all tests; each of them has the base as `model`."""
-    if not (kept / "qlora").exists():
-        shutil.copytree(train_here(name="qlora").directory, kept / "qlora")
-    return kept / "qlora"
+    return made_once("qlora", lambda directory: train_here(name="qlora").directory.rename(directory))
 
 
 @pytest.fixture
-def whole(train_here: Train, kept: Path) -> Path:
+def whole(train_here: Train, made_once: MadeOnce) -> Path:
     """A run that trained all weights in float32 until it answers in the form of its rows."""
-    if not (kept / "whole").exists():
-        run = train_here(
-            name="whole", use_peft=False, load_in_4bit=False, num_train_epochs=3, dtype="float32", bf16=False
-        )
-        shutil.copytree(run.directory, kept / "whole")
-    return kept / "whole"
+    settings = {"use_peft": False, "load_in_4bit": False, "num_train_epochs": 3, "dtype": "float32", "bf16": False}
+    return made_once("whole", lambda directory: train_here(name="whole", **settings).directory.rename(directory))
 
 
 def plain(recipe: dict[str, Any], adapter: Path | None = None) -> Any:

@@ -15,6 +15,8 @@ from sft_recipes.errors import InputError
 from sft_recipes.memory import Setup
 from sft_recipes.trace import trace
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TINY: dict[str, Any] = {
     "model_type": "qwen3",
