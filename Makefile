@@ -46,7 +46,7 @@ OPTIONS = $${ACCEL:+--accel="$$ACCEL"} $${GPUS:+--gpus="$$GPUS"} $${MODEL:+--mod
 PLAN_OPTIONS = $(OPTIONS) $${GPU:+--gpu="$$GPU"}
 RUN_OPTIONS = $(OPTIONS) $${NAME:+--name="$$NAME"} $${RESUME:+--resume} $${SEEDS:+--seeds="$$SEEDS"}
 
-.PHONY: help install list models plan preview fit diff rules rehearse audit train sweep resume evaluate report compare leaderboard merge predict chat push show export pin lint types test check benchmark benchmark-scoring docs
+.PHONY: help install list models plan preview fit diff rules rehearse audit train sweep resume evaluate report compare leaderboard merge predict chat push show export pin lint types test test-fast check benchmark benchmark-scoring docs
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -140,8 +140,14 @@ lint: $(INSTALLED_TEST) ## ruff, lint and format
 types: $(INSTALLED_TEST) ## mypy
 	@$(BIN)/mypy
 
-test: $(INSTALLED_TEST) ## all tests
-	@$(BIN)/python -m pytest
+# Each worker imports torch, so more than two gain little; tests of several processes are one group, one at a time.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test: $(INSTALLED_TEST) ## all tests, and which ten took longest
+	@$(PYTEST) --durations=10
+
+test-fast: $(INSTALLED_TEST) ## the tests that train nothing and start neither a browser nor a process that imports torch, in a minute
+	@$(PYTEST) -m 'not slow'
 
 check: lint types test ## what CI runs
 
