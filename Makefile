@@ -146,7 +146,7 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup
 test: $(INSTALLED_TEST) ## all tests, and which ten took longest
 	@$(PYTEST) --durations=10
 
-test-fast: $(INSTALLED_TEST) ## the tests that train nothing and start neither a browser nor a process that imports torch, in a minute
+test-fast: $(INSTALLED_TEST) ## the tests that train nothing and start neither a browser nor a process that imports torch, in about a minute
 	@$(PYTEST) -m 'not slow'
 
 check: lint types test ## what CI runs

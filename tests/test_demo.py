@@ -64,6 +64,7 @@ def test_the_prompt_is_a_prefix_of_prompt_and_answer_and_the_answer_ends_with_eo
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
+@pytest.mark.slow
 def test_the_base_is_the_same_every_time_and_knows_when_it_is_current(tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert not demo_base.is_current(tmp_path / name, steps=3)

@@ -44,6 +44,9 @@ from sft_recipes.errors import InputError
 from sft_recipes.process import quiet_environment
 from sft_recipes.run import Run
 
+# All of them compute with models.
+pytestmark = pytest.mark.slow
+
 Train = Callable[..., Run]
 
 WINDOW = 8
@@ -530,7 +533,6 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(qlora: Path, tmp
     assert "set it to a .jinja file" in job.problems()[0]
 
 
-@pytest.mark.slow
 def test_the_process_does_the_same_and_says_nothing(qlora: Path, tmp_path: Path) -> None:
     here, apart = Scratch(tmp_path / "here", qlora), Scratch(tmp_path / "apart", qlora)
     assert here.run() == 0
@@ -540,7 +542,6 @@ def test_the_process_does_the_same_and_says_nothing(qlora: Path, tmp_path: Path)
     assert apart.outputs() == here.outputs()
 
 
-@pytest.mark.slow
 def test_a_stop_while_the_libraries_are_imported_says_nothing(qlora: Path, tmp_path: Path) -> None:
     job = Scratch(tmp_path / "job", qlora)
     command = [sys.executable, "-m", "sft_recipes.scoring_process", str(job.directory)]
