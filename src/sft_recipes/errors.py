@@ -62,6 +62,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
+    """The one of those known that a name may have meant, to be put behind it."""
     near = difflib.get_close_matches(name, known, 1)
     return f" (nearest: {near[0]!r})" if near else ""
 

@@ -85,7 +85,10 @@ def test_unset_keys_have_the_default_of_trl_or_of_our_own_keys() -> None:
     ("extends", "expected"),
     [
         ("mine", "recipes/mine.yaml:1: a recipe cannot extend itself"),
-        ("defalt", "recipes/mine.yaml:1: no recipe 'defalt' in recipes/; there are default, mine"),
+        (
+            "defalt",
+            "recipes/mine.yaml:1: no recipe 'defalt' in recipes/ (nearest: 'default'); there are default, mine",
+        ),
         ("../../etc/passwd", "recipes/mine.yaml:1: '../../etc/passwd' is no recipe name"),
         ("[default, default]", 'recipes/mine.yaml:1: extends: ["default", "default"] is no recipe name'),
         ("3", "recipes/mine.yaml:1: extends: 3 is no recipe name"),

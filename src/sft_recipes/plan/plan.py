@@ -6,6 +6,8 @@ them), `render` the page.
 
 import contextlib
 import dataclasses
+import re
+import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Unpack
@@ -217,8 +219,9 @@ def _evaluation(job: Job) -> dict[str, Any] | None:
     }
 
 
-def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The page, as (subject, text) for `terminal.say`."""
+def render(figures: dict[str, Any], *, whole: bool = False) -> Iterator[tuple[str, str]]:
+    """The page, as (subject, text) for `terminal.say`, its verdict first; `whole` says all evidence of findings."""
+    yield "verdict", "\n".join(_verdict(figures))
     recipe, chosen = figures["recipe"], figures["topology"]
     based = f", extends {recipe['extends']}" if recipe["extends"] else ""
     yield "recipe", f"{recipe['name']}{based}: {recipe['description']}"
@@ -267,7 +270,27 @@ def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if figures["time"]:
         span = figures["time"]["span"]
         yield "time", f"{f'{span} of training' if span else 'not known'}\n{figures['time']['basis']}"
-    yield from render_findings(figures["findings"])
+    yield from _render_findings(figures["findings"], whole)
+
+
+def _verdict(figures: dict[str, Any]) -> Iterator[str]:
+    """What stops it, what to look at, whether it fits, and how long it takes."""
+    active = [finding for finding in figures["findings"] if not finding["silenced"]]
+    stops, look = (
+        ", ".join(dict.fromkeys(each["rule"] for each in active if each["severity"] == severity))
+        for severity in ("blocking", "warning")
+    )
+    elsewhere = any(each["rule"] == "devices-missing" for each in active)
+    yield f"will not run: {stops}" if stops else f"nothing stops it{', where its GPUs are' if elsewhere else ''}"
+    if look:
+        yield f"look at {look}"
+    needed, card = figures["memory"], figures["gpu"]
+    if needed and card:
+        fits = "fits" if needed["fits"] else "does not fit"
+        peak, room = needed["allocated"] / GIB, needed["available"] / GIB
+        yield f"{fits}: {peak:.1f} GiB at the peak, {card['name']} has {room:.0f} GiB"
+    if figures["time"] and (span := figures["time"]["span"]):
+        yield f"trains for {span}"
 
 
 def _render_data(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -314,14 +337,29 @@ def _render_memory(figures: dict[str, Any] | None, card: dict[str, Any] | None) 
         yield "", f"{verdict} into {available:.0f} GiB, where {figures['device'] / GIB:.1f} would be taken; {room}"
 
 
-def render_findings(findings: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """The findings, the gravest first, and their number."""
+def _render_findings(findings: Sequence[dict[str, Any]], whole: bool) -> Iterator[tuple[str, str]]:
+    """The findings, the gravest first, what one rule found of several splits as one, and their number."""
+    groups: dict[tuple[str, str, str | None], list[dict[str, Any]]] = {}
     for finding in findings:
-        text = f"{finding['rule']}: {finding['message']}"
-        if finding["silenced"]:
-            yield "silenced", f"{text}\nbecause: {finding['silenced']}"
-        else:
-            yield finding["severity"], f"{text}\ninstead: {finding['instead']}\nevidence: {finding['evidence']}"
-    active = [finding["severity"] for finding in findings if not finding["silenced"]]
+        groups.setdefault((finding["rule"], finding["severity"], finding["silenced"]), []).append(finding)
+    for (rule, severity, silenced), found in groups.items():
+        messages, instead, evidence = (dict.fromkeys(each[key] for each in found) for key in _PARTS)
+        text = "\n".join([f"{rule}: {next(iter(messages))}", *[*messages][1:]])
+        if silenced:
+            yield "silenced", f"{text}\nbecause: {silenced}"
+            continue
+        said = [f"instead: {each}" for each in instead]
+        said += [f"evidence: {each if whole else _link(each)}" for each in evidence]
+        yield severity, "\n".join([text, *said])
+    active = [severity for _, severity, silenced in groups if not silenced]
     numbers = ", ".join(f"{active.count(severity)} {severity}" for severity in lint.SEVERITIES)
-    yield "findings", f"{len(active)}: {numbers}"
+    yield "findings", f"{len(active)}: {numbers}{'' if whole or not active else '; WHY=1 says their evidence in full'}"
+
+
+_PARTS = ("message", "instead", "evidence")
+
+
+def _link(evidence: str) -> str:
+    """The first link of an evidence, or as much of it as a line holds."""
+    found = re.search(r"https?://\S+|docs/\S+|\b[\w/-]+#\d+", evidence)
+    return found[0].rstrip(".,:;") if found else textwrap.shorten(evidence, 90, placeholder=" ...")

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, nearest
 from sft_recipes.recipes import conflicts, schema
 
 RECIPES = Path("recipes")
@@ -237,7 +237,9 @@ def read_model(name: Any) -> dict[str, Value]:
     """
     path = MODELS / f"{name}.yaml"
     if not isinstance(name, str) or not NAME.fullmatch(name) or not path.is_file():
-        raise InputError(f"no model {schema.as_yaml(name)} in {MODELS}/; there are {', '.join(names(MODELS))}")
+        have = names(MODELS)
+        near = nearest(str(name), have)
+        raise InputError(f"no model {schema.as_yaml(name)} in {MODELS}/{near}; there are {', '.join(have)}")
     values = read(path)
     problems = []
     for key, item in values.items():
@@ -353,7 +355,9 @@ def _find(name: str, directory: Path, origin: str = "") -> Path:
         have = names(directory)
         if not have:
             raise InputError(f"{where}no recipes in {directory.absolute()}; run from the project's root")
-        raise InputError(f"{where}no recipe {name!r} in {directory}/; there are {', '.join(have)}")
+        raise InputError(
+            f"{where}no recipe {name!r} in {directory}/{nearest(name, have)}; there are {', '.join(have)}"
+        )
     return path
 
 

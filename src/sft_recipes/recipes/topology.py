@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, nearest
 from sft_recipes.recipes import conflicts
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
@@ -238,7 +238,10 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
         raise InputError(f"{name!r} is no accelerate config name: letters, digits, '_', '-' and '.' only")
     path = directory / f"{name}.yaml"
     if not path.is_file():
-        raise InputError(f"no accelerate config {name!r} in {directory}/; there are {', '.join(names(directory))}")
+        have = names(directory)
+        raise InputError(
+            f"no accelerate config {name!r} in {directory}/{nearest(name, have)}; there are {', '.join(have)}"
+        )
     values = recipes.read(path)
     config = {key: item.value for key, item in values.items()}
     problems = []

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from sft_recipes import terminal
 from sft_recipes.terminal import visible
 
 
@@ -82,8 +83,7 @@ def number(value: float, sign: str = "") -> str:
 def lines(table: Table) -> list[str]:
     """The table for a terminal, each cell on one line and without control characters."""
     rows = [[one_line(shown(cell)) for cell in row] for row in [table.header, *table.rows]]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [*map(one_line, table.sentences), *("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)]
+    return [*map(one_line, table.sentences), *terminal.table(rows, indent=terminal.LABEL + 1).splitlines()]
 
 
 def markdown(table: Table) -> str:

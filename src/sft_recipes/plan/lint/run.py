@@ -1,8 +1,9 @@
 """Rules about batch, processes, devices and steps, and about where models, data and results come from and go to."""
 
+import functools
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft_recipes.demo import demo_base
@@ -28,20 +29,17 @@ def refused(recipe: Recipe, topology: Topology, gpus: Sequence[Gpu]) -> Iterator
     yield from conflicts.of_machine(recipe, topology, gpus, [demo_base.DIRECTORY])
 
 
-def _refused_by(rule: str) -> Callable[[Case], Found]:
-    def look(case: Case) -> Found:
-        for each in refused(case.recipe, case.topology, case.gpus):
-            if each.rule == rule:
-                yield {"reason": each.reason, "remedy": each.remedy}
-
-    return look
+def _refused(rule: str, case: Case) -> Found:
+    for each in refused(case.recipe, case.topology, case.gpus):
+        if each.rule == rule:
+            yield {"reason": each.reason, "remedy": each.remedy}
 
 
-batch_unreachable = _refused_by("batch-unreachable")
-unsupported_pair = _refused_by("unsupported-pair")
-devices_missing = _refused_by("devices-missing")
-tool_missing = _refused_by("tool-missing")
-model_missing = _refused_by("model-missing")
+batch_unreachable = functools.partial(_refused, "batch-unreachable")
+unsupported_pair = functools.partial(_refused, "unsupported-pair")
+devices_missing = functools.partial(_refused, "devices-missing")
+tool_missing = functools.partial(_refused, "tool-missing")
+model_missing = functools.partial(_refused, "model-missing")
 
 
 def devices_idle(case: Case) -> Found:
