@@ -231,11 +231,7 @@ def choose(recipe: Recipe, accel: str | None, processes: int | None, gpus: list[
 
 def read(name: str, origin: str, processes: int | None = None, directory: Path = CONFIGS) -> Topology:
     """Read and check `directory/name.yaml`; `processes` replaces its number of processes."""
-    if not recipes.NAME.fullmatch(name):
-        raise InputError(f"{name!r} is no accelerate config name: letters, digits, '_', '-' and '.' only")
-    path = directory / f"{name}.yaml"
-    if not path.is_file():
-        raise InputError(f"no accelerate config {name!r} in {directory}/; there are {', '.join(names(directory))}")
+    path = recipes.find("accelerate config", name, directory)
     values = recipes.read(path)
     config = {key: item.value for key, item in values.items()}
     problems = []
@@ -301,71 +297,55 @@ def missing_gpus(recipe: Recipe, topology: Topology, gpus: list[Gpu]) -> list[st
 
 def unsupported(recipe: Recipe, topology: Topology) -> list[tuple[str, str]]:
     """Pairs of recipe and topology that the libraries get wrong: the reason of each, and what to choose instead."""
-    problems = []
+    problems: list[tuple[str, str]] = []
+
+    def wrong(reason: str, remedy: str) -> None:
+        problems.append((reason, remedy))
+
+    name, zero3, deepspeed = topology.name, topology.zero_stage == 3, topology.backend == "deepspeed"
     quantised = recipe["load_in_4bit"] or recipe["load_in_8bit"]
     storage = recipe["bnb_4bit_quant_storage"] or "uint8"
+    half_adapters = recipe["use_peft"] and recipe["adapter_dtype"] != "float32"
     precision = topology.config.get("mixed_precision", "no")
     wanted = "bf16" if recipe["bf16"] else "fp16" if recipe["fp16"] else "no"
     if precision not in ("no", wanted):
-        problems.append(
-            (
-                f"{topology.name} computes in {precision}, the recipe in {wanted}",
-                f"set {precision}: true in the recipe, or mixed_precision: 'no' in the accelerate config",
-            )
-        )
+        remedy = f"set {precision}: true in the recipe, or mixed_precision: 'no' in the accelerate config"
+        wrong(f"{name} computes in {precision}, the recipe in {wanted}", remedy)
     if topology.backend == "fsdp" and quantised:
-        problems.append(
-            (
-                "FSDP2 cannot train a quantised base: uint8 weights stay whole on every GPU and float storage gives "
-                "wrong forward passes (bitsandbytes#1945, accelerate#3874)",
-                "choose ACCEL=ddp, or ACCEL=zero3, or train without quantisation: SET=load_in_4bit=false",
-            )
+        wrong(
+            "FSDP2 cannot train a quantised base: uint8 weights stay whole on every GPU and float storage gives "
+            "wrong forward passes (bitsandbytes#1945, accelerate#3874)",
+            "choose ACCEL=ddp, or ACCEL=zero3, or train without quantisation: SET=load_in_4bit=false",
         )
-    if topology.zero_stage == 3 and recipe["load_in_8bit"]:
-        problems.append(("ZeRO-3 cannot partition 8-bit weights", "choose ACCEL=ddp or load_in_4bit: true"))
-    if topology.zero_stage == 3 and recipe["load_in_4bit"]:
-        if storage != "bfloat16":
-            problems.append(
-                (
-                    f"ZeRO-3 can only partition 4-bit weights that are stored as bfloat16, not {storage}",
-                    "set bnb_4bit_quant_storage: bfloat16 (the same bits, so nothing else changes), or choose "
-                    "ACCEL=ddp",
-                )
-            )
-        if recipe["dtype"] != "bfloat16":
-            problems.append(
-                (f"ZeRO-3 with 4-bit weights needs dtype: bfloat16, not {recipe['dtype']}", "or choose ACCEL=ddp")
-            )
-    elif topology.backend == "deepspeed" and recipe["load_in_4bit"] and storage not in ("uint8", "bfloat16"):
-        problems.append(
-            (
-                f"DeepSpeed would cast 4-bit weights stored as {storage} and destroy them",
-                "set bnb_4bit_quant_storage: bfloat16",
-            )
+    if zero3 and recipe["load_in_8bit"]:
+        wrong("ZeRO-3 cannot partition 8-bit weights", "choose ACCEL=ddp or load_in_4bit: true")
+    if zero3 and recipe["load_in_4bit"] and storage != "bfloat16":
+        wrong(
+            f"ZeRO-3 can only partition 4-bit weights that are stored as bfloat16, not {storage}",
+            "set bnb_4bit_quant_storage: bfloat16 (the same bits, so nothing else changes), or choose ACCEL=ddp",
         )
+    if zero3 and recipe["load_in_4bit"] and recipe["dtype"] != "bfloat16":
+        wrong(f"ZeRO-3 with 4-bit weights needs dtype: bfloat16, not {recipe['dtype']}", "or choose ACCEL=ddp")
+    if deepspeed and not zero3 and recipe["load_in_4bit"] and storage not in ("uint8", "bfloat16"):
+        remedy = "set bnb_4bit_quant_storage: bfloat16"
+        wrong(f"DeepSpeed would cast 4-bit weights stored as {storage} and destroy them", remedy)
     reentrant = (recipe["activation_checkpointing_kwargs"] or {}).get("use_reentrant")
-    if topology.zero_stage == 3 and recipe["use_peft"] and _checkpointing(recipe) and reentrant is False:
-        problems.append(
-            (
-                "ZeRO-3 with adapters needs reentrant checkpointing (trl#2514)",
-                "drop use_reentrant: false, it is derived",
-            )
-        )
-    if topology.zero_stage and recipe["use_peft"] and recipe["adapter_dtype"] != "float32":
-        problems.append(("DeepSpeed keeps float32 master weights of the adapters", "set adapter_dtype: float32"))
+    if zero3 and recipe["use_peft"] and _checkpointing(recipe) and reentrant is False:
+        remedy = "drop use_reentrant: false, it is derived"
+        wrong("ZeRO-3 with adapters needs reentrant checkpointing (trl#2514)", remedy)
+    if deepspeed and half_adapters:
+        wrong("DeepSpeed keeps float32 master weights of the adapters", "set adapter_dtype: float32")
     away = (topology.config.get("deepspeed_config") or {}).get("offload_optimizer_device", "none") != "none"
     if away and recipe["optim"] not in ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"):
         # accelerate/utils/deepspeed.py: `map_pytorch_optim_to_deepspeed`
-        problems.append(
-            (
-                "accelerate trains with DeepSpeed's Adam, without decoupled weight decay, or fails, where the "
-                f"optimizer is offloaded and optim is {recipe['optim']}",
-                "set optim: adamw_torch",
-            )
+        wrong(
+            "accelerate trains with DeepSpeed's Adam, without decoupled weight decay, or fails, where the "
+            f"optimizer is offloaded and optim is {recipe['optim']}",
+            "set optim: adamw_torch",
         )
-    if topology.backend == "fsdp" and recipe["use_peft"] and wanted != "no" and recipe["adapter_dtype"] != "float32":
+    if topology.backend == "fsdp" and half_adapters and wanted != "no":
         # accelerate/utils/fsdp_utils.py: `fsdp2_prepare_model`
-        problems.append(("accelerate widens what FSDP2 trains to float32", "set adapter_dtype: float32"))
+        wrong("accelerate widens what FSDP2 trains to float32", "set adapter_dtype: float32")
     return problems
 
 
