@@ -273,7 +273,7 @@ def test_a_key_that_appears_twice_is_named_with_both_lines() -> None:
         ("lora_r: 8 # größer".encode("latin-1"), "recipes/mine.yaml: not UTF-8 text; save it as UTF-8"),
         (LEGAL.encode("utf-16"), "recipes/mine.yaml: not UTF-8 text; save it as UTF-8"),
         (b"lora_r: 8\0\n", "recipes/mine.yaml: not YAML: special characters are not allowed"),
-        (b"#" * (LARGEST + 1), f"recipes/mine.yaml: 65537 bytes is no recipe; the largest is {LARGEST}"),
+        (b"#" * (LARGEST + 1), f"recipes/mine.yaml: 65537 bytes are too many for a recipe; at most {LARGEST}"),
     ],
 )
 def test_a_file_that_is_no_recipe(content: str | bytes, expected: str) -> None:

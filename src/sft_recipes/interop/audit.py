@@ -125,7 +125,7 @@ def write(audit: Audit, out: Path) -> list[Path]:
         InputError: One exists already, or cannot be written.
     """
     if out.suffix != ".yaml" or not recipes.NAME.fullmatch(out.stem):
-        raise InputError(f"{out} is no recipe file; write one such as recipes/NAME.yaml")
+        raise InputError(f"{out} is not a recipe file; write one such as recipes/NAME.yaml")
     template = out.with_suffix(".jinja")
     files = {template: audit.template} if audit.template is not None else {}
     files[out] = text(audit, template if audit.template is not None else None)

@@ -21,21 +21,6 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 LETTERS = "letters, digits, '_', '-' and '.' only"
 # A recipe is read by people; what is larger than this is something else.
 LARGEST = 64 * 1024
-# What a file of models/ may say: which checkpoint, and what follows from it whatever is learned.
-MODEL_KEYS = {
-    "description",
-    "model_name_or_path",
-    "model_revision",
-    "dtype",
-    "attn_implementation",
-    "load_in_4bit",
-    "load_in_8bit",
-    "model_init_kwargs",
-    "router_aux_loss_coef",
-    "lora_target_modules",
-    "chat_template_path",
-    "eos_token",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +141,7 @@ def read(path: Path) -> dict[str, Value]:
     try:
         raw = path.read_bytes()
         if len(raw) > LARGEST:
-            raise InputError(f"{path}: {len(raw)} bytes is no recipe; the largest is {LARGEST}")
+            raise InputError(f"{path}: {len(raw)} bytes are too many for a recipe; at most {LARGEST}")
         loader = _Loader(raw.decode("utf-8"))
         node = loader.get_single_node()
     except OSError as error:
@@ -231,7 +216,7 @@ def read_model(name: Any) -> dict[str, Value]:
     for key, item in values.items():
         if key not in schema.known():
             problems.append(f"{item.origin}: {schema.problem(key, item.value)}")
-        elif key not in MODEL_KEYS:
+        elif key not in schema.DATA["of_a_model"]:
             problems.append(
                 f"{item.origin}: {key} is a choice and no fact of a model; write it in {RECIPES}/, or SET="
             )
