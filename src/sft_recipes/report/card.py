@@ -23,17 +23,8 @@ Facts = dict[str, Any]
 CARD = "README.md"
 # Keys of a recipe that say where files lie, not what was learned.
 _PLACES = {
-    "dataset_name",
-    "dataset_config",
-    "dataset_train_split",
-    "dataset_test_split",
-    "train_file",
-    "validation_file",
-    "test_file",
-    "json_schema",
-    "output_dir",
-    "run_name",
-    "report_to",
+    *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"),
+    *("train_file", "validation_file", "test_file", "json_schema", "output_dir", "run_name", "report_to"),
 }
 
 

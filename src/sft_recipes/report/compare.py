@@ -4,13 +4,13 @@ Read from run directories alone. Only what is comparable is compared: models tha
 scored on the same rows.
 """
 
-import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import yaml
@@ -22,9 +22,13 @@ from sft_recipes.errors import InputError
 from sft_recipes.evaluate import classification, generation, statistics, terms
 from sft_recipes.evaluate.statistics import CONFIDENCE
 from sft_recipes.evaluate.verdict import MINIMUM_ROWS
+from sft_recipes.files import json_lines
 from sft_recipes.recipes import schema
 from sft_recipes.runs.run import RUNS, Run
 from sft_recipes.terminal import count
+
+Facts = dict[str, Any]
+Key = TypeVar("Key")
 
 SCHEMA = 1
 # The metrics of a table, in order, after the primary one.
@@ -43,7 +47,7 @@ BOOKKEEPING = {
 EVALUATION = ("predict_by", "label_field", "label_pattern", "max_new_tokens", "json_schema")
 
 
-def compare(names: Sequence[str], split: str = "test", runs: Path = RUNS) -> dict[str, Any]:
+def compare(names: Sequence[str], split: str = "test", runs: Path = RUNS) -> Facts:
     """The facts of a comparison: differences, metrics, paired tests between all entries, costs.
 
     An entry is a run, or all those runs that differ in their seeds alone.
@@ -74,7 +78,7 @@ def compare(names: Sequence[str], split: str = "test", runs: Path = RUNS) -> dic
     return _facts(found)
 
 
-def _facts(found: Sequence["Evaluated"]) -> dict[str, Any]:
+def _facts(found: Sequence["Evaluated"]) -> Facts:
     entries = grouped(found)
     return {
         "schema": SCHEMA,
@@ -89,7 +93,7 @@ def _facts(found: Sequence["Evaluated"]) -> dict[str, Any]:
     }
 
 
-def leaderboard(split: str = "test", runs: Path = RUNS) -> dict[str, Any]:
+def leaderboard(split: str = "test", runs: Path = RUNS) -> Facts:
     """The facts of all evaluated runs: a board for each set of runs that `compare` would take, best first.
 
     Raises:
@@ -109,14 +113,14 @@ def leaderboard(split: str = "test", runs: Path = RUNS) -> dict[str, Any]:
     return {"schema": SCHEMA, "boards": [board(found) for found in boards.values()], "left_out": left_out}
 
 
-def board(found: Sequence["Evaluated"]) -> dict[str, Any]:
+def board(found: Sequence["Evaluated"]) -> Facts:
     """One table of a leaderboard: entries, bases and the best baseline by the primary metric, the highest first.
 
     Each entry but the first has its test against the first. Which one is first is decided by the same rows, so it is
     tested as one of all pairs.
     """
 
-    def height(row: dict[str, Any]) -> float:
+    def height(row: Facts) -> float:
         value = row["metrics"][found[0].primary]["value"]
         return -math.inf if value is None else value
 
@@ -136,16 +140,16 @@ def board(found: Sequence["Evaluated"]) -> dict[str, Any]:
     }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Evaluated:
     """A finished run, and what its tuned model made of the scored rows."""
 
     name: str
-    facts: dict[str, Any]
+    facts: Facts
     """Its run.json."""
-    values: dict[str, Any]
+    values: Facts
     """The resolved recipe and our own keys."""
-    evaluation: dict[str, Any]
+    evaluation: Facts
     """Its metrics.json."""
     fingerprint: str
     """SHA-256 of the scored rows: prompts and references, in order."""
@@ -169,7 +173,7 @@ class Evaluated:
         """The value of a key: as it was resolved, or TRL's default."""
         return self.values[key] if key in self.values else (schema.upstream().get(key) or {}).get("default")
 
-    def cost(self) -> dict[str, Any]:
+    def cost(self) -> Facts:
         """What it took; docs/run_directory.md says what the figures cover."""
         measured, topology = self.facts["measured"], self.facts["topology"]
         kinds = sorted({gpu.partition(",")[0] for gpu in self.facts["gpus"]})
@@ -193,17 +197,15 @@ def read(run: Run, split: str) -> Evaluated:
     Raises:
         InputError: It is none: a rehearsal, unfinished, not evaluated, or its files do not belong together.
     """
-    suffix, variable = ("", "") if split == "test" else (f"-{split}", f" SPLIT={split}")
-    evaluate = f"make evaluate RUN={run.name}{variable}"
+    evaluate = f"make evaluate RUN={run.name}" + ("" if split == "test" else f" SPLIT={split}")
     try:
         facts = run.facts()
         if facts["rehearsal"]:
             raise InputError(f"{run.name} is a rehearsal, whose model is tiny and random: no result; leave it out")
         if facts["status"] != "finished":
             raise InputError(f"{run.name} is {facts['status']}, not finished; make resume NAME={run.name}")
-        evaluation = json.loads((run.directory / f"metrics{suffix}.json").read_text(encoding="utf-8"))
-        with (run.directory / f"predictions{suffix}.jsonl").open(encoding="utf-8") as file:
-            rows = [row for row in map(json.loads, file) if not row["leaked"]]
+        evaluation = json.loads(run.metrics(split).read_text(encoding="utf-8"))
+        rows = [row for row in json_lines(run.predictions(split)) if not row["leaked"]]
         values = yaml.safe_load(run.recipe.read_text(encoding="utf-8")) | facts["own"]
         if not rows:
             raise InputError(f"{run.name}: no row of {split} is scored; {evaluate}")
@@ -228,31 +230,27 @@ def read(run: Run, split: str) -> Evaluated:
     return found
 
 
-def _evaluated(
-    name: str, facts: dict[str, Any], values: dict[str, Any], evaluation: dict[str, Any], rows: list[Any]
-) -> Evaluated:
+def _evaluated(name: str, facts: Facts, values: Facts, evaluation: Facts, rows: list[Any]) -> Evaluated:
     decisive = [[row[key] for key in ("row", "id", "gold", "reference")] for row in rows]
     fingerprint = hashlib.sha256(json.dumps(decisive).encode()).hexdigest()
     predictions = [row["tuned"]["prediction"] for row in rows]
+    gold = None
     if evaluation["task"] == "classification":
         codes = {label: code for code, label in enumerate(sorted(evaluation["labels"]))}
         gold = np.array([codes[row["gold"]] for row in rows])
         scores = np.array([codes.get(prediction, len(codes)) for prediction in predictions])
         right = gold == scores
     else:
-        gold = None
-        checker = _checker(name, evaluation["settings"]["json_schema"])
-        every = generation.scores([row["reference"] for row in rows], predictions, checker)
+        schema_of_answers = _checker(name, evaluation["settings"]["json_schema"])
+        every = generation.scores([row["reference"] for row in rows], predictions, schema_of_answers)
         scores = every[:, generation.SCORES.index(evaluation["primary"])]
         right = every[:, generation.SCORES.index("exact_match")] == 1
     return Evaluated(name, facts, values, evaluation, fingerprint, gold, scores, right)
 
 
 def _checker(name: str, path: str | None) -> Draft202012Validator | None:
-    if path is None:
-        return None
     try:
-        return generation.validator(json.loads(Path(path).read_text(encoding="utf-8")))
+        return None if path is None else generation.validator(json.loads(Path(path).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(f"{name}: its json_schema {path} cannot be read ({error}); put it back") from None
 
@@ -290,22 +288,20 @@ REMEDIES = {
 }
 
 
-def unlike(found: Sequence[Evaluated]) -> list[str]:
+def unlike(found: Sequence[Evaluated]) -> Iterator[str]:
     """Why these runs cannot be compared with each other, and which of them differ."""
-    problems = []
     for subject, remedy in REMEDIES.items():
         sides: dict[str, list[Evaluated]] = {}
         for run in found:
             sides.setdefault(comparable(run)[subject][0], []).append(run)
         if len(sides) > 1:
-            listed = [
-                f"{', '.join(r.name for r in runs)}: {comparable(runs[0])[subject][1]}" for runs in sides.values()
-            ]
-            problems.append(f"different {subject}: {'; '.join(listed)}. Instead: {remedy}")
-    return problems
+            listed = "; ".join(
+                f"{', '.join(run.name for run in runs)}: {comparable(runs[0])[subject][1]}" for runs in sides.values()
+            )
+            yield f"different {subject}: {listed}. Instead: {remedy}"
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """A run, or those runs that differ in their seeds alone."""
 
@@ -319,7 +315,7 @@ class Entry:
             return f"{stem}, seeds {' '.join(map(str, seeds))}"
         return ", ".join(names)
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Facts:
         """Its metrics, verdict and cost; of several runs the means, and the largest peak memory."""
         costs = [run.cost() for run in self.runs]
         cost = dict(costs[0])
@@ -338,14 +334,14 @@ class Entry:
             "cost": cost,
         }
 
-    def _metrics(self) -> dict[str, Any]:
+    def _metrics(self) -> Facts:
         """Of one run with its interval over rows; of several the mean, with Student's t interval over seeds."""
-        each = [_estimates(run.evaluation["models"]["tuned"], run.primary) for run in self.runs]
-        if len(each) == 1:
-            return {key: {**estimate, "over": "rows"} for key, estimate in each[0].items()}
-        metrics: dict[str, Any] = {}
-        for key in each[0]:
-            values = [estimates.get(key, {}).get("value") for estimates in each]
+        first, *others = [_estimates(run.evaluation["models"]["tuned"], run.primary) for run in self.runs]
+        if not others:
+            return {key: {**estimate, "over": "rows"} for key, estimate in first.items()}
+        metrics: Facts = {}
+        for key, estimate in first.items():
+            values = [estimate["value"], *(each.get(key, {}).get("value") for each in others)]
             if None in values:
                 metrics[key] = {"value": None, "low": None, "high": None, "over": "seeds"}
                 continue
@@ -353,12 +349,12 @@ class Entry:
             low, high = interval or (mean, mean)
             # Student's interval of few seeds can be wider than the metric's range.
             bounds = (max(low, -1.0 if key == "mcc" else 0.0), min(high, 1.0)) if low < high else None
-            metrics[key] = {**statistics.estimate(mean, bounds)}
-            metrics[key] |= {"over": "seeds", "min": min(values), "max": max(values)}
+            ends = {"min": min(values), "max": max(values)}
+            metrics[key] = {**statistics.estimate(mean, bounds), "over": "seeds", **ends}
         return metrics
 
 
-def _estimates(model: dict[str, Any], primary: str) -> dict[str, Any]:
+def _estimates(model: Facts, primary: str) -> Facts:
     """The estimates of a model in metrics.json that a table shows, the primary one first."""
     shown = {primary: model[primary]} | {key: model[key] for key in METRICS if model.get(key) is not None}
     estimates = {key: value.get("share", value) for key, value in shown.items()}
@@ -395,7 +391,7 @@ def grouped(found: Sequence[Evaluated]) -> list[Entry]:
     return entries
 
 
-def tested(entries: Sequence[Entry], *, first_only: bool = False) -> list[dict[str, Any]]:
+def tested(entries: Sequence[Entry], *, first_only: bool = False) -> list[Facts]:
     """Every pair of entries, tested on the same rows by the primary metric, with Holm's correction over all pairs.
 
     p follows from the difference's standard error (`_differences`) by Student's t: counted resamples cannot give the
@@ -472,7 +468,7 @@ def _differences(
     return means[first] - means[second], np.sqrt(variance), freedom
 
 
-def _mcnemar(a: Entry, b: Entry) -> dict[str, Any] | None:
+def _mcnemar(a: Entry, b: Entry) -> Facts | None:
     if len(a.runs) + len(b.runs) > 2:
         return None
     one, other = a.runs[0].right, b.runs[0].right
@@ -480,7 +476,7 @@ def _mcnemar(a: Entry, b: Entry) -> dict[str, Any] | None:
     return {"only_a": only_a, "only_b": only_b, "p": statistics.mcnemar(only_a, only_b)}
 
 
-def _in_words(pair: dict[str, Any], metric: str, pairs: int) -> str:
+def _in_words(pair: Facts, metric: str, pairs: int) -> str:
     """The outcome as a sentence, the better one first."""
     a, b, sign = (pair["b"], pair["a"], -1) if pair["outcome"] == "worse" else (pair["a"], pair["b"], 1)
     if pair["outcome"] == "none":
@@ -501,7 +497,7 @@ def p_value(p: float) -> str:
     return f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
-def common(found: Sequence[Evaluated]) -> dict[str, Any]:
+def common(found: Sequence[Evaluated]) -> Facts:
     """What the runs of a comparison have in common."""
     run = found[0]
     train = run.facts["data"]["splits"]["train"]
@@ -523,43 +519,39 @@ def common(found: Sequence[Evaluated]) -> dict[str, Any]:
     }
 
 
-def references(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
+def references(found: Sequence[Evaluated]) -> list[Facts]:
     """Each different base once, and the best of the trivial baselines, which depend on the data alone."""
-    primary = found[0].primary
+    primary, rows = found[0].primary, []
     bases: dict[str, list[Evaluated]] = {}
     for run in found:
         if "base" in run.evaluation["models"]:
             bases.setdefault(json.dumps(run.evaluation["models"]["base"]), []).append(run)
-    rows = [
-        {
-            "kind": "base",
-            "name": "base" if len(bases) == 1 else f"base of {', '.join(run.name for run in runs)}",
-            "runs": [run.name for run in runs],
-            "metrics": _estimates(runs[0].evaluation["models"]["base"], primary),
-        }
-        for runs in bases.values()
-    ]
+    for runs in bases.values():
+        names = [run.name for run in runs]
+        name = "base" if len(bases) == 1 else f"base of {', '.join(names)}"
+        metrics = _estimates(runs[0].evaluation["models"]["base"], primary)
+        rows.append({"kind": "base", "name": name, "runs": names, "metrics": metrics})
     baselines = dict(found[0].evaluation["baselines"])
     baselines |= {f"always {label}": model for label, model in baselines.pop("always", {}).items()}
-    known = {name: model for name, model in baselines.items() if model[primary]["value"] is not None}
+    known = {
+        name: _estimates(model, primary) for name, model in baselines.items() if model[primary]["value"] is not None
+    }
     if known:
         best = max(known, key=lambda name: known[name][primary]["value"])
         every = [run.name for run in found]
-        rows.append({"kind": "baseline", "name": best, "runs": every, "metrics": _estimates(known[best], primary)})
+        rows.append({"kind": "baseline", "name": best, "runs": every, "metrics": known[best]})
     return rows
 
 
-def differences(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
+def differences(found: Sequence[Evaluated]) -> list[Facts]:
     """Values that are not equal in all runs, by the name of the run."""
-    values = decisive(found)
     return [
-        {"of": of, "key": key, "values": {name: schema.as_yaml(each[of, key]) for name, each in values.items()}}
-        for of, key in values[found[0].name]
-        if len({json.dumps(each[of, key]) for each in values.values()}) > 1
+        {"of": of, "key": key, "values": {name: schema.as_yaml(value) for name, value in each.items()}}
+        for (of, key), each in _unequal(decisive(found)).items()
     ]
 
 
-def environment(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
+def environment(found: Sequence[Evaluated]) -> list[Facts]:
     """Packages, hardware and commit, where they are not equal in all runs."""
     texts = {}
     for run in found:
@@ -567,9 +559,14 @@ def environment(found: Sequence[Evaluated]) -> list[dict[str, Any]]:
         commit = f"{git.get('commit') or 'none'}{' with changes' if git.get('dirty') else ''}"
         own = {"python": run.facts["python"], "cpus": str(run.facts["cpus"]), "commit": commit}
         texts[run.name] = {**run.facts["versions"], **own, "gpus": "; ".join(run.facts["gpus"]) or "none"}
-    keys = dict.fromkeys(key for text in texts.values() for key in text)
-    values = {key: {name: text.get(key, "none") for name, text in texts.items()} for key in keys}
-    return [{"key": key, "values": each} for key, each in values.items() if len(set(each.values())) > 1]
+    return [{"key": key, "values": each} for key, each in _unequal(texts).items()]
+
+
+def _unequal(values: Mapping[str, Mapping[Key, Any]]) -> dict[Key, dict[str, Any]]:
+    """From the values of each run by their keys: those that are not equal in all runs, by the name of the run."""
+    keys = dict.fromkeys(key for each in values.values() for key in each)
+    by_run = {key: {name: each.get(key, "none") for name, each in values.items()} for key in keys}
+    return {key: each for key, each in by_run.items() if len(set(map(json.dumps, each.values()))) > 1}
 
 
 def notes(entries: Sequence[Entry]) -> Iterator[str]:
