@@ -86,8 +86,8 @@ def with_scores(name: str, facts: Facts, values: Facts, evaluation: Facts, rows:
         scores = np.array([codes.get(prediction, len(codes)) for prediction in predictions])
         right = gold == scores
     else:
-        schema_of_answers = _checker(name, evaluation["settings"]["json_schema"])
-        every = generation.scores([row["reference"] for row in rows], predictions, schema_of_answers)
+        checker = _checker(name, evaluation["settings"]["json_schema"])
+        every = generation.scores([row["reference"] for row in rows], predictions, checker)
         scores = every[:, generation.SCORES.index(evaluation["primary"])]
         right = every[:, generation.SCORES.index("exact_match")] == 1
     return Evaluated(name, facts, values, evaluation, fingerprint, gold, scores, right)
