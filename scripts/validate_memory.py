@@ -253,7 +253,6 @@ def measure_case(config: dict[str, Any], setup: Setup) -> int:
         with LiveStorages() as live:
             for trained in (False, True):
                 live.count(held(trainer.model, trained=trained))
-            live.begin("training")
             trainer.train()
             return live.peak
 

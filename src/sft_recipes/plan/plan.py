@@ -52,7 +52,7 @@ def plan(
         processes: another number of processes.
         overrides: `key=value` words.
         gpu: a name of gpus.json; without it the visible GPU, or an A100-80GB.
-        traced: also run the real modules on tensors without data (`trace.py`), which takes some seconds.
+        traced: also run the real modules on tensors without data (`trace.py`), which takes up to a minute.
         on_progress: is told how many rows have been read.
 
     Raises:
