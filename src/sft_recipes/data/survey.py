@@ -362,8 +362,7 @@ class _Size:
     spans: list[tuple[int, int]]
     stops: list[int]
     double_bos: bool = False
-    diverging: bool = False
-    """Whether the prompt alone is tokenised otherwise than at the head of the row."""
+    diverging: bool = False  # whether the prompt alone is tokenised otherwise than at the head of the row
 
 
 _Measure = Callable[[list[dict[str, Any]]], list[_Size]]
