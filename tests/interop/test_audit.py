@@ -1,6 +1,7 @@
 """Other tools' files: what becomes of each key, and that the recipe they make says the same and loads."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import yaml
 from conftest import ROOT
 
 from sft_recipes.errors import InputError
-from sft_recipes.interop import foreign
+from sft_recipes.interop import importers
 from sft_recipes.interop.audit import Audit, audit, facts, render, text, write
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, topology
@@ -332,31 +333,48 @@ def test_the_recipe_explains_every_key_that_is_not_as_the_file_has_it(name: str)
     assert all(len(line) < 500 for line in lines)
 
 
-def test_a_key_is_translated_by_what_the_schema_says_to_write() -> None:
-    for key, instead in schema.RENAMED.items():
-        said = foreign_meaning(key, True)
-        if said.outcome == "translated":
-            assert said.values.keys() <= schema.known().keys()
-            assert next(iter(said.values)) in instead
-        elif said.outcome == "dropped":
-            assert instead.startswith("drop it")
+@pytest.mark.parametrize("tool", importers.TOOLS)
+def test_a_replaced_key_is_translated_by_what_the_schema_says_to_write(tool: str) -> None:
+    for key in schema.RENAMED.keys() - importers.TOOLS[tool].keys.keys():
+        found = importers.translate(tool, key, True, {})
+        if found.outcome == "translated":
+            assert found.values.keys() <= schema.known().keys()
+            assert next(iter(found.values)) in schema.RENAMED[key]
+        elif found.outcome == "dropped":
+            assert schema.RENAMED[key] == f"drop it; {found.why}"
         else:
             # A template is a file, and a mixture is rows.
             assert key in ("chat_template", "dataset_mixture")
 
 
-def foreign_meaning(key: str, value: Any) -> foreign.Said:
-    from sft_recipes.interop.audit import _renamed
+def test_the_tables_set_keys_that_exist_and_name_sentences_that_exist() -> None:
+    data = schema.table("sft_recipes.interop", "importers.yaml")
+    for table in data["tools"].values():
+        renamed = [ours[0] if isinstance(ours, list) else ours for ours in table["renamed"].values()]
+        switched = [key for values in table.get("switches", {}).values() for key in values]
+        cased = [key for cases in table["cases"].values() for case in cases for key in case.get("set", {})]
+        assert {*renamed, *switched, *cased} <= schema.known().keys()
+        assert all(
+            len(case.keys() & {"set", "drop", "cannot"}) == 1 for cases in table["cases"].values() for case in cases
+        )
+    names = set(re.findall(r"\$([a-z_]+)", json.dumps(data)))
+    assert names - {"value"} <= data["sentences"].keys() | schema.REFUSED.keys()
+    assert data["sentences"].keys() <= names
 
-    return _renamed(schema.RENAMED[key], value)
+
+def test_no_key_is_in_two_parts_of_a_table() -> None:
+    for name, table in schema.table("sft_recipes.interop", "importers.yaml")["tools"].items():
+        keys = [*table["renamed"], *table.get("switches", {}), *table["cases"], *importers.CODE[name]]
+        keys += [key for part in ("dropped", "inexpressible") for listed in table[part].values() for key in listed]
+        assert sorted(keys) == sorted(set(keys))
 
 
 def test_no_table_repeats_what_the_schema_renames() -> None:
     # These add what the other tool does differently; everything else is said once, in the schema.
     more = {"dataset_mixture", "test_split_size", "chat_template", "gradient_checkpointing", "sequence_len"}
-    for table in foreign.TOOLS.values():
-        assert table.keys() & schema.RENAMED.keys() <= more
-    signs = [key for keys in foreign.SIGNS.values() for key in keys]
+    for tool in importers.TOOLS.values():
+        assert tool.keys.keys() & schema.RENAMED.keys() <= more
+    signs = [key for tool in importers.TOOLS.values() for key in tool.signs]
     assert len(signs) == len(set(signs))
     assert not set(signs) & schema.upstream().keys()
 
@@ -413,13 +431,14 @@ def test_values_arrive(tmp_path: Path, content: str, expected: dict[str, Any]) -
         (AXOLOTL + "micro_batchsize: 2\n", "micro_batchsize", "unknown", "did you mean micro_batch_size?"),
         (TRL + "lora_ranks: 2\n", "lora_ranks", "unknown", "did you mean lora_rank?"),
         (TRL + "beta: 0.1\n", "beta", "unknown", "no key of TRL"),
+        (AXOLOTL + "flash_attention: 2\n", "flash_attention", "inexpressible", "expected true or false"),
         (AXOLOTL + "rl: dpo\n", "rl", "inexpressible", "supervised fine-tuning only"),
         ("stage: dpo\nfinetuning_type: lora\nmodel_name_or_path: a\n", "stage", "inexpressible", "supervised"),
         (AXOLOTL + "val_set_size: 500\n", "val_set_size", "inexpressible", "a number of rows"),
         (AXOLOTL + "optimizer: muon\n", "optimizer", "inexpressible", "not one of"),
         (AXOLOTL + "loraplus_lr_ratio: 16\n", "loraplus_lr_ratio", "inexpressible", "only plain LoRA"),
         (AXOLOTL + "chat_template: llama3\n", "chat_template", "inexpressible", "chat_template_path"),
-        (AXOLOTL + "num_epochs: three\n", "num_epochs", "inexpressible", "a number is wanted"),
+        (AXOLOTL + "num_epochs: three\n", "num_epochs", "inexpressible", "expected a number"),
         (FACTORY + "quantization_bit: 3\n", "quantization_bit", "inexpressible", "4 and 8"),
         (TRL + "max_seq_length: 512\nmax_length: 1024\n", "max_length", "inexpressible", "512 by max_seq_length"),
         (TRL + "gradient_accumulation_steps: many\n", "gradient_accumulation_steps", "inexpressible", "micro-batch"),
@@ -627,10 +646,12 @@ STRANGE = [
 ]
 
 
-@pytest.mark.parametrize("tool", foreign.TOOLS)
+@pytest.mark.parametrize("tool", importers.TOOLS)
 @pytest.mark.parametrize("value", STRANGE, ids=lambda value: ascii(value)[:20])
 def test_no_value_of_any_key_is_a_traceback_or_is_lost(tmp_path: Path, tool: str, value: Any) -> None:
-    keys = sorted(foreign.TOOLS[tool].keys() | schema.RENAMED.keys() | {"gradient_accumulation_steps", "batch_size"})
+    keys = sorted(
+        importers.TOOLS[tool].keys.keys() | schema.RENAMED.keys() | {"gradient_accumulation_steps", "batch_size"}
+    )
     # 400 digits for every key are more than a file may hold.
     for part in (keys[::2], keys[1::2]):
         path = tmp_path / "theirs.json"

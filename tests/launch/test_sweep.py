@@ -94,7 +94,7 @@ def test_everything_wrong_is_said_before_the_first_trial(project: Path) -> None:
     assert "OUT=best.yaml: a recipe lies in recipes/" in out
     assert "learning_rate is a range, which has no end of values; say how many with TRIALS=20" in endless
     assert "learning_rate is in SET and in OVER" in twice
-    assert alpha.startswith("OVER: lora_alpha: x is text")
+    assert alpha.startswith("OVER: lora_alpha: expected a whole number, got the string 'x'")
     assert not Path("runs").exists()
 
 

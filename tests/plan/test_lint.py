@@ -86,7 +86,17 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     "partial-epoch": (lambda: case(rows=6400, max_steps=150), "1.50 epochs", lambda: case(rows=6400)),
     "batch-unreachable": (lambda: case(global_batch_size=60), "60 is not reachable", lambda: case()),
     "unsupported-pair": (lambda: case(accel="fsdp2"), "FSDP2 cannot train", lambda: case(accel="zero3")),
-    "devices-missing": (lambda: case(gpus=1), "1 GPU is visible here", lambda: case(gpus=4)),
+    "devices-missing": (lambda: case(gpus=1), "ddp needs 4 GPUs, 1 is visible", lambda: case(gpus=4)),
+    "tool-missing": (
+        lambda: case(report_to="mlflow", accel="cpu"),
+        "report_to: mlflow is not installed",
+        lambda: case(accel="cpu"),
+    ),
+    "model-missing": (
+        lambda: case(model_name_or_path="./nowhere"),
+        "./nowhere has no config.json",
+        lambda: case(model_name_or_path=".cache/demo/base"),
+    ),
     "devices-idle": (lambda: case(accel="single_gpu", gpus=4), "one of 4", lambda: case(accel="single_gpu", gpus=1)),
     "zero-saves-nothing": (lambda: case(accel="zero2"), "ZeRO-2 saves 0.15 GiB", lambda: case(accel="ddp")),
     "evaluation-batch": (

@@ -85,7 +85,10 @@ def test_unset_keys_have_the_default_of_trl_or_of_our_own_keys() -> None:
     ("extends", "expected"),
     [
         ("mine", "recipes/mine.yaml:1: a recipe cannot extend itself"),
-        ("defalt", "recipes/mine.yaml:1: no recipe 'defalt' in recipes/; there are default, mine"),
+        (
+            "defalt",
+            "recipes/mine.yaml:1: no recipe 'defalt' in recipes/ (nearest: 'default'); there are default, mine",
+        ),
         ("../../etc/passwd", "recipes/mine.yaml:1: '../../etc/passwd' is no recipe name"),
         ("[default, default]", 'recipes/mine.yaml:1: extends: ["default", "default"] is no recipe name'),
         ("3", "recipes/mine.yaml:1: extends: 3 is no recipe name"),
@@ -225,11 +228,17 @@ def test_values_are_those_of_yaml_1_2(line: str, expected: Any) -> None:
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("packing: no", "packing: no is text, but true or false is wanted"),
-        ("packing: 'False'", "packing: False is text, but true or false is wanted"),
-        ("max_steps: 1:30", "max_steps: 1:30 is text, but a whole number is wanted, without quotes or units"),
-        ("learning_rate: '2e-4'", "learning_rate: 2e-4 is text, but a number is wanted, without quotes or units"),
-        ("learning_rate: 2e-4 # fine\nlora_r: 4.5", "lora_r: 4.5 is a number, but a whole number is wanted"),
+        ("packing: no", "packing: expected true or false, got the string 'no'"),
+        ("packing: 'False'", "packing: expected true or false, got the string 'False'"),
+        (
+            "max_steps: 1:30",
+            "max_steps: expected a whole number, got the string '1:30'; write it without quotes or units",
+        ),
+        (
+            "learning_rate: '2e-4'",
+            "learning_rate: expected a number, got the string '2e-4'; write it without quotes or units",
+        ),
+        ("learning_rate: 2e-4 # fine\nlora_r: 4.5", "lora_r: expected a whole number, got 4.5"),
         ("model:\n  name: x\n  dtype: y", "a recipe is flat, so move name, dtype to the top level"),
         ("env:\n  LD_PRELOAD: ./evil.so", "env: no such key; a recipe is flat, so move LD_PRELOAD to the top level"),
         ("x: &a {learning_rate: 1e-4}\n", "x: no such key"),
@@ -343,7 +352,7 @@ OLD = {
     "logging_dir": ("logs", "drop it; TensorBoard files lie in the run directory"),
     "group_by_length": (True, "write train_sampling_strategy: group_by_length"),
     "lora_bias": ("none", "drop it; TRL always trains with bias none"),
-    "bnb_4bit_compute_dtype": ("bfloat16", "write dtype: bfloat16, which is also the 4-bit compute dtype"),
+    "bnb_4bit_compute_dtype": ("bfloat16", "write dtype: bfloat16; it is also the 4-bit compute dtype"),
     "gradient_accumulation_steps": (4, "set global_batch_size"),
     "output_dir": ("out", "choose it with NAME="),
     "gradient_checkpointing": (True, "write activation_checkpointing: true"),

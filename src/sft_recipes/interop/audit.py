@@ -5,7 +5,6 @@ instead. Of a key that holds a secret only the name is shown, and its value reac
 """
 
 import dataclasses
-import difflib
 import re
 import tempfile
 from collections import Counter
@@ -15,20 +14,19 @@ from typing import Any
 
 import yaml
 
-from sft_recipes.errors import InputError
-from sft_recipes.interop import foreign
-from sft_recipes.interop.foreign import OFF, Said
+from sft_recipes.errors import InputError, did_you_mean
+from sft_recipes.interop import importers
+from sft_recipes.interop.importers import PROCESSES, TOOLS, Translation
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, topology
 from sft_recipes.recipes.recipe import Value
-from sft_recipes.terminal import count
+from sft_recipes.terminal import count, table
 
 OUTCOMES = ("kept", "translated", "added", "dropped", "missing", "inexpressible", "unknown")
 # What a person has to look at before the recipe says what the file said.
 OPEN = ("missing", "inexpressible", "unknown")
 
 _BATCH = "gradient_accumulation_steps"
-_PROCESSES = ("num_processes", "world_size")
 _SECRET_KEY = re.compile(
     r"(?:hub|auth|access|api|hf|ms|om|wandb)_?token$|^token$|api_?key|secret|password|webhook", re.IGNORECASE
 )
@@ -37,12 +35,6 @@ _SECRET_VALUE = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pos]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|sk-[\w-]{16,}|AKIA[A-Z0-9]{12,}|xox[bp]-[\w-]{8,})"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
-# How schema.RENAMED says what to write: another key with the same value, with a fixed one, or one for true alone.
-_WRITE = re.compile(
-    r"write (?P<key>\w+): (?P<value>\{value\}|\S+?)(?P<switch> for true, drop the key for false)?(?:[,;] (?P<why>.+))?"
-)
-_DROP = re.compile(r"drop it(?:; | and )?(?P<why>.*)")
-
 _HEADINGS = {
     "Model and quantisation": r"model_|dtype|attn_|load_in_|bnb_|use_bnb|chat_template|eos_token",
     "Data": r"train_file|validation_|data_|dataset_|max_length|packing|eval_packing|completion_only|assistant_only",
@@ -91,7 +83,7 @@ def audit(path: Path, tool: str | None = None, processes: int | None = None) -> 
 
     Args:
         path: YAML or JSON of TRL, alignment-handbook (or open-r1), Axolotl or LLaMA-Factory.
-        tool: one of `foreign.TOOLS`, instead of recognising it by its keys.
+        tool: one of `TOOLS`, instead of recognising it by its keys.
         processes: how many processes it was run with, which the file itself seldom says.
 
     Raises:
@@ -101,14 +93,14 @@ def audit(path: Path, tool: str | None = None, processes: int | None = None) -> 
     tool, signs = _recognise(path, values, tool)
     file = {key: item.value for key, item in values.items()}
     lines = {key: int(item.origin.rpartition(":")[2]) for key, item in values.items()}
-    added = foreign.defaults(tool, file)
+    added = importers.defaults(tool, file)
     whole = file | added
     number, why = _processes(path, file, processes)
     result = _Result(tool, lines, added)
     together = (_BATCH, "batch_size") if tool == "axolotl" else (_BATCH,)
     for key, value in file.items():
         if value is None and key in (*added, *together):
-            result.add(key, "dropped", _empty(tool))
+            result.add(key, "dropped", importers.empty(tool).why)
         elif key not in together:
             result.take(key, value, whole)
     for key, value in added.items():
@@ -118,9 +110,7 @@ def audit(path: Path, tool: str | None = None, processes: int | None = None) -> 
     result.state_rest()
     entries = sorted(result.entries, key=lambda entry: (entry.line is None, entry.line or 0))
     if "description" not in result.recipe:
-        result.recipe = {
-            "description": f"Translated from {foreign.TITLES[tool]}'s {_plain(path.name)}."
-        } | result.recipe
+        result.recipe = {"description": f"Translated from {TOOLS[tool].title}'s {_plain(path.name)}."} | result.recipe
     made = Audit(path, tool, signs, number, tuple(entries), _ordered(result.recipe), result.template)
     return dataclasses.replace(made, problems=tuple(_problems(made)))
 
@@ -157,7 +147,7 @@ def text(audit: Audit, template: Path | None = None) -> str:
         if entry.outcome != "kept":
             for key in entry.sets:
                 said.setdefault(key, []).append(entry)
-    lines = [f"# {_plain(audit.source.name)} of {foreign.TITLES[audit.tool]}, translated by `sft-recipes audit`."]
+    lines = [f"# {_plain(audit.source.name)} of {TOOLS[audit.tool].title}, translated by `sft-recipes audit`."]
     still_open = [entry for entry in audit.entries if entry.outcome in OPEN and not entry.sets]
     if still_open:
         lines += ["# Not said here:", *(f"#   {entry.key}: {entry.text}" for entry in still_open)]
@@ -180,13 +170,13 @@ def render(audit: Audit) -> str:
     """The audit as a table: `line  key  outcome  what`, then the sum and what our own loader says."""
     rows = [("line", "key", "outcome", "what")]
     rows += [("" if e.line is None else str(e.line), e.key, e.outcome, e.text) for e in audit.entries]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    table = [f"{a:>{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
+    width = max(len(line) for line, *_ in rows)
+    lines = table([[line.rjust(width), *others] for line, *others in rows])
     more = f" and {len(audit.signs) - 4} more of its keys" if len(audit.signs) > 4 else ""
     by = f", by {', '.join(audit.signs[:4])}{more}" if audit.signs else ""
     totals = Counter(entry.outcome for entry in audit.entries)
     sums = ", ".join(f"{totals[outcome]} {outcome}" for outcome in OUTCOMES if totals[outcome])
-    return "\n".join([f"{_plain(str(audit.source))}: {foreign.TITLES[audit.tool]}{by}", *table, sums, *audit.problems])
+    return "\n".join([f"{_plain(str(audit.source))}: {TOOLS[audit.tool].title}{by}", lines, sums, *audit.problems])
 
 
 def facts(audit: Audit) -> dict[str, Any]:
@@ -230,13 +220,13 @@ class _Result:
             return self.add(key, "inexpressible", words)
         if key in ("chat_template", "chat_template_jinja") and isinstance(value, str) and "{" in value:
             why = "its text is written to a .jinja file beside the recipe"
-            self.apply(key, None, Said("translated", why, {"chat_template_path": "chat_template.jinja"}))
+            self.apply(key, None, Translation("translated", why, {"chat_template_path": "chat_template.jinja"}))
             if self.by.get("chat_template_path") == key:
                 self.template = value
             return None
-        self.apply(key, value, _meaning(key, value, file, self.tool))
+        self.apply(key, value, importers.translate(self.tool, key, value, file))
 
-    def apply(self, key: str, value: Any, said: Said, outcome: str | None = None) -> None:
+    def apply(self, key: str, value: Any, said: Translation, outcome: str | None = None) -> None:
         """Put what a key says into the recipe, as far as it can stand there.
 
         Args:
@@ -268,9 +258,9 @@ class _Result:
 
     def default(self, key: str, value: Any, file: Mapping[str, Any]) -> None:
         """A default of the tool, stated, since ours is another."""
-        said = _meaning(key, value, file, self.tool)
-        default = f"{foreign.TITLES[self.tool]}'s default, which the file does not set"
-        why = "; ".join(filter(None, (said.why, foreign.DEFAULT_WHY.get((self.tool, key)), default)))
+        said = importers.translate(self.tool, key, value, file)
+        default = f"{TOOLS[self.tool].title}'s default, which the file does not set"
+        why = "; ".join(filter(None, (said.why, importers.default_why(self.tool, key), default)))
         if said.values:
             self.apply(key, value, dataclasses.replace(said, why=why), "added")
 
@@ -289,33 +279,17 @@ class _Result:
             words = f"{_shown(file.get(key))}; set global_batch_size, which is micro-batch x accumulation x processes"
             return self.add(key, "inexpressible", words)
         words = f"{size} per device x {steps} accumulation x {count(processes, 'process')} ({why})"
-        said = Said("translated", words, {"global_batch_size": size * steps * processes})
+        said = Translation("translated", words, {"global_batch_size": size * steps * processes})
         self.apply(key, file.get(key), said, "added" if key in self.added else None)
 
     def state_rest(self) -> None:
         """State what our loader wants and the file leaves to its tool, and say what only a person can."""
-        recipe = self.recipe
-
-        def state(key: str, value: Any, outcome: str, words: str) -> None:
-            recipe[key] = value
-            self.add(key, outcome, f"{_shown(value)}; {words}", (key,))
-
-        if not recipe.get("train_file") and not recipe.get("dataset_name"):
-            words = "no rows that can be named here; put your file there, or set dataset_name"
-            state("train_file", "data/train.jsonl", "missing", words)
-        if recipe.get("use_peft") and not (recipe.get("lora_target_modules") or recipe.get("lora_target_parameters")):
-            words = "PEFT's choice for most architectures, which the file left to it; check that it is yours"
-            state("lora_target_modules", ["q_proj", "v_proj"], "missing", words)
-        if recipe.get("load_in_4bit") and recipe.get("dtype") not in ("bfloat16", "float16", "float32"):
-            before = f"not {recipe['dtype']}: " if recipe.get("dtype") else ""
-            words = f"{before}it is also the 4-bit compute dtype, which a recipe states"
-            state("dtype", "float16" if recipe.get("fp16") else "bfloat16", "added", words)
-        if recipe.get("load_in_4bit") and self.tool in ("trl", "alignment-handbook") and "adapter_dtype" not in recipe:
-            words = "TRL itself keeps adapters of a quantised base in bfloat16, where small updates round away"
-            state("adapter_dtype", "float32", "added", words)
-        held_out = recipe.get("validation_split_size") or recipe.get("validation_file")
-        if held_out and "eval_strategy" not in recipe:
-            state("eval_strategy", "epoch", "added", "rows that are held out are looked at once an epoch")
+        for rule in importers.DATA["stated"]:
+            if self.tool in rule.get("tools", TOOLS) and importers.all_hold(rule["if"], self.recipe):
+                key, value, outcome = rule["key"], rule["value"], "missing" if "missing" in rule else "added"
+                before = f"; not {self.recipe[key]}" if self.recipe.get(key) else ""
+                self.recipe[key] = value
+                self.add(key, outcome, f"{_shown(value)}{before}; {rule.get('missing') or rule['why']}", (key,))
 
 
 def _read(path: Path) -> dict[str, Value]:
@@ -331,12 +305,11 @@ def _read(path: Path) -> dict[str, Value]:
 
 def _recognise(path: Path, values: Mapping[str, Value], tool: str | None) -> tuple[str, tuple[str, ...]]:
     if tool is not None:
-        if tool not in foreign.TOOLS:
-            near = difflib.get_close_matches(tool, foreign.TOOLS, n=1, cutoff=0.4)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise InputError(f"no tool {_plain(tool, 40)}; there are {', '.join(foreign.TOOLS)}{hint}")
+        if tool not in TOOLS:
+            hint = did_you_mean(tool, TOOLS)
+            raise InputError(f"no tool {_plain(tool, 40)}; there are {', '.join(TOOLS)}{hint}")
         return tool, ()
-    found = {name: tuple(key for key in values if key in signs) for name, signs in foreign.SIGNS.items()}
+    found = {name: tuple(key for key in values if key in of_tool.signs) for name, of_tool in TOOLS.items()}
     most = max(map(len, found.values()))
     likely = [name for name, signs in found.items() if len(signs) == most]
     if most and len(likely) == 1:
@@ -345,83 +318,33 @@ def _recognise(path: Path, values: Mapping[str, Value], tool: str | None) -> tup
         raise InputError(f"{path}: keys of {' and of '.join(likely)}; say which with --tool")
     if any(key in schema.upstream() or key in schema.RENAMED for key in values):
         return "trl", ()
-    raise InputError(f"{path}: no key of {', '.join(foreign.TOOLS)}; say which tool reads it with --tool")
+    raise InputError(f"{path}: no key of {', '.join(TOOLS)}; say which tool reads it with --tool")
 
 
 def _processes(path: Path, file: Mapping[str, Any], given: int | None) -> tuple[int, str]:
     """How many processes compute one step, and who says so."""
     if given is not None:
         return given, "as given"
-    for key in _PROCESSES:
-        value = file.get(key)
-        if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-            return value, key
     config = file.get("accelerate_config")
+    said: list[tuple[Any, str]] = [(file.get(key), key) for key in PROCESSES]
     if isinstance(config, str):
-        if config == "single_gpu":
-            return 1, f"accelerate_config {config}"
-        if config in ("multi_gpu", "fsdp1", "fsdp2", "zero1", "zero2", "zero3"):
-            # trl/accelerate_configs/*.yaml of TRL 1.16.
-            return 8, f"TRL's accelerate_config {config}"
+        own = "" if config == "single_gpu" else "TRL's "
+        said.append((importers.DATA["accelerate_configs"].get(config), f"{own}accelerate_config {config}"))
         beside = path.parent / config
-        if beside.suffix in (".yaml", ".yml") and beside.is_file():
-            value = {key: item.value for key, item in _read(beside).items()}.get("num_processes")
-            if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-                return value, _plain(config, 60)
-    return 1, "assumed, the file does not say"
-
-
-def _meaning(key: str, value: Any, file: Mapping[str, Any], tool: str) -> Said:
-    """What one key says, by the tool's table or by ours."""
-    table = foreign.TOOLS[tool]
-    prefixed = next((meaning for prefix, meaning in foreign.PREFIXES.items() if key.startswith(prefix)), None)
-    ours = key in schema.RENAMED or key in schema.REFUSED or key in schema.known()
-    launch = key in topology.KEYS or key in _PROCESSES
-    named = key in table or prefixed is not None or ours or launch
-    if value is None and named and not (tool in ("trl", "alignment-handbook") and key in schema.known()):
-        return Said("dropped", _empty(tool))
-    if key in table:
-        return table[key](value, file)
-    if launch and key not in schema.known():
-        return Said("dropped", foreign.ACCELERATE)
-    if key in schema.RENAMED:
-        return _renamed(schema.RENAMED[key], value)
-    if prefixed is not None:
-        return prefixed(value, file)
-    if key in schema.REFUSED:
-        return Said("dropped", schema.REFUSED[key])
-    if key in schema.known():
-        return Said("translated", "", {key: value})
-    near = difflib.get_close_matches(key, {*schema.known(), *schema.RENAMED, *table}, n=1, cutoff=0.75)
-    hint = f"; did you mean {near[0]}?" if near else "; `sft-recipes keys` lists ours"
-    return Said("unknown", f"no key of {foreign.TITLES[tool]} or of a recipe{hint}")
-
-
-def _empty(tool: str) -> str:
-    return f"empty, so {foreign.TITLES[tool]}'s default"
-
-
-def _renamed(instead: str, value: Any) -> Said:
-    """What `schema.RENAMED` says to write, done."""
-    if match := _WRITE.fullmatch(instead):
-        if match["value"] == "{value}":
-            return Said("translated", match["why"] or "", {match["key"]: value})
-        if value is True:
-            return Said("translated", "", {match["key"]: yaml.safe_load(match["value"])})
-        return OFF if value is False else Said("inexpressible", instead)
-    if match := _DROP.fullmatch(instead.format(value=schema.as_yaml(value))):
-        return Said("dropped", match["why"])
-    return Said("inexpressible", instead)
+        if beside.suffix in (".yaml", ".yml") and beside.is_file() and (number := _read(beside).get("num_processes")):
+            said.append((number.value, _plain(config, 60)))
+    numbers = ((number, who) for number, who in said if isinstance(number, int) and number is not True and number > 0)
+    return next(numbers, (1, "assumed, the file does not say"))
 
 
 def _repaired(key: str, value: Any) -> tuple[Any, str]:
     """A value in the type that its key has today, if it says the same: text for a list, `4.0` for 4, `"2e-4"`."""
-    if isinstance(value, str) and (key, value) in foreign.VALUES:
-        return foreign.VALUES[key, value]
+    if isinstance(value, str) and value in (names := importers.DATA["values"].get(key, {})):
+        return names[value][0], names[value][1]
     types = (schema.known().get(key) or {"types": []})["types"]
     if isinstance(value, str) and "str" not in types:
         if "list[str]" in types:
-            return [part.strip() for part in value.split(",")], "a list today"
+            return [part.strip() for part in value.split(",")], "a list here"
         if "float" in types or "int" in types:
             try:
                 value = float(value)

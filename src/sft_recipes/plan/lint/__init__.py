@@ -90,6 +90,9 @@ class Finding:
         """Whether a run is refused for it."""
         return self.severity == "blocking" and self.silenced is None
 
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.message}. Instead: {self.instead}"
+
 
 @functools.cache
 def rules() -> dict[str, Rule]:

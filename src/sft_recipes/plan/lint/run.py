@@ -1,13 +1,17 @@
 """Rules about batch, processes, devices and steps, and about where models, data and results come from and go to."""
 
+import functools
 import os
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sft_recipes.errors import InputError
+from sft_recipes.demo import demo_base
 from sft_recipes.plan.lint import Case, Found
-from sft_recipes.recipes import topology
-from sft_recipes.recipes.recipe import MODELS
+from sft_recipes.recipes import conflicts
+from sft_recipes.recipes.conflicts import Conflict
+from sft_recipes.recipes.recipe import MODELS, Recipe
+from sft_recipes.recipes.topology import Gpu, Topology
 from sft_recipes.terminal import count, share
 
 GIB = 2**30
@@ -18,23 +22,24 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 CREDENTIALS = {"wandb": ("WANDB_API_KEY", "WANDB_MODE"), "mlflow": ("MLFLOW_TRACKING_URI",)}
 
 
-def batch_unreachable(case: Case) -> Found:
-    try:
-        topology.accumulation(case.recipe, case.topology)
-    except InputError as error:
-        text, works = error.problems[0].split(" Works: ")
-        yield {"text": text.rstrip("."), "works": works}
+def refused(recipe: Recipe, topology: Topology, gpus: Sequence[Gpu]) -> Iterator[Conflict]:
+    """What a training here is refused for, whatever its rows."""
+    yield from conflicts.of_topology(recipe, topology)
+    # The demo's base model is built before the first training that needs it.
+    yield from conflicts.of_machine(recipe, topology, gpus, [demo_base.DIRECTORY])
 
 
-def unsupported_pair(case: Case) -> Found:
-    for reason, remedy in topology.unsupported(case.recipe, case.topology):
-        yield {"reason": reason, "remedy": remedy}
+def _refused(rule: str, case: Case) -> Found:
+    for each in refused(case.recipe, case.topology, case.gpus):
+        if each.rule == rule:
+            yield {"reason": each.reason, "remedy": each.remedy}
 
 
-def devices_missing(case: Case) -> Found:
-    have, need = len(case.gpus), case.topology.processes
-    if not case.topology.use_cpu and have < need:
-        yield {"processes": count(need, "process"), "seen": "1 GPU is" if have == 1 else f"{have} GPUs are"}
+batch_unreachable = functools.partial(_refused, "batch-unreachable")
+unsupported_pair = functools.partial(_refused, "unsupported-pair")
+devices_missing = functools.partial(_refused, "devices-missing")
+tool_missing = functools.partial(_refused, "tool-missing")
+model_missing = functools.partial(_refused, "model-missing")
 
 
 def devices_idle(case: Case) -> Found:
