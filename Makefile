@@ -1,41 +1,18 @@
-# Variables are handed to the program as data: make does not expand them, and the shell sees them only quoted.
-override RECIPE := $(value RECIPE)
-override ACCEL := $(value ACCEL)
-override GPUS := $(value GPUS)
-override NAME := $(value NAME)
-override SET := $(value SET)
-override RESUME := $(value RESUME)
-override OUT := $(value OUT)
-override DATA := $(value DATA)
-override GPU := $(value GPU)
-override VRAM := $(value VRAM)
-override TRACE := $(value TRACE)
-override FETCH := $(value FETCH)
-override ROWS := $(value ROWS)
-override HTML := $(value HTML)
-override A := $(value A)
-override B := $(value B)
-override FILE := $(value FILE)
-override RUN := $(value RUN)
-override RUNS := $(value RUNS)
-override SPLIT := $(value SPLIT)
-override BASE := $(value BASE)
-override SEEDS := $(value SEEDS)
-override INPUT := $(value INPUT)
-override REPO := $(value REPO)
-override MERGED := $(value MERGED)
-override PUBLIC := $(value PUBLIC)
-override MODEL := $(value MODEL)
-override KEY := $(value KEY)
-override FROM := $(value FROM)
-override WHY := $(value WHY)
-override OVER := $(value OVER)
-override TRIALS := $(value TRIALS)
-override JOBS := $(value JOBS)
-override BUDGET := $(value BUDGET)
-override ONLY := $(value ONLY)
-export RECIPE ACCEL GPUS NAME SET RESUME OUT DATA GPU VRAM TRACE FETCH ROWS HTML A B FILE
-export RUN RUNS SPLIT BASE SEEDS INPUT REPO MERGED PUBLIC MODEL KEY FROM WHY OVER TRIALS JOBS BUDGET ONLY
+# A command of the program is the target of its name, and its options are variables of make's command line, in capitals.
+# They are handed over as data: make does not expand them, and no shell sees them.
+override GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+$(foreach name,$(GIVEN),$(eval override $$(name) := $$(value $$(name))))
+# What make itself reads.
+override GIVEN := $(strip $(filter-out PYTHON VENV VIRTUAL_ENV,$(GIVEN)))
+override GOALS := $(or $(MAKECMDGOALS),help)
+export GIVEN GOALS $(GIVEN)
+
+COMMANDS := list models plan preview fit diff gpu rules rehearse audit train sweep resume evaluate report compare \
+	leaderboard merge predict chat push new why show export pin
+ifeq ($(filter $(COMMANDS) train-%,$(GOALS)),)
+  override UNREAD := $(filter-out $(if $(filter benchmark-scoring,$(GOALS)),RUN),$(GIVEN))
+  $(if $(UNREAD),$(error make $(GOALS) does not read $(UNREAD)))
+endif
 
 PYTHON ?= python3
 # An active environment is used as it is; otherwise one of our own is made.
@@ -44,11 +21,8 @@ BIN := $(VENV)/bin
 PROGRAM := $(BIN)/sft-recipes
 INSTALLED := $(VENV)/.sft-recipes
 INSTALLED_TEST := $(VENV)/.sft-recipes-test
-OPTIONS = $${ACCEL:+--accel="$$ACCEL"} $${GPUS:+--gpus="$$GPUS"} $${MODEL:+--model="$$MODEL"} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"}
-PLAN_OPTIONS = $(OPTIONS) $${GPU:+--gpu="$$GPU"}
-RUN_OPTIONS = $(OPTIONS) $${NAME:+--name="$$NAME"} $${RESUME:+--resume} $${SEEDS:+--seeds="$$SEEDS"}
 
-.PHONY: help install list models plan preview fit diff gpu rules rehearse audit train sweep resume evaluate report compare leaderboard merge predict chat push show export pin lint types test check benchmark benchmark-scoring docs
+.PHONY: help install $(COMMANDS) lint types test check benchmark benchmark-scoring docs
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -57,87 +31,40 @@ help: ## this list
 
 install: $(INSTALLED) ## the environment and the pinned packages; other targets do it when needed
 
-list: $(INSTALLED) ## the recipes and the one idea of each
-	@$(PROGRAM) list
+list: ## the recipes and the one idea of each
+models: ## the models that any recipe can be trained on by MODEL=
+plan: ## what RECIPE will do: rows, steps, memory, time, findings (DATA=, GPU=a100-80gb, TRACE=1, FETCH=1, WHY=1)
+preview: ## rows of RECIPE as the trainer sees them (ROWS=5, HTML=page.html, DATA=)
+fit: ## the largest micro-batch of RECIPE that fits, at the same global batch (GPUS=1 VRAM=24)
+diff: ## what recipes A and B do differently, why, and what follows (DATA=)
+gpu: ## measure this machine into benchmarks/ (BUDGET=400 seconds, OUT=folder, ONLY="memory speed")
+rules: ## every rule that plan and train apply
+rehearse: ## run RECIPE for a few steps with a tiny model on CPU processes, to see that nothing breaks
+audit: ## check another tool's SFT configuration FILE, and translate it into the recipe OUT
+train: ## fine-tune RECIPE into runs/NAME (MODEL=, DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1, SEEDS="42 43")
+sweep: ## RECIPE with every value of OVER="learning_rate=1e-4,2e-4 lora_r=16,32", compared (TRIALS=20 by Optuna, JOBS=, OUT=)
+resume: ## continue the interrupted run NAME from its newest whole checkpoint
+evaluate: ## RUN on rows it has not seen, with intervals and a verdict (SPLIT=validation, BASE=1, DATA=, SET=)
+report: ## write RUN's report.html anew
+compare: ## what RUNS changed, what came of it, and which differences are real (OUT=page.html, .md or .csv)
+leaderboard: ## every evaluated run, by the rows it was evaluated on (OUT=table.md or .csv)
+merge: ## RUN's adapter into unquantised base weights, proven equal (OUT=folder)
+predict: ## what RUN answers to the rows of INPUT (OUT=file.jsonl)
+chat: ## talk to RUN in the terminal (BASE=1 begins with the base model)
+push: ## upload RUN's adapter to REPO on the Hub by HF_TOKEN, private (MERGED=1 the merged model, PUBLIC=1)
+new: ## write the recipe NAME, three lines that extend FROM=default
+why: ## why KEY has its value, in RECIPE (KEY=lora_alpha RECIPE=default)
+show: ## RECIPE as it resolves, with the origin of every value (WHY=1: with a reason too)
+export: ## RECIPE as a plain file OUT for stock trl sft --config
+pin: ## write the Hub's current commit of the base model into RECIPE (or into MODEL)
 
-models: $(INSTALLED) ## the models that any recipe can be trained on by MODEL=
-	@$(PROGRAM) models
+show: export override ORIGIN := 1
+train-%: export override RECIPE = $*
+train-%: $(INSTALLED) ## fine-tune a recipe by its name, as make train-high_capacity
+	@$(PROGRAM) --make train
 
-plan: $(INSTALLED) ## what RECIPE will do: rows, steps, memory, time, findings (DATA=, GPU=a100-80gb, TRACE=1, FETCH=1)
-	@$(PROGRAM) plan $(PLAN_OPTIONS) $${TRACE:+--trace} $${FETCH:+--fetch} -- "$${RECIPE:?name a recipe: make plan RECIPE=default}"
-
-preview: $(INSTALLED) ## rows of RECIPE as the trainer sees them (ROWS=5, HTML=page.html, DATA=)
-	@$(PROGRAM) preview $${MODEL:+--model="$$MODEL"} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"} $${ROWS:+--rows="$$ROWS"} $${HTML:+--html="$$HTML"} -- "$${RECIPE:?name a recipe: make preview RECIPE=demo}"
-
-fit: $(INSTALLED) ## the largest micro-batch of RECIPE that fits, at the same global batch (GPUS=1 VRAM=24)
-	@$(PROGRAM) fit $${GPUS:+--gpus="$$GPUS"} $${MODEL:+--model="$$MODEL"} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"} --vram="$${VRAM:?name the memory of a GPU in GiB: VRAM=24}" -- "$${RECIPE:?name a recipe: make fit RECIPE=default GPUS=1 VRAM=24}"
-
-diff: $(INSTALLED) ## what recipes A and B do differently, why, and what follows (DATA=)
-	@$(PROGRAM) diff $(PLAN_OPTIONS) -- "$${A:?name two recipes: make diff A=default B=high_capacity}" "$${B:?name the other recipe: B=}"
-
-gpu: $(INSTALLED) ## measure this machine into benchmarks/ (BUDGET=400 seconds, OUT=folder, ONLY="memory speed")
-	@$(PROGRAM) gpu $${BUDGET:+--budget="$$BUDGET"} $${ONLY:+--only="$$ONLY"} $${OUT:+--out="$$OUT"}
-
-rules: $(INSTALLED) ## every rule that plan and train apply
-	@$(PROGRAM) rules
-
-rehearse: $(INSTALLED) ## run RECIPE for a few steps with a tiny model on CPU processes, to see that nothing breaks
-	@$(PROGRAM) rehearse $(OPTIONS) $${NAME:+--name="$$NAME"} -- "$${RECIPE:?name a recipe: make rehearse RECIPE=default}"
-
-audit: $(INSTALLED) ## check another tool's SFT configuration FILE, and translate it into the recipe OUT
-	@$(PROGRAM) audit $${OUT:+--out="$$OUT"} -- "$${FILE:?name a file: make audit FILE=config_qlora.yaml}"
-
-train: $(INSTALLED) ## fine-tune RECIPE into runs/NAME (MODEL=, DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1, SEEDS="42 43")
-	@$(PROGRAM) train $(RUN_OPTIONS) -- "$${RECIPE:?name a recipe: make train RECIPE=demo; make list shows them}"
-
-train-%: override RECIPE = $*
-train-%: $(INSTALLED) ## the same, as make train-high_capacity
-	@$(PROGRAM) train $(RUN_OPTIONS) -- "$$RECIPE"
-
-sweep: $(INSTALLED) ## RECIPE with every value of OVER="learning_rate=1e-4,2e-4 lora_r=16,32", compared (TRIALS=20 by Optuna, JOBS=, OUT=)
-	@$(PROGRAM) sweep --over="$${OVER:?name what to vary: OVER=\"learning_rate=1e-4,2e-4\"}" $${TRIALS:+--trials="$$TRIALS"} $${JOBS:+--jobs="$$JOBS"} $${OUT:+--out="$$OUT"} $${NAME:+--name="$$NAME"} $(OPTIONS) -- "$${RECIPE:?name a recipe: make sweep RECIPE=default}"
-
-resume: $(INSTALLED) ## continue the interrupted run NAME from its newest whole checkpoint
-	@$(PROGRAM) resume -- "$${NAME:?name a run: make resume NAME=my_run}"
-
-evaluate: $(INSTALLED) ## RUN on rows it has not seen, with intervals and a verdict (SPLIT=validation, BASE=1, DATA=, SET=)
-	@$(PROGRAM) evaluate $${SPLIT:+--split="$$SPLIT"} $${BASE:+--base} $${SET:+--set="$$SET"} $${DATA:+--data="$$DATA"} -- "$${RUN:?name a run: make evaluate RUN=my_run}"
-
-report: $(INSTALLED) ## write RUN's report.html anew
-	@$(PROGRAM) report -- "$${RUN:?name a run: make report RUN=my_run}"
-
-compare: $(INSTALLED) ## what RUNS changed, what came of it, and which differences are real (OUT=page.html, .md or .csv)
-	@set -f; $(PROGRAM) compare $${SPLIT:+--split="$$SPLIT"} $${OUT:+--out="$$OUT"} -- $${RUNS:?name two runs or more: make compare RUNS="a b"}
-
-leaderboard: $(INSTALLED) ## every evaluated run, by the rows it was evaluated on (OUT=table.md or .csv)
-	@$(PROGRAM) leaderboard $${SPLIT:+--split="$$SPLIT"} $${OUT:+--out="$$OUT"}
-
-merge: $(INSTALLED) ## RUN's adapter into unquantised base weights, proven equal (OUT=folder)
-	@$(PROGRAM) merge $${OUT:+--out="$$OUT"} -- "$${RUN:?name a run: make merge RUN=my_run}"
-
-predict: $(INSTALLED) ## what RUN answers to the rows of INPUT (OUT=file.jsonl)
-	@$(PROGRAM) predict --input="$${INPUT:?name a file: INPUT=rows.jsonl}" $${OUT:+--out="$$OUT"} -- "$${RUN:?name a run: make predict RUN=my_run INPUT=rows.jsonl}"
-
-chat: $(INSTALLED) ## talk to RUN in the terminal (BASE=1 begins with the base model)
-	@$(PROGRAM) chat $${BASE:+--base} -- "$${RUN:?name a run: make chat RUN=my_run}"
-
-push: $(INSTALLED) ## upload RUN's adapter to REPO on the Hub by HF_TOKEN, private (MERGED=1 the merged model, PUBLIC=1)
-	@$(PROGRAM) push --repo="$${REPO:?name a repository: REPO=org/name}" $${MERGED:+--merged} $${PUBLIC:+--public} -- "$${RUN:?name a run: make push RUN=my_run REPO=org/name}"
-
-new: $(INSTALLED) ## write the recipe NAME, three lines that extend FROM=default
-	@$(PROGRAM) new $${FROM:+--from="$$FROM"} -- "$${NAME:?name the new recipe: make new NAME=my_experiment}"
-
-why: $(INSTALLED) ## why KEY has its value, in RECIPE (KEY=lora_alpha RECIPE=default)
-	@$(PROGRAM) why -- "$${KEY:?name a key: make why KEY=lora_alpha}" $${RECIPE:+"$$RECIPE"}
-
-show: $(INSTALLED) ## RECIPE as it resolves, with the origin of every value (WHY=1: a reason instead)
-	@$(PROGRAM) show $${WHY:+--why} $${WHY:---origin} $(OPTIONS) -- "$${RECIPE:?name a recipe: make show RECIPE=default}"
-
-export: $(INSTALLED) ## RECIPE as a plain file OUT for stock trl sft --config
-	@$(PROGRAM) export --out="$${OUT:?name a file: OUT=plain.yaml}" $(OPTIONS) -- "$${RECIPE:?name a recipe}"
-
-pin: $(INSTALLED) ## write the Hub's current commit of the base model into RECIPE (or into MODEL)
-	@$(PROGRAM) pin $${MODEL:+--model="$$MODEL"} -- "$${RECIPE:?name a recipe: make pin RECIPE=default}"
+$(COMMANDS): $(INSTALLED)
+	@$(PROGRAM) --make $@
 
 lint: $(INSTALLED_TEST) ## ruff, lint and format, and which module may import which
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-logo

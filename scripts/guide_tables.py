@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.benchmark.scale import ANSWER, LENGTHS
 from sft_recipes.plan import plan
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, topology, why
@@ -22,11 +23,9 @@ PRESET_KEYS = (
     "learning_rate",
 )
 # The rows that times are computed for: as many as the seed's approach document assumes, as long as those of the
-# origin, whose tokens were counted (2,686 rows of finetuning/data/ft_prompts/train.jsonl; mean 184, of which 36
-# answer), by linear interpolation between these quantiles.
+# origin, which the benchmark times too.
 ROWS = 10_453
-QUANTILES = ((0.0, 143), (0.5, 181), (0.95, 221), (0.99, 249), (1.0, 712))
-MEAN, ANSWER = 184, 36
+QUANTILES, MEAN = LENGTHS["origin"], 184
 REFERENCE = Path(".cache/docs/reference.jsonl")
 
 

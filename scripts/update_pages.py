@@ -1,7 +1,8 @@
 """Regenerate what pages show of recipes, accelerate configs, rules and the demo: README.md and its kin (PAGES), and
 docs/rules.md.
 
-`python scripts/update_pages.py` trains the demo anew and replaces docs/demo/; with `--tables` only the tables change.
+`python scripts/update_pages.py` trains the demo anew and replaces docs/demo/; with `--tables` only the tables and
+the plan change.
 A test compares the pages with what `render` and `rules_page` give, so that none can drift.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import guide_tables
+import performance_tables
 
 from sft_recipes.plan import lint
 from sft_recipes.recipes import recipe as recipes
@@ -111,7 +113,9 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "models": model_table,
         "demo": demo_block,
         "plan": plan_block,
+        "measured": performance_tables.readme,
     },
+    "docs/performance.md": {"performance": performance_tables.performance},
     "recipes/README.md": {"presets": guide_tables.preset_table, "recipes": guide_tables.recipe_table},
     "docs/choosing.md": {"costs": guide_tables.costs, "claims": guide_tables.claims},
 }
@@ -133,19 +137,24 @@ def _between(content: str, section: re.Match[str]) -> str:
     return f"{section[1]}\n{content}\n{section[2]}"
 
 
+def said(*arguments: str) -> str:
+    """What a command of the program prints."""
+    command = [sys.executable, "-m", "sft_recipes", *arguments]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+
+
+def plan_demo() -> None:
+    """Plan the default recipe with the demo's rows and keep what was said."""
+    text = said("plan", "default", "--data", "data/demo/train.jsonl")
+    (DEMO / "plan.txt").write_text(f"$ make plan RECIPE=default DATA=data/demo/train.jsonl\n{text}", encoding="utf-8")
+
+
 def train_demo() -> None:
-    """Plan and train the demo and keep what was said and drawn."""
+    """Train the demo and keep what was said and drawn."""
     run = Path("runs") / "readme"
     shutil.rmtree(run, ignore_errors=True)
-    program = [sys.executable, "-m", "sft_recipes"]
-    command = [*program, "train", "demo", "--name", "readme"]
-    said = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    DEMO.mkdir(parents=True, exist_ok=True)
-    command = [*program, "plan", "default", "--data", "data/demo/train.jsonl"]
-    planned = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    text = f"$ make plan RECIPE=default DATA=data/demo/train.jsonl\n{planned}"
-    (DEMO / "plan.txt").write_text(text, encoding="utf-8")
-    (DEMO / "terminal.txt").write_text(f"$ make train RECIPE=demo NAME=readme\n{said}", encoding="utf-8")
+    text = said("train", "demo", "--name", "readme")
+    (DEMO / "terminal.txt").write_text(f"$ make train RECIPE=demo NAME=readme\n{text}", encoding="utf-8")
     shutil.copy(run / "loss.png", DEMO / "loss.png")
     report.picture(Run(run), DEMO / "evaluation.png")
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
@@ -159,6 +168,7 @@ def main() -> None:
     os.chdir(ROOT)
     if not options.parse_args().tables:
         train_demo()
+    plan_demo()
     (ROOT / "docs" / "rules.md").write_text(rules_page(), encoding="utf-8")
     for page in PAGES:
         (ROOT / page).write_text(render(page), encoding="utf-8")

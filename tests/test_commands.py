@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, alpaca_rows, write_rows
 
+from sft_recipes import cli
 from sft_recipes.cli import main
 from sft_recipes.environment import quiet_environment
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
-from sft_recipes.recipes import topology
+from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes.recipe import load
 
 HOSTILE = [
@@ -133,6 +134,44 @@ def test_a_hostile_target_is_data_too(checkout: Path) -> None:
     assert not list(checkout.rglob("pwned"))
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["plan", "RECIPE=tiny", "LR=3"], "make plan does not read LR; it reads RECIPE, "),
+        (["plan", "RECIPE=tiny", "SEEDS="], "make plan does not read SEEDS"),
+        (["train", "RECIP=tiny"], "make train does not read RECIP (nearest: 'RECIPE')"),
+        (["train", "RECIP=tiny"], "make train needs RECIPE=: a name in recipes/"),
+        (["train-tiny", "VRAM=24"], "make train does not read VRAM"),
+        (["list", "RECIPE=$(shell touch pwned)"], "make list does not read RECIPE"),
+        (["types", "RECIPE=tiny"], "make types does not read RECIPE"),
+    ],
+)
+def test_a_variable_that_a_target_does_not_read_stops(checkout: Path, arguments: list[str], expected: str) -> None:
+    said = make(*arguments, cwd=checkout)
+    assert said.returncode == 2
+    assert expected in said.stderr
+    assert not (checkout / "runs").exists()
+    assert not list(checkout.rglob("pwned"))
+
+
+def test_variables_of_the_environment_may_be_for_others(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LR", "3")
+    monkeypatch.setenv("SEEDS", "$(shell touch pwned)")
+    assert make("list", cwd=checkout).returncode == 0
+    assert not list(checkout.rglob("pwned"))
+
+
+def test_targets_that_are_made_together_share_their_variables(checkout: Path) -> None:
+    said = make("list", "show", "RECIPE=high_capacity", cwd=checkout)
+    assert said.returncode == 0, said.stderr
+    assert "lora_r: 64" in said.stdout
+
+
+def test_a_switch_that_is_turned_off_is_off() -> None:
+    variables = {"RECIPE": "tiny", "TRACE": "0", "FETCH": "1", "GIVEN": "RECIPE TRACE FETCH"}
+    assert cli.from_make("plan", variables) == ["plan", "--fetch", "--", "tiny"]
+
+
 def test_default_without_gpus_says_what_is_missing_and_three_ways_on(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -161,6 +200,106 @@ def test_all_problems_are_reported_together(project: Path, capsys: pytest.Captur
         assert fragment in said
 
 
+COMMANDS = sorted(cli.program(False).commands)
+
+
+def test_the_help_has_every_command_in_its_group(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    groups = dict(re.findall(r"^(\S.*):\n((?:  .*\n?)+)", said, flags=re.MULTILINE))
+    listed = {name: re.findall(r"^  ([a-z]+) ", lines, flags=re.MULTILINE) for name, lines in groups.items()}
+    assert list(listed)[1:] == [
+        "Before it costs anything",
+        "Train",
+        "Is it better",
+        "Use it",
+        "Recipes",
+        "This machine",
+    ]
+    assert sorted(name for group in [*listed][1:] for name in listed[group]) == COMMANDS
+    assert main([]) == 2
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_says_what_it_does_and_what_each_option_means(name: str, capsys: pytest.CaptureFixture) -> None:
+    command = cli.program(False).commands[name]
+    assert command.help and command.help.endswith(".")
+    assert all(parameter.help for parameter in command.params)
+    assert main([name, "--help"]) == 0
+    said = capsys.readouterr().out
+    assert " ".join(command.help.split()) in " ".join(said.split())
+    assert "--json" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["trian", "tiny"], "No such command 'trian'. Did you mean 'train'?"),
+        (["plan"], "Missing argument 'RECIPE'."),
+        (["plan", "tiny", "--acel", "cpu"], "No such option: --acel (Possible options: --accel"),
+        (["plan", "tiny", "--gpus", "0"], "'0' is not a whole number above 0"),
+        (["fit", "tiny"], "Missing option '--vram'."),
+        (["evaluate", "run", "--split", "train"], "'train' is not one of 'test', 'validation'"),
+    ],
+)
+def test_a_command_line_that_cannot_be_read_is_answered_in_one_line(
+    arguments: list[str], expected: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ") and said.err.count("\n") == 1
+    assert expected in said.err and "--help)" in said.err
+    assert main([*arguments, "--json"]) == 2
+    assert expected in json.loads(capsys.readouterr().out)["problems"][0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "near"),
+    [
+        (["show", "high_capasity"], "high_capacity"),
+        (["show", "tiny", "--model", "qwen3_8"], "qwen3_8b"),
+        (["show", "tiny", "--accel", "zer02"], "zero2"),
+        (["resume", "knwn"], "known"),
+    ],
+)
+def test_a_name_that_is_nearly_right_is_told(
+    project: Path, arguments: list[str], near: str, capsys: pytest.CaptureFixture
+) -> None:
+    launch.create(jobs.check("tiny"), "known")
+    capsys.readouterr()
+    assert main(arguments) == 2
+    assert f"(nearest: {near!r})" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("sft-recipes pr", "predict preview"),
+        ("sft-recipes plan high_capacity", "high_capacity high_capacity_all_linear"),
+        ("sft-recipes plan --model qwen3_8", "qwen3_8b"),
+        ("sft-recipes train --accel zero3", "zero3 zero3_offload"),
+        ("sft-recipes evaluate kn", "known"),
+        ("sft-recipes why lora_al", "lora_alpha"),
+    ],
+)
+def test_the_shell_completes_names(project: Path, line: str, expected: str) -> None:
+    (project / "runs" / "known").mkdir(parents=True)
+    (project / "runs" / "known" / "run.json").write_text("{}")
+    variables = {"_SFT_RECIPES_COMPLETE": "complete_bash", "COMP_WORDS": line, "COMP_CWORD": str(line.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-m", "sft_recipes"], env=os.environ | variables, capture_output=True, text=True, timeout=60
+    )
+    assert sorted(done.stdout.split()) == expected.split(), done.stderr
+
+
+def test_the_version_is_the_package_s(capsys: pytest.CaptureFixture) -> None:
+    from importlib.metadata import version
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"sft-recipes {version('sft-recipes')}\n"
+
+
 def test_a_reader_that_has_seen_enough_is_no_error(project: Path) -> None:
     pipeline = f"{shlex.quote(sys.executable)} -m sft_recipes keys | head -n 1"
     done = subprocess.run(["sh", "-c", pipeline], capture_output=True, text=True)
@@ -187,6 +326,16 @@ def test_show_names_the_origin_of_every_value(project: Path, capsys: pytest.Capt
     lines = capsys.readouterr().out.splitlines()
     assert all(re.search(r"# (recipes/\w+\.yaml:\d+|SET|derived: .+)$", line) for line in lines)
     assert any(line.startswith("seed: 7 ") and line.endswith("# SET") for line in lines)
+
+
+def test_reasons_stand_beside_origins(checkout: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["show", "high_capacity", "--why", "--origin"]) == 0
+    both = capsys.readouterr().out
+    assert re.search(r"^lora_r: 64 +# recipes/high_capacity.yaml:3: \w+", both, flags=re.MULTILINE)
+    assert main(["show", "high_capacity", "--why"]) == 0
+    assert "high_capacity.yaml:3" not in capsys.readouterr().out
+    said = make("show", "RECIPE=high_capacity", "WHY=1", cwd=checkout)
+    assert (said.returncode, said.stdout) == (0, both)
 
 
 def test_the_name_of_a_run_is_never_used_twice(project: Path, capsys: pytest.CaptureFixture) -> None:
@@ -330,6 +479,14 @@ def test_every_documented_command_reaches_the_program(checkout: Path, command: s
     if program == "make":
         done = make("--dry-run", *arguments, cwd=checkout)
         assert done.returncode == 0, done.stderr
+        target, *given = arguments
+        variables = dict(each.split("=", 1) for each in given)
+        if target.startswith("train-"):
+            target, variables["RECIPE"] = "train", target.removeprefix("train-")
+        # A target without variables is spoken of, rather than called.
+        if variables and target in cli.program(False).commands:
+            taken = cli.from_make(target, variables | {"GIVEN": " ".join(variables)})
+            cli.program(False).commands[target].make_context(target, taken[1:])
     else:
         assert main(arguments) == 0
 
@@ -416,12 +573,14 @@ def test_a_gpu_without_what_triton_needs_is_refused_before_the_first_step(
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(project / "bin"))
     tiny, single = load("tiny"), topology.read("single_gpu", "a test")
-    compiler, headers = jobs.missing_tools(tiny, single)
+    compiler, headers = map(str, conflicts.missing_tools(tiny, single))
     assert "finds no C compiler; install one (apt-get install gcc)" in compiler
     assert f"{project / 'include'} has no Python.h; install them (apt-get install python3." in headers
-    assert jobs.missing_tools(tiny, topology.read("cpu", "a test")) == []
+    assert [*conflicts.missing_tools(tiny, topology.read("cpu", "a test"))] == []
+    # Where the GPUs are another machine's, so are the compilers.
+    assert {each.rule for each in conflicts.of_machine(tiny, single, [])} == {"devices-missing"}
     (project / "include").mkdir()
     (project / "include" / "Python.h").touch()
     (project / "bin").mkdir()
     (project / "bin" / "gcc").touch(mode=0o755)
-    assert jobs.missing_tools(tiny, single) == []
+    assert [*conflicts.missing_tools(tiny, single)] == []

@@ -1,5 +1,6 @@
 """What keeps the libraries from calling home and from talking about themselves, here and in child processes."""
 
+import importlib.util
 import logging
 import os
 import sys
@@ -7,8 +8,13 @@ import warnings
 from pathlib import Path
 
 
-def quiet_environment(*, on_cpu: bool) -> dict[str, str]:
-    """This environment, with what keeps upstream from calling home and from talking about itself."""
+def quiet_environment(*, on_cpu: bool, one_gpu: bool = False) -> dict[str, str]:
+    """This environment, with what keeps upstream from calling home and from talking about itself.
+
+    Args:
+        on_cpu: Hide every GPU.
+        one_gpu: Show the first visible GPU alone; transformers would spread a model over all that it sees.
+    """
     defaults = {
         "DS_LOG_LEVEL": "error",
         "TORCH_CPP_LOG_LEVEL": "ERROR",
@@ -24,10 +30,24 @@ def quiet_environment(*, on_cpu: bool) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
+        # A notebook's is a module that need not be installed beside this Python, and nothing is drawn on a screen.
+        "MPLBACKEND": "agg",
         # A GPU in sight is taken by some of the libraries, whatever the accelerate config says.
         **({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}),
+        **({"CUDA_VISIBLE_DEVICES": _first_gpu()} if one_gpu and not on_cpu else {}),
     }
     return defaults | dict(os.environ) | changes
+
+
+def importable_backend() -> None:
+    """Forget a notebook's MPLBACKEND where it is a module of another Python's: matplotlib could not be imported."""
+    name, _, module = os.environ.get("MPLBACKEND", "").partition("://")
+    if name == "module" and importlib.util.find_spec(module.partition(".")[0]) is None:
+        del os.environ["MPLBACKEND"]
+
+
+def _first_gpu() -> str:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def quiet() -> None:

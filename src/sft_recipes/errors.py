@@ -17,6 +17,31 @@ class InputError(Exception):
         super().__init__("\n".join(problems))
 
 
+class RunStopped(Exception):
+    """A run did not come to its end; `run` is what there is of it.
+
+    Args:
+        message: what happened, and how to go on.
+        run: the run.
+    """
+
+    def __init__(self, message: str, run: Any) -> None:
+        self.run = run
+        super().__init__(message)
+
+
+class TrainingFailed(RunStopped):
+    """A training failed while it ran."""
+
+
+class EvaluationFailed(RunStopped):
+    """A run was trained, and what followed its training failed."""
+
+
+class Interrupted(RunStopped):
+    """A training or an evaluation was stopped, and can go on."""
+
+
 def shown(value: Any) -> str:
     """What a field holds, short enough for a message."""
     if value is None:
@@ -37,6 +62,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 def nearest(name: str, known: Collection[str]) -> str:
+    """The one of those known that a name may have meant, to be put behind it."""
     near = difflib.get_close_matches(name, known, 1)
     return f" (nearest: {near[0]!r})" if near else ""
 

@@ -1,6 +1,7 @@
 """Files that are whole or not there, and what tells that they are the same."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,27 @@ def write_whole(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def json_lines(path: Path, *, cut_off: bool = False) -> list[Any]:
+    """The values of a JSON-lines file in order.
+
+    Args:
+        path: of the file.
+        cut_off: leave out a last line that a crash cut off, which only a file that grows can have.
+
+    Raises:
+        ValueError: Another line is no JSON.
+    """
+    # Not by `splitlines`, to which more characters end a line than to JSON lines.
+    *lines, last = path.read_bytes().split(b"\n")
+    values = [json.loads(line) for line in lines if line.strip()]
+    try:
+        return values + ([json.loads(last)] if last.strip() else [])
+    except ValueError:
+        if not cut_off:
+            raise
+        return values
 
 
 def sealed(directory: Path, besides: str) -> dict[str, dict[str, Any]]:

@@ -1,17 +1,76 @@
-"""How a run speaks: one line a decision, and numbers as people write them."""
+"""How a run speaks: one line a decision, folded and coloured on a terminal and plain in a pipe, and numbers."""
 
 import contextlib
+import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STYLES = {"blocking": "bold red", "warning": "yellow", "info": "cyan", "verdict": "bold"}
+LABEL = 10
 
 
 def say(label: str, text: str) -> None:
     """Print one decision: what it is about, then what was decided. Continuation lines are indented."""
+    if console := _console():
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        grid.add_column(min_width=LABEL, no_wrap=True)
+        grid.add_column(overflow="fold")
+        grid.add_row(Text(label, style=STYLES.get(label, "dim")), Text(text))
+        console.print(grid)
+        return
     first, *rest = text.splitlines()
-    print(f"{label:<10} {first}", flush=True)
-    for line in rest:
-        print(f"{'':<10} {line}", flush=True)
+    for line in [f"{label:<{LABEL}} {first}", *(f"{'':<{LABEL}} {line}" for line in rest)]:
+        print(line, flush=True)
+
+
+def print_lines(lines: str | Iterable[tuple[str, str]]) -> None:
+    """Print a whole text, or what `say` takes line by line."""
+    if isinstance(lines, str):
+        print(lines)
+        return
+    for label, text in lines:
+        say(label, text)
+
+
+def table(rows: Sequence[Sequence[str]], *, indent: int = 0) -> str:
+    """Rows in columns as wide as their longest cell; on a terminal, cells are folded to fit it beside an indent."""
+    if console := _console():
+        from rich.table import Table
+        from rich.text import Text
+
+        grid = Table.grid(padding=(0, 2, 0, 0))
+        for _ in rows[0] if rows else ():
+            grid.add_column(overflow="fold")
+        for row in rows:
+            grid.add_row(*(Text(cell, style=STYLES.get(cell, "")) for cell in row))
+        console.width -= indent
+        with console.capture() as captured:
+            console.print(grid)
+        return "\n".join(line.rstrip() for line in captured.get().splitlines())
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def in_colour() -> bool:
+    """Whether somebody looks who has not asked for plain text (no-color.org)."""
+    return sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+
+
+def _console() -> "Console | None":
+    """Where somebody looks at a terminal, what folds lines to its width; what is piped is left as it is."""
+    if not sys.stdout.isatty():
+        return None
+    from rich.console import Console
+
+    return Console(file=sys.stdout, color_system="auto" if in_colour() else None, highlight=False)
 
 
 def count(number: int, noun: str) -> str:

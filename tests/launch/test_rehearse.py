@@ -13,28 +13,20 @@ import pytest
 import safetensors.torch
 import yaml
 
-from sft_recipes.data import preparation
 from sft_recipes.demo import tiny
 from sft_recipes.errors import InputError
 from sft_recipes.launch import launch, rehearse
 from sft_recipes.plan import job as jobs
-from sft_recipes.recipes import recipe, topology
+from sft_recipes.recipes import topology
 from sft_recipes.train import process
 
 
-def parts(name: str, accel: str, *overrides: str) -> tuple[recipe.Recipe, topology.Topology, topology.Topology]:
-    chosen = recipe.load(name, recipe.parse_overrides(overrides))
-    real = topology.read(accel, "ACCEL")
-    return chosen, real, rehearse.on_cpu(real)
-
-
 def job(name: str, accel: str, *overrides: str) -> jobs.Job:
-    chosen, real, small = parts(name, accel, *overrides)
-    prepared = preparation.prepare(**preparation.source_of(chosen), cache=preparation.CACHE)
-    base = tiny.find(chosen["model_name_or_path"], chosen["model_revision"])
+    real = jobs.resolve(name, accel=accel, overrides=overrides)
+    base = tiny.find(real.recipe["model_name_or_path"], real.recipe["model_revision"])
     # In this process, to spare another import of torch; `make` then finds it.
     tiny.build(base.directory, base.config, base.tokenizer)
-    return rehearse.job_of(chosen, real, small, prepared, base)
+    return rehearse.rehearsal_of(real, base)
 
 
 @pytest.mark.parametrize(
@@ -52,7 +44,8 @@ def job(name: str, accel: str, *overrides: str) -> jobs.Job:
 def test_the_backend_stays_and_runs_on_the_cpu(
     project: Path, accel: str, backend: str, processes: int, stage: int | None
 ) -> None:
-    _, real, small = parts("default", accel)
+    real = topology.read(accel, "ACCEL")
+    small = rehearse.on_cpu(real)
     assert (small.backend, small.processes, small.zero_stage, small.use_cpu) == (backend, processes, stage, True)
     assert "cpu" not in (small.config.get("deepspeed_config") or {}).values()
     assert real.config == topology.read(accel, "again").config
@@ -64,10 +57,10 @@ def test_the_backend_stays_and_runs_on_the_cpu(
 def test_what_a_recipe_claims_is_what_is_rehearsed(project: Path) -> None:
     """Of the default on four GPUs everything stays but the model, the amounts and when things happen."""
     rehearsed = job("default", "zero2")
-    real = topology.resolve(*parts("default", "zero2")[:2])
+    real = jobs.resolve("default", accel="zero2").resolved
     before, after = (resolved.upstream() | resolved.own() for resolved in (real, rehearsed.resolved))
-    data_keys = {"dataset_name", "dataset_train_split", "dataset_test_split"}
-    assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} - data_keys == {
+    assert {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)} == {
+        "dataset_name",
         "dataloader_num_workers",
         "eval_steps",
         "eval_strategy",
@@ -249,7 +242,7 @@ def test_a_wrong_target_is_found_under_the_models_own_name(
         if "sft_recipes.train.process" not in command:
             return start(command, **options)
         monkeypatch.setattr(sys, "argv", command[-2:])
-        return mock.Mock(returncode=process.main())
+        return mock.Mock(returncode=process.main(), stdout=None)
 
     monkeypatch.setattr(launch.subprocess, "Popen", started)
     job("tiny", "cpu")

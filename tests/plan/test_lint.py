@@ -1,5 +1,7 @@
 """Each rule on a case that trips it and on one that does not."""
 
+import importlib
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -84,7 +86,17 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     "partial-epoch": (lambda: case(rows=6400, max_steps=150), "1.50 epochs", lambda: case(rows=6400)),
     "batch-unreachable": (lambda: case(global_batch_size=60), "60 is not reachable", lambda: case()),
     "unsupported-pair": (lambda: case(accel="fsdp2"), "FSDP2 cannot train", lambda: case(accel="zero3")),
-    "devices-missing": (lambda: case(gpus=1), "1 GPU is visible here", lambda: case(gpus=4)),
+    "devices-missing": (lambda: case(gpus=1), "ddp needs 4 GPUs, 1 is visible", lambda: case(gpus=4)),
+    "tool-missing": (
+        lambda: case(report_to="mlflow", accel="cpu"),
+        "report_to: mlflow is not installed",
+        lambda: case(accel="cpu"),
+    ),
+    "model-missing": (
+        lambda: case(model_name_or_path="./nowhere"),
+        "./nowhere has no config.json",
+        lambda: case(model_name_or_path=".cache/demo/base"),
+    ),
     "devices-idle": (lambda: case(accel="single_gpu", gpus=4), "one of 4", lambda: case(accel="single_gpu", gpus=1)),
     "zero-saves-nothing": (lambda: case(accel="zero2"), "ZeRO-2 saves 0.15 GiB", lambda: case(accel="ddp")),
     "evaluation-batch": (
@@ -215,8 +227,8 @@ def test_a_rule_finds_what_it_says_and_nothing_else(rule: str) -> None:
 
 
 def test_every_rule_is_tested_and_says_what_to_write_instead() -> None:
-    untested = {id for id, rule in lint.rules().items() if not rule.check.__module__.endswith(".data")}
-    assert untested == CASES.keys()
+    modules = {id: getattr(rule.look, "func", rule.look).__module__ for id, rule in lint.rules().items()}
+    assert {id for id, module in modules.items() if not module.endswith(".data")} == CASES.keys()
     for rule in lint.rules().values():
         assert rule.severity in lint.SEVERITIES
         assert rule.idea.endswith(".") and len(rule.evidence) > 20
@@ -240,6 +252,30 @@ def test_a_silenced_rule_is_kept_with_its_reason() -> None:
         ("warmup-share", "as documented by the origin")
     ]
     assert found[-1] is silenced[0]
+
+
+def test_every_function_of_a_rule_is_named_by_one() -> None:
+    """So that no rule is lost by a misspelt name."""
+    known = {rule.look for rule in lint.rules().values()}
+    helpers = {"rows_with", "largest_micro_batch", "detectable_accuracy", "detectable_f1"}
+    for name in lint.MODULES:
+        module = importlib.import_module(f"sft_recipes.plan.lint.{name}")
+        for function in vars(module).values():
+            if inspect.isfunction(function) and function.__module__ == module.__name__:
+                public = not function.__name__.startswith("_") and function.__name__ not in helpers
+                assert not public or function in known, function.__name__
+
+
+def test_a_rule_can_be_silenced_by_the_name_that_it_had() -> None:
+    forms = {"train": {"rows": 100, "source": "rows.jsonl", "classes": {}}}
+    for name, starts in (("yes", {"{{": 50}), ("no", {'{"': 50})):
+        forms["train"]["classes"][name] = {"rows": 50, "first_row": 1, "starts": starts, "fields": {}}
+    rule = lint.rules()["answer-leaks-class"]
+    data: Any = {"class_field": "label", "splits": forms}
+    assert len(list(rule.check(case(data=data)))) == 1
+    assert set(rule.formerly) == {"surface-gives-class-away", "field-in-one-class"}
+    for former in rule.formerly:
+        assert lint._silence(case(silence={former: "meant"}).recipe) == {"answer-leaks-class": "meant"}
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ from conftest import alpaca_rows, write_rows
 from sft_recipes.data import survey
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import lint
-from sft_recipes.plan.lint import Case, Said
+from sft_recipes.plan.lint import Case, Hit
 from sft_recipes.plan.lint import data as rules
 
 Row = dict[str, Any]
-Look = Callable[..., dict[str, list[Said]]]
+Look = Callable[..., dict[str, list[Hit]]]
 
 
 def row(text: str, answer: str, ask: str = "Say which.") -> Row:
@@ -58,16 +58,22 @@ def look(project: Path) -> Look:
         job = jobs.check("tiny", overrides=words)
         found = survey.survey(job.prepared, survey.find_tokenizer(job.recipe), cache=Path("surveys"))
         case = Case(job.recipe, job.topology, data=found)
-        ours = {name: each for name, each in lint._RULES.items() if each.check.__module__ == rules.__name__}
-        said = {name: list(each.check(case)) for name, each in ours.items()}
+        said = {each.id: list(each.check(case)) for each in about_rows()}
         return {name: told for name, told in said.items() if told}
 
     return look
 
 
-def severity(found: dict[str, list[Said]], name: str) -> str:
+def about_rows() -> list[lint.Rule]:
+    """The rules of lint/data.py, and those that need no function."""
+    return [
+        each for each in lint.rules().values() if getattr(each.look, "func", each.look).__module__ == rules.__name__
+    ]
+
+
+def severity(found: dict[str, list[Hit]], name: str) -> str:
     (said,) = found[name]
-    return said.severity or lint._RULES[name].severity
+    return said.severity
 
 
 # Two rows each that trip a rule among good ones, and what is said of them.
@@ -141,13 +147,13 @@ def test_overlap_but_for_case_and_punctuation(look: Look) -> None:
 
 def test_the_origins_answers_trip_the_rules_that_are_about_them(look: Look) -> None:
     found = look(origin(100), origin(2000)[1000:])
-    form = ["answers-not-json", "constant-answer-per-class", "field-in-one-class", "surface-gives-class-away"]
+    form = ["answers-not-json", "constant-answer", "answer-leaks-class"]
     assert set(form) <= found.keys()
-    assert "50 of 50 of class 'not_hate' begin with '{{' (first row 1)" in found["surface-gives-class-away"][0].message
-    assert "'hate' have the field 'protected_group'" in found["field-in-one-class"][0].message
-    assert (
-        "all 50 train answers of class 'not_hate' are the same text" in found["constant-answer-per-class"][0].message
-    )
+    (leak,) = found["answer-leaks-class"]
+    assert leak.severity == "warning"
+    assert "50 of 50 of class 'not_hate' begin with '{{' (first row 1)" in leak.message
+    assert "50 of 50 of class 'hate' have the field 'protected_group'" in leak.message
+    assert "all 50 train answers of class 'not_hate' are the same text" in found["constant-answer"][0].message
     assert found["answers-not-json"][0].message.startswith(
         "100 prompts ask for JSON, but 50 of 100 train rows (rows 1, 3, 5, 7, 9 and 45 more of data/train.jsonl)"
     )
@@ -156,9 +162,29 @@ def test_the_origins_answers_trip_the_rules_that_are_about_them(look: Look) -> N
 
 def test_one_answer_for_all_rows(look: Look) -> None:
     found = look([row(f"text {n}", "yes") for n in range(40)])
-    assert (
-        "all 40 train rows of data/train.jsonl have one answer, 'yes'" in found["constant-answer-per-class"][0].message
+    assert "all 40 train rows of data/train.jsonl have one answer, 'yes'" in found["constant-answer"][0].message
+
+
+def test_a_field_alone_is_for_information(look: Look) -> None:
+    rows = origin(100, fixed=True)
+    for each in rows[::2]:
+        answer = json.loads(each["output"])
+        del answer["protected_group"]
+        each["output"] = json.dumps(answer)
+    found = look(rows)
+    assert severity(found, "answer-leaks-class") == "info"
+    assert "begin with" not in found["answer-leaks-class"][0].message
+
+
+def test_what_two_splits_have_is_one_finding_that_names_both(look: Look) -> None:
+    found = look(
+        good(40) + good(3), good(1000, start=10_000) + good(2, start=10_000), good(900, start=20_000) + good(2)
     )
+    (said,) = found["duplicate-rows"]
+    assert "3 of 43 train rows" in said.message and "2 of 1,002 validation rows" in said.message
+    assert said.severity == "warning"
+    (said,) = look(good(40), good(999, start=5000) + good(1), good(999, start=7000) + good(2))["split-overlap"]
+    assert "1 of 1,000 validation rows" in said.message and "2 of 1,001 test rows" in said.message
 
 
 def test_imbalance(look: Look) -> None:
@@ -224,7 +250,7 @@ def test_answers_at_max_length(look: Look) -> None:
     assert "set max_length to 64, which keeps every row whole" in lost["answers-lost"][0].instead
     assert "answers-cut" in lost
     none = look(rows, max_length=8)
-    assert {said.severity for said in none["every-answer-lost"]} == {None}
+    assert {said.severity for said in none["every-answer-lost"]} == {"blocking"}
     assert "all 64 train rows of data/train.jsonl lose their whole answer" in none["every-answer-lost"][0].message
     names = {"answers-lost", "answers-cut", "every-answer-lost"}
     assert not names & look(rows, max_length=512).keys()
@@ -306,13 +332,11 @@ def test_a_prompt_that_merges_with_its_answer(look: Look) -> None:
 def test_without_data_nothing_is_said(project: Path) -> None:
     job = jobs.check("tiny")
     case = Case(job.recipe, job.topology)
-    ours = [each for each in lint._RULES.values() if each.check.__module__ == rules.__name__]
-    assert ours and [said for each in ours for said in each.check(case)] == []
+    assert about_rows() and [said for each in about_rows() for said in each.check(case)] == []
 
 
 def test_every_rule_says_what_it_finds_and_where_it_was_seen() -> None:
-    ours = [each for each in lint._RULES.values() if each.check.__module__ == rules.__name__]
-    assert len(ours) == 25
-    for each in ours:
+    assert len(about_rows()) == 24
+    for each in about_rows():
         assert each.idea.endswith(".") and len(each.idea) < 140
         assert each.evidence and each.severity in lint.SEVERITIES

@@ -112,9 +112,9 @@ def test_a_blocking_finding_stops_plan_and_train_alike(project: Path, capsys: py
 def test_what_is_silenced_stops_nothing_and_is_recorded(project: Path) -> None:
     kwargs = "model_init_kwargs={trust_remote_code: true}"
     with pytest.raises(InputError, match="remote-code"):
-        jobs.judged(jobs.check("tiny", overrides=[f"'{kwargs}'"]))
+        jobs.lint_or_raise(jobs.check("tiny", overrides=[f"'{kwargs}'"]))
     silence = "silence={remote-code: 'read on 1 May, commit pinned'}"
-    job = jobs.judged(jobs.check("tiny", overrides=[f"'{kwargs}'", f'"{silence}"']))
+    job = jobs.lint_or_raise(jobs.check("tiny", overrides=[f"'{kwargs}'", f'"{silence}"']))
     run = launch.create(job, "silenced")
     recorded = {each["rule"]: each["silenced"] for each in run.facts()["findings"]}
     assert recorded["remote-code"] == "read on 1 May, commit pinned"

@@ -158,6 +158,7 @@ def test_a_preview_has_not_more_rows_than_there_are() -> None:
 
 
 HOSTILE = "a\x1b]0;owned\x07\r\x9b2J\u202eb\x00 <script>alert(1)</script> &amp; \"'><img src=x onerror=alert(1)>"
+HOSTILE += " {{ 7*7 }} {% raw %}"
 
 
 def facts(*segments: tuple[str, str], **changes: Any) -> dict[str, Any]:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from conftest import ROOT, alpaca_rows, write_rows
 
-from sft_recipes.data import preparation
 from sft_recipes.demo import tiny
 from sft_recipes.errors import InputError
 from sft_recipes.launch import launch, rehearse
 from sft_recipes.plan import fit, plan
+from sft_recipes.plan import job as jobs
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology, why
 from sft_recipes.recipes.recipe import Recipe, load, read
@@ -279,12 +279,11 @@ def test_a_recipe_trains_as_a_rehearsal_of_itself(name: str, project: Path, trai
     with_rows(project)
     # The demo builds a base of its own first.
     words = ["model_name_or_path=model"] if name == "demo" else []
-    chosen = load(name, recipes.parse_overrides(words))
-    real = topology.read(ACCELS.get(name, "single_gpu"), "a test")
-    prepared = preparation.prepare(**preparation.source_of(chosen), cache=preparation.CACHE)
+    real = jobs.resolve(name, overrides=words, accel=ACCELS.get(name, "single_gpu"))
+    chosen = real.recipe
     base = tiny.find(chosen["model_name_or_path"], chosen["model_revision"])
     tiny.build(base.directory, base.config, base.tokenizer)
-    run = launch.create(rehearse.job_of(chosen, real, rehearse.on_cpu(real), prepared, base), None)
+    run = launch.create(rehearse.rehearsal_of(real, base), None)
     facts = train_here(run=run).facts()
     assert (facts["status"], facts["measured"]["step"]) == ("finished", rehearse.STEPS)
     effect = facts["in_effect"]

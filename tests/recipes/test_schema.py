@@ -2,10 +2,10 @@
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
-import time
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -196,7 +196,9 @@ def test_checking_a_recipe_imports_nothing_heavy() -> None:
 def test_the_answer_comes_in_half_a_second(arguments: list[str]) -> None:
     took = []
     for _ in range(3):
-        began = time.perf_counter()
+        began = os.times()
         assert python("-m", "sft_recipes", *arguments).returncode == 0
-        took.append(time.perf_counter() - began)
+        ended = os.times()
+        # Of the processor, because other tests may keep it busy.
+        took.append(ended.children_user + ended.children_system - began.children_user - began.children_system)
     assert min(took) < 0.5

@@ -16,6 +16,7 @@ from huggingface_hub import ModelCard
 
 from sft_recipes.evaluate import metrics, scoring
 from sft_recipes.report import card
+from sft_recipes.report.table import markdown_text
 from sft_recipes.runs.run import Run
 
 pytest_plugins = ["finished"]
@@ -48,7 +49,7 @@ def evaluated(run: Run, group: str = "formal") -> dict[str, Any]:
         )
     train = [(f"red {number}", ("even", "odd")[number % 2]) for number in range(20)]
     result = metrics.measure(rows, "classification", train, ["even", "odd"], group_column="register", resamples=200)
-    head = {"split": "test", "scored": 79, "leaked": 1, "predict_by": "generation"}
+    head = {"task": "classification", "split": "test", "scored": 79, "leaked": 1, "predict_by": "generation"}
     result = {**head, **result}
     (run.directory / "metrics.json").write_text(json.dumps(result))
     return result
@@ -69,9 +70,10 @@ def test_the_card_carries_recipe_data_metrics_with_intervals_and_limits(finished
     assert "learning_rate: 0.01\n" in text and "global_batch_size: 8\n" in text
     tuned = result["models"]["tuned"]["accuracy"]
     assert f"{tuned['value']:.3f} ({tuned['low']:.3f} to {tuned['high']:.3f})" in text
-    assert "| tuned model | majority class | stratified draw | TF-IDF + logistic regression |" in text
-    assert card.plain(result["verdict"]["text"]) in text
-    assert re.search(r"\| formal \| 40 \| \d\.\d{3} \(", text)
+    for name in ("tuned model", "base model", "majority class", "stratified draw", "TF-IDF + logistic regression"):
+        assert re.search(rf"^\| {re.escape(name)} \| \d+ \| \d\.\d{{3}} \(", text, re.MULTILINE), name
+    assert markdown_text(result["verdict"]["text"]) in text
+    assert re.search(r"\| formal, tuned \| 40 \| \d\.\d{3} \(", text)
     assert "No evaluation of safety, bias or privacy was made" in text
 
 
@@ -122,7 +124,7 @@ def test_a_base_and_data_of_the_hub_are_linked(finished: Finished) -> None:
 
 def test_what_recipe_and_rows_hold_stays_text(finished: Finished) -> None:
     run = finished(**FLOAT32)
-    evil = "<img src=x onerror=alert(1)>|x\n# heading `code` [a](b)\x1b[2J"
+    evil = "<img src=x onerror=alert(1)>|x\n# heading `code` [a](b)\x1b[2J {{ 7*7 }} {% include 'card.md' %}"
     facts = run.facts()
     facts["own"]["description"] = evil
     run.write(facts)
@@ -130,7 +132,8 @@ def test_what_recipe_and_rows_hold_stays_text(finished: Finished) -> None:
     text = card.card(run)
     assert "<img" not in text and "\x1b" not in text and "\n# heading" not in text
     table = [line for line in text.splitlines() if "img src" in line and line.startswith("|")]
-    assert len(table) == 1
+    assert len(table) == 2, "a row of the tuned and one of the base model"
+    assert text.count(r"{{ 7\*7 }} {% include 'card.md' %}") == 3, "in the description and in both rows"
     columns = [len(re.split(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")]
     assert len(set(columns[-3:])) == 1
 

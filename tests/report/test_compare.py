@@ -539,7 +539,7 @@ def test_what_comes_from_the_runs_is_escaped_in_every_form() -> None:
     assert "\x1b" not in text and "a|b\\n`c`" in text
     page = tables.as_markdown(facts)
     row = next(line for line in page.splitlines() if line.startswith("| chat_template_path"))
-    assert r"a\|b\\n\`c\` \<script\>alert(1)\</script\>" in row
+    assert r"a\|b\\n\`c\` &lt;script&gt;alert(1)&lt;/script&gt;" in row
     assert len([mark for k, mark in enumerate(row) if mark == "|" and row[k - 1] != "\\"]) == 5
     lines = {line["name"]: line for line in csv.DictReader(io.StringIO(tables.as_csv(facts), newline=""))}
     assert lines["b"]["chat_template_path"] == HOSTILE

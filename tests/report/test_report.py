@@ -18,7 +18,8 @@ from sft_recipes.report import charts, quality, report
 from sft_recipes.runs.run import Run
 
 LABELS = ["account", "cancel", "refund", "tracking"]
-HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \"'&lt; \x1b[31m \u202eevil\u202c שלום $x_1$\n</svg>"
+HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \"'&lt; \x1b[31m \u202eevil\u202c שלום $x_1$"
+HOSTILE += " {{ 7*7 }}{% raw %}\n</svg>"
 
 
 def estimate(value: float | None, width: float = 0.04) -> dict[str, Any]:
@@ -267,7 +268,7 @@ def logged(steps: int) -> str:
 @pytest.fixture
 def run(project: Path) -> Run:
     """A finished run, everything in it but the training itself as a launch makes it."""
-    made = launch.create(jobs.judged(jobs.check("tiny")), "seen")
+    made = launch.create(jobs.lint_or_raise(jobs.check("tiny")), "seen")
     made.log.write_text(logged(8), encoding="utf-8")
     made.update(
         status="finished",
@@ -470,6 +471,7 @@ def test_hostile_text_is_shown_and_runs_nothing(run: Run, look: Callable[..., An
     assert len(opened.evaluate(CHARTS)) == 12
     text = opened.evaluate("document.body.textContent")
     assert text.count("<script>alert(1)</script><img src=x onerror=alert(2)> \"'&lt; \\x1b[31m \\u202eevil") > 40
+    assert text.count("{{ 7*7 }}{% raw %}") > 20
     assert "\u202e" not in text and "\x1b" not in text
     assert fits(opened)
     assert "$x_1$" in opened.evaluate("document.querySelector('[aria-label^=FPR]').textContent")
@@ -515,6 +517,8 @@ def test_a_trained_run_without_evaluation_says_how_to_get_one(
 
 def test_a_validation_split_is_reported_where_no_test_rows_were_evaluated(run: Run, look: Callable[..., Any]) -> None:
     evaluate(run, classification_rows(80), split="validation")
+    assert "Quality on validation" in words(look(report.write(run)))
+    evaluate(run, classification_rows(70), split="train")
     assert "Quality on validation" in words(look(report.write(run)))
     evaluate(run, classification_rows(90))
     said = words(look(report.write(run)))
@@ -666,6 +670,7 @@ def compared(names: Sequence[str]) -> dict[str, Any]:
                 "steps": 150,
                 "hardware": "CPU, 2 cores",
                 "trainable_parameters": None,
+                "evaluation_rows_per_second": 640.1,
             },
         }
 
@@ -733,10 +738,10 @@ def test_a_comparison_is_drawn_and_says_what_was_compared(look: Callable[..., An
         "plain and high_rank in words",
         "One seed each: what another seed would change",
         "low_rate 2 0.800 [0.760, 0.840]",
-        "low_rate, least to most 0.790 to 0.810",
+        "low_rate: least to most 0.790 to 0.810",
         "plain against high_rank +0.050 [+0.010, +0.090] 0.004 0.012 not distinguishable 12 and 3 0.09 rows",
         "high_rank against low_rate +0.050 [+0.010, +0.090] 0.004 0.012 better \u2013 \u2013 rows and seeds",
-        "low_rate not known, resumed 42 s 5,515 150 \u2013 0.76 GiB CPU, 2 cores",
+        "low_rate not known (resumed) 42 s 5,515 150 \u2013 0.76 GiB CPU, 2 cores 640",
         "lora_r 0 1 2 3",
     ):
         assert expected in said
@@ -752,5 +757,6 @@ def test_hostile_text_in_a_comparison_is_shown_and_runs_nothing(look: Callable[.
     report.comparison(facts, tmp_path / "comparison.html")
     opened = look(tmp_path / "comparison.html")
     assert opened.evaluate("document.querySelectorAll('script, img, [onerror]').length") == 0
-    assert opened.evaluate("document.body.textContent").count("onerror=alert(2)") > 25
+    text = opened.evaluate("document.body.textContent")
+    assert text.count("onerror=alert(2)") > 25 and text.count("{{ 7*7 }}{% raw %}") > 10
     assert fits(opened)

@@ -16,7 +16,6 @@ import yaml
 from conftest import ROOT, alpaca_rows, write_rows
 from transformers import AutoModelForCausalLM, Mxfp4Config
 
-from sft_recipes.data import preparation
 from sft_recipes.demo import demo_base, tiny
 from sft_recipes.deploy import merge
 from sft_recipes.errors import InputError
@@ -549,17 +548,15 @@ def test_all_weights_of_a_model_for_more_than_text_are_not_trained(
 
 
 def test_a_rehearsal_of_gpt_oss_has_whole_weights_and_says_so(project: Path) -> None:
-    composed = of("gpt_oss_20b")
-    real = topology.read("ddp", "ACCEL")
-    base = tiny.find(composed["model_name_or_path"], "main")
+    real = jobs.Job(of("gpt_oss_20b"), topology.read("ddp", "ACCEL"), [])
+    base = tiny.find(real.recipe["model_name_or_path"], "main")
     tiny.build(base.directory, base.config, base.tokenizer)
-    prepared = preparation.prepare(**preparation.source_of(composed), cache=preparation.CACHE)
-    job = rehearse.job_of(composed, real, rehearse.on_cpu(real), prepared, base)
+    job = rehearse.rehearsal_of(real, base)
     assert job.resolved["model_init_kwargs"] == {}
     # The demo's tokenizer is in place of one that is not here, so its template is too.
     assert base.tokenizer is None and job.resolved["chat_template_path"] is None
-    assert job.resolved["attn_implementation"] == "eager" and not rehearse.impossible(composed, real)
-    assert "dequantising is not rehearsed" in rehearse.description(job, real, base)
+    assert job.resolved["attn_implementation"] == "eager" and not any(rehearse.refusals(real))
+    assert "dequantising is not rehearsed" in rehearse.description(job, real.topology, base)
 
 
 def test_an_unpinned_model_is_pinned_where_it_is_named(project: Path) -> None:

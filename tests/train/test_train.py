@@ -336,9 +336,9 @@ def test_the_plain_recipe_of_a_run_is_what_upstream_reads(train_here: Train) -> 
 
 def test_a_changed_recipe_cannot_resume(train_here: Train) -> None:
     run = train_here(name="same")
-    launch.same_as_before(run, jobs.check("tiny"))
+    launch.check_same_config(run, jobs.check("tiny"))
     with pytest.raises(InputError) as refused:
-        launch.same_as_before(
+        launch.check_same_config(
             run, jobs.check("tiny", overrides=["learning_rate=1e-3 lora_r=4 adapter_dtype=bfloat16"])
         )
     message = str(refused.value)

@@ -19,8 +19,8 @@ from sft_recipes.benchmark.scale import Scale
 from sft_recipes.benchmark.section import Section
 from sft_recipes.errors import InputError
 from sft_recipes.launch import rehearse
+from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes
-from sft_recipes.recipes import topology
 from sft_recipes.runs.run import MANIFEST, Run
 
 # Of the demo: what trains on one GPU as it does on a CPU, and in bfloat16 where a backend computes in it.
@@ -142,8 +142,8 @@ def road(section: Section, scale: Scale, environment: Mapping[str, str]) -> None
         seconds, _ = command(["resume", again.name], environment, section.left)
         return {"killed_after_step": saved, "seconds": seconds, **adapters_compared(Run(Path("runs/road")), again)}
 
+    section.plan(["demo", "merge", "killed_and_resumed"])
     if section.measure("demo", trained) is None:
-        section.left_out += ["merge", "killed_and_resumed"]
         return
     section.measure("merge", merged, expected=10)
     section.measure("killed_and_resumed", resumed, expected=20)
@@ -165,6 +165,7 @@ def adapters_compared(one: Run, other: Run) -> dict[str, Any]:
 def topologies(section: Section, scale: Scale, environment: Mapping[str, str]) -> None:
     """Every accelerate config with one process: trains, is verified in effect, saves, is killed, and resumes."""
     names = [name for name in topology.names() if name not in ("cpu", "single_gpu")]
+    section.plan(names)
     places = {name: topology.read(name, "the benchmark", 1) for name in names}
     if not scale.gpu:
         recipe = recipes.load("demo")
@@ -177,7 +178,7 @@ def topologies(section: Section, scale: Scale, environment: Mapping[str, str]) -
                 small = rehearse.on_cpu(places[name])
                 Path(topology.CONFIGS, f"{name}.yaml").write_text(recipes.dump(small.config), encoding="utf-8")
     # They need no clock of their own, so as many run at once as the cores carry.
-    at_once = max(1, (os.cpu_count() or 1) // 4)
+    at_once = max(1, (os.cpu_count() or 1) // 2)
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         work = {name: pool.submit(_topology, place, section, environment) for name, place in places.items()}
         for name, future in work.items():
@@ -190,8 +191,8 @@ def _result(future: concurrent.futures.Future[dict[str, Any]]) -> dict[str, Any]
 
 def _not_on_cpu(recipe: recipes.Recipe, place: topology.Topology) -> str:
     """Why a CPU cannot run it, empty if it can."""
-    if problems := rehearse.impossible(recipe, place):
-        return " ".join(problems)
+    if problems := [*conflicts.of_rehearsal(recipe, place)]:
+        return " ".join(map(str, problems))
     if "cpu" in (place.config.get("deepspeed_config") or {}).values():
         return "on a CPU there is no other memory to offload to; what is left of it is zero3"
     return ""
@@ -200,8 +201,8 @@ def _not_on_cpu(recipe: recipes.Recipe, place: topology.Topology) -> str:
 def _topology(place: topology.Topology, section: Section, environment: Mapping[str, str]) -> dict[str, Any]:
     settings = (
         f"{BFLOAT16} bnb_4bit_quant_storage=bfloat16 max_steps={TOPOLOGY_STEPS} save_steps={TOPOLOGY_SAVED} "
-        f"eval_steps={TOPOLOGY_SAVED} eval_on_start=false logging_steps=1 load_best_model_at_end=false task=null "
-        "test_file=null group_column=null"
+        f"eval_steps={TOPOLOGY_SAVED} eval_on_start=false logging_steps=1 load_best_model_at_end=false "
+        "early_stopping_patience=0 task=null test_file=null group_column=null"
     )
     if place.backend == "fsdp":
         # It cannot shard a quantised base.

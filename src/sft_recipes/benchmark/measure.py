@@ -19,8 +19,7 @@ from sft_recipes.benchmark import steps
 from sft_recipes.benchmark.device import Device
 from sft_recipes.benchmark.scale import Knob, MemoryCase, Scale
 from sft_recipes.benchmark.section import Section
-from sft_recipes.errors import InputError
-from sft_recipes.models import base_model as models
+from sft_recipes.models import base_model
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
 from sft_recipes.train.train import build, correct
@@ -46,6 +45,7 @@ def machine(section: Section, scale: Scale, device: Device, work: Path) -> None:
         seconds = device.seconds(lambda: target.copy_(source), scale.repeats)
         return {"bytes": scale.copied, "seconds": seconds, "gb_per_second": round(2 * scale.copied / seconds / 1e9, 1)}
 
+    section.plan(["bfloat16_matrix_product", "copy_read_and_write"])
     section.measure("bfloat16_matrix_product", product)
     device.free()
     section.measure("copy_read_and_write", copy)
@@ -55,7 +55,8 @@ def memory(section: Section, scale: Scale, device: Device, work: Path) -> None:
     """The peak of real optimizer steps, for each case; what plan says of the same is computed when it is shown."""
     words = steps.tokenizer()
     kept: dict[str, Any] = {}
-    for number, case in enumerate(scale.memory_cases()):
+    section.plan(label(case) for case in scale.memory)
+    for number, case in enumerate(scale.memory):
         key = json.dumps([case.name, case.setup.four_bit])
         if key not in kept:
             # One base at a time: two of them would not fit.
@@ -133,7 +134,7 @@ def _memory_case(
         kept.clear()
     return {
         "model": case.name,
-        "config": case.config if case.name not in models.bundled() else None,
+        "config": case.config if case.name not in base_model.bundled() else None,
         "setup": dataclasses.asdict(setup),
         "peak": peak.allocated,
         "reserved": peak.reserved,
@@ -145,6 +146,7 @@ def _memory_case(
 def speed(section: Section, scale: Scale, device: Device, work: Path) -> None:
     """The same rows executed three ways, in turn: as the project's origin did, by stock TRL, and by us."""
     words = steps.tokenizer()
+    section.plan(scale.speed_batch)
     for distribution in scale.speed_batch:
         section.measure(
             distribution, functools.partial(_speed_of, distribution, scale, device, words, work / distribution)
@@ -187,10 +189,10 @@ def _speed_of(distribution: str, scale: Scale, device: Device, words: Any, work:
 
 def _work(scale: Scale, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """What a speed is about: the model, and how many parameters a token is multiplied with."""
-    known = models.from_config(scale.model, scale.config, "the benchmark")
+    known = base_model.from_config(scale.model, scale.config, "the benchmark")
     return {
         "model": scale.model,
-        "config": scale.config if scale.model not in models.bundled() else None,
+        "config": scale.config if scale.model not in base_model.bundled() else None,
         "matrix_parameters": known.elements("linear", "head") or known.elements("linear"),
         "settings": {key: value for key, value in settings.items() if key != "max_steps"},
     }
@@ -224,7 +226,9 @@ def knobs(section: Section, scale: Scale, device: Device, work: Path) -> None:
         arm.round(scale.warm, 2 * scale.timed)
         return {"settings": knob.settings, **_work(scale, work, changed), **arm.facts()}
 
-    for knob in (Knob("base", {}), *scales.KNOBS[:-1], Knob("base_again", {}), scales.KNOBS[-1]):
+    chosen = (Knob("base", {}), *scales.KNOBS[:-1], Knob("base_again", {}), scales.KNOBS[-1])
+    section.plan(knob.name for knob in chosen)
+    for knob in chosen:
         if knob.only_on_gpu and not device.gpu:
             section.refuse(knob.name, knob.only_on_gpu)
         elif knob.package and importlib.util.find_spec(knob.package) is None:
@@ -250,7 +254,8 @@ def gpt_oss(section: Section, scale: Scale, device: Device, work: Path) -> None:
     """Layers of gpt-oss-20b's width from an MXFP4 checkpoint, with adapters on the attention, then on experts too."""
     words = steps.tokenizer()
     checkpoint = work / "gpt-oss"
-    section.measure("checkpoint", functools.partial(_mxfp4_checkpoint, checkpoint, scale, device, words))
+    section.plan(["checkpoint", "attention", "experts"])
+    section.measure("checkpoint", functools.partial(_mxfp4_checkpoint, checkpoint, scale, words))
     if not (checkpoint / "config.json").is_file():
         return
     rows = scales.write_rows(work / "rows", scales.row_lengths("origin", 8, 512), scale.config["vocab_size"])
@@ -298,38 +303,35 @@ def _gpt_oss_recipe(device: Device, rows: Path, output: Path, checkpoint: Path, 
     )
 
 
-def _mxfp4_checkpoint(directory: Path, scale: Scale, device: Device, words: Any) -> dict[str, Any]:
+def _mxfp4_checkpoint(directory: Path, scale: Scale, words: Any) -> dict[str, Any]:
     """Random weights of gpt-oss in the form that it is published in: its experts two codes a byte, a scale for 32."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
     from transformers import AutoModelForCausalLM
 
-    published = json.loads(json.dumps(models.bundled()["openai/gpt-oss-20b"]["config"]))
-    described = published.pop("quantization_config", None)
-    if described is None:
-        raise InputError("the bundled config of gpt-oss-20b names no quantisation")
+    published = dict(base_model.bundled()["openai/gpt-oss-20b"]["config"])
+    described = published.pop("quantization_config")
     config = {**published, **scale.experts}
-    if "layer_types" in config:
-        config["layer_types"] = config["layer_types"][: config["num_hidden_layers"]]
-    with torch.device(device.type):
+    config["layer_types"] = config["layer_types"][: config["num_hidden_layers"]]
+    with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(steps.config_of(config), dtype=torch.bfloat16)
-    model.save_pretrained(directory)
-    del model
+    tensors = {}
+    for name, parameter in model.state_dict().items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            experts, width, out = parameter.shape
+            tensors[f"{name}_blocks"] = torch.randint(256, (experts, out, width // 32, 16), dtype=torch.uint8)
+            # Exponents about 2^-7: values of the size that initial weights have.
+            tensors[f"{name}_scales"] = torch.randint(118, 122, (experts, out, width // 32), dtype=torch.uint8)
+        else:
+            tensors[name] = torch.randn(parameter.shape, dtype=torch.bfloat16) * 0.02
+    directory.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, directory / "model.safetensors", {"format": "pt"})
+    model.config.architectures = [type(model).__name__]
+    model.config.quantization_config = described
+    model.config.save_pretrained(directory)
     words.save_pretrained(directory)
-    path = directory / "model.safetensors"
-    if not path.is_file():
-        raise InputError(f"{directory} was written in several files, which this does not read")
-    weights = load_file(path)
-    for name in [name for name in weights if name.endswith(("gate_up_proj", "down_proj"))]:
-        experts, width, out = weights.pop(name).shape
-        weights[f"{name}_blocks"] = torch.randint(256, (experts, out, width // 32, 16), dtype=torch.uint8)
-        # Exponents about 2^-7: values of the size that initial weights have.
-        weights[f"{name}_scales"] = torch.randint(118, 122, (experts, out, width // 32), dtype=torch.uint8)
-    save_file(weights, path, {"format": "pt"})
-    written = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    (directory / "config.json").write_text(json.dumps(written | {"quantization_config": described}), encoding="utf-8")
     return {
         "layers": config["num_hidden_layers"],
         "hidden_size": config["hidden_size"],
         "experts": config["num_local_experts"],
-        "bytes": path.stat().st_size,
+        "bytes": (directory / "model.safetensors").stat().st_size,
     }

@@ -195,7 +195,7 @@ class Worker:
             process = subprocess.Popen(
                 [sys.executable, "-m", "sft_recipes.benchmark.worker"],
                 cwd=self.work,
-                env=quiet_environment(on_cpu=not topology.visible_gpus()),
+                env=quiet_environment(on_cpu=topology.no_gpu(), one_gpu=True),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

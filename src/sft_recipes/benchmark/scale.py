@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.models import base_model as models
+from sft_recipes.models import base_model
 from sft_recipes.plan.memory import Setup
 
 SECTIONS = {
@@ -46,7 +46,8 @@ FACTORS = [
     if (dropout == 0.0) ^ checkpointing ^ (length == 512) ^ everywhere
 ]
 # Lengths of rows, as (share of the rows, tokens), in between by linear interpolation. The origin's rows were counted
-# (2,686 of them: mean 184, 95 % below 221, longest 712); the second has the long tail of conversations.
+# (2,686 of finetuning/data/ft_prompts/train.jsonl: mean 184, 95 % below 221, longest 712); the second has the long
+# tail of conversations.
 LENGTHS = {
     "origin": ((0.0, 143), (0.5, 181), (0.95, 221), (0.99, 249), (1.0, 712)),
     "long_tailed": ((0.0, 40), (0.5, 200), (0.8, 450), (0.95, 1000), (1.0, 2048)),
@@ -76,10 +77,10 @@ KNOBS = (
         "selective_checkpointing",
         {"activation_checkpointing_kwargs": {"selective": True, "use_reentrant": False}},
     ),
-    Knob("padding_free_sdpa", {"padding_free": True}),
+    Knob("padding_free_sdpa", {"padding_free": True, "max_length": None}),
     Knob(
         "padding_free_flash",
-        {"padding_free": True, "attn_implementation": "flash_attention_2"},
+        {"padding_free": True, "max_length": None, "attn_implementation": "flash_attention_2"},
         only_on_gpu="FlashAttention has no CPU kernels",
         package="flash_attn",
     ),
@@ -88,7 +89,7 @@ KNOBS = (
     Knob("no_lora_dropout", {"lora_dropout": 0.0}),
     Knob("adapters_in_bfloat16", {"adapter_dtype": "bfloat16"}),
     Knob("adamw_fused", {"optim": "adamw_torch_fused"}),
-    Knob("adamw_8bit", {"optim": "adamw_8bit"}, only_on_gpu="its optimizer has no CPU kernels in bitsandbytes 0.50"),
+    Knob("adamw_8bit", {"optim": "adamw_8bit"}),
     Knob(
         "flash_attention",
         {"attn_implementation": "flash_attention_2"},
@@ -120,6 +121,8 @@ class Scale:
     """Bytes that are copied."""
     repeats: int
     """Of both, of which the median counts."""
+    memory: tuple[MemoryCase, ...]
+    """Steps whose memory is measured, in order of worth."""
     demo: str
     """Overrides of the demo that the road is walked with; none on any machine but in tests."""
     model: str
@@ -138,16 +141,12 @@ class Scale:
     experts: dict[str, Any]
     """What differs from gpt-oss-20b's config, to make it small."""
 
-    def memory_cases(self) -> list[MemoryCase]:
-        """What the memory section measures, in order of worth."""
-        return _gpu_cases() if self.gpu else _cpu_cases()
-
 
 def _bundled(name: str) -> dict[str, Any]:
-    return models.bundled()[name]["config"]
+    return base_model.bundled()[name]["config"]
 
 
-def _gpu_cases() -> list[MemoryCase]:
+def _gpu_cases() -> tuple[MemoryCase, ...]:
     order = [
         ("Qwen/Qwen3-8B", True),
         ("Qwen/Qwen3-0.6B", True),
@@ -158,7 +157,7 @@ def _gpu_cases() -> list[MemoryCase]:
         ("Qwen/Qwen3-1.7B", False),
         ("Qwen/Qwen3-0.6B", False),
     ]
-    return [
+    return tuple(
         MemoryCase(
             name,
             _bundled(name),
@@ -175,10 +174,10 @@ def _gpu_cases() -> list[MemoryCase]:
         )
         for name, four_bit in order
         for length, checkpointing, everywhere, dropout in FACTORS
-    ]
+    )
 
 
-def _cpu_cases() -> list[MemoryCase]:
+def _cpu_cases() -> tuple[MemoryCase, ...]:
     # TRL's fused head is a few tensors on a GPU and many on a CPU, so there the loss is the Trainer's own.
     some = Setup(targets=("q_proj", "v_proj"), tokens=512, length=256, fused_head=False)
     change = dataclasses.replace
@@ -191,7 +190,7 @@ def _cpu_cases() -> list[MemoryCase]:
         everywhere,
         change(everywhere, checkpointing=False),
     )
-    return [MemoryCase("15M", SMALL, setup) for setup in setups]
+    return tuple(MemoryCase("15M", SMALL, setup) for setup in setups)
 
 
 def gpu() -> Scale:
@@ -201,6 +200,7 @@ def gpu() -> Scale:
         matrix=8192,
         copied=2**31,
         repeats=30,
+        memory=_gpu_cases(),
         demo="",
         model="Qwen/Qwen3-1.7B",
         config=_bundled("Qwen/Qwen3-1.7B"),
@@ -209,7 +209,8 @@ def gpu() -> Scale:
         knob_batch=(32, 16),
         warm=5,
         timed=5,
-        experts={"num_hidden_layers": 2},
+        # The width is the model's own; its vocabulary would take longer to write than everything else.
+        experts={"num_hidden_layers": 2, "vocab_size": 32768},
     )
 
 
@@ -221,6 +222,7 @@ def cpu() -> Scale:
         matrix=1024,
         copied=2**27,
         repeats=10,
+        memory=_cpu_cases(),
         demo="",
         model="2 layers of width 128",
         config={**small, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class Section:
         self.refused: list[dict[str, str]] = []
         """What cannot be had here, by name, with the reason."""
         self.left_out: list[str] = []
-        """What there was no time for."""
+        """What there was no time for: until it is measured, everything."""
         self._longest = 0.0
         self._write()
 
@@ -31,6 +31,11 @@ class Section:
     def left(self) -> float:
         """Seconds until the section must end."""
         return self.deadline - time.monotonic()
+
+    def plan(self, names: Iterable[str]) -> None:
+        """Say what will be measured, so that the file of a section that is cut off names what it lacks."""
+        self.left_out = list(names)
+        self._write()
 
     def measure(
         self, name: str, work: Callable[[], dict[str, Any]], *, expected: float | None = None
@@ -43,8 +48,6 @@ class Section:
             expected: Seconds it will take; without it, as many as the longest so far.
         """
         if self.left < (self._longest if expected is None else expected):
-            self.left_out.append(name)
-            self._write()
             return None
         began = time.monotonic()
         found = None
@@ -55,6 +58,7 @@ class Section:
             self.refuse(name, " ".join(error.problems))
         except Exception as error:
             self.failures.append({"name": name, "error": _short(f"{type(error).__name__}: {error}")})
+        self._done(name)
         seconds = time.monotonic() - began
         self._longest = max(self._longest, seconds)
         self._write()
@@ -63,7 +67,11 @@ class Section:
     def refuse(self, name: str, reason: str) -> None:
         """Say why something is not measured here."""
         self.refused.append({"name": name, "reason": _short(reason)})
+        self._done(name)
         self._write()
+
+    def _done(self, name: str) -> None:
+        self.left_out = [each for each in self.left_out if each != name]
 
     def finish(self) -> None:
         """Write down how long it took in all."""

@@ -5,6 +5,7 @@ torch: `transformers` renders and tokenises the rows as TRL's own preparation do
 """
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,10 +14,10 @@ import itertools
 import json
 import re
 from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -27,7 +28,7 @@ from sft_recipes.files import write_whole
 from sft_recipes.recipes.recipe import Recipe
 
 # Part of every cached survey: raise it when the same rows would be counted differently.
-SURVEY_VERSION = 2
+SURVEY_VERSION = 3
 CACHE = Path(".cache/surveys")
 
 # Rows that are tokenised together, and after which progress is told.
@@ -67,6 +68,72 @@ _CONTROL = re.compile(r"<\|[a-z_0-9]+\|>|</?s>|\[/?INST\]|<(?:bos|eos|pad|start_
 _CLASS_NAME = re.compile(r"label|class|categor|intent|sentiment|verdict|topic", re.IGNORECASE)
 
 Progress = Callable[[int], None]
+Histogram = dict[str, int]
+"""Rows, or stretches of them, by a number of tokens, which JSON makes a text."""
+
+
+class RowsFound(TypedDict):
+    """How many rows have something, and the first of them: each its number, or [its number, that of another row]."""
+
+    count: int
+    examples: list[Any]
+
+
+class ClassFacts(TypedDict):
+    """The answers of one class."""
+
+    rows: int
+    first_row: int
+    constant: str | None
+    """The one text of all of them; None if they differ."""
+    starts: dict[str, int]
+    """How often they begin with which two characters."""
+    fields: dict[str, int]
+    """How often a JSON answer has which field."""
+
+
+class SplitFacts(TypedDict):
+    """What is in the rows of a split."""
+
+    source: str
+    rows: int
+    tokens: int
+    supervised_tokens: int
+    end_of_turn_supervised: int | None
+    """Rows that end with a supervised stop token; None where tokens are estimated."""
+    lengths: Histogram
+    answer_starts: Histogram
+    span_starts: Histogram
+    span_ends: Histogram
+    stops: Histogram
+    turn_stops: Histogram
+    unstopped_lengths: Histogram
+    problems: dict[str, RowsFound]
+    json: dict[str, int]
+    answers: dict[str, Any]
+    duplicates: RowsFound
+    normalised_duplicates: RowsFound
+    contradictions: RowsFound
+    overlap: dict[str, dict[str, RowsFound]]
+    """By the other split: inputs that are in it too, `exact` and `normalised`."""
+    classes: dict[str, ClassFacts]
+    """The most frequent first; none where the answers are no classification."""
+
+
+class Survey(TypedDict):
+    """What `survey` returns."""
+
+    tokens_are: str
+    """"exact" or "estimated"."""
+    how: str
+    template_lacks: str | None
+    """What keeps the tokenizer's chat template from rendering the rows: "template" or "marks"."""
+    kind: str
+    conversational: bool
+    tokenizer: dict[str, str | None] | None
+    class_field: str | None
+    """The field of JSON answers that is the class, "" for the whole answer, None for no classification."""
+    splits: dict[str, SplitFacts]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +219,7 @@ def survey(
     *,
     cache: Path = CACHE,
     on_progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> Survey:
     """Count what is in the rows of a prepared directory, or give what was counted before.
 
     The figures are of whole rows; `at_length` says what a `max_length` leaves of them. Rows are numbered from 1 within
@@ -171,9 +238,9 @@ def survey(
     key = json.dumps([SURVEY_VERSION, prepared.fingerprint, tokenizer.fingerprint if tokenizer else None])
     kept = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     try:
-        found = json.loads(kept.read_text(encoding="utf-8"))
+        found: Survey = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = json.loads(json.dumps(_count(prepared, tokenizer, on_progress or (lambda rows: None))))
+        found = json.loads(json.dumps(_count(prepared, tokenizer, on_progress)))
         cache.mkdir(parents=True, exist_ok=True)
         write_whole(kept, json.dumps(found, ensure_ascii=True))
     for split, facts in found["splits"].items():
@@ -182,7 +249,7 @@ def survey(
     return found
 
 
-def at_length(split: Mapping[str, Any], max_length: int | None) -> dict[str, int]:
+def at_length(split: SplitFacts, max_length: int | None) -> dict[str, int]:
     """What `max_length` leaves of a split's rows, by the names of run.json's `in_effect.data`.
 
     TRL keeps a row's start and leaves out rows that keep no supervised token (`SFTTrainer._prepare_dataset`). A row is
@@ -207,7 +274,7 @@ def at_length(split: Mapping[str, Any], max_length: int | None) -> dict[str, int
     }
 
 
-def kept_lengths(split: Mapping[str, Any], max_length: int | None) -> dict[int, int]:
+def kept_lengths(split: SplitFacts, max_length: int | None) -> dict[int, int]:
     """Rows by length, as `max_length` cuts them, without those that lose their whole answer."""
     limit = max_length or 2**62
     counts = collections.Counter[int]()
@@ -217,7 +284,7 @@ def kept_lengths(split: Mapping[str, Any], max_length: int | None) -> dict[int, 
     return {length: number for length, number in counts.items() if number > 0}
 
 
-def real_token_share(split: Mapping[str, Any], max_length: int | None, batch_size: int) -> float:
+def real_token_share(split: SplitFacts, max_length: int | None, batch_size: int) -> float:
     """Expected share of batch positions that hold tokens, when `batch_size` random rows are padded to the longest.
 
     The expected longest of k independent draws is the sum over lengths x of x (F(x)^k - F(x - 1)^k).
@@ -240,11 +307,11 @@ def _beyond(histogram: Mapping[str, int], limit: int) -> int:
     return sum(number for value, number in histogram.items() if int(value) > limit)
 
 
-def _within(histogram: Mapping[str, int], limit: int) -> int:
+def _within(histogram: Mapping[str, int], limit: int = 2**62) -> int:
     return sum(min(int(value), limit) * number for value, number in histogram.items())
 
 
-def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progress) -> dict[str, Any]:
+def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progress | None) -> dict[str, Any]:
     loaded = tokenizer.load() if tokenizer else None
     template = loaded.get_chat_template() if loaded and loaded.chat_template else None
     how, measure = "the tokenizer and chat template, as TRL applies them", _estimate
@@ -270,13 +337,14 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
                 for row, size in zip(batch, _sizes(measure, batch, counted.rows, facts["source"]), strict=True):
                     counted.add(row, size)
                 done += len(batch)
-                on_progress(done)
+                if on_progress:
+                    on_progress(done)
     field = _class_field(splits["train"])
     hashes = {
-        split: {name: np.frombuffer(kept, np.int64) for name, kept in splits[split].hashes.items()} for split in splits
+        split: {name: np.frombuffer(kept, np.int64) for name, kept in counted.hashes.items()}
+        for split, counted in splits.items()
     }
     return {
-        "version": SURVEY_VERSION,
         "tokens_are": "estimated" if measure is _estimate else "exact",
         "how": how,
         "template_lacks": lacks,
@@ -285,7 +353,7 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
         "tokenizer": named,
         "class_field": field,
         "splits": {
-            split: counted.facts(measure is not _estimate)
+            split: counted.facts(exact=measure is not _estimate)
             | _repetitions(hashes[split])
             | {
                 "overlap": {other: _overlap(hashes[split], hashes[other]) for other in splits if other != split},
@@ -334,64 +402,52 @@ def _measure(loaded: Any, template: str | None, stops: frozenset[int], batch: li
     render = functools.partial(
         loaded.apply_chat_template, return_dict=True, chat_template=template, tokenizer_kwargs=quiet
     )
-    bos = loaded.bos_token_id
-    sizes = []
+    bos, eos = loaded.bos_token_id, loaded.eos_token
+
+    def size(ids: list[int], spans: list[tuple[int, int]], diverging: bool = False) -> _Size:
+        stopping = [index + 1 for start, end in spans for index in range(start, end) if ids[index] in stops]
+        return _Size(len(ids), spans, stopping, bos is not None and ids[:2] == [bos, bos], diverging)
+
     if "messages" in batch[0]:
         out = render([row["messages"] for row in batch], return_assistant_tokens_mask=True)
-        for ids, mask in zip(out["input_ids"], out["assistant_masks"], strict=True):
-            edges = np.flatnonzero(np.diff([0, *mask, 0])).tolist()
-            spans = list(zip(edges[::2], edges[1::2], strict=True))
-            sizes.append(_Size(len(ids), spans, _stops(ids, spans, stops), _double(ids, bos)))
-        return sizes
-    if isinstance(batch[0]["prompt"], str):
-        eos = loaded.eos_token
-        answers = [row["completion"] if row["completion"].endswith(eos) else row["completion"] + eos for row in batch]
-        prompts = loaded([row["prompt"] for row in batch], **quiet)["input_ids"]
-        wholes = loaded([row["prompt"] + answer for row, answer in zip(batch, answers, strict=True)], **quiet)[
-            "input_ids"
+        edges = (np.flatnonzero(np.diff([0, *mask, 0])).tolist() for mask in out["assistant_masks"])
+        return [
+            size(ids, list(zip(marks[::2], marks[1::2], strict=True)))
+            for ids, marks in zip(out["input_ids"], edges, strict=True)
         ]
+    if isinstance(batch[0]["prompt"], str):
+        texts = [row["prompt"] + row["completion"].removesuffix(eos) + eos for row in batch]
+        prompts = loaded([row["prompt"] for row in batch], **quiet)["input_ids"]
+        wholes = loaded(texts, **quiet)["input_ids"]
     else:
         prompts = render([row["prompt"] for row in batch], add_generation_prompt=True)["input_ids"]
         wholes = render([row["prompt"] + row["completion"] for row in batch])["input_ids"]
+    sizes = []
     for prompt, ids in zip(prompts, wholes, strict=True):
         start = len(prompt)
         if ids[:start] != prompt:
             pairs = enumerate(zip(prompt, ids, strict=False))
             start = next((index for index, (one, other) in pairs if one != other), min(start, len(ids)))
-        spans = [(start, len(ids))]
-        sizes.append(_Size(len(ids), spans, _stops(ids, spans, stops), _double(ids, bos), start < len(prompt)))
+        sizes.append(size(ids, [(start, len(ids))], start < len(prompt)))
     return sizes
-
-
-def _stops(ids: list[int], spans: list[tuple[int, int]], stops: frozenset[int]) -> list[int]:
-    return [index + 1 for start, end in spans for index in range(start, end) if ids[index] in stops]
-
-
-def _double(ids: list[int], bos: int | None) -> bool:
-    return bos is not None and ids[:2] == [bos, bos]
 
 
 def _estimate(batch: list[dict[str, Any]]) -> list[_Size]:
     """The tokens of rows by their bytes and turns, every answer with its stop token."""
     sizes = []
     for row in batch:
-        if isinstance(row.get("prompt"), str):
-            start, answer = _estimated(row["prompt"]), _estimated(row["completion"]) + 1
-            sizes.append(_Size(start + answer, [(start, start + answer)], [start + answer]))
-            continue
+        plain = isinstance(row.get("prompt"), str)
         place, spans = 0, []
-        for turn in row["messages"] if "messages" in row else row["prompt"] + row["completion"]:
-            start = place + TURN_OPENING
-            place = start + _estimated(turn["content"]) + TURN_CLOSING
-            if turn["role"] == "assistant":
+        for role, text in _turns(row):
+            start = place + (0 if plain else TURN_OPENING)
+            place = start - (-len(text.encode()) // BYTES_PER_TOKEN)
+            # Of plain text only the answer is closed, by its stop token.
+            place += TURN_CLOSING if not plain else role == "assistant"
+            if role == "assistant":
                 spans.append((start, place))
         spans = spans if "messages" in row else spans[-1:]
         sizes.append(_Size(place, spans, [end for _, end in spans]))
     return sizes
-
-
-def _estimated(text: str) -> int:
-    return -(-len(text.encode()) // BYTES_PER_TOKEN)
 
 
 def training_template(template: str) -> str | None:
@@ -410,93 +466,114 @@ def training_template(template: str) -> str | None:
     return None
 
 
+@dataclasses.dataclass
+class _Class:
+    """The answers of one class, as they pass."""
+
+    first_row: int
+    answer: str
+    rows: int = 0
+    constant: bool = True
+    starts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    fields: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+
+    def add(self, answer: str, names: Iterable[str]) -> None:
+        self.rows += 1
+        self.constant &= answer == self.answer
+        start = answer[:2]
+        if start in self.starts or len(self.starts) < FORMS:
+            self.starts[start] += 1
+        self.fields.update(name for name in names if name in self.fields or len(self.fields) < FIELDS)
+
+    def facts(self) -> ClassFacts:
+        return {
+            "rows": self.rows,
+            "first_row": self.first_row,
+            "constant": self.answer[:SHOWN] if self.constant else None,
+            "starts": dict(self.starts.most_common()),
+            "fields": dict(self.fields),
+        }
+
+
 class _Split:
     """What is kept of a split's rows while they pass: counts, a few numbers a row, and a few examples."""
 
     def __init__(self, control: re.Pattern[str]) -> None:
         self.control = control
         self.rows = 0
-        self.problems: dict[str, dict[str, Any]] = {name: {"count": 0, "examples": []} for name in _PROBLEMS}
+        self.problems: dict[str, RowsFound] = {}
         self.hashes = {name: array("q") for name in ("row", "normalised_row", "input", "normalised_input", "answer")}
-        self.histograms = {name: collections.Counter[int]() for name in _HISTOGRAMS}
+        self.histograms: dict[str, collections.Counter[int]] = {name: collections.Counter() for name in _HISTOGRAMS}
         self.answers: dict[int, str] = {}
-        self.json = collections.Counter({"asked": 0, "looks": 0, "parsed": 0, "objects": 0})
+        self.json = collections.Counter({"asked": 0, "looks": 0})
         # By field of a JSON answer, and under "" by the whole answer; None where there are too many values.
         self.values: dict[str, dict[str, _Class] | None] = {"": {}}
-
-    def note(self, problem: str, found: Any) -> None:
-        """Count the row that is being added."""
-        if found:
-            entry = self.problems[problem]
-            entry["count"] += 1
-            if len(entry["examples"]) < EXAMPLES:
-                entry["examples"].append(self.rows)
 
     def add(self, row: dict[str, Any], size: _Size) -> None:
         self.rows += 1
         turns = _turns(row)
         answer = turns[-1][1]
-        prompt = "\n".join(text for role, text in turns[:-1] if role != "assistant")
-        self._hash(turns[:-1], answer)
-        self._size(size)
         answers = [text for role, text in turns if role == "assistant"]
-        self.note("empty", any(text.strip().casefold() in _NOTHING for text in answers))
-        self.note("unrendered", any(_unrendered(text) for text in answers))
-        self.note("unrendered_prompts", _unrendered(prompt))
+        prompt = "\n".join(text for role, text in turns[:-1] if role != "assistant")
         whole = "\n".join(text for _, text in turns)
-        self.note("emails", "@" in whole and _EMAIL.search(whole))
-        self.note("keys", any(mark in whole for mark in _KEY_MARKS) and _KEY.search(whole))
-        self.note("special_tokens", self.control.search(whole))
-        self._json(prompt, answer)
+        asks_json = "json" in prompt.lower() and bool(_JSON_ASKED.search(prompt.lower()))
+        looks_json, parsed, value = _parsed(answer)
+        self.json.update(asked=asks_json, looks=looks_json)
+        # A template may put a newline after the stop token of the last turn, so `verify.data` looks at three tokens.
+        stopped = bool(size.stops) and size.stops[-1] > size.length - 3
+        found = {
+            "empty": any(text.strip().casefold() in _NOTHING for text in answers),
+            "unrendered": any(_unrendered(text) for text in answers),
+            "unrendered_prompts": _unrendered(prompt),
+            "json_unparsed": looks_json and not parsed,
+            "asked_unparsed": asks_json and not parsed,
+            "emails": "@" in whole and _EMAIL.search(whole),
+            "keys": any(mark in whole for mark in _KEY_MARKS) and _KEY.search(whole),
+            "special_tokens": self.control.search(whole),
+            "unstopped": not stopped,
+            "double_bos": size.double_bos,
+            "diverging_prompts": size.diverging,
+        }
+        for problem, there in found.items():
+            entry = self.problems.setdefault(problem, {"count": 0, "examples": []})
+            if there:
+                entry["count"] += 1
+                if len(entry["examples"]) < EXAMPLES:
+                    entry["examples"].append(self.rows)
+        self._hash(turns[:-1], answer)
+        self._size(size, stopped)
+        self._classify(answer, value)
 
     def _hash(self, before: list[tuple[str, str]], answer: str) -> None:
         asked = "\0".join(part for turn in before for part in turn)
         plain_asked, plain_answer = normalised(asked), normalised(answer)
-        for name, value in (
-            ("row", (asked, answer)),
-            ("normalised_row", (plain_asked, plain_answer)),
-            ("input", asked),
-            ("normalised_input", plain_asked),
-            ("answer", plain_answer),
-        ):
-            self.hashes[name].append(hash(value))
+        values = (asked, answer), (plain_asked, plain_answer), asked, plain_asked, plain_answer
+        for kept, value in zip(self.hashes.values(), values, strict=True):
+            kept.append(hash(value))
         if len(self.answers) < ANSWERS:
             self.answers.setdefault(hash(plain_answer), answer[:SHOWN])
 
-    def _size(self, size: _Size) -> None:
-        self.histograms["lengths"][size.length] += 1
-        self.histograms["answer_starts"][size.spans[0][0] if size.spans else size.length] += 1
-        for start, end in size.spans:
-            self.histograms["span_starts"][start] += 1
-            self.histograms["span_ends"][end] += 1
-        # A template may put a newline after the stop token of the last turn, so `verify.data` looks at three tokens.
-        stopped = bool(size.stops) and size.stops[-1] > size.length - 3
-        if stopped:
-            self.histograms["stops"][size.stops[-1]] += 1
-        else:
-            self.histograms["unstopped_lengths"][size.length] += 1
-        self.histograms["turn_stops"].update(size.stops)
-        self.note("unstopped", not stopped)
-        self.note("double_bos", size.double_bos)
-        self.note("diverging_prompts", size.diverging)
+    def _size(self, size: _Size, stopped: bool) -> None:
+        starts, ends = [start for start, _ in size.spans], [end for _, end in size.spans]
+        for name, values in {
+            "lengths": [size.length],
+            "answer_starts": starts[:1] or [size.length],
+            "span_starts": starts,
+            "span_ends": ends,
+            "stops": size.stops[-1:] if stopped else [],
+            "turn_stops": size.stops,
+            "unstopped_lengths": [] if stopped else [size.length],
+        }.items():
+            self.histograms[name].update(values)
 
-    def _json(self, prompt: str, answer: str) -> None:
-        parsed, value = _parsed(answer)
-        lower = prompt.lower()
-        asked = "json" in lower and bool(_JSON_ASKED.search(lower))
-        looks = answer.lstrip()[:1] in ("{", "[")
-        self.json.update(asked=asked, looks=looks, parsed=parsed and looks, objects=isinstance(value, dict))
-        self.note("json_unparsed", looks and not parsed)
-        self.note("asked_unparsed", asked and not parsed)
-        self._value("", answer.strip(), answer, parsed, ())
-        if isinstance(value, dict):
-            names = tuple(value)
-            for field, held in value.items():
-                if field and not isinstance(held, (dict, list)):
-                    text = held if isinstance(held, str) else json.dumps(held)
-                    self._value(field, text, answer, parsed, names)
+    def _classify(self, answer: str, value: Any) -> None:
+        """Count the answer under each value that may be its class: its own text, and its fields'."""
+        self._value("", answer.strip(), answer, ())
+        for field, held in value.items() if isinstance(value, dict) else ():
+            if field and not isinstance(held, (dict, list)):
+                self._value(field, held if isinstance(held, str) else json.dumps(held), answer, value)
 
-    def _value(self, field: str, value: str, answer: str, parsed: bool, names: tuple[str, ...]) -> None:
+    def _value(self, field: str, value: str, answer: str, names: Iterable[str]) -> None:
         if field not in self.values and len(self.values) <= FIELDS:
             self.values[field] = {}
         values = self.values.get(field)
@@ -505,89 +582,36 @@ class _Split:
         if value not in values and (len(values) == CLASSES or len(value) > SHOWN):
             self.values[field] = None
             return
-        values.setdefault(value, _Class(answer, self.rows)).add(answer, parsed, names)
+        values.setdefault(value, _Class(self.rows, answer)).add(answer, names)
 
-    def classes(self, field: str) -> dict[str, dict[str, Any]]:
+    def classes(self, field: str) -> dict[str, ClassFacts]:
         """Each class with its rows, most frequent first; none if the split has too many values to be classes."""
         values = self.values.get(field) or {}
         ordered = sorted(values.items(), key=lambda item: (-item[1].rows, item[0]))
         return {name: held.facts() for name, held in ordered}
 
-    def facts(self, exact: bool) -> dict[str, Any]:
+    def facts(self, *, exact: bool) -> dict[str, Any]:
         answers, counts = np.unique(np.frombuffer(self.hashes["answer"], np.int64), return_counts=True)
-        frequent = np.argsort(-counts, kind="stable")[:CLASSES]
-        histograms = {
-            name: {str(value): held[value] for value in sorted(held)} for name, held in self.histograms.items()
-        }
+        frequent = [(answers[index], counts[index]) for index in np.argsort(-counts, kind="stable")[:CLASSES]]
+        found = {name: {str(value): held[value] for value in sorted(held)} for name, held in self.histograms.items()}
         return {
             "rows": self.rows,
-            **histograms,
-            "tokens": sum(value * number for value, number in self.histograms["lengths"].items()),
-            "supervised_tokens": sum(value * number for value, number in self.histograms["span_ends"].items())
-            - sum(value * number for value, number in self.histograms["span_starts"].items()),
-            "end_of_turn_supervised": sum(self.histograms["stops"].values()) if exact else None,
+            **found,
+            "tokens": _within(found["lengths"]),
+            "supervised_tokens": _within(found["span_ends"]) - _within(found["span_starts"]),
+            "end_of_turn_supervised": sum(found["stops"].values()) if exact else None,
             "problems": self.problems,
             "json": dict(self.json),
             "answers": {
                 "distinct": len(answers),
                 "most_frequent": [
-                    [self.answers[answers[index]], int(counts[index])]
-                    for index in frequent
-                    if answers[index] in self.answers
+                    [self.answers[answer], int(number)] for answer, number in frequent if answer in self.answers
                 ],
             },
         }
 
 
-_PROBLEMS = (
-    "empty",
-    "unrendered",
-    "unrendered_prompts",
-    "json_unparsed",
-    "asked_unparsed",
-    "emails",
-    "keys",
-    "special_tokens",
-    "unstopped",
-    "double_bos",
-    "diverging_prompts",
-)
 _HISTOGRAMS = ("lengths", "answer_starts", "span_starts", "span_ends", "stops", "turn_stops", "unstopped_lengths")
-
-
-class _Class:
-    """The answers of one class."""
-
-    def __init__(self, answer: str, row: int) -> None:
-        self.rows = 0
-        self.first_row = row
-        self.answer = hash(answer)
-        self.text = answer[:SHOWN]
-        self.constant = True
-        self.parsed = 0
-        self.starts = collections.Counter[str]()
-        self.fields = collections.Counter[str]()
-
-    def add(self, answer: str, parsed: bool, names: tuple[str, ...]) -> None:
-        self.rows += 1
-        self.constant &= hash(answer) == self.answer
-        self.parsed += parsed
-        start = answer[:2]
-        if start in self.starts or len(self.starts) < FORMS:
-            self.starts[start] += 1
-        for name in names:
-            if name in self.fields or len(self.fields) < FIELDS:
-                self.fields[name] += 1
-
-    def facts(self) -> dict[str, Any]:
-        return {
-            "rows": self.rows,
-            "first_row": self.first_row,
-            "constant": self.text if self.constant else None,
-            "parsed": self.parsed,
-            "starts": dict(self.starts.most_common()),
-            "fields": dict(self.fields),
-        }
 
 
 def _class_field(train: _Split) -> str | None:
@@ -625,24 +649,21 @@ def _unrendered(text: str) -> bool:
     return text.lstrip().startswith("{{") or bool(_PLACEHOLDER.search(text))
 
 
-def _parsed(answer: str) -> tuple[bool, Any]:
-    """Whether the answer is JSON, and its value; also of JSON whose braces a template has left doubled."""
+def _parsed(answer: str) -> tuple[bool, bool, Any]:
+    """Whether the answer begins as JSON, is JSON, and its value; also of JSON whose braces a template left doubled."""
     text = answer.strip()
+    looks = text[:1] in ("{", "[")
     if text.startswith("```") and text.endswith("```"):
         text = text[3:-3].removeprefix("json").strip()
-    if text[:1] not in ("{", "["):
-        return False, None
-    try:
-        return True, json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return False, json.loads(text.replace("{{", "{").replace("}}", "}")) if text.startswith("{{") else None
-    except (ValueError, RecursionError):
-        return False, None
+    if text[:1] in ("{", "["):
+        plain = text.replace("{{", "{").replace("}}", "}") if text.startswith("{{") else text
+        for each in dict.fromkeys((text, plain)):
+            with contextlib.suppress(ValueError, RecursionError):
+                return looks, each is text, json.loads(each)
+    return looks, False, None
 
 
-def _repetitions(hashes: Mapping[str, Any]) -> dict[str, Any]:
+def _repetitions(hashes: Mapping[str, Any]) -> dict[str, RowsFound]:
     """Rows that were there before, exactly and normalised, and inputs that were there before with another answer."""
     answered = hashes["answer"]
     # Each row against the first of its input.
@@ -660,21 +681,18 @@ def _first_of_equal(values: Any) -> Any:
     return first[inverse]
 
 
-def _pairs(first: Any) -> dict[str, Any]:
+def _pairs(first: Any) -> RowsFound:
     """The rows that refer to another one, and the first of them as [row, the one before]."""
     rows = np.flatnonzero(first != np.arange(len(first)))
     return {"count": len(rows), "examples": [[int(row) + 1, int(first[row]) + 1] for row in rows[:EXAMPLES]]}
 
 
-def _overlap(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+def _overlap(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, RowsFound]:
     """Rows of this split whose input is in the other, exactly and normalised, with [row, row of the other]."""
-    found = {}
+    found: dict[str, RowsFound] = {}
     for kind, name in (("exact", "input"), ("normalised", "normalised_input")):
         rows = np.flatnonzero(np.isin(own[name], other[name]))
-        found[kind] = {
-            "count": len(rows),
-            "examples": [
-                [int(row) + 1, int(np.flatnonzero(other[name] == own[name][row])[0]) + 1] for row in rows[:EXAMPLES]
-            ],
-        }
+        first = [int(np.flatnonzero(other[name] == own[name][row])[0]) for row in rows[:EXAMPLES]]
+        examples = [[int(row) + 1, twin + 1] for row, twin in zip(rows, first, strict=False)]
+        found[kind] = {"count": len(rows), "examples": examples}
     return found

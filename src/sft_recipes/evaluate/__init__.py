@@ -1,4 +1,5 @@
 """Is the model better than something trivial, and how sure is that?
 
-`likelihood`, `scoring` and `scoring_process` import torch; other wings ask for a model's answers by `scoring_job`.
+`likelihood`, `scoring` and `scoring_process` import torch, and are for processes of their own; `scoring_job` starts
+one.
 """

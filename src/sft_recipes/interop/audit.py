@@ -20,7 +20,7 @@ from sft_recipes.interop.importers import PROCESSES, TOOLS, Translation
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, topology
 from sft_recipes.recipes.recipe import Value
-from sft_recipes.terminal import count
+from sft_recipes.terminal import count, table
 
 OUTCOMES = ("kept", "translated", "added", "dropped", "missing", "inexpressible", "unknown")
 # What a person has to look at before the recipe says what the file said.
@@ -170,13 +170,13 @@ def render(audit: Audit) -> str:
     """The audit as a table: `line  key  outcome  what`, then the sum and what our own loader says."""
     rows = [("line", "key", "outcome", "what")]
     rows += [("" if e.line is None else str(e.line), e.key, e.outcome, e.text) for e in audit.entries]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    table = [f"{a:>{widths[0]}}  {b:<{widths[1]}}  {c:<{widths[2]}}  {d}".rstrip() for a, b, c, d in rows]
+    width = max(len(line) for line, *_ in rows)
+    lines = table([[line.rjust(width), *others] for line, *others in rows])
     more = f" and {len(audit.signs) - 4} more of its keys" if len(audit.signs) > 4 else ""
     by = f", by {', '.join(audit.signs[:4])}{more}" if audit.signs else ""
     totals = Counter(entry.outcome for entry in audit.entries)
     sums = ", ".join(f"{totals[outcome]} {outcome}" for outcome in OUTCOMES if totals[outcome])
-    return "\n".join([f"{_plain(str(audit.source))}: {TOOLS[audit.tool].title}{by}", *table, sums, *audit.problems])
+    return "\n".join([f"{_plain(str(audit.source))}: {TOOLS[audit.tool].title}{by}", lines, sums, *audit.problems])
 
 
 def facts(audit: Audit) -> dict[str, Any]:

@@ -3,17 +3,19 @@
 This process never imports torch, so that whatever is wrong with the input is said in a second.
 """
 
+import contextlib
 import dataclasses
+import io
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Unpack
 
 import psutil
 import yaml
@@ -25,8 +27,9 @@ from sft_recipes.errors import InputError
 from sft_recipes.evaluate import evaluate
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan
+from sft_recipes.plan.job import Job, Where
+from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes
-from sft_recipes.recipes import topology
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Topology
 from sft_recipes.report import pages
@@ -38,13 +41,7 @@ FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 3
 
 
 def train(
-    name: str,
-    *,
-    accel: str | None = None,
-    processes: int | None = None,
-    overrides: Sequence[str] = (),
-    run_name: str | None = None,
-    resume: bool = False,
+    name: str | Path, *, run_name: str | None = None, resume: bool = False, **where: Unpack[Where]
 ) -> tuple[int, Run]:
     """Train a recipe into a new run, or continue one that was trained with exactly the same recipe.
 
@@ -58,34 +55,40 @@ def train(
         raise InputError("RESUME=1 needs NAME=, the run to continue")
     if run_name is not None and not resume:
         Run.directory_of(run_name)
-    job = jobs.check(name, accel=accel, processes=processes, overrides=overrides)
+    job = jobs.check(name, **where)
     for label, text in job.decisions():
         say(label, text)
     if resume:
-        run = to_continue(run_name or "")
-        same_as_before(run, job)
+        run = open_for_resume(run_name or "")
+        check_same_config(run, job)
         return finish(run, continue_run(run)), run
     demo_base.build_if_needed(job.recipe)
-    job = jobs.judged(job)
+    code, run = start(jobs.lint_or_raise(job), run_name)
+    return finish(run, code), run
+
+
+def start(job: Job, run_name: str | None) -> tuple[int, Run]:
+    """Train a job into a new run; gives the exit code of its processes.
+
+    Raises:
+        InputError: The name is taken, or the processes refuse the recipe.
+    """
     run = create(job, run_name)
     say("run", str(run.directory))
     with run.locked() as lock:
-        code = launch(run, lock)
-    return finish(run, code), run
+        return launch(run, lock), run
 
 
 def finish(run: Run, code: int) -> int:
     """What follows a training that has ended well: the evaluation its recipe asks for, the report, the model card."""
-    if code != FINISHED:
-        return code
-    if run.facts()["own"].get("task") is not None:
-        code, _ = evaluate.evaluate(run.name, base=True)
+    if code == FINISHED and run.facts()["own"].get("task") is not None:
+        code, _ = evaluate.evaluate(str(run.directory), base=True)
     if code == FINISHED:
         pages.write(run)
     return code
 
 
-def create(job: jobs.Job, run_name: str | None) -> Run:
+def create(job: Job, run_name: str | None) -> Run:
     """A new run directory that holds all that the training processes need to know.
 
     Raises:
@@ -97,7 +100,7 @@ def create(job: jobs.Job, run_name: str | None) -> Run:
         "rehearsal": job.rehearses is not None,
         "rehearses": job.rehearses,
         "status": "running",
-        "command": shlex.join(["sft-recipes", *sys.argv[1:]]),
+        "command": provenance.command(),
         "extends": job.recipe.base.name if job.recipe.base else None,
         "differences": plan.differences(job.recipe),
         "overrides": {key: item.value for key, item in job.recipe.values.items() if item.origin == "SET"},
@@ -128,22 +131,21 @@ def create(job: jobs.Job, run_name: str | None) -> Run:
     return run
 
 
-def resume(name: str) -> tuple[int, Run]:
+def resume(name: str | Path) -> tuple[int, Run]:
     """Continue a run from its newest whole checkpoint, exactly as it was started.
 
     Raises:
         InputError: There is no such run, it is finished, or its data or processes are not there any more.
     """
-    run = to_continue(name)
+    run = open_for_resume(name)
     facts = run.facts()
-    gpus = topology.visible_gpus()
     config = yaml.safe_load(run.accelerate.read_text(encoding="utf-8"))
     chosen = Topology(facts["topology"]["name"], config, "as the run was started")
     recipe = Recipe(facts["recipe"], {key: recipes.Value(value, run.name) for key, value in facts["own"].items()})
-    problems = topology.missing_gpus(recipe, chosen, gpus)
+    missing = [*conflicts.missing_gpus(recipe, chosen, len(topology.visible_gpus()))]
     prepared = preparation.prepare(**facts["data"]["source"], cache=preparation.CACHE)
-    if problems:
-        raise InputError(*problems)
+    if missing:
+        raise InputError(*map(str, missing))
     if prepared.fingerprint != facts["data"]["fingerprint"]:
         raise InputError(
             f"the data of {run.directory} have changed since it was started; put them back, or start a new run"
@@ -152,7 +154,7 @@ def resume(name: str) -> tuple[int, Run]:
     return finish(run, continue_run(run)), run
 
 
-def to_continue(name: str) -> Run:
+def open_for_resume(name: str | Path) -> Run:
     """The run of that name, to be continued.
 
     Raises:
@@ -208,7 +210,7 @@ def _step_of(line: str) -> float:
         return float("inf")
 
 
-def same_as_before(run: Run, job: jobs.Job) -> None:
+def check_same_config(run: Run, job: Job) -> None:
     """A resumed run must be the same run.
 
     Raises:
@@ -245,9 +247,13 @@ def launch(run: Run, lock: int) -> int:
     """
     began = time.time()
     run.stop.unlink(missing_ok=True)
-    process = subprocess.Popen(
-        command(run), env=environment(run), stdout=sys.stdout, start_new_session=True, pass_fds=(lock,)
-    )
+    try:
+        process = subprocess.Popen(
+            command(run), env=environment(run), start_new_session=True, pass_fds=(lock,), **output_streams()
+        )
+    except OSError as error:
+        run.update(status="failed", error=f"the processes cannot be started: {error}")
+        return conclude(run, run.facts())
     asked = 0
 
     def ask(number: int, frame: object) -> None:
@@ -263,8 +269,13 @@ def launch(run: Run, lock: int) -> int:
             for each in [*psutil.Process(process.pid).children(recursive=True), process]:
                 each.kill()
 
-    handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    # Python lets no other thread handle signals.
+    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    handlers = {number: signal.signal(number, ask) for number in signals}
     try:
+        if process.stdout:
+            for line in process.stdout:
+                print(line, end="", flush=True)
         process.wait()
     finally:
         for number, handler in handlers.items():
@@ -287,46 +298,34 @@ def launch(run: Run, lock: int) -> int:
     return conclude(run, facts)
 
 
+def output_streams() -> dict[str, Any]:
+    """Where a child process writes: where this one does, or to us who pass it on, if that is no file of the system's.
+
+    A notebook, for one, puts an object of its own in the place of sys.stdout.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.fileno()
+            return {"stdout": sys.stdout}
+    return {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+
+
 def conclude(run: Run, facts: dict[str, Any]) -> int:
     """Say how the run ended and where its files are; the exit code says the same."""
-    measured = facts.get("measured") or {}
-    if facts.get("rehearsal"):
-        return conclude_rehearsal(run, facts)
-    if facts["status"] == "interrupted":
-        checkpoint, _ = newest_whole(run.directory)
+    rehearsal, status = facts.get("rehearsal"), facts["status"]
+    checkpoint, _ = newest_whole(run.directory)
+    if status == "interrupted" and rehearsal:
+        say("stopped", "a rehearsal is not continued; start it again")
+    elif status == "interrupted":
         kept = f"kept {checkpoint.name}" if checkpoint else "no checkpoint yet"
         say("stopped", f"{kept}; continue with: make resume NAME={run.name}")
-        return INTERRUPTED
-    if facts["status"] != "finished":
-        print(f"error: {facts.get('error', 'failed')}", file=sys.stderr)
-        checkpoint, _ = newest_whole(run.directory)
-        if checkpoint:
+    elif status != "finished":
+        what = f"the rehearsal of {facts['recipe']} failed: " if rehearsal else ""
+        print(f"error: {what}{facts.get('error', 'failed')}", file=sys.stderr)
+        if checkpoint and not rehearsal:
             say("failed", f"{checkpoint.name} is whole; continue with: make resume NAME={run.name}")
-        return FAILED
-    evaluations = measured["eval_loss"]
-    text = f"{count(measured['step'], 'step')} in {duration(measured['training_seconds'])}"
-    if measured["tokens_per_second"]:
-        text += f", {measured['tokens_per_second']:,.0f} tokens/s"
-    say("finished", f"{text}, peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB per process")
-    if len(evaluations) > 1:
-        first, best = evaluations[0], min(evaluations, key=lambda entry: entry["eval_loss"])
-        since = "before training" if first["step"] == 0 else f"at step {first['step']}"
-        say("held out", f"loss {first['eval_loss']:.4f} {since} -> {best['eval_loss']:.4f} at step {best['step']}")
-    say(_trained(facts), str(run.adapter))
-    pages.draw_curve(run)
-    return FINISHED
-
-
-def _trained(facts: dict[str, Any]) -> str:
-    """What a run leaves: an adapter, or the model where all weights were trained."""
-    return "adapter" if "adapter" in facts["measured"] else "model"
-
-
-def conclude_rehearsal(run: Run, facts: dict[str, Any]) -> int:
-    """Say how a rehearsal ended, and that it is no result."""
-    if facts["status"] == "finished":
+    elif rehearsal:
         steps, evaluations = facts["measured"]["step"], len(facts["measured"]["eval_loss"])
-        checkpoint, _ = newest_whole(run.directory)
         done = f"{count(steps, 'step')}, {count(evaluations, 'evaluation')}, "
         done += f"{checkpoint.name if checkpoint else 'no checkpoint'} and the {_trained(facts)}"
         say(
@@ -334,12 +333,29 @@ def conclude_rehearsal(run: Run, facts: dict[str, Any]) -> int:
             f"{facts['recipe']} in {duration(facts['seconds'])} without an error: {done}\n"
             "no result: the model was tiny and random, so its losses, speed and weights say nothing",
         )
-        return FINISHED
-    if facts["status"] == "interrupted":
-        say("stopped", "a rehearsal is not continued; start it again")
-        return INTERRUPTED
-    print(f"error: the rehearsal of {facts['recipe']} failed: {facts.get('error', 'failed')}", file=sys.stderr)
-    return FAILED
+    else:
+        say_measured(facts["measured"])
+        say(_trained(facts), str(run.adapter))
+        pages.draw_curve(run)
+    return {"finished": FINISHED, "interrupted": INTERRUPTED}.get(status, FAILED)
+
+
+def say_measured(measured: dict[str, Any]) -> None:
+    """Say how long a finished training took, and what became of the held-out loss."""
+    text = f"{count(measured['step'], 'step')} in {duration(measured['training_seconds'])}"
+    if measured["tokens_per_second"]:
+        text += f", {measured['tokens_per_second']:,.0f} tokens/s"
+    say("finished", f"{text}, peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB per process")
+    evaluations = measured["eval_loss"]
+    if len(evaluations) > 1:
+        first, best = evaluations[0], min(evaluations, key=lambda entry: entry["eval_loss"])
+        since = "before training" if first["step"] == 0 else f"at step {first['step']}"
+        say("held out", f"loss {first['eval_loss']:.4f} {since} -> {best['eval_loss']:.4f} at step {best['step']}")
+
+
+def _trained(facts: dict[str, Any]) -> str:
+    """What a run leaves: an adapter, or the model where all weights were trained."""
+    return "adapter" if "adapter" in facts["measured"] else "model"
 
 
 def command(run: Run) -> list[str]:
@@ -354,14 +370,12 @@ def command(run: Run) -> list[str]:
 def environment(run: Run) -> dict[str, str]:
     """The environment of the training processes: nothing phones home or chatters, and one process sees one GPU."""
     chosen = run.facts()["topology"]
-    variables = quiet_environment(on_cpu=chosen["use_cpu"])
+    variables = quiet_environment(on_cpu=chosen["use_cpu"], one_gpu=chosen["backend"] == "single")
     variables["TENSORBOARD_LOGGING_DIR"] = str(run.directory / "tensorboard")
-    if topology.uses_cpu(yaml.safe_load(run.accelerate.read_text(encoding="utf-8"))):
+    config = yaml.safe_load(run.accelerate.read_text(encoding="utf-8"))
+    if Topology(chosen["name"], config, "").computes_on_cpu:
         # Each process takes its share of the cores; torchrun's own default is one.
         variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // chosen["processes"])))
-    if not chosen["use_cpu"] and chosen["backend"] == "single":
-        # With more than one GPU in sight, transformers would spread the model over all of them.
-        variables["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return variables
 
 

@@ -8,9 +8,9 @@ file. Memory, speed and what is learned are not rehearsed.
 import dataclasses
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from sft_recipes.data import preparation
 from sft_recipes.demo import demo_base, tiny
@@ -18,10 +18,10 @@ from sft_recipes.errors import InputError
 from sft_recipes.launch import launch
 from sft_recipes.models import base_model
 from sft_recipes.plan import job as jobs
-from sft_recipes.plan.job import Job
-from sft_recipes.recipes import recipe as recipes
-from sft_recipes.recipes import topology
-from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.plan.job import Job, Where
+from sft_recipes.plan.lint.run import refused
+from sft_recipes.recipes import conflicts, topology
+from sft_recipes.recipes.conflicts import Conflict
 from sft_recipes.recipes.topology import Topology
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import count, say
@@ -29,17 +29,9 @@ from sft_recipes.terminal import count, say
 STEPS = 3
 ROWS = {"train": 64, "validation": 16}
 PROCESSES = 2
-WHY = "the rehearsal"
 
 
-def rehearse(
-    name: str,
-    *,
-    accel: str | None = None,
-    processes: int | None = None,
-    overrides: Sequence[str] = (),
-    run_name: str | None = None,
-) -> tuple[int, Run]:
+def rehearse(name: str | Path, *, run_name: str | None = None, **where: Unpack[Where]) -> tuple[int, Run]:
     """Rehearse a recipe into a run directory of its own, `rehearsal-RECIPE-TIME` without a name.
 
     Returns:
@@ -50,29 +42,31 @@ def rehearse(
     """
     if run_name is not None:
         Run.directory_of(run_name)
-    recipe = recipes.load(name, recipes.parse_overrides(overrides))
-    real = topology.choose(recipe, accel, processes, topology.visible_gpus())
-    small = on_cpu(real)
-    problems = impossible(recipe, real) + jobs.missing_tools(recipe, small) + jobs.missing_model(recipe)
-    _, prepared = jobs.resolved_and_prepared(recipe, real, problems)
-    demo_base.build_if_needed(recipe)
-    base = tiny.find(recipe["model_name_or_path"], recipe["model_revision"])
-    if base.config.get("quantization_config") and not base_model.dequantised(recipe.upstream()):
+    real = jobs.resolve(name, **where)
+    jobs.raise_all(real, refusals(real))
+    demo_base.build_if_needed(real.recipe)
+    base = tiny.find(real.recipe["model_name_or_path"], real.recipe["model_revision"])
+    if base.config.get("quantization_config") and not base_model.dequantised(real.recipe.upstream()):
         raise InputError(
             f"{base.name} is already quantised, and a rehearsal has no such weights to load; rehearse with its "
             "unquantised checkpoint: SET=model_name_or_path=..."
         )
-    job = job_of(recipe, real, small, prepared, base)
+    job = rehearsal_of(real, base)
     for label, text in job.decisions():
         say(label, text)
-    say("rehearsal", description(job, real, base))
-    run = launch.create(job, run_name)
-    say("run", str(run.directory))
+    say("rehearsal", description(job, real.topology, base))
     try:
-        with run.locked() as lock:
-            return launch.launch(run, lock), run
+        return launch.start(job, run_name)
     except InputError as error:
         raise InputError(*(text.replace(str(base.directory), base.name) for text in error.problems)) from None
+
+
+def refusals(real: Job) -> Iterator[Conflict]:
+    """What training would refuse wherever it ran, what this machine lacks for a rehearsal, and what needs a GPU."""
+    yield from conflicts.of_rehearsal(real.recipe, real.topology)
+    yield from conflicts.of_topology(real.recipe, real.topology)
+    here = refused(real.recipe, on_cpu(real.topology), real.gpus)
+    yield from (each for each in here if each.phase == "machine")
 
 
 def on_cpu(real: Topology) -> Topology:
@@ -85,34 +79,14 @@ def on_cpu(real: Topology) -> Topology:
     return Topology(real.name, config, f"rehearses {count(real.processes, 'process')}; {real.origin}")
 
 
-def impossible(recipe: Recipe, real: Topology) -> list[str]:
-    """What only a GPU can do, so that nothing can be said about it here."""
-    problems = []
-    if real.backend == "fsdp":
-        problems.append(
-            f"{real.name}: accelerate turns FSDP on a CPU into DDP, so FSDP2 cannot be rehearsed; ACCEL=ddp rehearses "
-            "everything else of the recipe"
-        )
-    problems += [
-        f"{key}: true needs a GPU, so it cannot be rehearsed; SET='{key}=false' rehearses the rest"
-        for key in ("fp16", "tf32")
-        if recipe[key]
-    ]
-    if recipe["attn_implementation"] not in (None, "sdpa", "eager"):
-        problems.append(
-            f"attn_implementation: {recipe['attn_implementation']} needs a GPU, so it cannot be rehearsed; "
-            "SET='attn_implementation=sdpa' rehearses the rest"
-        )
-    return problems
-
-
-def job_of(recipe: Recipe, real: Topology, small: Topology, prepared: preparation.Prepared, base: tiny.Base) -> Job:
+def rehearsal_of(real: Job, base: tiny.Base) -> Job:
     """The job that stands for the real one: the same accumulation, a few steps, an evaluation and a save at the end.
 
     Raises:
         InputError: transformers cannot build the tiny model.
     """
-    rows = topology.accumulation(recipe, real) * recipe["per_device_train_batch_size"] * small.processes
+    recipe, small = real.recipe, on_cpu(real.topology)
+    rows = topology.accumulation(recipe, real.topology) * recipe["per_device_train_batch_size"] * small.processes
     changes: dict[str, Any] = {
         "model_name_or_path": str(tiny.make(base)),
         "global_batch_size": rows,
@@ -135,17 +109,15 @@ def job_of(recipe: Recipe, real: Topology, small: Topology, prepared: preparatio
     for what in ("eval", "save"):
         if recipe[f"{what}_strategy"] in ("epoch", "steps"):
             changes |= {f"{what}_strategy": "steps", f"{what}_steps": STEPS}
-    small_recipe = recipe.derive(**{key: (value, WHY) for key, value in changes.items()})
-    few = excerpt(prepared)
-    resolved = jobs.with_data(topology.resolve(small_recipe, small), few)
     rehearses = {
         "model": base.name,
         "tokenizer": "its own" if base.tokenizer else "the demo's",
-        "topology": real.facts(),
+        "topology": real.topology.facts(),
         "global_batch_size": recipe["global_batch_size"],
-        "rows": {split: facts["prepared_rows"] for split, facts in prepared.splits.items()},
+        "rows": {split: facts["prepared_rows"] for split, facts in real.prepared.splits.items()},
     }
-    return Job(small_recipe, resolved, small, few, topology.visible_gpus(), rehearses)
+    changed = recipe.derive(**{key: (value, "the rehearsal") for key, value in changes.items()})
+    return Job(changed, small, real.gpus, given=excerpt(real.prepared), rehearses=rehearses)
 
 
 def excerpt(prepared: preparation.Prepared) -> preparation.Prepared:

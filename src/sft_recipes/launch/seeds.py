@@ -3,11 +3,13 @@
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Unpack
 
 from sft_recipes.errors import InputError
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
+from sft_recipes.plan.job import Where
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.runs.run import RUNS, Run
 from sft_recipes.terminal import say
@@ -15,17 +17,11 @@ from sft_recipes.terminal import say
 # numpy, which `transformers.set_seed` seeds too, takes no larger one.
 LARGEST = 2**32 - 1
 _SEED = re.compile(r"[0-9]{1,10}")
+SEEDED = ("seed", "data_seed")
 
 
 def train_seeds(
-    name: str,
-    seeds: str,
-    *,
-    accel: str | None = None,
-    processes: int | None = None,
-    overrides: Sequence[str] = (),
-    run_name: str | None = None,
-    resume: bool = False,
+    name: str | Path, seeds: str, *, run_name: str | None = None, resume: bool = False, **where: Unpack[Where]
 ) -> tuple[int, list[Run]]:
     """Train a recipe once for each seed, into runs NAME-seed42, NAME-seed43 and so on.
 
@@ -35,9 +31,9 @@ def train_seeds(
     Args:
         name: the recipe.
         seeds: whole numbers, separated by spaces or commas.
-        accel: as `launch.train` takes it, like `processes` and `overrides`.
         run_name: NAME; the recipe's name without it.
         resume: refused, because it continues one run.
+        where: as `job.resolve` takes it.
 
     Returns:
         The exit code of the last run (0 finished, 1 failed, 3 interrupted), and the runs begun. The first that does
@@ -46,7 +42,7 @@ def train_seeds(
     Raises:
         InputError: With everything wrong in seeds, names and recipe, before the first run is started.
     """
-    stem = run_name or name
+    stem = run_name or Path(name).stem
     numbers, problems = parse(seeds)
     if resume:
         problems.append(
@@ -54,10 +50,11 @@ def train_seeds(
             "then give the seeds that are left as SEEDS"
         )
     problems += names_taken(stem, numbers)
+    words = recipes.as_words(where.get("overrides", ()))
     try:
-        given = [key for key in recipes.parse_overrides(overrides) if key in ("seed", "data_seed")]
+        given = [key for key in recipes.parse_overrides(words) if key in SEEDED]
         problems += [f"SET: {key} is what SEEDS sets; leave it out of SET" for key in given]
-        jobs.check(name, accel=accel, processes=processes, overrides=overrides)
+        jobs.check(name, **where)
     except InputError as error:
         problems += error.problems
     if problems:
@@ -67,13 +64,8 @@ def train_seeds(
     try:
         for seed in numbers:
             say("seed", f"{seed}, run {len(runs) + 1} of {len(numbers)}")
-            code, run = launch.train(
-                name,
-                accel=accel,
-                processes=processes,
-                overrides=[*overrides, f"seed={seed} data_seed={seed}"],
-                run_name=f"{stem}-seed{seed}",
-            )
+            where["overrides"] = [*words, *recipes.as_words(dict.fromkeys(SEEDED, seed))]
+            code, run = launch.train(name, run_name=f"{stem}-seed{seed}", **where)
             runs.append(run)
             if code != launch.FINISHED:
                 break
@@ -83,14 +75,9 @@ def train_seeds(
             say("left", f"first: make resume NAME={runs[-1].name}")
         if left := numbers[len(runs) :] if runs else []:
             # As the others were trained.
-            again = {
-                "RECIPE": name,
-                "SEEDS": " ".join(map(str, left)),
-                "NAME": run_name,
-                "ACCEL": accel,
-                "GPUS": processes,
-            }
-            say("left", make_command("train", again, overrides))
+            again: dict[str, Any] = {"RECIPE": name, "SEEDS": " ".join(map(str, left)), "NAME": run_name}
+            again |= {"ACCEL": where.get("accel"), "GPUS": where.get("processes")}
+            say("left", make_command("train", again, words))
     if code == launch.FINISHED:
         conclude(runs)
     return code, runs

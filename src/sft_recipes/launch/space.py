@@ -5,15 +5,16 @@ No torch and no Optuna: whatever is wrong is said before the first trial.
 
 import dataclasses
 import itertools
-import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Unpack
 
 from sft_recipes.errors import InputError
 from sft_recipes.plan import job as jobs
-from sft_recipes.plan import lint, plan
+from sft_recipes.plan import lint
+from sft_recipes.plan.job import Job, Where
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema
 
@@ -158,11 +159,6 @@ def _parts(text: str) -> Iterator[str]:
     yield part
 
 
-def words(values: Mapping[str, Any]) -> list[str]:
-    """Values as overrides."""
-    return [shlex.quote(f"{key}={json.dumps(value)}") for key, value in values.items()]
-
-
 def said(values: Mapping[str, Any]) -> str:
     """Values as a line says them: `learning_rate 0.0002, lora_r 16`."""
     return ", ".join(f"{key} {schema.as_yaml(value)}" for key, value in values.items())
@@ -188,40 +184,38 @@ def grid(space: Space) -> list[dict[str, Any]]:
     ]
 
 
-def check(name: str, space: Space, *, accel: str | None, processes: int | None, overrides: Sequence[str]) -> jobs.Job:
-    """The recipe as it is without the sweep, when every combination that can be foreseen is a run that would start.
+def check(name: str | Path, space: Space, **where: Unpack[Where]) -> Job:
+    """The job with the first values, when every combination that can be foreseen is a run that would start.
 
     Raises:
         InputError: With all that is wrong.
     """
-    given = recipes.parse_overrides(overrides)
+    given = recipes.parse_overrides(where.get("overrides", ()))
     problems = [f"{key} is in SET and in OVER; keep one" for key in space if key in given]
     corners, loaded = looked_at(space), []
     for values in corners:
         try:
-            swept = recipes.parse_overrides(words(values))
-            loaded.append(
-                recipes.load(name, given | {key: dataclasses.replace(v, origin="OVER") for key, v in swept.items()})
-            )
+            swept = {key: recipes.Value(value, "OVER") for key, value in values.items()}
+            loaded.append(recipes.load(name, given | swept))
         except InputError as error:
             # What is wrong with one value is wrong in every combination that has it.
             problems += [text for text in error.problems if text not in problems]
     if problems:
         raise InputError(*problems)
-    if loaded[0]["eval_strategy"] == "no":
+    first = loaded[0]
+    if first["eval_strategy"] == "no":
         problems.append(f"{name} has eval_strategy: no, and trials are compared by the held-out loss; set it to steps")
-    metric = loaded[0]["metric_for_best_model"]
-    if loaded[0]["load_best_model_at_end"] and metric not in (None, "loss", "eval_loss"):
+    metric = first["metric_for_best_model"]
+    if first["load_best_model_at_end"] and metric not in (None, "loss", "eval_loss"):
         problems.append(
             f"{name} keeps the best weights by {metric}, and trials are compared by the held-out loss; set "
             "metric_for_best_model: eval_loss and greater_is_better: false"
         )
-    job = jobs.check(name, accel=accel, processes=processes, overrides=[*overrides, *words(corners[0])])
+    where["overrides"] = given | recipes.parse_overrides(corners[0])
+    job = jobs.check(name, **where)
     for values, recipe in zip(corners, loaded, strict=True):
-        found = lint.findings(plan.case_of(recipe, job.topology, job.gpus, job.prepared))
-        problems += [
-            f"{said(values)}: {each.rule}: {each.message}. Instead: {each.instead}" for each in found if each.stops
-        ]
+        found = lint.findings(job.with_recipe(recipe).case)
+        problems += [f"{said(values)}: {each}" for each in found if each.stops]
     if problems:
         raise InputError(*problems)
     return job

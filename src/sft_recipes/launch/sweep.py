@@ -18,15 +18,15 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Unpack
 
 from sft_recipes.demo import demo_base
 from sft_recipes.errors import InputError
 from sft_recipes.files import write_whole
 from sft_recipes.launch import launch, seeds, space
 from sft_recipes.launch.space import Choices, Space
-from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan
+from sft_recipes.plan.job import Job, Where
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.runs.run import RUNS, Run
@@ -173,7 +173,7 @@ class Sweep:
             command = ["train", "--name", run.name]
             for option, value in (("--accel", self.asked["accel"]), ("--gpus", self.asked["processes"])):
                 command += [option, str(value)] if value else []
-            for word in [*self.asked["overrides"], *space.words(values)]:
+            for word in [*self.asked["overrides"], *recipes.as_words(values)]:
                 command += ["--set", word]
             command += ["--", self.asked["recipe"]]
         output = (self.directory / f"{run.name}.txt").open("a", encoding="utf-8") if self.jobs > 1 else None
@@ -263,16 +263,14 @@ class Sweep:
 
 
 def sweep(
-    name: str,
+    name: str | Path,
     over: str,
     *,
     trials: int | None = None,
     jobs: int | None = None,
-    accel: str | None = None,
-    processes: int | None = None,
-    overrides: Sequence[str] = (),
     run_name: str | None = None,
     out: Path | None = None,
+    **where: Unpack[Where],
 ) -> tuple[int, dict[str, Any]]:
     """Train a recipe with the values of OVER, or go on with a sweep that was begun.
 
@@ -281,9 +279,9 @@ def sweep(
         over: `key=value,value key=low..high`.
         trials: how many Optuna chooses; every combination without it.
         jobs: trials at a time; without it one for each visible GPU where a trial takes one, and otherwise one.
-        accel: as `launch.train` takes it, like `processes` and `overrides`.
         run_name: the runs are NAME-t000 and so on; the recipe's name and `sweep` without it.
         out: a file in recipes/ to write the best as.
+        where: as `job.resolve` takes it.
 
     Returns:
         The exit code (0 all trials have ended, 1 one of them failed, 3 stopped, and the same command goes on) and what
@@ -292,7 +290,7 @@ def sweep(
     Raises:
         InputError: With everything that is wrong, before the first trial.
     """
-    stem = run_name or f"{name}-sweep"
+    stem = run_name or f"{Path(name).stem}-sweep"
     wanted, problems = space.parse(over)
     ranges = [key for key, each in wanted.items() if not isinstance(each, Choices)]
     if trials is not None and not ranges and trials >= space.size(wanted):
@@ -306,20 +304,19 @@ def sweep(
             f"OVER: {', '.join(ranges)} is a range, which has no end of values; say how many with TRIALS=20"
         )
     try:
-        job = space.check(name, wanted, accel=accel, processes=processes, overrides=overrides)
+        job = space.check(name, wanted, **where)
     except InputError as error:
         raise InputError(*problems, *error.problems) from None
     problems += _too_many(jobs, job)
     if problems:
         raise InputError(*problems)
-    kept_values = {key: item.value for key, item in job.recipe.values.items() if key not in wanted}
     asked = {
-        "recipe": name,
+        "recipe": str(name),
         "over": over,
-        "accel": accel,
-        "processes": processes,
-        "overrides": [*overrides],
-        "values": kept_values,
+        "accel": where.get("accel"),
+        "processes": where.get("processes"),
+        "overrides": recipes.as_words(where.get("overrides", ())),
+        "values": {key: item.value for key, item in job.recipe.values.items() if key not in wanted},
         "data": job.prepared.fingerprint,
         "seed": job.recipe["seed"],
         "on_cpu": job.topology.use_cpu,
@@ -382,23 +379,21 @@ def _no_recipe(out: Path | None) -> list[str]:
     return [f"{out} exists and is never overwritten; choose another OUT="] if out.exists() else []
 
 
-def _at_once(job: jobs.Job) -> int:
+def _at_once(job: Job) -> int:
     """One trial for each visible GPU, where a trial takes one of several."""
     return max(len(job.gpus), 1) if job.topology.backend == "single" and not job.topology.use_cpu else 1
 
 
-def _too_many(jobs: int | None, job: jobs.Job) -> list[str]:
+def _too_many(jobs: int | None, job: Job) -> list[str]:
     if jobs is None or jobs == 1 or job.topology.use_cpu:
         return []
     if job.topology.backend != "single":
         return [
             f"JOBS={jobs}: {job.topology.name} spreads a trial over all its GPUs; with ACCEL=single_gpu each takes one"
         ]
-    return (
-        [f"JOBS={jobs}: {count(len(job.gpus), 'GPU')} visible, and each trial takes one"]
-        if jobs > len(job.gpus)
-        else []
-    )
+    if jobs > len(job.gpus):
+        return [f"JOBS={jobs}: {count(len(job.gpus), 'GPU')} visible, and each trial takes one"]
+    return []
 
 
 def _device(number: int, jobs: int, *, on_cpu: bool) -> dict[str, str]:
@@ -479,7 +474,9 @@ def _concluded(mine: Sweep, facts: dict[str, Any], code: int, out: Path | None) 
         write_recipe(mine, best, out)
         say("recipe", str(out))
     name = out.stem if out else mine.asked["recipe"]
-    sets = "" if out else f" SET={shlex.quote(' '.join([*mine.asked['overrides'], *space.words(best['values'])]))}"
+    sets = (
+        "" if out else f" SET={shlex.quote(' '.join([*mine.asked['overrides'], *recipes.as_words(best['values'])]))}"
+    )
     say("next", f'make train RECIPE={name}{sets} SEEDS="42 43 44"')
     return launch.FAILED if any(each["state"] == "failed" for each in facts["trials"]) else launch.FINISHED
 
@@ -500,7 +497,7 @@ def write_recipe(mine: Sweep, best: dict[str, Any], out: Path) -> None:
     """Write what a trial set as a recipe that extends the swept one, or what that one extends."""
     asked = mine.asked
     loaded = recipes.load(
-        asked["recipe"], recipes.parse_overrides([*asked["overrides"], *space.words(best["values"])])
+        asked["recipe"], recipes.parse_overrides([*asked["overrides"], *recipes.as_words(best["values"])])
     )
     base = loaded.base or recipes.load(asked["recipe"])
     tried = f"{count(len(mine.facts()['trials']), 'trial')} of {mine.directory}"

@@ -1,10 +1,11 @@
 """What two recipes do differently: keys with their reasons, and what follows from them."""
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Unpack
 
 from sft_recipes.plan import plan
-from sft_recipes.recipes import recipe as recipes
+from sft_recipes.plan.job import Where, resolve
 from sft_recipes.recipes import task, why
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.schema import as_yaml
@@ -52,31 +53,30 @@ IDEAS = {
 }
 
 
-def diff(a: str, b: str, *, overrides: Sequence[str] = (), **where: Any) -> dict[str, Any]:
+def diff(a: str | Path, b: str | Path, **where: Unpack[Where]) -> dict[str, Any]:
     """The differences of recipe `b` from recipe `a`, both planned alike.
 
     Args:
         a: a recipe.
-        b: the other, to which `overrides` apply too.
-        overrides: `key=value` words for both.
-        where: accel, processes and gpu, as `plan.plan` takes them.
+        b: the other.
+        where: for both, as `job.resolve` takes it.
 
     Raises:
         InputError: Either recipe, or the data, is wrong.
     """
-    loaded = [recipes.load(name, recipes.parse_overrides(overrides)) for name in (a, b)]
-    planned = [plan.plan(name, overrides=overrides, **where) for name in (a, b)]
-    changed = list(_changed(*loaded))
+    jobs = [resolve(name, planned=True, **where) for name in (a, b)]
+    changed = list(_changed(*(job.recipe for job in jobs)))
     ideas = [idea for idea, keys in IDEAS.items() if any(each["key"] in keys for each in changed)]
+    figures = [quantities(plan.figures_of(job)) for job in jobs]
     return {
         "schema": SCHEMA,
-        "a": a,
-        "b": b,
+        "a": str(a),
+        "b": str(b),
         "changed": changed,
         "ideas": ideas,
         "derived": [
             {"quantity": quantity, "a": one, "b": other}
-            for quantity, one, other in zip(QUANTITIES, *(quantities(each) for each in planned), strict=True)
+            for quantity, one, other in zip(QUANTITIES, *figures, strict=True)
             if one != other
         ],
     }

@@ -10,6 +10,7 @@ from sft_recipes.errors import InputError
 from sft_recipes.models.base_model import Model
 from sft_recipes.plan import gpus, memory, speed
 from sft_recipes.plan.memory import HEADROOM, Setup
+from sft_recipes.recipes import conflicts
 from sft_recipes.recipes import topology as topologies
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Topology
@@ -85,8 +86,8 @@ def fit(recipe: Recipe, model: Model, lengths: Lengths, supervised_share: float,
     share = vram_gib * GIB * HEADROOM
     for name in backends(recipe, number):
         chosen = topologies.read(name, "fit", number)
-        if problems := topologies.incompatible(recipe, chosen):
-            tried.append(f"{name}: {problems[0]}")
+        if problem := next(conflicts.of_topology(recipe, chosen), None):
+            tried.append(f"{name}: {problem}")
             continue
         options = [
             option(recipe, chosen, model, checkpointing, size, longest, mean, supervised_share)

@@ -1,42 +1,154 @@
-"""A job: a recipe with everything that decides what its run will be, assembled and judged before a process starts."""
+"""A job: a recipe with everything that decides what its run will be, assembled once and judged before it starts.
+
+`resolve` assembles it for plan, train, rehearsal, sweep, seeds, preview, diff and fit; `check` and `lint_or_raise` say
+what would refuse it.
+"""
 
 import dataclasses
-import importlib.util
-import os
-import shutil
-import sys
-import sysconfig
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
-from sft_recipes.data import preparation
-from sft_recipes.demo import demo_base
+from sft_recipes.data import packing, preparation, survey
+from sft_recipes.data.preparation import Prepared
+from sft_recipes.data.survey import Survey
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import questions
-from sft_recipes.plan import lint, plan
-from sft_recipes.plan.lint import Finding
+from sft_recipes.models import base_model
+from sft_recipes.models.base_model import Model
+from sft_recipes.plan import gpus as specs
+from sft_recipes.plan import lint
+from sft_recipes.plan.gpus import Spec
+from sft_recipes.plan.lint import Case, Finding
+from sft_recipes.plan.lint.run import refused
+from sft_recipes.plan.schedule import Schedule, schedule
+from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes
-from sft_recipes.recipes import topology
-from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.recipes.conflicts import Conflict
+from sft_recipes.recipes.recipe import Overrides, Recipe
 from sft_recipes.recipes.topology import Gpu, Topology
 from sft_recipes.terminal import counting_rows, say
 
+# What the shipped accelerate configs are written for.
+PLANNED_GPU = "a100-80gb"
+PACKED_LENGTHS = (512, 1024, 2048, 4096)
 
-@dataclasses.dataclass(frozen=True)
+
+class Where(TypedDict, total=False):
+    """What a command says beside the recipe's name."""
+
+    overrides: Overrides
+    accel: str | None
+    """An accelerate config; without it the recipe's, or what the visible hardware decides."""
+    processes: int | None
+    """Another number of processes than the accelerate config's."""
+    gpu: str | None
+    """A name of gpus.json to plan for; without it the visible GPU, or an A100-80GB."""
+
+
+@dataclasses.dataclass(eq=False)
 class Job:
-    """A recipe, checked together with where it runs and what it reads."""
+    """A recipe with where it runs and what it reads; what takes time is found out when it is first asked for."""
 
     recipe: Recipe
     """As written, with its base and overrides."""
-    resolved: Recipe
-    """With everything that follows from topology and data."""
     topology: Topology
-    prepared: preparation.Prepared
     gpus: list[Gpu]
+    """The GPUs that are visible here."""
+    gpu: Spec | None = None
+    """The kind of GPU that it is planned for; None on a CPU, and where nothing is known of the visible one."""
+    planned: bool = False
+    """Whether rows that are not on this machine are left out, rather than fetched or refused."""
+    given: Prepared | None = None
+    """Rows that have been prepared already."""
     rehearses: dict[str, Any] | None = None
     """What a rehearsal stands for, as run.json holds it; None for a run in earnest."""
     findings: tuple[Finding, ...] = ()
+    """What the rules have found, once they were asked."""
+
+    @functools.cached_property
+    def absent(self) -> str | None:
+        """Why there are no rows to plan with: a recipe can be planned before its data exist."""
+        path = self.recipe["train_file"]
+        if not self.planned or self.given:
+            return None
+        if path is None:
+            return f"{self.recipe['dataset_name']} is not downloaded to plan with; DATA=FILE names a local file"
+        if self.recipe.values["train_file"].origin == "SET" or Path(path).exists():
+            return None
+        return f"{path} is not here, so nothing is said about rows, steps and time; DATA=FILE names another"
+
+    @functools.cached_property
+    def prepared(self) -> Prepared:
+        """The rows, checked and converted.
+
+        Raises:
+            InputError: With everything that is wrong with them.
+        """
+        if self.given:
+            return self.given
+        with counting_rows() as on_progress:
+            source = preparation.source_of(self.recipe)
+            return preparation.prepare(**source, cache=preparation.CACHE, on_rows=on_progress)
+
+    @functools.cached_property
+    def evaluation(self) -> questions.Asked | None:
+        """What the run will be asked when it has been trained.
+
+        Raises:
+            InputError: The rows are wrong, or the task cannot be evaluated on them.
+        """
+        return None if self.absent else questions.check(self.recipe, self.prepared)
+
+    @functools.cached_property
+    def resolved(self) -> Recipe:
+        """The recipe with everything that follows from topology and data.
+
+        Raises:
+            InputError: It cannot run there, or its rows are wrong.
+        """
+        return with_data(topology.resolve(self.recipe, self.topology), self.prepared)
+
+    @functools.cached_property
+    def model(self) -> Model | None:
+        """What is known of the base model without its weights; None where its config is not at hand."""
+        return base_model.find(self.recipe["model_name_or_path"], str(self.recipe["model_revision"]))
+
+    @functools.cached_property
+    def data(self) -> Survey | None:
+        """What `survey.survey` counts in the rows; None where they are not here."""
+        if self.absent:
+            return None
+        with counting_rows() as on_progress:
+            return survey.survey(self.prepared, survey.find_tokenizer(self.recipe), on_progress=on_progress)
+
+    @functools.cached_property
+    def rows(self) -> dict[str, Any]:
+        """What the trainer keeps of each split at the recipe's max_length, and how long its rows are."""
+        return rows_kept(self.recipe, self.data) if self.data else {}
+
+    @functools.cached_property
+    def schedule(self) -> Schedule | None:
+        """The steps; None without rows, and where the batch cannot be reached on this topology, which a rule says."""
+        # Rows that lose their whole answer are left out, and packed rows are fewer.
+        number = self.rows["train"].get("steps_rows", 0) if self.rows else 0
+        if not number or any(conflicts.unreachable(self.recipe, self.topology.processes)):
+            return None
+        return schedule(self.recipe, self.topology, number)
+
+    @property
+    def case(self) -> Case:
+        """Everything that the rules look at."""
+        return Case(self.recipe, self.topology, tuple(self.gpus), self.gpu, self.model, self.data, self.schedule)
+
+    def conflicts(self) -> Iterator[Conflict]:
+        """What cannot run together, and what this machine lacks for it, as a plan says it too."""
+        return refused(self.recipe, self.topology, self.gpus)
+
+    def with_recipe(self, recipe: Recipe) -> "Job":
+        """The same job with other values of keys that decide nothing about its rows."""
+        return Job(recipe, self.topology, self.gpus, self.gpu, self.planned, given=self.prepared)
 
     def decisions(self) -> Iterator[tuple[str, str]]:
         """What was decided before anything was started, as (subject, decision)."""
@@ -53,64 +165,103 @@ class Job:
             yield "data", note
 
 
-def check(name: str, *, accel: str | None = None, processes: int | None = None, overrides: Sequence[str] = ()) -> Job:
-    """Everything that can be wrong before a process is started.
+def resolve(
+    name: str | Path,
+    *,
+    overrides: Overrides = (),
+    accel: str | None = None,
+    processes: int | None = None,
+    gpu: str | None = None,
+    planned: bool = False,
+) -> Job:
+    """A recipe assembled with where it runs; its rows are not read yet, and nothing of it is judged.
+
+    Args:
+        name: The recipe's name, or its file's path.
+        overrides: As `Where` says, like `accel`, `processes` and `gpu`.
+        planned: Whether rows that are not on this machine are left out.
 
     Raises:
-        InputError: With all of it at once.
+        InputError: The recipe, the accelerate config or the GPU is none, or values contradict each other.
     """
     recipe = recipes.load(name, recipes.parse_overrides(overrides))
-    gpus = topology.visible_gpus()
-    chosen = topology.choose(recipe, accel, processes, gpus)
-    problems = topology.missing_gpus(recipe, chosen, gpus) + missing_tools(recipe, chosen) + missing_model(recipe)
-    resolved, prepared = resolved_and_prepared(recipe, chosen, problems)
-    return Job(recipe, with_data(resolved, prepared), chosen, prepared, gpus)
+    visible = topology.visible_gpus()
+    chosen = topology.choose(recipe, accel, processes, visible)
+    if chosen.use_cpu and gpu is not None:
+        raise InputError(
+            f"GPU={gpu} says nothing of {chosen.name}, which runs on the CPU; drop it, or choose ACCEL=ddp"
+        )
+    card = None
+    if not chosen.use_cpu:
+        # Of a visible GPU that is not known nothing is said, rather than what another would do.
+        card = specs.of(visible[0]) if visible and gpu is None else specs.find(gpu or PLANNED_GPU)
+    return Job(recipe, chosen, visible, card, planned)
 
 
-def resolved_and_prepared(
-    recipe: Recipe, chosen: Topology, problems: Sequence[str]
-) -> tuple[Recipe, preparation.Prepared]:
-    """The recipe as it resolves on a topology, and its rows.
+def check(name: str | Path, **where: Unpack[Where]) -> Job:
+    """The job of a run that is to start here, with its rows prepared.
 
     Raises:
-        InputError: With the problems given and those of both.
+        InputError: With all that can be wrong before a process is started, at once.
     """
-    found = list(problems)
-    try:
-        resolved = topology.resolve(recipe, chosen)
-    except InputError as error:
-        found += error.problems
-    try:
-        prepared = preparation.prepare(**preparation.source_of(recipe), cache=preparation.CACHE)
-        questions.check(recipe, prepared)
-    except InputError as error:
-        found += error.problems
-    if found:
-        raise InputError(*found)
-    return resolved, prepared
+    job = resolve(name, **where)
+    raise_all(job, job.conflicts())
+    return job
 
 
-def judged(job: Job) -> Job:
-    """The job with what the rules find in it; warnings are said.
+def raise_all(job: Job, found: Iterator[Conflict]) -> None:
+    """Raise an `InputError` with the conflicts found and whatever is wrong with the rows, if anything is."""
+    problems = [str(each) for each in found]
+    try:
+        _ = job.prepared, job.evaluation
+    except InputError as error:
+        problems += error.problems
+    if problems:
+        raise InputError(*problems)
+
+
+def lint_or_raise(job: Job) -> Job:
+    """Ask the rules about a job, which then holds what they found; warnings are said.
 
     Raises:
         InputError: A finding is blocking, and the recipe does not silence it.
     """
-    with counting_rows() as on_progress:
-        case = plan.case_of(job.recipe, job.topology, job.gpus, job.prepared, on_progress)
-    found = lint.findings(case)
-    if stops := [each for each in found if each.stops]:
-        raise InputError(*(f"{each.rule}: {each.message}. Instead: {each.instead}" for each in stops))
-    for each in found:
+    job.findings = tuple(lint.findings(job.case))
+    if stops := [each for each in job.findings if each.stops]:
+        raise InputError(*map(str, stops))
+    for each in job.findings:
         if each.severity == "warning" and each.silenced is None:
             say("warning", f"{each.rule}: {each.message}\ninstead: {each.instead}")
-    rest = sum(each.severity == "info" and each.silenced is None for each in found)
+    rest = sum(each.severity == "info" and each.silenced is None for each in job.findings)
     if rest:
         say("findings", f"{rest} more for information: make plan RECIPE={job.recipe.name}")
-    return dataclasses.replace(job, findings=tuple(found))
+    return job
 
 
-def with_data(resolved: Recipe, prepared: preparation.Prepared) -> Recipe:
+def rows_kept(recipe: Recipe, data: Survey) -> dict[str, Any]:
+    """What the trainer keeps of each surveyed split at the recipe's max_length, and how long its rows are."""
+    found: dict[str, Any] = {}
+    limit = recipe["max_length"]
+    for name, split in data["splits"].items():
+        lengths = survey.kept_lengths(split, limit)
+        kept = survey.at_length(split, limit)
+        figures = kept | {"source": split["source"], "rows_read": split["rows"], "tokens_are": data["tokens_are"]}
+        if lengths:
+            figures |= {f"p{p}": packing.percentile(lengths, p / 100) for p in (50, 95, 99)}
+            figures["steps_rows"] = kept["rows"]
+            if name == "train":
+                size = recipe["per_device_train_batch_size"]
+                figures["real_token_share"] = survey.real_token_share(split, limit, size)
+                whole = survey.kept_lengths(split, None)
+                figures["packed"] = {str(length): packing.packed(whole, length)[0] for length in PACKED_LENGTHS}
+                if recipe["packing"]:
+                    fill, packed = packing.packed(whole, limit)
+                    figures |= {"real_token_share": fill, "steps_rows": packed}
+        found[name] = figures
+    return found
+
+
+def with_data(resolved: Recipe, prepared: Prepared) -> Recipe:
     """The recipe that reads the prepared directory and computes its loss on answers, if that is what it asks for."""
     derived: dict[str, tuple[Any, str]] = {
         "dataset_name": (str(prepared.directory), f"{prepared.format} rows, prepared"),
@@ -125,55 +276,3 @@ def with_data(resolved: Recipe, prepared: preparation.Prepared) -> Recipe:
         derived["assistant_only_loss"] = (True, "answers of several turns; completion_only_loss is true")
         derived["completion_only_loss"] = (None, "several turns a row; assistant_only_loss says it")
     return resolved.derive(**derived)
-
-
-def missing_tools(recipe: Recipe, chosen: Topology) -> list[str]:
-    """Trackers that are asked for and not installed, and the compilers that DeepSpeed and Triton need."""
-    pip = Path(os.path.relpath(sys.prefix)) / "bin" / "pip"
-    trackers = recipe["report_to"] if isinstance(recipe["report_to"], list) else [recipe["report_to"]]
-    problems = [
-        f"report_to: {tracker} is not installed; run {pip} install '.[{tracker}]', or set report_to: none"
-        for tracker in trackers
-        if tracker not in (None, "none") and importlib.util.find_spec(tracker) is None
-    ]
-    if chosen.backend == "deepspeed" and importlib.util.find_spec("deepspeed") is None:
-        problems.append(f"{chosen.name}: DeepSpeed is not installed, it is for Linux alone; choose ACCEL=single_gpu")
-    if (
-        chosen.backend == "deepspeed"
-        and topology.uses_cpu(chosen.config)
-        and not shutil.which(os.environ.get("CXX", "c++"))
-    ):
-        problems.append(
-            f"{chosen.name}: DeepSpeed builds its CPU operations on first use and finds no C++ compiler; install one "
-            "(apt-get install g++), or choose ACCEL=ddp"
-        )
-    if not chosen.use_cpu and importlib.util.find_spec("triton") is not None:
-        problems += [f"{chosen.name}: {each}" for each in missing_for_triton()]
-    return problems
-
-
-def missing_for_triton() -> list[str]:
-    """What Triton needs to load any kernel on a GPU, such as those of TRL's loss, and says only in the first step."""
-    problems = []
-    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
-        problems.append("TRL's loss runs in Triton, which finds no C compiler; install one (apt-get install gcc)")
-    headers = Path(sysconfig.get_path("include", "posix_prefix"))
-    if not (headers / "Python.h").is_file():
-        problems.append(
-            f"TRL's loss runs in Triton, which needs Python's headers, and {headers} has no Python.h; install them "
-            f"(apt-get install python{sys.version_info.major}.{sys.version_info.minor}-dev)"
-        )
-    return problems
-
-
-def missing_model(recipe: Recipe) -> list[str]:
-    """A local base model that is not there; a Hub id is asked for by the training process."""
-    name = recipe["model_name_or_path"]
-    path = Path(name).expanduser()
-    local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if path == demo_base.DIRECTORY or not local or (path / "config.json").is_file():
-        return []
-    origin = recipe.values["model_name_or_path"].origin
-    return [
-        f"{origin}: model_name_or_path {name} has no config.json; name a saved model's directory, or a Hub id ORG/NAME"
-    ]

@@ -6,70 +6,52 @@ them), `render` the page.
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import re
+import textwrap
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from sft_recipes.data import packing, preparation, survey
+from sft_recipes.data import packing, survey
 from sft_recipes.errors import InputError
-from sft_recipes.evaluate import questions
 from sft_recipes.models import base_model
-from sft_recipes.plan import gpus, lint, memory, schedule, speed, trace
-from sft_recipes.plan.lint import Case
+from sft_recipes.plan import lint, memory, speed, trace
+from sft_recipes.plan.job import Job, Where, resolve
 from sft_recipes.plan.lint.speed import largest_micro_batch
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
-from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.recipes.recipe import Overrides, Recipe
 from sft_recipes.recipes.schema import as_yaml
-from sft_recipes.recipes.topology import Topology
 from sft_recipes.terminal import count, duration, share
 
 # The version of what `facts` returns; it grows when a reader of today would misread it.
 SCHEMA = 1
 GIB = 2**30
-# What the shipped accelerate configs are written for.
-PLANNED_GPU = "a100-80gb"
-PACKED_LENGTHS = (512, 1024, 2048, 4096)
-
-Progress = Callable[[int], None]
 
 
-def plan(
-    name: str,
-    *,
-    accel: str | None = None,
-    processes: int | None = None,
-    overrides: Sequence[str] = (),
-    gpu: str | None = None,
-    traced: bool = False,
-    on_progress: Progress | None = None,
-) -> dict[str, Any]:
+def plan(name: str | Path, *, traced: bool = False, **where: Unpack[Where]) -> dict[str, Any]:
     """The figures and findings of a recipe on a topology.
 
     Args:
         name: the recipe.
-        accel: an accelerate config; without it the recipe's, or what the visible hardware decides.
-        processes: another number of processes.
-        overrides: `key=value` words.
-        gpu: a name of gpus.json; without it the visible GPU, or an A100-80GB.
         traced: also run the real modules on tensors without data (`trace.py`), which takes some seconds.
-        on_progress: is told how many rows have been read.
+        where: as `job.resolve` takes it.
 
     Raises:
         InputError: The recipe, its data or a name is wrong.
     """
-    recipe = recipes.load(name, recipes.parse_overrides(overrides))
-    visible = topology.visible_gpus()
-    chosen = topology.choose(recipe, accel, processes, visible)
-    if chosen.use_cpu and gpu is not None:
-        raise InputError(
-            f"GPU={gpu} says nothing of {chosen.name}, which runs on the CPU; drop it, or choose ACCEL=ddp"
-        )
-    card = None if chosen.use_cpu else _card(gpu, visible)
-    prepared, absent = _rows(recipe, on_progress)
-    case = dataclasses.replace(case_of(recipe, chosen, visible, prepared, on_progress), gpu=card)
-    rows = at_length(case)
-    figures: dict[str, Any] = {
+    return figures_of(resolve(name, planned=True, **where), traced)
+
+
+def figures_of(job: Job, traced: bool = False) -> dict[str, Any]:
+    """The figures and findings of a job.
+
+    Raises:
+        InputError: Its rows are wrong.
+    """
+    recipe, rows, batch = job.recipe, job.rows, _batch(job)
+    found = lint.findings(job.case)
+    return {
         "schema": SCHEMA,
         "recipe": {
             "name": recipe.name,
@@ -77,68 +59,36 @@ def plan(
             "extends": recipe.base.name if recipe.base else None,
             "differences": differences(recipe),
         },
-        "topology": chosen.facts() | {"description": chosen.describe()},
-        "gpu": dataclasses.asdict(card) if card else None,
-        "model": _model(case),
-        "data": {"absent": absent} if prepared is None else {"notes": list(prepared.notes), **rows},
-        "evaluation": _evaluation(recipe, prepared) if prepared else None,
-        "batch": _batch(case, rows),
-        "schedule": dataclasses.asdict(case.schedule) if case.schedule else None,
-        "adapter": _adapter(case),
-        "memory": _memory(case, traced),
-    }
-    found = lint.findings(case)
-    return figures | {
-        "time": _time(case, rows, figures["batch"]),
+        "topology": job.topology.facts() | {"description": job.topology.describe()},
+        "gpu": dataclasses.asdict(job.gpu) if job.gpu else None,
+        "model": _model(job),
+        "data": {"absent": job.absent} if job.absent else {"notes": list(job.prepared.notes), **rows},
+        "evaluation": _evaluation(job),
+        "batch": batch,
+        "schedule": dataclasses.asdict(job.schedule) if job.schedule else None,
+        "adapter": _adapter(job),
+        "memory": _memory(job, traced),
+        "time": _time(job, batch),
         "findings": [dataclasses.asdict(finding) for finding in found],
         "blocking": sum(finding.stops for finding in found),
     }
 
 
-def to_fit(
-    name: str, overrides: Sequence[str] = (), on_progress: Progress | None = None
-) -> tuple[Recipe, base_model.Model, packing.Lengths, float]:
+def to_fit(name: str | Path, overrides: Overrides = ()) -> tuple[Recipe, base_model.Model, packing.Lengths, float]:
     """A recipe, its base, its training rows by length (empty if they are not here) and their supervised share.
 
     Raises:
         InputError: The recipe or its data is wrong, or the config of its base is not at hand.
     """
-    recipe = recipes.load(name, recipes.parse_overrides(overrides))
-    prepared, _ = _rows(recipe, on_progress)
-    model = base_model.find(recipe["model_name_or_path"], str(recipe["model_revision"]))
-    if model is None:
-        raise InputError(
-            f"the config of {recipe['model_name_or_path']} is not at hand; get it with make plan RECIPE={name} FETCH=1"
-        )
-    if prepared is None:
-        return recipe, model, {}, 1.0
-    train = survey.survey(prepared, survey.find_tokenizer(recipe), on_progress=on_progress)["splits"]["train"]
-    kept = survey.at_length(train, recipe["max_length"])
+    job = resolve(name, planned=True, accel="single_gpu", overrides=overrides)
+    if job.model is None:
+        model = job.recipe["model_name_or_path"]
+        raise InputError(f"the config of {model} is not at hand; get it with make plan RECIPE={name} FETCH=1")
+    if job.data is None:
+        return job.recipe, job.model, {}, 1.0
+    limit, kept = job.recipe["max_length"], job.rows["train"]
     share = kept["supervised_tokens"] / kept["tokens"] if kept["tokens"] else 1.0
-    return recipe, model, survey.kept_lengths(train, recipe["max_length"]), share
-
-
-def case_of(
-    recipe: Recipe,
-    chosen: Topology,
-    visible: Sequence[topology.Gpu],
-    prepared: preparation.Prepared | None,
-    on_progress: Progress | None = None,
-) -> Case:
-    """Everything that the rules look at, for a recipe whose rows are prepared or are not there."""
-    model = base_model.find(recipe["model_name_or_path"], str(recipe["model_revision"]))
-    counted = None
-    if prepared is not None:
-        counted = survey.survey(prepared, survey.find_tokenizer(recipe), on_progress=on_progress)
-    card = gpus.of(visible[0]) if visible and not chosen.use_cpu else None
-    case = Case(recipe, chosen, tuple(visible), card, model, counted)
-    try:
-        # Rows that lose their whole answer are left out, and packed rows are fewer.
-        number = at_length(case)["train"].get("steps_rows", 0) if counted else 0
-        return dataclasses.replace(case, schedule=schedule.schedule(recipe, chosen, number) if number else None)
-    except InputError:
-        # The batch cannot be reached on this topology, which a rule says.
-        return case
+    return job.recipe, job.model, survey.kept_lengths(job.data["splits"]["train"], limit), share
 
 
 def differences(recipe: Recipe) -> list[dict[str, Any]]:
@@ -152,138 +102,96 @@ def differences(recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def at_length(case: Case) -> dict[str, Any]:
-    """What the trainer keeps of each split at the recipe's max_length, and how long its rows are."""
-    found: dict[str, Any] = {}
-    if case.data is None:
-        return found
-    limit = case.recipe["max_length"]
-    for name, split in case.data["splits"].items():
-        lengths = survey.kept_lengths(split, limit)
-        kept = survey.at_length(split, limit)
-        figures = kept | {"source": split["source"], "rows_read": split["rows"], "tokens_are": case.data["tokens_are"]}
-        if lengths:
-            figures |= {f"p{p}": packing.percentile(lengths, p / 100) for p in (50, 95, 99)}
-            figures["steps_rows"] = kept["rows"]
-            if name == "train":
-                size = case.recipe["per_device_train_batch_size"]
-                figures["real_token_share"] = survey.real_token_share(split, limit, size)
-                whole = survey.kept_lengths(split, None)
-                figures["packed"] = {str(length): packing.packed(whole, length)[0] for length in PACKED_LENGTHS}
-                if case.recipe["packing"]:
-                    fill, packed = packing.packed(whole, limit)
-                    figures |= {"real_token_share": fill, "steps_rows": packed}
-        found[name] = figures
-    return found
-
-
-def _card(gpu: str | None, visible: Sequence[topology.Gpu]) -> gpus.Spec | None:
-    if gpu is not None:
-        return gpus.find(gpu)
-    # Of a visible GPU that is not known nothing is said, rather than what another would do.
-    return gpus.of(visible[0]) if visible else gpus.find(PLANNED_GPU)
-
-
-def _rows(recipe: Recipe, on_progress: Progress | None) -> tuple[preparation.Prepared | None, str | None]:
-    """The prepared rows, or why there are none to plan with: a recipe can be planned before its data exist."""
-    path = recipe["train_file"]
-    if path and recipe.values["train_file"].origin != "SET" and not Path(path).exists():
-        return None, f"{path} is not here, so nothing is said about rows, steps and time; DATA=FILE names another"
-    if path is None:
-        return None, f"{recipe['dataset_name']} is not downloaded to plan with; DATA=FILE names a local file"
-    return preparation.prepare(**preparation.source_of(recipe), cache=preparation.CACHE, on_rows=on_progress), None
-
-
-def _model(case: Case) -> dict[str, Any] | None:
-    if case.model is None:
+def _model(job: Job) -> dict[str, Any] | None:
+    if job.model is None:
         return None
-    covered = case.model.four_bit_share if case.recipe["load_in_4bit"] else 0.0
+    covered = job.model.four_bit_share if job.recipe["load_in_4bit"] else 0.0
     return {
-        "name": case.model.name,
-        "source": case.model.source,
-        "parameters": case.model.elements(),
+        "name": job.model.name,
+        "source": job.model.source,
+        "parameters": job.model.elements(),
         "four_bit_share": covered,
     }
 
 
-def _batch(case: Case, rows: dict[str, Any]) -> dict[str, Any]:
-    recipe = case.recipe
+def _batch(job: Job) -> dict[str, Any]:
+    recipe = job.recipe
     figures = {
         "per_device": recipe["per_device_train_batch_size"],
-        "processes": case.topology.processes,
+        "processes": job.topology.processes,
         "accumulation": None,
         "global": recipe["global_batch_size"],
     }
     # That it cannot be reached is said by the rule batch-unreachable.
     with contextlib.suppress(InputError):
-        figures["accumulation"] = topology.accumulation(recipe, case.topology)
-    if "train" in rows and rows["train"]["rows"]:
-        train = rows["train"]
+        figures["accumulation"] = topology.accumulation(recipe, job.topology)
+    if job.rows and job.rows["train"]["rows"]:
+        train = job.rows["train"]
         figures["tokens_per_step"] = round(recipe["global_batch_size"] * train["tokens"] / train["steps_rows"])
     return figures
 
 
-def _adapter(case: Case) -> dict[str, Any] | None:
-    recipe = case.recipe
-    if case.model is None:
+def _adapter(job: Job) -> dict[str, Any] | None:
+    recipe = job.recipe
+    if job.model is None:
         return None
     if not recipe["use_peft"]:
-        return {"trainable_parameters": case.model.elements(), "rank": None, "alpha": None, "modules": {}}
+        return {"trainable_parameters": job.model.elements(), "rank": None, "alpha": None, "modules": {}}
     targets, parameters = recipe["lora_target_modules"] or [], recipe["lora_target_parameters"] or []
-    adapted = case.model.targets(targets) + case.model.experts(parameters)
+    adapted = job.model.targets(targets) + job.model.experts(parameters)
     return {
-        "trainable_parameters": case.model.adapter_parameters(targets, recipe["lora_r"], parameters),
+        "trainable_parameters": job.model.adapter_parameters(targets, recipe["lora_r"], parameters),
         "rank": recipe["lora_r"],
         "alpha": recipe["lora_alpha"],
         "modules": {group.path.rpartition(".")[2]: group.count for group in adapted},
     }
 
 
-def _memory(case: Case, traced: bool) -> dict[str, Any] | None:
-    if case.model is None:
+def _memory(job: Job, traced: bool) -> dict[str, Any] | None:
+    if job.model is None:
         return None
-    setup = largest_micro_batch(case)
-    estimated = memory.estimate(case.model, setup)
+    setup = largest_micro_batch(job.case)
+    estimated = memory.estimate(job.model, setup)
     figures: dict[str, Any] = {
         "tokens": setup.tokens,
         "longest_row": setup.length,
         "components": {name: round(value) for name, value in dataclasses.asdict(estimated).items()},
         "allocated": round(estimated.allocated),
         "device": round(estimated.device),
-        "not_counted": memory.not_counted(case.model, setup),
+        "not_counted": memory.not_counted(job.model, setup),
         "traced": None,
         "available": None,
         "fits": None,
         "largest_micro_batch": None,
     }
     if traced:
-        figures["traced"] = round(trace.trace(case.model.config, setup)["peak"])
-    if case.gpu is not None:
-        vram = case.gpu.memory_bytes
+        figures["traced"] = round(trace.trace(job.model.config, setup)["peak"])
+    if job.gpu is not None:
+        vram = job.gpu.memory_bytes
         figures |= {
             "available": round(vram),
             "fits": estimated.allocated <= memory.HEADROOM * vram,
-            "largest_micro_batch": memory.largest(case.model, setup, vram),
+            "largest_micro_batch": memory.largest(job.model, setup, vram),
         }
     return figures
 
 
-def _time(case: Case, rows: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any] | None:
-    if case.schedule is None:
+def _time(job: Job, batch: dict[str, Any]) -> dict[str, Any] | None:
+    if job.schedule is None:
         return None
-    train, recipe, steps = rows["train"], case.recipe, case.schedule.steps
+    train, recipe, steps = job.rows["train"], job.recipe, job.schedule.steps
     tokens = recipe["per_device_train_batch_size"] * train["tokens"] / train["steps_rows"] / train["real_token_share"]
     length = recipe["max_length"] if recipe["packing"] else round(tokens / recipe["per_device_train_batch_size"])
-    usual = dataclasses.replace(largest_micro_batch(case), tokens=round(tokens), length=length)
-    run = speed.measured(recipe, case.topology, case.gpus)
+    usual = dataclasses.replace(largest_micro_batch(job.case), tokens=round(tokens), length=length)
+    run = speed.measured(recipe, job.topology, job.gpus)
     found = speed.speed(
-        case.model,
+        job.model,
         usual,
-        case.gpu,
-        case.schedule.accumulation,
+        job.gpu,
+        job.schedule.accumulation,
         run,
         batch["tokens_per_step"],
-        on_cpu=case.topology.use_cpu,
+        on_cpu=job.topology.use_cpu,
     )
     if found.seconds_per_step is None:
         return {"seconds": None, "basis": found.basis, "span": None}
@@ -292,9 +200,9 @@ def _time(case: Case, rows: dict[str, Any], batch: dict[str, Any]) -> dict[str, 
     return {"seconds": [round(low, 1), round(high, 1)], "basis": found.basis, "span": span}
 
 
-def _evaluation(recipe: Recipe, prepared: preparation.Prepared) -> dict[str, Any] | None:
+def _evaluation(job: Job) -> dict[str, Any] | None:
     """What the run will be asked when it has been trained."""
-    asked = questions.check(recipe, prepared)
+    asked = job.evaluation
     if asked is None:
         return None
     groups = {question.group for question in asked.questions} - {None}
@@ -303,7 +211,7 @@ def _evaluation(recipe: Recipe, prepared: preparation.Prepared) -> dict[str, Any
         "predict_by": asked.task.by,
         "labels": list(asked.task.labels) or None,
         "split": asked.split,
-        "source": prepared.splits[asked.split]["source"],
+        "source": job.prepared.splits[asked.split]["source"],
         "rows": len(asked.questions),
         "leaked": sum(question.leaked for question in asked.questions),
         "groups": len(groups),
@@ -311,8 +219,9 @@ def _evaluation(recipe: Recipe, prepared: preparation.Prepared) -> dict[str, Any
     }
 
 
-def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """The page, as (subject, text) for `terminal.say`."""
+def render(figures: dict[str, Any], *, whole: bool = False) -> Iterator[tuple[str, str]]:
+    """The page, as (subject, text) for `terminal.say`, its verdict first; `whole` says all evidence of findings."""
+    yield "verdict", "\n".join(_verdict(figures))
     recipe, chosen = figures["recipe"], figures["topology"]
     based = f", extends {recipe['extends']}" if recipe["extends"] else ""
     yield "recipe", f"{recipe['name']}{based}: {recipe['description']}"
@@ -361,7 +270,27 @@ def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if figures["time"]:
         span = figures["time"]["span"]
         yield "time", f"{f'{span} of training' if span else 'not known'}\n{figures['time']['basis']}"
-    yield from render_findings(figures["findings"])
+    yield from _render_findings(figures["findings"], whole)
+
+
+def _verdict(figures: dict[str, Any]) -> Iterator[str]:
+    """What stops it, what to look at, whether it fits, and how long it takes."""
+    active = [finding for finding in figures["findings"] if not finding["silenced"]]
+    stops, look = (
+        ", ".join(dict.fromkeys(each["rule"] for each in active if each["severity"] == severity))
+        for severity in ("blocking", "warning")
+    )
+    elsewhere = any(each["rule"] == "devices-missing" for each in active)
+    yield f"will not run: {stops}" if stops else f"nothing stops it{', where its GPUs are' if elsewhere else ''}"
+    if look:
+        yield f"look at {look}"
+    needed, card = figures["memory"], figures["gpu"]
+    if needed and card:
+        fits = "fits" if needed["fits"] else "does not fit"
+        peak, room = needed["allocated"] / GIB, needed["available"] / GIB
+        yield f"{fits}: {peak:.1f} GiB at the peak, {card['name']} has {room:.0f} GiB"
+    if figures["time"] and (span := figures["time"]["span"]):
+        yield f"trains for {span}"
 
 
 def _render_data(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -408,14 +337,29 @@ def _render_memory(figures: dict[str, Any] | None, card: dict[str, Any] | None) 
         yield "", f"{verdict} into {available:.0f} GiB, where {figures['device'] / GIB:.1f} would be taken; {room}"
 
 
-def render_findings(findings: Sequence[dict[str, Any]]) -> Iterator[tuple[str, str]]:
-    """The findings, the gravest first, and their number."""
+def _render_findings(findings: Sequence[dict[str, Any]], whole: bool) -> Iterator[tuple[str, str]]:
+    """The findings, the gravest first, what one rule found of several splits as one, and their number."""
+    groups: dict[tuple[str, str, str | None], list[dict[str, Any]]] = {}
     for finding in findings:
-        text = f"{finding['rule']}: {finding['message']}"
-        if finding["silenced"]:
-            yield "silenced", f"{text}\nbecause: {finding['silenced']}"
-        else:
-            yield finding["severity"], f"{text}\ninstead: {finding['instead']}\nevidence: {finding['evidence']}"
-    active = [finding["severity"] for finding in findings if not finding["silenced"]]
+        groups.setdefault((finding["rule"], finding["severity"], finding["silenced"]), []).append(finding)
+    for (rule, severity, silenced), found in groups.items():
+        messages, instead, evidence = (dict.fromkeys(each[key] for each in found) for key in _PARTS)
+        text = "\n".join([f"{rule}: {next(iter(messages))}", *[*messages][1:]])
+        if silenced:
+            yield "silenced", f"{text}\nbecause: {silenced}"
+            continue
+        said = [f"instead: {each}" for each in instead]
+        said += [f"evidence: {each if whole else _link(each)}" for each in evidence]
+        yield severity, "\n".join([text, *said])
+    active = [severity for _, severity, silenced in groups if not silenced]
     numbers = ", ".join(f"{active.count(severity)} {severity}" for severity in lint.SEVERITIES)
-    yield "findings", f"{len(active)}: {numbers}"
+    yield "findings", f"{len(active)}: {numbers}{'' if whole or not active else '; WHY=1 says their evidence in full'}"
+
+
+_PARTS = ("message", "instead", "evidence")
+
+
+def _link(evidence: str) -> str:
+    """The first link of an evidence, or as much of it as a line holds."""
+    found = re.search(r"https?://\S+|docs/\S+|\b[\w/-]+#\d+", evidence)
+    return found[0].rstrip(".,:;") if found else textwrap.shorten(evidence, 90, placeholder=" ...")

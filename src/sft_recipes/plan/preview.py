@@ -10,7 +10,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sft_recipes.environment import quiet, quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.plan import job as jobs
 from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes.recipe import Overrides
 from sft_recipes.report import page
 from sft_recipes.terminal import count, visible
 
@@ -44,7 +45,7 @@ _IDLE = {
 }
 
 
-def preview(name: str, *, overrides: Sequence[str] = (), rows: int = 5, seed: int | None = None) -> Facts:
+def preview(name: str | Path, *, overrides: Overrides = (), rows: int = 5, seed: int | None = None) -> Facts:
     """The first training rows of a recipe as the trainer gets them, or random ones with a seed.
 
     Returns:
@@ -84,7 +85,7 @@ def preview(name: str, *, overrides: Sequence[str] = (), rows: int = 5, seed: in
     if "problems" in answer:
         raise InputError(*(problem.replace(str(base.directory), model) for problem in answer["problems"]))
     return {
-        "recipe": name,
+        "recipe": str(name),
         "model": model,
         "max_length": job.resolved["max_length"],
         "packing": job.resolved["packing"],
@@ -248,29 +249,10 @@ def describe(row: Facts, facts: Facts) -> str:
     return text
 
 
-_STYLE = """\
-:root { --trained: #0a5c2b; --trained-paper: #dff5e5; --lost: #a11; }
-@media screen and (prefers-color-scheme: dark) { :root { --trained: #9be7b4; --trained-paper: #12351f;
-  --lost: #ff8a80; } }
-.trained { color: var(--trained); background: var(--trained-paper); } .masked { color: var(--faint); }
-.lost { color: var(--lost); text-decoration: line-through; }
-"""
-
-
 def as_html(facts: Facts) -> str:
     """The rows as one page that asks the network for nothing and runs nothing."""
-
-    def span(state: str, text: str) -> str:
-        return f'<span class="{state}">{page.text(text)}</span>'
-
-    legend = " · ".join(span(state, meaning) for state, meaning in _LEGEND.items())
-    rows = "\n".join(
-        f"<h2>{page.text(describe(row, facts))}</h2>\n"
-        f"<pre>{''.join(span(state, text) for state, text in row['segments'])}</pre>"
-        for row in facts["rows"]
-    )
-    body = f"<h1>{page.text(heading(facts))}</h1>\n<p>{legend}</p>\n{rows}"
-    return page.document(f"Preview of {facts['recipe']}", body, _STYLE)
+    rows = [{"title": describe(row, facts), "segments": row["segments"]} for row in facts["rows"]]
+    return page.html("preview.html", title=heading(facts), legend=_LEGEND, rows=rows)
 
 
 def main(directory: Path) -> None:

@@ -4,6 +4,7 @@ Nothing here imports torch: a wrong recipe is answered in a fraction of a second
 """
 
 import dataclasses
+import json
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -12,8 +13,8 @@ from typing import Any, ClassVar
 
 import yaml
 
-from sft_recipes.errors import InputError, did_you_mean
-from sft_recipes.recipes import schema, task
+from sft_recipes.errors import InputError, nearest
+from sft_recipes.recipes import conflicts, schema
 
 RECIPES = Path("recipes")
 MODELS = Path("models")
@@ -58,6 +59,15 @@ class Recipe:
     def own(self) -> dict[str, Any]:
         """Our own keys, defaults included."""
         return {key: self[key] for key in schema.own()}
+
+    @property
+    def checkpoints_activations(self) -> bool:
+        """Whether activations are recomputed; unset, it is TRL's default of the name that is deprecated."""
+        chosen = self["activation_checkpointing"]
+        return self["gradient_checkpointing"] if chosen is None else chosen
+
+    def __repr__(self) -> str:
+        return f"Recipe({self.name!r}: {self['description']})"
 
 
 class _Loader(yaml.SafeLoader):
@@ -128,8 +138,7 @@ def find(kind: str, name: Any, directory: Path, origin: str = "") -> Path:
         return path
     if not have:
         raise InputError(f"{where}no {kind}s in {directory.absolute()}; run from the project's root")
-    hint = did_you_mean(name, have)
-    raise InputError(f"{where}no {kind} {name!r} in {directory}/; there are {', '.join(have)}{hint}")
+    raise InputError(f"{where}no {kind} {name!r} in {directory}/{nearest(name, have)}; there are {', '.join(have)}")
 
 
 def read(path: Path) -> dict[str, Value]:
@@ -176,12 +185,21 @@ def read(path: Path) -> dict[str, Value]:
     return values
 
 
-def parse_overrides(text: str | Iterable[str]) -> dict[str, Value]:
-    """Overrides `key=value key=value`, split as a shell splits words; values are read as YAML.
+# As a command line has them, as a mapping of keys to values, or read already.
+Overrides = str | Iterable[str] | Mapping[str, Any]
+
+
+def parse_overrides(text: Overrides) -> dict[str, Value]:
+    """Overrides `key=value key=value`, split as a shell splits words with values read as YAML, or a mapping.
 
     Raises:
         InputError: A word is no `key=value`, or a value is no YAML.
     """
+    if isinstance(text, Mapping):
+        return {
+            key: value if isinstance(value, Value) else Value(str(value) if isinstance(value, Path) else value, "SET")
+            for key, value in text.items()
+        }
     try:
         words = [word for part in ([text] if isinstance(text, str) else text) for word in shlex.split(part)]
     except ValueError as error:
@@ -202,6 +220,16 @@ def parse_overrides(text: str | Iterable[str]) -> dict[str, Value]:
     if problems:
         raise InputError(*problems)
     return values
+
+
+def as_words(overrides: Overrides) -> list[str]:
+    """Overrides as the words of a command line, which `parse_overrides` reads as the same values."""
+    if not isinstance(overrides, Mapping):
+        return [overrides] if isinstance(overrides, str) else [*overrides]
+    return [
+        shlex.quote(f"{key}={json.dumps(str(value) if isinstance(value, Path) else value)}")
+        for key, value in overrides.items()
+    ]
 
 
 def read_model(name: Any) -> dict[str, Value]:
@@ -240,7 +268,8 @@ def load(recipe: str | Path, overrides: Mapping[str, Value] | None = None, direc
         InputError: With all problems of the recipe, its base, the model and the overrides at once.
     """
     overrides = dict(overrides or {})
-    path = recipe if isinstance(recipe, Path) else find("recipe", recipe, directory)
+    as_path = isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml", ".json"))
+    path = Path(recipe) if as_path else find("recipe", recipe, directory)
     own = read(path)
     base = own.get("extends")
     values: dict[str, Value] = {}
@@ -271,11 +300,13 @@ def load(recipe: str | Path, overrides: Mapping[str, Value] | None = None, direc
     for key, item in values.items():
         if found := schema.problem(key, item.value):
             problems.append(f"{item.origin}: {found}")
+    loaded = Recipe(path.stem, values, extended)
     if not problems:
-        problems = _contradictions(Recipe(path.stem, values))
+        for each in conflicts.of_values(loaded):
+            problems.append(f"{values[each.key].origin if each.key in values else loaded.name}: {each}")
     if problems:
         raise InputError(*problems)
-    return Recipe(path.stem, values, extended)
+    return loaded
 
 
 def _facts(model: Mapping[str, Value], recipe: Mapping[str, Value]) -> dict[str, Value]:
@@ -310,54 +341,6 @@ def write_new(name: str, base: str, directory: Path = RECIPES) -> Path:
     with path.open("x", encoding="utf-8") as file:
         file.write(text)
     return path
-
-
-def _contradictions(recipe: Recipe) -> list[str]:
-    """Values that are each legal and together are not."""
-    problems = []
-
-    def wrong(key: str, text: str) -> None:
-        origin = recipe.values[key].origin if key in recipe.values else recipe.name
-        problems.append(f"{origin}: {text}")
-
-    if not recipe["model_name_or_path"]:
-        wrong("model_name_or_path", "model_name_or_path is missing; name a Hub id or a local directory")
-    if bool(recipe["train_file"]) == bool(recipe["dataset_name"]):
-        wrong("train_file", "name exactly one of train_file (a local file) and dataset_name (a Hub id)")
-    if recipe["load_in_4bit"] and recipe["load_in_8bit"]:
-        wrong("load_in_8bit", "load_in_4bit and load_in_8bit are both true; keep one")
-    quantised = recipe["load_in_4bit"] or recipe["load_in_8bit"]
-    if quantised and "quantization_config" in (recipe["model_init_kwargs"] or {}):
-        wrong("load_in_4bit", "load_in_4bit and a quantization_config in model_init_kwargs are two answers; keep one")
-    if quantised and not recipe["use_peft"]:
-        wrong("load_in_4bit", "quantised weights cannot be trained themselves; set use_peft: true")
-    if recipe["load_in_4bit"] and recipe["dtype"] not in ("bfloat16", "float16", "float32"):
-        wrong("dtype", f"dtype: {schema.as_yaml(recipe['dtype'])} cannot be the 4-bit compute dtype; write bfloat16")
-    if recipe["use_peft"] and not recipe["lora_target_modules"] and not recipe["lora_target_parameters"]:
-        wrong("lora_target_modules", "use_peft needs lora_target_modules, such as [q_proj, v_proj] or [all-linear]")
-    if recipe["bf16"] and recipe["fp16"]:
-        wrong("fp16", "bf16 and fp16 are both true; keep one")
-    if recipe["eval_strategy"] == "no":
-        for key in ("load_best_model_at_end", "early_stopping_patience", "eval_on_start"):
-            if recipe[key]:
-                wrong(key, f"{key} needs evaluations, but eval_strategy is no")
-    elif not recipe["validation_file"] and not recipe["dataset_name"] and not recipe["validation_split_size"]:
-        wrong("eval_strategy", "eval_strategy needs held-out rows: set validation_file or validation_split_size")
-    if recipe["early_stopping_patience"] and not recipe["load_best_model_at_end"]:
-        wrong("early_stopping_patience", "early stopping needs load_best_model_at_end: true and metric_for_best_model")
-    if recipe["load_best_model_at_end"] and recipe["save_strategy"] != "best":
-        if recipe["eval_strategy"] != recipe["save_strategy"] and recipe["eval_strategy"] != "no":
-            wrong("save_strategy", "load_best_model_at_end needs save_strategy equal to eval_strategy")
-        elif (
-            recipe["save_strategy"] == "steps"
-            and (recipe["eval_steps"] or recipe["logging_steps"]) != recipe["save_steps"]
-        ):
-            wrong("save_steps", "load_best_model_at_end needs save_steps equal to eval_steps")
-    if recipe["load_best_model_at_end"] and recipe["save_total_limit"] == 1:
-        wrong("save_total_limit", "save_total_limit: 1 leaves no whole checkpoint while the next is written; write 2")
-    for key, text in task.problems(recipe.own()):
-        wrong(key, text)
-    return problems
 
 
 class Dumper(yaml.SafeDumper):

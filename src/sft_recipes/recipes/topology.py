@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError
+from sft_recipes.recipes import conflicts, schema
 from sft_recipes.recipes import recipe as recipes
-from sft_recipes.recipes import schema
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.terminal import count
 
@@ -49,6 +49,11 @@ class Topology:
     @property
     def use_cpu(self) -> bool:
         return bool(self.config.get("use_cpu"))
+
+    @property
+    def computes_on_cpu(self) -> bool:
+        """Whether a CPU does much of the work: all of it, or the optimizer's where DeepSpeed offloads it."""
+        return self.use_cpu or "cpu" in (self.config.get("deepspeed_config") or {}).values()
 
     def describe(self) -> str:
         """One line: `zero2: 4 processes, DeepSpeed ZeRO-2`."""
@@ -160,11 +165,6 @@ def _nvidia_smi(*arguments: str) -> tuple[str, str | None]:
     return "", None if none else f"nvidia-smi failed with code {answer.returncode}: {' '.join(said.split())[:200]}"
 
 
-def uses_cpu(config: Mapping[str, Any]) -> bool:
-    """Whether a CPU does much of the work: all of it, or the optimizer's where DeepSpeed offloads it."""
-    return bool(config.get("use_cpu")) or "cpu" in (config.get("deepspeed_config") or {}).values()
-
-
 def no_gpu() -> bool:
     """Whether there is no GPU, so that a CPU is to compute what nobody said where to compute.
 
@@ -213,7 +213,9 @@ def choose(recipe: Recipe, accel: str | None, processes: int | None, gpus: list[
 
 
 def read(name: str, origin: str, processes: int | None = None, directory: Path = CONFIGS) -> Topology:
-    """Read and check `directory/name.yaml`; `processes` replaces its number of processes."""
+    """Read and check `directory/name.yaml`, or a file by its path; `processes` replaces its number of processes."""
+    if name.endswith(".yaml"):
+        name, directory = Path(name).stem, Path(name).parent
     path = recipes.find("accelerate config", name, directory)
     values = recipes.read(path)
     config = {key: item.value for key, item in values.items()}
@@ -256,117 +258,15 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
     return Topology(name, config, origin)
 
 
-def missing_gpus(recipe: Recipe, topology: Topology, gpus: list[Gpu]) -> list[str]:
-    """What is said when the machine has fewer GPUs than the topology has processes."""
-    if topology.use_cpu or topology.processes <= len(gpus):
-        return []
-    total, size = recipe["global_batch_size"], recipe["per_device_train_batch_size"]
-    number = next((number for number in range(len(gpus), 1, -1) if total % (size * number) == 0), 1)
-    have = f"{len(gpus)} {'is' if len(gpus) == 1 else 'are'} visible"
-    fewer = (
-        f"GPUS={number} keeps {topology.name} and the global batch of {recipe['global_batch_size']}"
-        if number > 1
-        else "ACCEL=single_gpu trains it on one GPU with the same global batch"
-        if gpus
-        else "ACCEL=single_gpu on a machine with one GPU trains it with the same global batch"
-    )
-    return [
-        f"{topology.name} needs {topology.processes} GPU{'s' if topology.processes > 1 else ''}, {have}. Instead:\n"
-        f"  1. {fewer}\n"
-        f"  2. make train RECIPE=demo shows the whole road on a CPU, with real 4-bit weights\n"
-        f"  3. ACCEL=cpu trains {recipe.name} itself on this CPU, if the model is small enough for it"
-    ]
-
-
-def unsupported(recipe: Recipe, topology: Topology) -> list[tuple[str, str]]:
-    """Pairs of recipe and topology that the libraries get wrong: the reason of each, and what to choose instead."""
-    problems: list[tuple[str, str]] = []
-
-    def wrong(reason: str, remedy: str) -> None:
-        problems.append((reason, remedy))
-
-    name, zero3, deepspeed = topology.name, topology.zero_stage == 3, topology.backend == "deepspeed"
-    quantised = recipe["load_in_4bit"] or recipe["load_in_8bit"]
-    storage = recipe["bnb_4bit_quant_storage"] or "uint8"
-    half_adapters = recipe["use_peft"] and recipe["adapter_dtype"] != "float32"
-    precision = topology.config.get("mixed_precision", "no")
-    wanted = "bf16" if recipe["bf16"] else "fp16" if recipe["fp16"] else "no"
-    if precision not in ("no", wanted):
-        remedy = f"set {precision}: true in the recipe, or mixed_precision: 'no' in the accelerate config"
-        wrong(f"{name} computes in {precision}, the recipe in {wanted}", remedy)
-    if topology.backend == "fsdp" and quantised:
-        wrong(
-            "FSDP2 cannot train a quantised base: uint8 weights stay whole on every GPU and float storage gives "
-            "wrong forward passes (bitsandbytes#1945, accelerate#3874)",
-            "choose ACCEL=ddp, or ACCEL=zero3, or train without quantisation: SET=load_in_4bit=false",
-        )
-    if zero3 and recipe["load_in_8bit"]:
-        wrong("ZeRO-3 cannot partition 8-bit weights", "choose ACCEL=ddp or load_in_4bit: true")
-    if zero3 and recipe["load_in_4bit"] and storage != "bfloat16":
-        wrong(
-            f"ZeRO-3 can only partition 4-bit weights that are stored as bfloat16, not {storage}",
-            "set bnb_4bit_quant_storage: bfloat16 (the same bits, so nothing else changes), or choose ACCEL=ddp",
-        )
-    if zero3 and recipe["load_in_4bit"] and recipe["dtype"] != "bfloat16":
-        wrong(f"ZeRO-3 with 4-bit weights needs dtype: bfloat16, not {recipe['dtype']}", "or choose ACCEL=ddp")
-    if deepspeed and not zero3 and recipe["load_in_4bit"] and storage not in ("uint8", "bfloat16"):
-        remedy = "set bnb_4bit_quant_storage: bfloat16"
-        wrong(f"DeepSpeed would cast 4-bit weights stored as {storage} and destroy them", remedy)
-    reentrant = (recipe["activation_checkpointing_kwargs"] or {}).get("use_reentrant")
-    if zero3 and recipe["use_peft"] and _checkpointing(recipe) and reentrant is False:
-        remedy = "drop use_reentrant: false, it is derived"
-        wrong("ZeRO-3 with adapters needs reentrant checkpointing (trl#2514)", remedy)
-    if deepspeed and half_adapters:
-        wrong("DeepSpeed keeps float32 master weights of the adapters", "set adapter_dtype: float32")
-    away = (topology.config.get("deepspeed_config") or {}).get("offload_optimizer_device", "none") != "none"
-    if away and recipe["optim"] not in ("adamw_torch", "adamw_torch_fused", "paged_adamw_32bit"):
-        # accelerate/utils/deepspeed.py: `map_pytorch_optim_to_deepspeed`
-        wrong(
-            "accelerate trains with DeepSpeed's Adam, without decoupled weight decay, or fails, where the "
-            f"optimizer is offloaded and optim is {recipe['optim']}",
-            "set optim: adamw_torch",
-        )
-    if topology.backend == "fsdp" and half_adapters and wanted != "no":
-        # accelerate/utils/fsdp_utils.py: `fsdp2_prepare_model`
-        wrong("accelerate widens what FSDP2 trains to float32", "set adapter_dtype: float32")
-    return problems
-
-
-def incompatible(recipe: Recipe, topology: Topology) -> list[str]:
-    """The same as sentences, as an error says them."""
-    return [f"{reason}; {remedy}" for reason, remedy in unsupported(recipe, topology)]
-
-
-def _checkpointing(recipe: Recipe) -> bool:
-    """Whether activations are recomputed; unset, it is TRL's default of the name that is deprecated."""
-    chosen = recipe["activation_checkpointing"]
-    return recipe["gradient_checkpointing"] if chosen is None else chosen
-
-
 def accumulation(recipe: Recipe, topology: Topology) -> int:
     """Micro-batches per optimizer step: global_batch_size / (per_device_train_batch_size x processes).
 
     Raises:
         InputError: The quotient is not whole; names the values that would work.
     """
-    total, per_device = recipe["global_batch_size"], recipe["per_device_train_batch_size"]
-    steps, rest = divmod(total, per_device * topology.processes)
-    if rest == 0 and steps:
-        return steps
-    per_process, uneven = divmod(total, topology.processes)
-    # Beyond 64 rows nobody looks for a micro-batch that divides.
-    sizes = [str(size) for size in range(1, min(per_process, 64) + 1) if not uneven and per_process % size == 0]
-    counts = [str(number) for number in (1, 2, 3, 4, 6, 8) if total % (per_device * number) == 0]
-    works = [
-        *([f"per_device_train_batch_size {', '.join(sizes)}"] if sizes else []),
-        *([f"GPUS {', '.join(counts)}"] if counts else []),
-        f"global_batch_size {max(per_device * topology.processes, total - rest)}",
-    ]
-    raise InputError(
-        f"global_batch_size {total} is not reachable with per_device_train_batch_size {per_device} on "
-        f"{count(topology.processes, 'process')}: {total} / ({per_device} x {topology.processes}) is not whole. "
-        f"Works: {' or '.join(works)}"
-    )
+    if found := [*conflicts.unreachable(recipe, topology.processes)]:
+        raise InputError(*map(str, found))
+    return recipe["global_batch_size"] // (recipe["per_device_train_batch_size"] * topology.processes)
 
 
 def resolve(recipe: Recipe, topology: Topology) -> Recipe:
@@ -375,13 +275,9 @@ def resolve(recipe: Recipe, topology: Topology) -> Recipe:
     Raises:
         InputError: With every reason why this recipe cannot run on this topology.
     """
-    problems = incompatible(recipe, topology)
-    try:
-        steps = accumulation(recipe, topology)
-    except InputError as error:
-        problems += error.problems
-    if problems:
-        raise InputError(*problems)
+    if problems := [*conflicts.of_topology(recipe, topology)]:
+        raise InputError(*map(str, problems))
+    steps = accumulation(recipe, topology)
     batch = (
         f"{recipe['global_batch_size']} / ({recipe['per_device_train_batch_size']} x {topology.processes} processes)"
     )
@@ -392,8 +288,8 @@ def resolve(recipe: Recipe, topology: Topology) -> Recipe:
         # Every adapter takes part in every step, and the search for unused ones costs a graph traversal each step.
         derived["ddp_find_unused_parameters"] = (False, "every adapter takes part in every step")
     if recipe["activation_checkpointing"] is None:
-        derived["activation_checkpointing"] = (_checkpointing(recipe), "TRL's default, by its current name")
-    if topology.zero_stage == 3 and recipe["use_peft"] and _checkpointing(recipe):
+        derived["activation_checkpointing"] = (recipe.checkpoints_activations, "TRL's default, by its current name")
+    if topology.zero_stage == 3 and recipe["use_peft"] and recipe.checkpoints_activations:
         # TRL sets this under the deprecated name, which transformers 5.23 no longer reads.
         kwargs = {**(recipe["activation_checkpointing_kwargs"] or {}), "use_reentrant": True}
         derived["activation_checkpointing_kwargs"] = (kwargs, "ZeRO-3 with adapters needs reentrant checkpointing")

@@ -1,24 +1,27 @@
 """The charts of a run, by matplotlib: as SVG inside a page, in the page's own colours, or as PNG."""
 
 import io
-import json
 import math
 import operator
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
-from sft_recipes.report.page import COLOURS, text
+from markupsafe import Markup
+
+from sft_recipes.environment import importable_backend
+from sft_recipes.files import json_lines
+from sft_recipes.report.page import COLOURS
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import visible
 
 Estimate = Mapping[str, Any]
 """`value`, `low` and `high`; each null where it is not defined."""
 
-INK, PAPER, FAINT, RULE, TUNED, BASE = (light for light, _ in COLOURS.values())
+INK, PAPER, FAINT, RULE, TUNED, BASE = (COLOURS[n][0] for n in ("ink", "paper", "faint", "rule", "tuned", "base"))
 # What tells the two models and everything else apart, besides the colour.
 COLOUR = {"tuned": TUNED, "base": BASE, "other": FAINT}
 MARKER = {"tuned": "o", "base": "D", "other": "s"}
@@ -47,25 +50,34 @@ _SETTINGS: dict[Any, Any] = {
     # A label is anybody's text, no formula.
     "text.parse_math": False,
     "svg.fonttype": "none",
-    # The same chart is the same text.
-    "svg.hashsalt": "sft-recipes",
 }
 
 
 @contextmanager
-def figure(rows: int, columns: int, size: tuple[float, float], **settings: Any) -> Iterator[tuple[Any, Any]]:
-    """A figure in our style and its axes; `size` in inches, `settings` as `Figure.subplots` takes them."""
+def figure(
+    rows: int, columns: int, size: tuple[float, float], salt: str = "", **settings: Any
+) -> Iterator[tuple[Any, Any]]:
+    """A figure in our style and its axes.
+
+    Args:
+        rows: of axes, as `columns`.
+        columns: see `rows`.
+        size: in inches.
+        salt: of the ids in an SVG, by which the same chart is the same text.
+        settings: as `Figure.subplots` takes them.
+    """
+    importable_backend()
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+    with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": salt}), warnings.catch_warnings():
         # The browser has the letters that matplotlib's own font, which only measures here, has not.
         warnings.filterwarnings("ignore", "Glyph .* missing")
         drawn = Figure(figsize=size, layout="constrained")
         yield drawn, drawn.subplots(rows, columns, **settings)
 
 
-def svg(name: str, label: str, draw: Callable[[Any], None], size: tuple[float, float] = (WIDTH, 2.2)) -> str:
+def svg(name: str, label: str, draw: Callable[[Any], None], size: tuple[float, float] = (WIDTH, 2.2)) -> Markup:
     """One chart as an SVG element to stand in a page.
 
     Args:
@@ -75,43 +87,35 @@ def svg(name: str, label: str, draw: Callable[[Any], None], size: tuple[float, f
         size: in inches; on the page only the ratio of the sides and to the letters is left of it.
     """
     buffer = io.StringIO()
-    with figure(1, 1, size) as (drawn, axes):
+    with figure(1, 1, size, salt=name) as (drawn, axes):
         draw(axes)
         drawn.savefig(buffer, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
-    drawing = buffer.getvalue()
-    drawing = drawing[drawing.index("<svg") :]
-    drawing = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>|<metadata.*?</metadata>", "", drawing, flags=re.DOTALL)
-    used = set(re.findall(r'(?:href="|url\()#([^")]+)', drawing))
-    drawing = re.sub(r' id="([^"]+)"', lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", drawing)
-    drawing = re.sub(r'(href="|url\()#', rf"\1#{name}-", drawing)
-    drawing = re.sub(r"<[^>]+>", lambda tag: _tag(tag[0]), drawing)
-    drawing = re.sub(r">\s+<", "><", drawing)
-    return drawing.replace("<svg", f'<svg role="img" aria-label="{text(label)}"', 1)
+    root = ElementTree.fromstring(buffer.getvalue())  # noqa: S314, drawn above
+    # Its style is that of the page.
+    root.remove(root[0])
+    for element in root.iter():
+        element.tag = _without_namespace(element.tag)
+        attributes = {_without_namespace(key): _in_colours_of_page(value) for key, value in element.attrib.items()}
+        # An id that nothing refers to is `axes_1` in every chart; the others are hashes of the salt.
+        element.attrib = {key: value for key, value in attributes.items() if key != "id" or "_" not in value}
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": visible(label)}
+    return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704, serialised, and so escaped
 
 
-def _tag(tag: str) -> str:
-    """A tag of matplotlib's with the page's colours and font, and without what does not show."""
-    for variable, (light, _) in COLOURS.items():
-        tag = tag.replace(light, f"var(--{variable})")
-    tag = re.sub(r' (width|height)="[\d.]+pt"| xmlns(:xlink)?="[^"]+"| version="1.1"', "", tag)
-    tag = re.sub(r"font-family: [^;\"]*(; )?", "", tag)
-    tag = re.sub(r' transform="rotate\(-0 [^"]*"', "", tag)
-    tag = re.sub(r"-?\d+\.\d{2,}", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), tag)
-    return re.sub(r"\s+", " ", tag)
+def _without_namespace(name: str) -> str:
+    """A name as HTML has it."""
+    return name.rpartition("}")[2]
+
+
+def _in_colours_of_page(value: str) -> str:
+    for name, (light, _) in COLOURS.items():
+        value = value.replace(f": {light}", f": var(--{name})")
+    return " ".join(value.split())
 
 
 def read_log(run: Run) -> list[dict[str, Any]]:
     """The objects of log.jsonl in order; none if the run wrote no log."""
-    lines = run.log.read_text(encoding="utf-8").splitlines() if run.log.exists() else []
-    entries = []
-    for number, line in enumerate(lines, 1):
-        try:
-            entries.append(json.loads(line))
-        except ValueError:
-            # The last line can be one that a crash cut off.
-            if number < len(lines):
-                raise
-    return entries
+    return json_lines(run.log, cut_off=True) if run.log.exists() else []
 
 
 def curve(axes: Any, log: Sequence[Mapping[str, Any]], key: str, title: str, held_out: str | None = None) -> None:

@@ -28,23 +28,8 @@ from sft_recipes.terminal import count
 
 SCHEMA = 1
 # The metrics of a table, in order, after the primary one.
-METRICS = {
-    key: terms.METRICS.get(key, key)
-    for key in (
-        "macro_f1",
-        "accuracy",
-        "weighted_f1",
-        "mcc",
-        "roc_auc",
-        "ece",
-        "invalid",
-        "rougeL",
-        "exact_match",
-        "chrf",
-        "valid_json",
-        "unfinished",
-    )
-}
+METRICS = {key: name for key, name in terms.METRICS.items() if key != "micro_f1"}
+METRICS |= {"invalid": "invalid", "unfinished": "unfinished"}
 SEEDS = ("seed", "data_seed")
 # Where rows lie and how they are read, for which the data's fingerprint stands; where results lie; what is said of a
 # recipe; and what the topology and the task say themselves. All other keys may change what is learned, or its cost.

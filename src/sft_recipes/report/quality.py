@@ -1,14 +1,13 @@
-"""What an evaluation found, as sections of a page, from metrics.json and predictions.jsonl."""
+"""What an evaluation found, as a page shows it: the tables, charts and telling rows of its files."""
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sft_recipes.evaluate.terms import METRICS, NAMES
 from sft_recipes.report import charts
-from sft_recipes.report.page import DASH, estimate, folded, number, side, table, text
-from sft_recipes.terminal import count
+from sft_recipes.report.table import Cell, Estimate, Table
 
 Facts = dict[str, Any]
 Lines = Sequence[tuple[str, Mapping[str, Facts]]]
@@ -16,10 +15,10 @@ Lines = Sequence[tuple[str, Mapping[str, Facts]]]
 
 # Rows that tell most: so many, of which so many missed and broken ones at first.
 TELLING, MISSED, BROKEN = 20, 10, 5
-# Characters of a prompt or an answer that are shown, and of a class or a group.
-LONGEST, LABEL = 1000, 100
-# More classes make no readable matrix; then the most frequent confusions are listed instead.
-MOST_CLASSES = 25
+# More classes make no readable matrix; then so many of the most frequent confusions are listed instead.
+MOST_CLASSES, CONFUSIONS = 25, 30
+# More groups make no readable chart.
+MOST_GROUPS = 20
 
 OUTCOMES = {"better": "better", "worse": "worse", "not_distinguishable": "not distinguishable", "none": "no verdict"}
 # Why a row tells: what the two models made of it and whose confidence puts it first; and the same for generation.
@@ -42,23 +41,59 @@ WHY = {
 }
 
 
-def sections(metrics: Facts, predictions: Sequence[Facts]) -> Iterator[str]:
-    """The sections of a page, in order; none if no row was scored."""
+def shown(metrics: Facts, predictions: Sequence[Facts]) -> Facts | None:
+    """What quality.html shows; None if no row was scored."""
     if not metrics["models"]:
-        return
-    yield _quality(metrics)
-    if metrics["task"] == "classification":
-        yield _classes(metrics)
-        yield _confusion(metrics)
-        yield _reliability(metrics)
-    if metrics["groups"] and metrics["groups"]["by"]:
-        yield _groups(metrics)
-    yield _telling(metrics["task"], predictions)
+        return None
+    classification = metrics["task"] == "classification"
+    always = {f"always {label}": each for label, each in metrics["baselines"].get("always", {}).items()}
+    both = _models(metrics["models"])
+    return {
+        "charts": plots("models", lines(metrics), drawn(metrics)),
+        "models": models_table(metrics),
+        "tests": _tests(metrics),
+        "always": estimates(
+            "The same class for every row",
+            always,
+            _columns(_with_baselines(metrics).values(), metrics["primary"]),
+            "invalid",
+            "invalid",
+        ),
+        "classes": _classes(metrics["models"]) if classification else None,
+        "confusion": [_confusion(name, metrics["models"][name]["confusion"]) for name in both if classification],
+        "reliability": _reliability({name: metrics["models"][name] for name in both}) if classification else None,
+        "groups": _groups(metrics) if metrics["groups"] and metrics["groups"]["by"] else None,
+        "telling": _telling(metrics["task"], predictions),
+    }
+
+
+def models_table(metrics: Facts) -> Table:
+    """Tuned model, base model and baselines with their metrics."""
+    named = {NAMES.get(name, name): each for name, each in _with_baselines(metrics).items()}
+    counted = "invalid" if metrics["task"] == "classification" else "unfinished"
+    return estimates(
+        "Models and trivial baselines, same rows",
+        named,
+        _columns(_with_baselines(metrics).values(), metrics["primary"]),
+        counted,
+        counted,
+    )
+
+
+def groups_table(metrics: Facts) -> Table:
+    """The metrics of each group and model, the largest group first."""
+    named = {
+        f"{g}, {name}": {"n": each["n"], **each[name]}
+        for g, each in _groups_by_size(metrics)
+        for name in _models(each)
+    }
+    return estimates("Metrics by group", named, _group_columns(metrics), "n", "rows")
 
 
 def lines(metrics: Facts) -> Lines:
     """Tuned model, base model and baselines as the lines of a chart."""
-    return [(NAMES.get(n, n), {n if n in charts.MARKER else "other": each}) for n, each in _models(metrics).items()]
+    of = _with_baselines(metrics).items()
+    return [(NAMES.get(name, name), {name if name in charts.MARKER else "other": each}) for name, each in of]
 
 
 def drawn(metrics: Facts) -> dict[str, str]:
@@ -73,45 +108,128 @@ def panel(of: Lines, key: str, title: str) -> Any:
     return functools.partial(charts.intervals, rows=rows, title=title)
 
 
-def plots(name: str, of: Lines, columns: Mapping[str, str]) -> str:
-    """A chart a metric, beside each other; `name` is unique in the page."""
-    size = (charts.WIDTH, 0.5 + 0.27 * len(of))
-    return side(
-        charts.svg(
-            f"{name}-{key}", f"{title} with intervals; a table below has the figures", panel(of, key, title), size
-        )
-        for key, title in columns.items()
-    )
+def plots(name: str, of: Lines, columns: Mapping[str, str]) -> list[Any]:
+    """A chart a metric; `name` is unique in the page."""
+    size, label = (charts.WIDTH, 0.5 + 0.27 * len(of)), "{} with intervals; a table below has the figures"
+    return [
+        charts.svg(f"{name}-{key}", label.format(title), panel(of, key, title), size) for key, title in columns.items()
+    ]
 
 
-def estimates(
-    caption: str,
-    named: Mapping[str, Facts],
-    columns: Mapping[str, str],
-    counted: tuple[str, str],
-    kind: str = "numbers",
-) -> str:
-    """A table of metrics.
+def estimates(title: str, named: Mapping[str, Facts], columns: Mapping[str, str], counted: str, noun: str) -> Table:
+    """A table of metrics by the name of their row, with the number under the key `counted` before them."""
+    rows: list[list[Cell]] = []
+    for name, each in named.items():
+        found = each.get(counted)
+        number = found["count"] if isinstance(found, dict) else found
+        rows.append([name, number, *(Estimate.of(each.get(key)) for key in columns)])
+    return Table(title, ["", noun, *columns.values()], rows)
 
-    Args:
-        caption: what it shows.
-        named: metrics by the name of their row.
-        columns: keys of the metrics with their names.
-        counted: key and name of a number that is shown before them.
-        kind: of the table.
-    """
 
-    def row(name: str, each: Facts) -> list[str]:
-        found = each.get(counted[0])
-        found = found["count"] if isinstance(found, dict) else found
-        return [
-            text(name, LABEL),
-            DASH if found is None else f"{found:,}",
-            *(estimate(each.get(key)) for key in columns),
+def _models(named: Mapping[str, Any]) -> list[str]:
+    """Which of the two models is there."""
+    return [name for name in ("tuned", "base") if name in named]
+
+
+def _with_baselines(metrics: Facts) -> dict[str, Facts]:
+    """The tuned model, the base model and the baselines, without the single classes of `always`."""
+    models = {name: metrics["models"][name] for name in _models(metrics["models"])}
+    return models | {name: each for name, each in metrics["baselines"].items() if name != "always"}
+
+
+def _columns(models: Iterable[Facts], first: str) -> dict[str, str]:
+    """The metrics that any of the models has, with their names, `first` before the others."""
+    have = {key for each in models for key, found in each.items() if found}
+    return {key: METRICS[key] for key in dict.fromkeys((first, *METRICS)) if key in have}
+
+
+def _tests(metrics: Facts) -> Table:
+    rows: list[list[Cell]] = []
+    for name, each in metrics["paired"].items():
+        mcnemar = each["mcnemar"]
+        only = [mcnemar["only_tuned"], mcnemar["only_other"], f"{mcnemar['p']:.2g}"]
+        difference = Estimate.of(each["difference"], "+")
+        rows.append([NAMES.get(name, name), difference, f"{each['p']:.2g}", OUTCOMES[each["outcome"]], *only])
+    header = ["tuned model against", METRICS[metrics["primary"]], "p", "tuned is"]
+    header += ["only tuned right", "only other right", "McNemar p"]
+    return Table("Paired bootstrap of the difference, and McNemar's exact test", header, rows)
+
+
+def _classes(models: Facts) -> Table:
+    columns = {"precision": "precision", "recall": "recall", "f1": "F1"}
+    named = {label: dict(each) for label, each in models["tuned"]["classes"].items()}
+    if "base" in models:
+        columns["base"] = "F1 of base"
+        for label, each in models["base"]["classes"].items():
+            named[label]["base"] = each["f1"]
+    return estimates("The tuned model by class", named, columns, "support", "rows")
+
+
+def _confusion(model: str, confusion: Facts) -> Facts | Table:
+    """The matrix, each cell its rows and their share of the gold class; of many classes the confusions."""
+    title, predicted = NAMES[model].capitalize(), confusion["predicted"]
+    counted = list(zip(confusion["gold"], confusion["counts"], strict=True))
+    if len(counted) <= MOST_CLASSES:
+        cells = [(label, [(n, n / max(1, sum(line))) for n in line]) for label, line in counted]
+        return {"title": title, "predicted": predicted, "cells": cells}
+    wrong = [
+        (n, label, other)
+        for label, line in counted
+        for other, n in zip(predicted, line, strict=True)
+        if n and label != other
+    ]
+    rows = [[label, other, n] for n, label, other in sorted(wrong, reverse=True)[:CONFUSIONS]]
+    return Table(f"{title}: most frequent confusions", ["gold", "predicted", "rows"], rows, "words")
+
+
+def _reliability(models: Mapping[str, Facts]) -> Facts | None:
+    if not all(model["reliability"] for model in models.values()):
+        return None
+    drawn, tables = [], []
+    for name, model in models.items():
+        bins = [each for each in model["reliability"] if each["n"]]
+        title = f"{NAMES[name]}: accuracy, ECE {model['ece']['value']:.3f}"
+        draw = functools.partial(charts.reliability, bins=bins, role=name, title=title)
+        drawn.append(charts.svg(f"reliability-{name}", f"{title}, over mean confidence", draw, (charts.WIDTH, 3.6)))
+        rows = [
+            [
+                f"{each['low']:.2f} to {each['high']:.2f}",
+                each["n"],
+                Estimate(each["confidence"]),
+                Estimate(each["accuracy"], *each["interval"]),
+            ]
+            for each in bins
         ]
+        tables.append(Table(NAMES[name].capitalize(), ["confidence", "rows", "mean", "accuracy"], rows))
+    return {"charts": drawn, "tables": tables}
 
-    header = ["", counted[1], *map(text, columns.values())]
-    return table(caption, header, [row(name, each) for name, each in named.items()], kind)
+
+def _groups(metrics: Facts) -> Facts:
+    groups, by = metrics["groups"], _groups_by_size(metrics)
+    models, columns = _models(by[0][1]), _group_columns(metrics)
+    of = [(f"{charts.short(group, 18)} ({each['n']:,})", {name: each[name] for name in models}) for group, each in by]
+    gaps = [
+        [NAMES[name], METRICS[key], Estimate.of(gap), gap["largest"] or "none", gap["smallest"] or "none"]
+        for name in models
+        for key in columns
+        if (gap := groups["gaps"].get(name, {}).get(key))
+    ]
+    return {
+        "small": sum(each["n"] < groups["minimum"] for _, each in by),
+        "charts": plots("groups", of[:MOST_GROUPS], columns),
+        "key": [(name, {"tuned": "●", "base": "◇"}[name], NAMES[name]) for name in models],
+        "metrics": groups_table(metrics),
+        "gaps": Table("Largest gap between two groups", ["", "metric", "gap", "largest", "smallest"], gaps, "words"),
+    }
+
+
+def _groups_by_size(metrics: Facts) -> list[tuple[str, Facts]]:
+    return sorted(metrics["groups"]["by"].items(), key=lambda item: -item[1]["n"])
+
+
+def _group_columns(metrics: Facts) -> dict[str, str]:
+    by = metrics["groups"]["by"].values()
+    return _columns((each[name] for each in by for name in _models(each)), metrics["primary"])
 
 
 def telling(task: str, predictions: Sequence[Facts]) -> list[tuple[str, Facts]]:
@@ -128,7 +246,7 @@ def telling(task: str, predictions: Sequence[Facts]) -> list[tuple[str, Facts]]:
     gain = [right - score(row, "base") if "base" in row else 0.0 for right, row in zip(tuned, rows, strict=True)]
 
     def sure(number: int, model: str) -> float:
-        return confidence(rows[number], model) or 0.0
+        return _confidence(rows[number], model) or 0.0
 
     every = range(len(rows))
     missed = sorted((n for n in every if tuned[n] < 1), key=lambda n: (tuned[n], -sure(n, "tuned")))
@@ -142,7 +260,7 @@ def telling(task: str, predictions: Sequence[Facts]) -> list[tuple[str, Facts]]:
     return [(why, rows[number]) for number, why in chosen.items()]
 
 
-def confidence(row: Facts, model: str) -> float | None:
+def _confidence(row: Facts, model: str) -> float | None:
     """The probability that a model gave its own prediction, None where there is none."""
     probabilities = row[model]["probabilities"]
     return probabilities[row[model]["prediction"]] if probabilities else None
@@ -153,191 +271,42 @@ def _right(row: Facts, model: str) -> float:
 
 
 def _overlap(row: Facts, model: str) -> float:
-    said, wanted = (row[model]["prediction"] or "").split(), row["reference"].split()
-    common = (Counter(said) & Counter(wanted)).total()
-    return 2 * common / (len(said) + len(wanted)) if said or wanted else 1.0
+    words, wanted = (row[model]["prediction"] or "").split(), row["reference"].split()
+    common = (Counter(words) & Counter(wanted)).total()
+    return 2 * common / (len(words) + len(wanted)) if words or wanted else 1.0
 
 
-def _scored(models: Mapping[str, Any]) -> list[str]:
-    return [name for name in ("tuned", "base") if name in models]
-
-
-def _models(metrics: Facts) -> dict[str, Facts]:
-    """The tuned model, the base model and the baselines, without the single classes of `always`."""
-    first = {name: metrics["models"][name] for name in _scored(metrics["models"])}
-    return first | {name: each for name, each in metrics["baselines"].items() if name != "always"}
-
-
-def _columns(models: Iterable[Facts], first: str) -> dict[str, str]:
-    """The metrics that any of the models has, with their names, `first` before the others."""
-    have = {key for each in models for key, found in each.items() if found}
-    return {key: METRICS[key] for key in dict.fromkeys((first, *METRICS)) if key in have}
-
-
-def _quality(metrics: Facts) -> str:
-    models, leaked = _models(metrics), metrics["leaked"]
-    columns = _columns(models.values(), metrics["primary"])
-    counted = ("invalid", "invalid") if metrics["task"] == "classification" else ("unfinished", "unfinished")
-    always = {f"always {label}": each for label, each in metrics["baselines"].get("always", {}).items()}
-    tests = []
-    for name, each in metrics["paired"].items():
-        mcnemar = each["mcnemar"]
-        only = [f"{mcnemar[key]:,}" for key in ("only_tuned", "only_other")]
-        found = [estimate(each["difference"], "+"), f"{each['p']:.2g}", OUTCOMES[each["outcome"]]]
-        tests.append([text(NAMES.get(name, name)), *found, *only, f"{mcnemar['p']:.2g}"])
-    named = {NAMES.get(name, name): each for name, each in models.items()}
-    all_models = estimates("Models and trivial baselines, same rows", named, columns, counted, "numbers stacked")
-    header = ["tuned model against", METRICS[metrics["primary"]], "p", "tuned is"]
-    header += ["only tuned right", "only other right", "McNemar p"]
-    by_class = estimates("The same class for every row", always, columns, counted, "numbers stacked")
-    rows = f"{count(metrics['scored'], 'row')} of {text(metrics['settings']['source'])}"
-    if metrics["predict_by"]:
-        rows += f", predicted by {metrics['predict_by']}"
-    if leaked:
-        rows += f"; {count(leaked, 'other row')} left out, having been trained on"
-    kind = f"{100 * metrics['confidence']:g} % intervals"
-    bootstrap = f"{metrics['resamples']:,} resamples with seed {metrics['seed']}"
-    return f"""\
-<h2>Quality on {text(metrics["split"])}</h2>
-<p>{rows}. Brackets hold {kind}; where they are bootstrapped, from {bootstrap}.</p>
-{plots("models", lines(metrics), drawn(metrics))}
-{all_models}
-{table("Paired bootstrap of the difference, and McNemar's exact test", header, tests)}
-{folded("Every single class as the answer", by_class) if always else ""}"""
-
-
-def _classes(metrics: Facts) -> str:
-    columns = {"precision": "precision", "recall": "recall", "f1": "F1"}
-    named = {label: dict(each) for label, each in metrics["models"]["tuned"]["classes"].items()}
-    if "base" in metrics["models"]:
-        columns["base"] = "F1 of base"
-        for label, each in metrics["models"]["base"]["classes"].items():
-            named[label]["base"] = each["f1"]
-    return "<h2>Classes</h2>" + estimates("The tuned model by class", named, columns, ("support", "rows"))
-
-
-def _confusion(metrics: Facts) -> str:
-    found = {name: metrics["models"][name]["confusion"] for name in _scored(metrics["models"])}
-    tables = side(_matrix(NAMES[name].capitalize(), each) for name, each in found.items())
-    return f"<h2>Confusion</h2><p>Gold class down, prediction across, shaded by share of the gold class.</p>{tables}"
-
-
-def _matrix(caption: str, confusion: Facts) -> str:
-    gold, predicted, counts = confusion["gold"], confusion["predicted"], confusion["counts"]
-    if len(gold) > MOST_CLASSES:
-        cells = [
-            (n, label, other)
-            for label, line in zip(gold, counts, strict=True)
-            for other, n in zip(predicted, line, strict=True)
-        ]
-        wrong = sorted((cell for cell in cells if cell[0] and cell[1] != cell[2]), reverse=True)
-        listed = [[text(label, LABEL), text(other, LABEL), f"{n:,}"] for n, label, other in wrong[:30]]
-        return table(f"{caption}: most frequent confusions", ["gold", "predicted", "rows"], listed, "words")
-
-    def cell(n: int, total: int) -> str:
-        # Light enough for the ink of both colour schemes.
-        return f'<td style="background:rgba(90,130,180,{0.55 * n / total:.2f})">{n}</td>' if n else "<td>·</td>"
-
-    rows = [[text(label, 40), *(cell(n, sum(line)) for n in line)] for label, line in zip(gold, counts, strict=True)]
-    return table(caption, ["", *(text(label, 40) for label in predicted)], rows, "matrix")
-
-
-def _reliability(metrics: Facts) -> str:
-    models = {name: metrics["models"][name] for name in _scored(metrics["models"])}
-    drawn, tables = [], []
-    for name, model in models.items():
-        if not model["reliability"]:
-            return ""
-        bins = [each for each in model["reliability"] if each["n"]]
-        title = f"{NAMES[name]}: accuracy, ECE {model['ece']['value']:.3f}"
-        draw = functools.partial(charts.reliability, bins=bins, role=name, title=title)
-        drawn.append(charts.svg(f"reliability-{name}", f"{title}, over mean confidence", draw, (charts.WIDTH, 3.6)))
-        rows = []
-        for each in bins:
-            right = {"value": each["accuracy"], "low": each["interval"][0], "high": each["interval"][1]}
-            span = f"{each['low']:.2f} to {each['high']:.2f}"
-            rows.append([span, f"{each['n']:,}", number(each["confidence"]), estimate(right)])
-        tables.append(table(NAMES[name].capitalize(), ["confidence", "rows", "mean", "accuracy"], rows))
-    return f"""\
-<h2>Reliability</h2>
-<p>On the dotted line as many predictions are right as their confidence says.</p>
-{side(drawn)}
-{folded("Figures of the bins", side(tables))}"""
-
-
-def _groups(metrics: Facts) -> str:
-    groups = metrics["groups"]
-    by = dict(sorted(groups["by"].items(), key=lambda item: -item[1]["n"]))
-    models = _scored(next(iter(by.values())))
-    columns = _columns((each[name] for each in by.values() for name in models), metrics["primary"])
-    of = [(f"{charts.short(g, 18)} ({each['n']:,})", {name: each[name] for name in models}) for g, each in by.items()]
-    named = {f"{g}, {name}": {"n": each["n"], **each[name]} for g, each in by.items() for name in models}
-    small = sum(each["n"] < groups["minimum"] for each in by.values())
-    gaps = [
-        [
-            NAMES[name],
-            METRICS[key],
-            estimate(gap),
-            *(text(gap[end] or "none", LABEL) for end in ("largest", "smallest")),
-        ]
-        for name in models
-        for key in columns
-        if (gap := groups["gaps"].get(name, {}).get(key))
-    ]
-    return f"""\
-<h2>Groups</h2>
-<p>By the column <b>{text(groups["column"])}</b>.\
-{f" {small} under {groups['minimum']} rows, and so without part in the gaps." if small else ""}</p>
-{plots("groups", of[:20], columns)}{_key(models)}
-{estimates("Metrics by group", named, columns, ("n", "rows"))}
-{table("Largest gap between two groups", ["", "metric", "gap", "largest", "smallest"], gaps, "words")}"""
-
-
-def _key(models: Iterable[str]) -> str:
-    """What the marks of a chart with both models mean."""
-    marks = {"tuned": "●", "base": "◇"}
-    named = (f'<span class="{name}" aria-hidden="true">{marks[name]}</span> {NAMES[name]}' for name in models)
-    return f'<p class="key">{" ".join(named)}</p>'
-
-
-def _telling(task: str, predictions: Sequence[Facts]) -> str:
+def _telling(task: str, predictions: Sequence[Facts]) -> Facts | None:
     chosen = telling(task, predictions)
-    if not chosen:
-        return ""
-    parts = ["<h2>Rows that tell most</h2><p>Chosen as said below, and no sample: most rows are not like these.</p>"]
-    if begin := _common([row["prompt"] for _, row in chosen]):
-        parts.append(f'<p class="faint">Each prompt begins so, left out below:</p><pre>{text(begin, LONGEST)}</pre>')
+    begin, parts = _common([row["prompt"] for _, row in chosen]), []
     for why, (what, surest, rule) in WHY.items():
-        if rows := [row for reason, row in chosen if reason == why]:
-            if task == "classification":
-                order = f"the {surest} model's surest first" if rows[0]["tuned"]["probabilities"] else "in file order"
-                rule = f"{what}, {order}."
-            parts.append(f'<h3>{why.capitalize()}</h3><p class="faint">{rule}</p>')
-            parts += [_row(row, len(begin), task) for row in rows]
-    return "\n".join(parts)
+        rows = [row for reason, row in chosen if reason == why]
+        if rows and task == "classification":
+            order = f"the {surest} model's surest first" if rows[0]["tuned"]["probabilities"] else "in file order"
+            rule = f"{what}, {order}."
+        if rows:
+            parts.append(
+                {"why": why.capitalize(), "rule": rule, "rows": [_row(row, len(begin), task) for row in rows]}
+            )
+    return {"begin": begin, "parts": parts} if chosen else None
 
 
-def _row(row: Facts, begin: int, task: str) -> str:
-    models = _scored(row)
-    title = [f"row {row['row']:,}"] + ([text(row["group"], LABEL)] if row["group"] is not None else [])
-    prompt = row["prompt"][begin:]
+def _row(row: Facts, begin: int, task: str) -> Facts:
+    """A telling row: what the models said is in its title where it is a class, and below it where it is a text."""
+    models = _models(row)
+    made: Facts = {"number": row["row"], "group": row["group"], "gold": row["gold"], "answers": []}
+    texts: dict[str, str] = {"prompt": row["prompt"][begin:]}
     if task == "generation":
-        texts = {"prompt": prompt, "reference": row["reference"]}
-        texts |= {model: row[model]["prediction"] or "" for model in models}
-        shown = (f'<dt class="faint">{n}</dt><dd><pre>{text(said, LONGEST)}</pre></dd>' for n, said in texts.items())
-        return f'<div class="row"><p>{" · ".join(title)}</p><dl>{"".join(shown)}</dl></div>'
-    title.append(f"gold <b>{text(row['gold'], LABEL)}</b>")
-    for model in models:
-        said, sure = row[model]["prediction"], confidence(row, model)
-        raw = f"invalid <code>{text(row[model]['text'], 200)}</code>"
-        answer = raw if said is None else f"<b>{text(said, LABEL)}</b>"
-        title.append(f"{model} {answer}{f' {sure:.3f}' if sure is not None else ''}")
-    return f'<div class="row"><p>{" · ".join(title)}</p><pre>{text(prompt, LONGEST)}</pre></div>'
+        texts["reference"] = row["reference"]
+        texts |= {name: row[name]["prediction"] or "" for name in models}
+        return made | {"gold": None, "texts": texts}
+    answers = [(name, row[name]["prediction"], row[name]["text"], _confidence(row, name)) for name in models]
+    return made | {"answers": answers, "texts": texts}
 
 
 def _common(prompts: Sequence[str]) -> str:
     """What all prompts begin with, up to the end of a word; nothing if that is short."""
-    first, last = min(prompts), max(prompts)
+    first, last = min(prompts, default=""), max(prompts, default="")
     length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
     begin = first[: max(first.rfind("\n", 0, length), first.rfind(" ", 0, length)) + 1]
     return begin if len(prompts) > 1 and len(begin) > 40 else ""

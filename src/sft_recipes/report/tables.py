@@ -1,16 +1,16 @@
-"""A comparison or a leaderboard as text for the terminal, as Markdown and as CSV."""
+"""The tables of a comparison or a leaderboard, and both as text for the terminal, as Markdown and as CSV."""
 
-import csv
-import io
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from sft_recipes.evaluate.terms import NAMES
+from sft_recipes.report import page, table
 from sft_recipes.report.compare import METRICS, p_value
+from sft_recipes.report.quality import OUTCOMES
+from sft_recipes.report.table import Cell, Code, Estimate, Table
 from sft_recipes.terminal import count, duration
 
-Table = tuple[str, list[str], list[list[str]]]
+Facts = dict[str, Any]
 
 VERDICTS = {
     "better": "better than base and baselines",
@@ -25,108 +25,108 @@ STANDING = {
     "worse": "better",
     "none": "not tested",
 }
+COSTS = ["training", "in all", "tokens/s", "steps", "trainable", "peak memory", "hardware", "evaluation rows/s"]
 
 
-def render(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+def render(facts: Facts) -> Iterator[tuple[str, str]]:
     """The facts of `compare.compare` or `compare.leaderboard` as (subject, text) for `terminal.say`."""
     for board in facts.get("boards", [facts]):
-        yield "rows", heading(board)
-        for title, header, rows in tables(board):
-            columns = zip(header, *rows, strict=True)
-            widths = [max(map(len, column)) for column in columns]
-            lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in [header, *rows]]
-            yield title, "\n".join(lines)
+        yield "rows", table.one_line(heading(board))
+        for each in tables(board):
+            yield each.subject, "\n".join(table.lines(each))
         for note in board["notes"]:
             yield "note", note
     for each in facts.get("left_out", []):
         yield "left out", each["reason"]
 
 
-def as_markdown(facts: dict[str, Any]) -> str:
+def as_markdown(facts: Facts) -> str:
     """The same as a Markdown document, everything from the runs escaped."""
-    lines = ["# Leaderboard" if "boards" in facts else "# Comparison", ""]
-    for board in facts.get("boards", [facts]):
-        lines += [_escaped(heading(board)), ""]
-        for title, header, rows in tables(board):
-            cells = [header, ["---"] * len(header), *([_escaped(cell) for cell in row] for row in rows)]
-            lines += [f"## {title.capitalize()}", "", *(f"| {' | '.join(row)} |" for row in cells), ""]
-        lines += [f"- {_escaped(note)}" for note in board["notes"]] + [""]
-    if facts.get("left_out"):
-        lines += ["## Left out", "", *(f"- {_escaped(each['reason'])}" for each in facts["left_out"]), ""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def as_csv(facts: dict[str, Any]) -> str:
-    """One line for each run of a comparison, or for each row of a leaderboard, with base and baseline.
-
-    Numbers are whole; an empty cell is what is not known. Text that a spreadsheet would take for a formula gets an
-    apostrophe in front (owasp.org/www-community/attacks/CSV_Injection).
-    """
-    lines = [
-        _flat(row, board)
+    boards = [
+        {"heading": heading(board), "tables": tables(board), "notes": board["notes"]}
         for board in facts.get("boards", [facts])
-        for row in board.get("rows") or [*board["runs"], *board["references"]]
     ]
-    file = io.StringIO()
-    writer = csv.DictWriter(file, list(dict.fromkeys(key for line in lines for key in line)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: _cell(value) for key, value in line.items()} for line in lines)
-    return file.getvalue()
+    title = "Leaderboard" if "boards" in facts else "Comparison"
+    text = page.markdown("comparison.md", title=title, boards=boards, left_out=facts.get("left_out", []))
+    return text.rstrip() + "\n"
 
 
-def heading(board: dict[str, Any]) -> str:
+def as_csv(facts: Facts) -> str:
+    """One line for each run of a comparison, or for each row of a leaderboard, with base and baseline."""
+    boards = facts.get("boards", [facts])
+    return table.as_csv(
+        [_flat(row, board) for board in boards for row in board.get("rows") or [*board["runs"], *board["references"]]]
+    )
+
+
+def heading(board: Facts) -> str:
     """What was scored and learned from."""
     data = board["data"]
-    return _printable(
+    return (
         f"{board['task']}, {count(data['scored'], 'row')} of {data['rows_source']} ({board['split']}, fingerprint "
         f"{data['rows_fingerprint'][:12]}); trained on {data['train_source']} ({count(data['train_rows'], 'row')}, "
         f"fingerprint {data['fingerprint'][:12]})"
     )
 
 
-def tables(board: dict[str, Any]) -> list[Table]:
-    """The tables of a comparison, or the one of a board, as (title, header, rows), every cell a line of text."""
-    found = _board(board) if "rows" in board else _comparison(board)
-    return [
-        (title, [_printable(cell) for cell in header], [[_printable(cell) for cell in row] for row in rows])
-        for title, header, rows in found
+def tables(board: Facts) -> list[Table]:
+    """The table of a board, or those of a comparison that have rows, in their order."""
+    every = [_board(board)] if "rows" in board else of_comparison(board).values()
+    return [each for each in every if each.rows]
+
+
+def of_comparison(facts: Facts) -> dict[str, Table]:
+    """The tables of a comparison by their subject."""
+    header = ["", *(METRICS[key] for key in facts["metrics"])]
+    entries, grouped = facts["entries"], [row for row in facts["entries"] if len(row["runs"]) > 1]
+    metrics: list[list[Cell]] = [
+        [_name(row), None if "kind" in row else len(row["runs"]), *_metrics(row, facts)]
+        for row in entries + facts["references"]
     ]
+    seeds = [[row["name"], *_metrics(row, facts)] for row in facts["runs"] if grouped]
+    seeds += [[f"{row['name']}: least to most", *_spreads(row, facts)] for row in grouped]
+    costs = [[row["name"], *_costs(row["cost"])] for row in entries]
+    every = [
+        _by_run(facts, "differences", "What the runs do differently", "differs"),
+        Table("Metrics, of several seeds the mean", ["", "runs", *header[1:]], metrics, subject="metrics"),
+        Table("Every run", header, seeds, subject="seeds"),
+        _tests(facts),
+        Table("What each took", ["", *COSTS], costs, subject="cost"),
+        _by_run(facts, "environment", "What the runs ran on differently", "elsewhere"),
+    ]
+    return {each.subject: each for each in every}
 
 
-def _comparison(facts: dict[str, Any]) -> Iterator[Table]:
+def _by_run(facts: Facts, part: str, title: str, subject: str) -> Table:
     names = [run["name"] for run in facts["runs"]]
-    changed = [[each["key"], *(each["values"][name] for name in names)] for each in facts["differences"]]
-    yield "differs", ["key", *names], changed or [["nothing", *([""] * len(names))]]
-    rows = [[_named(row), *_metrics(row, facts)] for row in facts["entries"] + facts["references"]]
-    header = [METRICS[key] for key in facts["metrics"]]
-    yield "metrics", ["", *header], rows
-    if len(facts["entries"]) < len(facts["runs"]):
-        each_run = [[row["name"], *_metrics(row, facts)] for row in facts["runs"]]
-        spread = [
-            [f"{row['name']}: least to most", *_spreads(row, facts)]
-            for row in facts["entries"]
-            if len(row["runs"]) > 1
-        ]
-        yield "seeds", ["", *header], each_run + spread
-    if facts["pairs"]:
-        yield (
-            "tests",
-            ["paired, on the same rows", "McNemar"],
-            [[each["text"], _mcnemar(each)] for each in facts["pairs"]],
-        )
-    yield "cost", ["", *COSTS], [[row["name"], *_costs(row["cost"])] for row in facts["entries"]]
-    if facts["environment"]:
-        elsewhere = [[each["key"], *(each["values"][name] for name in names)] for each in facts["environment"]]
-        yield "elsewhere", ["", *names], elsewhere
+    rows = [[Code(each["key"]), *(each["values"].get(name, "") for name in names)] for each in facts[part]]
+    if part == "differences" and not rows:
+        rows = [["nothing", *([""] * len(names))]]
+    return Table(title, ["key", *names], rows, "words", subject)
 
 
-def _named(row: dict[str, Any]) -> str:
+def _tests(facts: Facts) -> Table:
+    rows: list[list[Cell]] = []
+    for pair in facts["pairs"]:
+        test = pair["mcnemar"]
+        only = [f"{test['only_a']:,} and {test['only_b']:,}", f"{test['p_holm']:.2g}"] if test else [None, None]
+        difference = Estimate.of(pair["difference"], "+")
+        chance = [f"{pair['p']:.2g}", f"{pair['p_holm']:.2g}", OUTCOMES[pair["outcome"]]]
+        rows.append([f"{pair['a']} against {pair['b']}", difference, *chance, *only, " and ".join(pair["includes"])])
+    header = ["", METRICS[facts["primary"]], "p", "p, Holm", "the first is"]
+    header += ["only one right", "McNemar p, Holm", "over"]
+    sentences = [pair["text"] for pair in facts["pairs"]]
+    return Table("Paired tests on the same rows", header, rows, subject="tests", sentences=sentences)
+
+
+def _name(row: Facts) -> str:
     """A run by its name, a trivial baseline by what it is called."""
-    return NAMES.get(row["name"], row["name"]) if row.get("kind") == "baseline" else row["name"]
+    name: str = row["name"]
+    return NAMES.get(name, name) if "kind" in row and row["kind"] != "run" else name
 
 
-def _board(board: dict[str, Any]) -> Iterator[Table]:
-    rows = []
+def _board(board: Facts) -> Table:
+    rows: list[list[Cell]] = []
     for row in board["rows"]:
         if row["kind"] == "run":
             pair = row["first_against_it"]
@@ -135,54 +135,40 @@ def _board(board: dict[str, Any]) -> Iterator[Table]:
             rest = [standing, verdict, *_costs(row["cost"])]
         else:
             rest = [row["kind"], *([""] * (len(COSTS) + 1))]
-        rows.append([_named(row), _estimate(row["metrics"][board["primary"]]), *rest])
-    yield "board", ["", METRICS[board["primary"]], "against the first", "verdict", *COSTS], rows
+        rows.append([_name(row), Estimate.of(row["metrics"][board["primary"]]), *rest])
+    header = ["", METRICS[board["primary"]], "against the first", "verdict", *COSTS]
+    return Table("Board", header, rows, subject="board")
 
 
-COSTS = ["training", "tokens/s", "peak memory", "steps", "on", "trainable", "evaluation rows/s"]
+def _costs(cost: Facts) -> list[Cell]:
+    def rounded(key: str) -> int | None:
+        return None if cost[key] is None else round(cost[key])
 
-
-def _costs(cost: dict[str, Any]) -> list[str]:
-    seconds = cost["training_seconds"]
+    seconds, memory = cost["training_seconds"], cost["peak_memory_bytes"]
     return [
         "not known (resumed)" if seconds is None else duration(seconds),
-        _number(cost["tokens_per_second"]),
-        f"{cost['peak_memory_bytes'] / 2**30:.2f} GiB",
-        _number(cost["steps"]),
+        duration(cost["seconds"]),
+        *map(rounded, ("tokens_per_second", "steps", "trainable_parameters")),
+        None if memory is None else gib(memory),
         cost["hardware"],
-        _number(cost["trainable_parameters"]),
-        _number(cost["evaluation_rows_per_second"]),
+        rounded("evaluation_rows_per_second"),
     ]
 
 
-def _number(value: float | None) -> str:
-    return "not known" if value is None else f"{value:,.0f}"
+def gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB"
 
 
-def _metrics(row: dict[str, Any], facts: dict[str, Any]) -> list[str]:
-    return [_estimate(row["metrics"].get(key)) for key in facts["metrics"]]
+def _metrics(row: Facts, facts: Facts) -> list[Cell]:
+    return [Estimate.of(row["metrics"].get(key)) for key in facts["metrics"]]
 
 
-def _spreads(row: dict[str, Any], facts: dict[str, Any]) -> list[str]:
+def _spreads(row: Facts, facts: Facts) -> list[Cell]:
     found = [row["metrics"].get(key) or {} for key in facts["metrics"]]
-    return [f"{each['min']:.3f} to {each['max']:.3f}" if "min" in each else "" for each in found]
+    return [f"{each['min']:.3f} to {each['max']:.3f}" if "min" in each else None for each in found]
 
 
-def _estimate(estimate: dict[str, Any] | None) -> str:
-    if estimate is None or estimate["value"] is None:
-        return ""
-    bounds = "" if estimate["low"] is None else f" ({estimate['low']:.3f} to {estimate['high']:.3f})"
-    return f"{estimate['value']:.3f}{bounds}"
-
-
-def _mcnemar(pair: dict[str, Any]) -> str:
-    test = pair["mcnemar"]
-    if test is None:
-        return ""
-    return f"only {pair['a']} right: {test['only_a']}, only {pair['b']}: {test['only_b']}; {p_value(test['p_holm'])}"
-
-
-def _flat(row: dict[str, Any], board: dict[str, Any]) -> dict[str, Any]:
+def _flat(row: Facts, board: Facts) -> Facts:
     """A row of a table as one level of keys."""
     flat = {
         "kind": row.get("kind", "run"),
@@ -205,18 +191,3 @@ def _flat(row: dict[str, Any], board: dict[str, Any]) -> dict[str, Any]:
         flat |= {"against_first": STANDING.get(pair.get("outcome", "")), "p_holm": pair.get("p_holm")}
     flat |= row.get("cost", {})
     return flat | {each["key"]: each["values"].get(row["name"]) for each in board.get("differences", [])}
-
-
-def _cell(value: Any) -> Any:
-    formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
-    return f"'{value}" if formula and not re.fullmatch(r"[+-]?[\d.]+(e[+-]?\d+)?", value) else value
-
-
-def _escaped(text: str) -> str:
-    """Text that Markdown shows as it is, also within a table."""
-    return re.sub(r"([\\`*\[\]<>&|])", r"\\\1", text)
-
-
-def _printable(text: str) -> str:
-    """Text on one line and without control characters, as they are written in Python."""
-    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -1,9 +1,13 @@
 """What a result depends on beside its recipe: packages, commit and time."""
 
 import importlib.util
+import os
+import shlex
 import subprocess
+import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 PACKAGES = (
@@ -28,6 +32,12 @@ def versions() -> dict[str, str]:
 def now() -> str:
     """The time, as run.json holds it."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def command() -> str:
+    """The command line, as run.json holds it; from a program or a notebook, that it was one."""
+    ours = Path(sys.argv[0]).name == "sft-recipes" or sys.argv[0].endswith(f"sft_recipes{os.sep}__main__.py")
+    return shlex.join(["sft-recipes", *sys.argv[1:]]) if ours else "from Python"
 
 
 def git_state() -> dict[str, Any] | None:

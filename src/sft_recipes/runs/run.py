@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, nearest
 from sft_recipes.files import digest_of, sealed, write_whole
 from sft_recipes.recipes import recipe as recipes
 
@@ -44,6 +44,11 @@ class Run:
     def predictions(self, split: str) -> Path:
         """Where the predictions of an evaluation lie."""
         return self.directory / ("predictions.jsonl" if split == "test" else f"predictions-{split}.jsonl")
+
+    def evaluated(self) -> str | None:
+        """The split whose evaluation stands for the run: test, else validation, else another one; None without any."""
+        others = sorted(path.stem.partition("-")[2] for path in self.directory.glob("metrics-*.json"))
+        return next((split for split in ("test", "validation", *others) if self.metrics(split).is_file()), None)
 
     @classmethod
     def create(cls, name: str | None, recipe: str, runs: Path = RUNS) -> "Run":
@@ -80,15 +85,21 @@ class Run:
         return directory
 
     @classmethod
-    def open(cls, name: str, runs: Path = RUNS) -> "Run":
-        """An existing run by its name.
+    def open(cls, name: str | Path, runs: Path = RUNS) -> "Run":
+        """An existing run by its name, or by its directory's path.
 
         Raises:
             InputError: There is none of that name.
         """
+        if isinstance(name, Path) or "/" in name:
+            if not (Path(name) / "run.json").is_file():
+                raise InputError(f"{name} is no run's directory: it has no run.json")
+            return cls(Path(name))
         if not recipes.NAME.fullmatch(name) or not (runs / name / "run.json").is_file():
             have = sorted(path.parent.name for path in runs.glob("*/run.json"))
-            raise InputError(f"no run {name!r} in {runs}/; there are {', '.join(have) if have else 'none'}")
+            raise InputError(
+                f"no run {name!r} in {runs}/{nearest(name, have)}; there are {', '.join(have) if have else 'none'}"
+            )
         return cls(runs / name)
 
     def facts(self) -> dict[str, Any]:

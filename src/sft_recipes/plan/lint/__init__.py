@@ -1,15 +1,21 @@
 """Findings: what a recipe, with its data and where it runs, will do that its author would not want.
 
-A rule is one small function in a module of this package. It looks at a `Case` and yields what it found; what the case
+A rule is an entry of rules.yaml, which holds its words, and a function of the same name in a module of this package.
+The function looks at a `Case` and yields, for each thing it finds, what the words need beside the case; what the case
 does not know (no data given, no config at hand) it passes over.
 """
 
 import dataclasses
 import difflib
+import functools
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from importlib import resources
 from typing import Any
 
+import yaml
+
+from sft_recipes.data.survey import Survey
 from sft_recipes.errors import InputError
 from sft_recipes.models.base_model import Model
 from sft_recipes.plan.gpus import Spec
@@ -18,7 +24,7 @@ from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Gpu, Topology
 
 SEVERITIES = ("blocking", "warning", "info")
-MODULES = ("adapters", "batch", "data", "evidence", "schedule", "speed", "supply")
+MODULES = ("adapters", "data", "run", "speed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,36 +39,45 @@ class Case:
     gpu: Spec | None = None
     """The kind of GPU that it is planned for."""
     model: Model | None = None
-    data: dict[str, Any] | None = None
+    data: Survey | None = None
     """What `survey.survey` counted in the rows."""
     schedule: Schedule | None = None
 
 
+Found = Iterator[dict[str, Any]]
+"""What a rule found: the words' placeholders, and `severity` where it is another than the rule's."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Said:
+class Hit:
     """What a rule found in one case: what, where and why it matters; and what to write instead."""
 
     message: str
     instead: str
-    severity: str | None = None
-    """Another severity than the rule's, where it depends on how much."""
+    severity: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """A rule: its docstring says in one sentence what it finds."""
+    """An entry of rules.yaml, which explains its keys."""
 
     id: str
+    look: Callable[[Case], Iterable[dict[str, Any]]]
     severity: str
+    idea: str
+    """One sentence: what the rule finds."""
     evidence: str
     """Where it was seen or measured: a link, or a document and its section."""
-    check: Callable[[Case], Iterator[Said]]
-    required: bool
-    """Whether a recipe cannot silence it, because the run would be refused all the same."""
+    message: str
+    instead: str
+    required: bool = False
+    formerly: tuple[str, ...] = ()
 
-    @property
-    def idea(self) -> str:
-        return " ".join((self.check.__doc__ or "").split())
+    def check(self, case: Case) -> Iterator[Hit]:
+        known = {field.name: getattr(case, field.name) for field in dataclasses.fields(case)}
+        for found in self.look(case):
+            message, instead = (text.format_map(known | found) for text in (self.message, self.instead))
+            yield Hit(message, instead, found.get("severity", self.severity))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,25 +96,23 @@ class Finding:
         """Whether a run is refused for it."""
         return self.severity == "blocking" and self.silenced is None
 
-
-_RULES: dict[str, Rule] = {}
-
-
-def rule(id: str, severity: str, evidence: str, *, required: bool = False) -> Callable[[Any], Any]:
-    """Declare a function as the rule `id`."""
-
-    def declare(check: Callable[[Case], Iterator[Said]]) -> Callable[[Case], Iterator[Said]]:
-        _RULES[id] = Rule(id, severity, evidence, check, required)
-        return check
-
-    return declare
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.message}. Instead: {self.instead}"
 
 
+@functools.cache
 def rules() -> dict[str, Rule]:
     """All rules by id, in order."""
+    looks: dict[str, Any] = {}
     for module in MODULES:
-        importlib.import_module(f"{__name__}.{module}")
-    return dict(sorted(_RULES.items()))
+        looks |= vars(importlib.import_module(f"{__name__}.{module}"))
+    entries = yaml.safe_load(resources.files(__name__).joinpath("rules.yaml").read_text(encoding="utf-8"))
+    found = {}
+    for id, entry in sorted(entries.items()):
+        problems = entry.pop("rows_with", None)
+        look = functools.partial(looks["rows_with"], problems) if problems else looks[id.replace("-", "_")]
+        found[id] = Rule(id, look, **entry)
+    return found
 
 
 def findings(case: Case) -> list[Finding]:
@@ -108,29 +121,30 @@ def findings(case: Case) -> list[Finding]:
     Raises:
         InputError: The recipe silences a rule that does not exist or cannot be silenced, or gives no reason.
     """
-    silence = case.recipe["silence"] or {}
-    problems = []
-    for id, reason in silence.items():
-        where = f"{case.recipe.values['silence'].origin}: silence: {id}"
-        if id not in rules():
+    silence = _silence(case.recipe)
+    found = [
+        Finding(rule.id, hit.severity, hit.message, hit.instead, rule.evidence, silence.get(rule.id))
+        for rule in rules().values()
+        for hit in rule.check(case)
+    ]
+    return sorted(found, key=lambda finding: (finding.silenced is not None, SEVERITIES.index(finding.severity)))
+
+
+def _silence(recipe: Recipe) -> dict[str, str]:
+    """The recipe's reasons for keeping what a rule finds, by the rule's id of today."""
+    ids = {former: id for id, rule in rules().items() for former in (id, *rule.formerly)}
+    problems, reasons = [], {}
+    for id, reason in (recipe["silence"] or {}).items():
+        where = f"{recipe.values['silence'].origin}: silence: {id}"
+        if id not in ids:
             near = difflib.get_close_matches(str(id), rules(), n=1)
             problems.append(f"{where} is no rule" + (f"; did you mean {near[0]}?" if near else "; see make rules"))
-        elif rules()[id].required:
+        elif rules()[ids[id]].required:
             problems.append(f"{where} cannot be silenced, because the run would be refused all the same; drop it")
         elif not isinstance(reason, str) or not reason.strip():
             problems.append(f"{where} needs the reason, for those who read the run: {{{id}: why it is right here}}")
+        else:
+            reasons[ids[id]] = reason
     if problems:
         raise InputError(*problems)
-    found = [
-        Finding(
-            each.id,
-            said.severity or each.severity,
-            said.message,
-            said.instead,
-            each.evidence,
-            None if each.required else silence.get(each.id),
-        )
-        for each in rules().values()
-        for said in each.check(case)
-    ]
-    return sorted(found, key=lambda finding: (finding.silenced is not None, SEVERITIES.index(finding.severity)))
+    return reasons

@@ -1,0 +1,448 @@
+"""The commands: a signature and a docstring are the help of each, and a `Result` is what it prints.
+
+Each imports what it needs when it runs, so that `--help` and a wrong recipe answer at once.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from typer import Option
+
+from sft_recipes.cli.app import Result, command
+from sft_recipes.cli.options import (
+    Changes,
+    Gpu,
+    Job,
+    Model,
+    Overrides,
+    RecipeName,
+    RunName,
+    Split,
+    argument,
+    flag,
+    known_runs,
+    names_in,
+    number,
+    option,
+    word,
+)
+from sft_recipes.errors import InputError
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import schema
+from sft_recipes.terminal import in_colour, table
+
+BEFORE, TRAIN, BETTER = "Before it costs anything", "Train", "Is it better"
+USE, RECIPES, MACHINE = "Use it", "Recipes", "This machine"
+
+
+@command(BEFORE)
+def plan(
+    recipe: RecipeName,
+    job: Job,
+    gpu: Gpu = None,
+    trace: Annotated[bool, flag("trace", "also run the real modules on tensors without data")] = False,
+    fetch: Annotated[bool, flag("fetch", "get the model's config and tokenizer from the Hub first")] = False,
+    why: Annotated[bool, flag("why", "say all the evidence of each finding")] = False,
+) -> Result:
+    """Say what a recipe will do before it runs."""
+    from sft_recipes.models import base_model
+    from sft_recipes.plan import plan
+
+    if fetch:
+        base_model.fetch(recipes.load(recipe, recipes.parse_overrides(job.words)))
+    figures = plan.plan(recipe, gpu=gpu, traced=trace, **job.where)
+    return Result(figures, plan.render(figures, whole=why), 2 if figures["blocking"] else 0)
+
+
+@command(BEFORE)
+def fit(
+    recipe: RecipeName,
+    vram: Annotated[float, option("GIB", "memory of one GPU, in GiB")],
+    changes: Changes,
+    gpus: Annotated[int, number("N", "how many GPUs")] = 1,
+) -> Result:
+    """Find the largest micro-batch that fits the same global batch."""
+    from sft_recipes.plan import fit, plan
+
+    found = fit.fit(*plan.to_fit(recipe, changes.words), gpus, vram)
+    facts = fit.facts(found)
+    return Result(facts, fit.render(facts), 0 if found.best else 2)
+
+
+@command(BEFORE)
+def preview(
+    recipe: RecipeName,
+    changes: Changes,
+    rows: Annotated[int, number("N", "how many rows")] = 5,
+    seed: Annotated[int | None, option("N", "random rows instead of the first")] = None,
+    html: Annotated[Path | None, option("FILE", "write a page instead")] = None,
+) -> Result:
+    """Show rows as the trainer sees them."""
+    from sft_recipes.plan import preview
+
+    with contextlib.redirect_stdout(sys.stderr):
+        facts = preview.preview(recipe, overrides=changes.words, rows=rows, seed=seed)
+    if html:
+        return Result(facts, _written(html, preview.as_html(facts)))
+    return Result(facts, preview.as_text(facts, colour=in_colour()).removesuffix("\n"))
+
+
+@command(BEFORE)
+def diff(
+    a: Annotated[str, argument("A", "a recipe", names_in("recipes"))],
+    b: Annotated[str, argument("B", "another recipe", names_in("recipes"))],
+    job: Job,
+    gpu: Gpu = None,
+) -> Result:
+    """Show what two recipes do differently, why, and what follows."""
+    from sft_recipes.plan import diff
+
+    facts = diff.diff(a, b, gpu=gpu, **job.where)
+    return Result(facts, diff.render(facts))
+
+
+@command(BEFORE)
+def rehearse(
+    recipe: RecipeName,
+    job: Job,
+    name: Annotated[str | None, option("NAME", "the rehearsal's name")] = None,
+) -> Result:
+    """Run a recipe for a few steps with a tiny model, on CPU processes."""
+    from sft_recipes.launch import rehearse
+
+    code, run = rehearse.rehearse(recipe, run_name=name, **job.where)
+    return Result(run.facts(), code=code)
+
+
+@command(BEFORE)
+def audit(
+    file: Annotated[Path, argument("FILE", "YAML of TRL, alignment-handbook, Axolotl, LLaMA-Factory")],
+    tool: Annotated[str | None, option("NAME", "whose it is, where its keys do not tell")] = None,
+    gpus: Annotated[int | None, number("N", "processes it was written for, where it does not say")] = None,
+    out: Annotated[Path | None, option("FILE", "write the recipe there")] = None,
+) -> Result:
+    """Check another tool's SFT configuration, and translate it into a recipe."""
+    from sft_recipes.interop import audit
+
+    made = audit.audit(file, tool, gpus)
+    for path in audit.write(made, out) if out else ():
+        print(f"wrote {path}", file=sys.stderr)
+    return Result(audit.facts(made), audit.render(made), 0 if made.complete else 2)
+
+
+@command(BEFORE)
+def rules() -> Result:
+    """List every rule that plan and train apply."""
+    from sft_recipes.plan import lint
+
+    facts = [
+        {"rule": rule.id, "severity": rule.severity, "idea": rule.idea, "evidence": rule.evidence}
+        for rule in lint.rules().values()
+    ]
+    return Result(facts, table([[each["rule"], each["severity"], each["idea"]] for each in facts]))
+
+
+@command(TRAIN)
+def train(
+    recipe: RecipeName,
+    job: Job,
+    name: Annotated[str | None, option("NAME", "the run's name; the recipe's name and the time without it")] = None,
+    resume: Annotated[bool, flag("resume", "continue the run --name, if it is the same recipe")] = False,
+    seeds: Annotated[str | None, option("'N ...'", "train once for each, one after another")] = None,
+) -> Result:
+    """Fine-tune a recipe into runs/NAME."""
+    from sft_recipes.launch import launch
+    from sft_recipes.launch import seeds as several
+
+    named: dict[str, Any] = {"run_name": name, "resume": resume}
+    if seeds is not None:
+        code, runs = several.train_seeds(recipe, seeds, **named, **job.where)
+        return Result([run.facts() for run in runs], code=code)
+    code, run = launch.train(recipe, **named, **job.where)
+    return Result(run.facts(), code=code)
+
+
+@command(TRAIN)
+def resume(name: Annotated[str, argument("NAME", "the run's name", known_runs)]) -> Result:
+    """Continue an interrupted run from its newest whole checkpoint."""
+    from sft_recipes.launch import launch
+
+    code, run = launch.resume(name)
+    return Result(run.facts(), code=code)
+
+
+@command(TRAIN)
+def sweep(
+    recipe: RecipeName,
+    over: Annotated[str, option("'KEY=VALUE,VALUE KEY=LOW..HIGH'", "what is varied")],
+    job: Job,
+    trials: Annotated[int | None, number("N", "let Optuna choose so many; all combinations without it")] = None,
+    jobs: Annotated[int | None, number("N", "trials at a time; one for each GPU without it")] = None,
+    name: Annotated[str | None, option("NAME", "the runs are NAME-t000 and so on")] = None,
+    out: Annotated[Path | None, option("FILE", "write the best as this recipe")] = None,
+) -> Result:
+    """Train a recipe with several values, compare them, and write the best as a recipe."""
+    from sft_recipes.launch import sweep
+
+    code, facts = sweep.sweep(recipe, over, trials=trials, jobs=jobs, run_name=name, out=out, **job.where)
+    return Result(facts, code=code)
+
+
+@command(BETTER)
+def evaluate(
+    run: RunName,
+    split: Annotated[
+        Literal["test", "validation"] | None,
+        Option(help="test without it, or validation where there are no test rows"),
+    ] = None,
+    base: Annotated[bool, flag("base", "score the base model on the same rows too")] = False,
+    overrides: Overrides = None,
+    data: Annotated[str | None, option("FILE", "rows to evaluate on, instead of the test_file")] = None,
+) -> Result:
+    """Score a finished run on rows it has not seen, with intervals."""
+    from sft_recipes.evaluate import evaluate
+    from sft_recipes.report import pages
+    from sft_recipes.runs.run import Run
+
+    rows = [] if data is None else [word("test_file", data)]
+    code, path = evaluate.evaluate(run, split=split, base=base, overrides=[*(overrides or ()), *rows])
+    if path:
+        pages.write(Run.open(run))
+    return Result(path, code=code)
+
+
+@command(BETTER)
+def report(run: RunName) -> Result:
+    """Write the report of a run anew."""
+    from sft_recipes.report import report
+    from sft_recipes.runs.run import Run
+
+    path = str(report.write(Run.open(run)))
+    return Result({"file": path}, f"wrote {path}")
+
+
+@command(BETTER)
+def compare(
+    runs: Annotated[list[str], argument("RUN...", "the runs' names", known_runs)],
+    split: Split = "test",
+    out: Annotated[Path | None, option("FILE", "write a page (.html), Markdown (.md) or CSV (.csv)")] = None,
+) -> Result:
+    """Say what runs changed, what came of it, and which differences are real."""
+    from sft_recipes.report import compare, report
+
+    _check_form(out, (".html", ".md", ".csv"))
+    return _tables(compare.compare(runs, split), out, page=report.comparison)
+
+
+@command(BETTER)
+def leaderboard(
+    split: Split = "test",
+    out: Annotated[Path | None, option("FILE", "write Markdown (.md) or CSV (.csv)")] = None,
+) -> Result:
+    """Rank the evaluated runs, as far as they can be told apart."""
+    from sft_recipes.report import compare
+
+    _check_form(out, (".md", ".csv"))
+    return _tables(compare.leaderboard(split), out)
+
+
+def _check_form(out: Path | None, forms: Sequence[str]) -> None:
+    if out is not None and out.suffix not in forms:
+        raise InputError(f"OUT={out}: end the file's name in {' or '.join(forms)}, which says what is written")
+
+
+def _tables(facts: Any, out: Path | None, page: Any = None) -> Result:
+    """The tables for people, or a file in the form that its name says."""
+    from sft_recipes.report import tables
+
+    if out is None:
+        return Result(facts, tables.render(facts))
+    if out.suffix == ".html":
+        return Result(facts, _written(out, write=lambda: page(facts, out)))
+    return Result(facts, _written(out, tables.as_markdown(facts) if out.suffix == ".md" else tables.as_csv(facts)))
+
+
+@command(USE)
+def predict(
+    run: RunName,
+    rows: Annotated[Path, option("FILE", "rows with prompts", None, "--input")],
+    out: Annotated[Path | None, option("FILE", "JSON lines; beside the input without it")] = None,
+) -> Result:
+    """Write what a run answers to the rows of a file."""
+    from sft_recipes.deploy import predict
+
+    code, path = predict.predict(run, rows, out)
+    return Result({"file": str(path)}, code=code)
+
+
+@command(USE)
+def chat(run: RunName, base: Annotated[bool, flag("base", "begin with the base model")] = False) -> Result:
+    """Talk to a run in the terminal."""
+    from sft_recipes.deploy import chat
+
+    return Result(code=chat.chat(run, base=base))
+
+
+@command(USE)
+def merge(
+    run: RunName,
+    out: Annotated[Path | None, option("FOLDER", "runs/RUN/merged without it")] = None,
+) -> Result:
+    """Merge a run's adapter into unquantised base weights, and prove it."""
+    from sft_recipes.deploy import merge
+
+    code, proof = merge.merge(run, out)
+    return Result(proof, code=code)
+
+
+@command(USE)
+def push(
+    run: RunName,
+    repo: Annotated[str, option("ORG/NAME", "the repository, made if it is not there")],
+    merged: Annotated[bool, flag("merged", "upload the merged model instead")] = False,
+    public: Annotated[bool, flag("public", "a new repository is public, not private")] = False,
+) -> Result:
+    """Upload a run's adapter to the Hub."""
+    from sft_recipes.deploy import push
+
+    return Result(push.push(run, repo, merged=merged, public=public))
+
+
+@command(RECIPES)
+def list_() -> Result:
+    """List the recipes and the one idea of each."""
+    ideas = {name: recipes.load(name)["description"] for name in recipes.names()}
+    if not ideas:
+        raise InputError(f"no recipes in {recipes.RECIPES.absolute()}; run from the project's root")
+    return Result(ideas, table([*ideas.items()]))
+
+
+@command(RECIPES)
+def models() -> Result:
+    """List the models that any recipe can be trained on."""
+    found = {name: recipes.read_model(name)["description"].value for name in recipes.names(recipes.MODELS)}
+    return Result(found, table([*found.items()]))
+
+
+@command(RECIPES)
+def show(
+    recipe: RecipeName,
+    job: Job,
+    origin: Annotated[bool, flag("origin", "say where each value comes from")] = False,
+    why: Annotated[bool, flag("why", "say one reason for each value")] = False,
+) -> Result:
+    """Print a resolved recipe: its base, overrides and what follows from them."""
+    from sft_recipes.recipes import why as evidence
+
+    resolved = _resolved(recipe, job)
+    reasons = evidence.reasons(resolved) if why else {}
+    values, lines = {}, {}
+    for key, item in resolved.values.items():
+        reason = {"why": reasons[key]} if why else {}
+        values[key] = {"value": item.value, "origin": item.origin} | reason
+        beside = dict.fromkeys([*([item.origin] if origin else []), *reason.values()])
+        lines[f"{key}: {schema.as_yaml(item.value)}"] = f"# {': '.join(beside)}" if beside else ""
+    # A long description must not push what stands beside the others out of sight.
+    width = min(48, max(map(len, lines)))
+    text = "\n".join(f"{line:<{width}}  {beside}" if beside else line for line, beside in lines.items())
+    return Result({"name": resolved.name, "values": values}, text)
+
+
+def _resolved(name: str, job: Job) -> recipes.Recipe:
+    from sft_recipes.recipes import topology
+
+    # A file is shown by its path too, so that a foreign preset can be checked before it becomes a recipe.
+    named = Path(name) if name.endswith((".yaml", ".yml", ".json")) else name
+    recipe = recipes.load(named, recipes.parse_overrides(job.words))
+    chosen = job.accel or recipe["accelerate_config"]
+    if chosen is None:
+        return recipe
+    return topology.resolve(recipe, topology.read(chosen, "ACCEL" if job.accel else "the recipe", job.gpus))
+
+
+@command(RECIPES)
+def why(
+    key: Annotated[str, argument("KEY", "a key of a recipe, such as lora_alpha", lambda: list(schema.known()))],
+    recipe: Annotated[
+        str | None,
+        argument("RECIPE", "a name in recipes/, for its value and its neighbours", names_in("recipes")),
+    ] = None,
+) -> Result:
+    """Say what a key does, why it has its value, and what to change first when it is wrong."""
+    from sft_recipes.recipes import why
+
+    facts = why.why(key, recipe)
+    return Result(facts, why.render(facts))
+
+
+@command(RECIPES)
+def keys() -> Result:
+    """List every key a recipe may set, with type and default."""
+    known = schema.known()
+    rows = [
+        [key, f"{' or '.join(each['types'])}, {schema.as_yaml(each['default'])} if not set  ({each['class']})"]
+        for key, each in known.items()
+    ]
+    return Result(known, table(rows))
+
+
+@command(RECIPES)
+def new(
+    name: Annotated[str, argument("NAME", "the new recipe's name")],
+    base: Annotated[str, option("RECIPE", "the recipe that it extends", names_in("recipes"), "--from")] = "default",
+) -> Result:
+    """Write a recipe of three lines that extends another."""
+    path = str(recipes.write_new(name, base))
+    return Result({"file": path}, f"wrote {path}\nnext: put the change it tries into it, then make plan RECIPE={name}")
+
+
+@command(RECIPES)
+def export(
+    recipe: RecipeName,
+    out: Annotated[Path, option("FILE", "the YAML file to write")],
+    job: Job,
+) -> Result:
+    """Write a resolved recipe that stock `trl sft --config` reads."""
+    from sft_recipes.data import preparation
+    from sft_recipes.plan.job import with_data
+
+    resolved = _resolved(recipe, job)
+    prepared = preparation.prepare(**preparation.source_of(resolved), cache=preparation.CACHE)
+    stock = with_data(resolved, prepared).derive(output_dir=(f"runs/{resolved.name}-trl", "stock trl needs one"))
+    return Result(stock.upstream(), _written(out, recipes.dump(stock.upstream())))
+
+
+@command(RECIPES)
+def pin(recipe: RecipeName, model: Model = None) -> Result:
+    """Write the Hub's current commit of the base model into its file."""
+    from sft_recipes.recipes import pin
+
+    path, commit = pin.pin(recipe, Changes(model=model).words)
+    return Result({"file": str(path), "model_revision": commit}, f"{path}: model_revision: {commit}")
+
+
+@command(MACHINE)
+def gpu(
+    budget: Annotated[int, number("SECONDS", "in all")] = 400,
+    only: Annotated[str, option("'SECTION ...'", "these sections; all without it")] = "",
+    out: Annotated[Path, option("FOLDER", "where the result is written")] = Path("benchmarks"),
+) -> Result:
+    """Measure this machine: memory, speed, accelerate configs, within a budget of seconds."""
+    from sft_recipes.benchmark import program
+
+    code, path = program.benchmark(budget, out, only.split())
+    return Result(path, code=code)
+
+
+def _written(path: Path, text: str = "", write: Callable[[], object] | None = None) -> str:
+    """Write a file that the user has named, and say so."""
+    from sft_recipes.files import write_whole
+
+    try:
+        write() if write else write_whole(path, text)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}") from None
+    return f"wrote {path}"

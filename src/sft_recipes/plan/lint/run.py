@@ -1,0 +1,146 @@
+"""Rules about batch, processes, devices and steps, and about where models, data and results come from and go to."""
+
+import functools
+import os
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from sft_recipes.demo import demo_base
+from sft_recipes.plan.lint import Case, Found
+from sft_recipes.recipes import conflicts
+from sft_recipes.recipes.conflicts import Conflict
+from sft_recipes.recipes.recipe import MODELS, Recipe
+from sft_recipes.recipes.topology import Gpu, Topology
+from sft_recipes.terminal import count, share
+
+GIB = 2**30
+# A run of fewer steps is nobody's plan.
+FEW_STEPS = 100
+COMMIT = re.compile(r"[0-9a-f]{40}")
+# What each tracker needs from the environment before it can send anything.
+CREDENTIALS = {"wandb": ("WANDB_API_KEY", "WANDB_MODE"), "mlflow": ("MLFLOW_TRACKING_URI",)}
+
+
+def refused(recipe: Recipe, topology: Topology, gpus: Sequence[Gpu]) -> Iterator[Conflict]:
+    """What a training here is refused for, whatever its rows."""
+    yield from conflicts.of_topology(recipe, topology)
+    # The demo's base model is built before the first training that needs it.
+    yield from conflicts.of_machine(recipe, topology, gpus, [demo_base.DIRECTORY])
+
+
+def _refused(rule: str, case: Case) -> Found:
+    for each in refused(case.recipe, case.topology, case.gpus):
+        if each.rule == rule:
+            yield {"reason": each.reason, "remedy": each.remedy}
+
+
+batch_unreachable = functools.partial(_refused, "batch-unreachable")
+unsupported_pair = functools.partial(_refused, "unsupported-pair")
+devices_missing = functools.partial(_refused, "devices-missing")
+tool_missing = functools.partial(_refused, "tool-missing")
+model_missing = functools.partial(_refused, "model-missing")
+
+
+def devices_idle(case: Case) -> Found:
+    if case.topology.backend == "single" and not case.topology.use_cpu and len(case.gpus) > 1:
+        yield {"number": len(case.gpus)}
+
+
+def zero_saves_nothing(case: Case) -> Found:
+    recipe, stage, processes = case.recipe, case.topology.zero_stage, case.topology.processes
+    if case.model is None or not recipe["use_peft"] or stage not in (1, 2) or processes < 2:
+        return
+    targets, parameters = recipe["lora_target_modules"] or [], recipe["lora_target_parameters"] or []
+    adapters = case.model.adapter_parameters(targets, recipe["lora_r"], parameters)
+    # DeepSpeed's float32 master weights and two moments, and at stage 2 the gradients in bfloat16.
+    saved = adapters * (12 + (2 if stage == 2 else 0)) * (processes - 1) // processes
+    if saved < GIB:
+        yield {"saved": saved / GIB, "adapters": adapters}
+
+
+def evaluation_batch(case: Case) -> Found:
+    if case.recipe["eval_strategy"] != "no" and "per_device_eval_batch_size" not in case.recipe.values:
+        yield {}
+
+
+def warmup_share(case: Case) -> Found:
+    plan, rate = case.schedule, case.recipe["learning_rate"]
+    if plan is None or plan.warmup_share < 0.2:
+        return
+    effect = f", which leaves {plan.steps - plan.warmup_steps} for the decay from {rate:g}"
+    if plan.warmup_steps >= plan.steps:
+        effect = f": the learning rate ends at {plan.peak_learning_rate:.2g} on its way to {rate:g} and never decays"
+    severity = "info" if plan.warmup_share < 0.5 else "warning"
+    yield {"share": share(plan.warmup_steps, plan.steps), "effect": effect, "severity": severity}
+
+
+def few_steps(case: Case) -> Found:
+    plan = case.schedule
+    if plan is not None and plan.steps < FEW_STEPS:
+        smaller = max(case.recipe["global_batch_size"] * plan.steps // FEW_STEPS, 1)
+        yield {"steps": count(plan.steps, "optimizer step"), "smaller": smaller}
+
+
+def early_stopping_idle(case: Case) -> Found:
+    plan, patience = case.schedule, case.recipe["early_stopping_patience"]
+    # The first evaluation is always the best so far; the next `patience` without improvement stop the run.
+    if plan and patience and plan.evaluations is not None and patience + 1 >= plan.evaluations:
+        yield {"patience": patience, "needed": patience + 1, "evaluations": count(plan.evaluations, "evaluation")}
+
+
+def evaluation_never_runs(case: Case) -> Found:
+    plan, best = case.schedule, case.recipe["load_best_model_at_end"]
+    if plan is not None and plan.evaluations == 0:
+        yield {
+            "steps": count(plan.steps, "step"),
+            "best": " and has no best model to load" if best else "",
+            "severity": "blocking" if best else "warning",
+        }
+
+
+def evaluation_once(case: Case) -> Found:
+    plan = case.schedule
+    if plan is not None and plan.evaluations == 1 and case.recipe["load_best_model_at_end"]:
+        yield {"steps": count(plan.steps, "step")}
+
+
+def rows_dropped(case: Case) -> Found:
+    plan = case.schedule
+    if plan is not None and case.recipe["dataloader_drop_last"]:
+        taken = plan.batches_per_epoch * case.recipe["per_device_train_batch_size"] * case.topology.processes
+        if taken < plan.rows:
+            yield {"left": count(plan.rows - taken, "row")}
+
+
+def partial_epoch(case: Case) -> Found:
+    plan = case.schedule
+    if plan is not None and plan.steps % plan.steps_per_epoch:
+        epochs = plan.steps / plan.steps_per_epoch
+        whole = max(round(epochs), 1)
+        yield {"epochs": epochs, "whole": whole, "whole_steps": whole * plan.steps_per_epoch}
+
+
+def model_unpinned(case: Case) -> Found:
+    name, revision = case.recipe["model_name_or_path"], str(case.recipe["model_revision"])
+    where = Path(case.recipe.values["model_name_or_path"].origin.rpartition(":")[0])
+    if not Path(name).exists() and not name.startswith(".") and not COMMIT.fullmatch(revision):
+        yield {"family": f" MODEL={where.stem}" if where.parent == MODELS else ""}
+
+
+def data_unpinned(case: Case) -> Found:
+    if case.recipe["dataset_name"] and not Path(case.recipe["dataset_name"]).exists():
+        yield {}
+
+
+def remote_code(case: Case) -> Found:
+    if (case.recipe["model_init_kwargs"] or {}).get("trust_remote_code"):
+        yield {}
+
+
+def tracker_credentials(case: Case) -> Found:
+    asked = case.recipe["report_to"]
+    for tracker in asked if isinstance(asked, list) else [asked]:
+        needed = CREDENTIALS.get(str(tracker), ())
+        if needed and not any(os.environ.get(name) for name in needed):
+            yield {"tracker": tracker, "needed": needed[0]}

@@ -1,0 +1,340 @@
+"""`make gpu` where there is no GPU: every section on small shapes, its budget, its file, and what ends it early."""
+
+import dataclasses
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import psutil
+import pytest
+from conftest import ROOT, alpaca_rows, write_rows
+
+from sft_recipes.benchmark import program, results
+from sft_recipes.benchmark import scale as scales
+from sft_recipes.benchmark.section import Section
+from sft_recipes.errors import InputError
+
+SCHEMA = json.loads((ROOT / "docs" / "benchmark.schema.json").read_text(encoding="utf-8"))
+
+
+def valid(path: Path) -> dict[str, Any]:
+    """A result file, which is as docs/benchmark.schema.json states it."""
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    jsonschema.validate(facts, SCHEMA)
+    return facts
+
+
+@pytest.fixture
+def section(tmp_path: Path) -> Section:
+    return Section(tmp_path / "section.json", 600)
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """The state that accelerate keeps in a process, made anew: another precision was asked for by another test."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture
+def small() -> scales.Scale:
+    """The CPU's scale, smaller still."""
+    return dataclasses.replace(
+        scales.cpu(),
+        matrix=64,
+        copied=2**16,
+        repeats=3,
+        speed_batch={"origin": 4},
+        longest={"origin": 64, "long_tailed": 64, "knobs": 32},
+    )
+
+
+def test_a_committed_result_is_as_the_schema_states() -> None:
+    files = sorted((ROOT / "benchmarks").glob("*.json"))
+    assert files
+    for path in files:
+        facts = valid(path)
+        assert facts["status"] == "complete" and path.name.startswith(facts["date"])
+
+
+def test_the_newest_complete_result_of_a_machine_counts(tmp_path: Path) -> None:
+    (path,) = sorted((ROOT / "benchmarks").glob("*cpu*.json"))[-1:]
+    facts = valid(path)
+    for name, changes in {
+        "2030-01-01-cpu.json": {"date": "2030-01-01"},
+        "2030-01-01-cpu-2.json": {"date": "2030-01-01", "python": "second"},
+        "2030-01-01-cpu-3.json": {"status": "interrupted"},
+        "2029-01-01-gpu.json": {"hardware": facts["hardware"] | {"kind": "gpu", "name": "NVIDIA H100 80GB HBM3"}},
+    }.items():
+        (tmp_path / name).write_text(json.dumps(facts | changes), encoding="utf-8")
+    assert list(results.newest(tmp_path)) == ["2029-01-01-gpu.json", "2030-01-01-cpu-2.json"]
+
+
+def test_a_section_keeps_what_it_has_at_every_moment(tmp_path: Path) -> None:
+    path = tmp_path / "section.json"
+    section = Section(path, 5)
+
+    def kept() -> dict[str, Any]:
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def fails() -> dict[str, Any]:
+        raise RuntimeError("CUDA error:\n  an illegal\nmemory access")
+
+    def refuses() -> dict[str, Any]:
+        raise InputError("no such kernel", "on this machine")
+
+    section.plan(["first", "second", "third", "fourth", "fifth"])
+    assert kept()["measurements"] == [] and len(kept()["left_out"]) == 5
+    assert section.measure("first", lambda: {"seconds": 1}) == {"name": "first", "seconds": 1}
+    assert kept()["measurements"] == [{"name": "first", "seconds": 1}]
+    assert section.measure("second", fails) is None
+    assert kept()["failed"] == [{"name": "second", "error": "RuntimeError: CUDA error: an illegal memory access"}]
+    assert section.measure("third", refuses) is None
+    assert kept()["refused"] == [{"name": "third", "reason": "no such kernel on this machine"}]
+    assert section.measure("fourth", fails, expected=6) is None
+    assert kept()["left_out"] == ["fourth", "fifth"]
+    section.deadline = time.monotonic() - 1
+    assert section.measure("fifth", fails) is None
+    assert kept()["left_out"] == ["fourth", "fifth"]
+
+
+def test_half_of_all_combinations_show_every_pair_of_factors_in_every_way() -> None:
+    assert len(scales.FACTORS) == len(set(scales.FACTORS)) == 8
+    for one in range(4):
+        for other in range(one + 1, 4):
+            assert len({(case[one], case[other]) for case in scales.FACTORS}) == 4, (one, other)
+
+
+def test_rows_are_as_long_as_their_distribution_says(tmp_path: Path) -> None:
+    lengths = scales.row_lengths("origin", 2686)
+    assert abs(sum(lengths) / len(lengths) - 184) < 2 and max(lengths) == 712
+    assert sorted(lengths)[round(0.95 * 2685)] == 221
+    assert lengths != sorted(lengths), "in the order of length, no batch would be padded"
+    assert max(scales.row_lengths("long_tailed", 64, 512)) == 512
+    rows = scales.write_rows(tmp_path, [40, 9], 100)
+    first, second = (json.loads(line) for line in (rows / "train.jsonl").read_text().splitlines())
+    assert (len(first["input_ids"]), first["labels"].count(-100)) == (40, 4)
+    assert second["labels"].count(-100) == 1 and max(first["input_ids"]) < 100
+
+
+def test_every_gpu_case_is_planned_and_named_apart() -> None:
+    cases = scales.gpu().memory
+    assert len(cases) == 64 and {case.config["model_type"] for case in cases} == {"qwen3", "llama"}
+    assert cases[0].name == "Qwen/Qwen3-8B" and cases[0].setup.four_bit
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project", "fresh")
+def test_the_sections_of_one_process_run_on_a_cpu(
+    small: scales.Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sft_recipes.benchmark import device, measure
+
+    here = device.Device(gpu=False)
+    assert here.facts()["kind"] == "cpu" and here.allocated() is None
+
+    def run(name: str) -> dict[str, Any]:
+        section = Section(tmp_path / f"{name}.json", 600)
+        getattr(measure, name)(section, small, here, tmp_path / name)
+        facts = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+        assert facts["failed"] == [] and facts["left_out"] == []
+        return facts | {"found": {each["name"]: each for each in facts["measurements"]}}
+
+    machine = run("machine")["found"]
+    assert machine["bfloat16_matrix_product"]["tflops"] > 0 < machine["copy_read_and_write"]["gb_per_second"]
+
+    arms = run("speed")["found"]["origin"]["arms"]
+    assert list(arms) == ["origin", "stock_trl", "ours"]
+    # The same rows: as many tokens, and the origin's padded to the whole length.
+    assert len({arm["tokens"] for arm in arms.values()}) == len({arm["rows"] for arm in arms.values()}) == 1
+    assert arms["origin"]["positions"] == 64 * arms["origin"]["rows"]
+    assert arms["ours"]["positions"] == arms["stock_trl"]["positions"] <= arms["origin"]["positions"]
+    assert all(len(arm["step_seconds"]) == 2 * small.timed for arm in arms.values())
+    assert all(arm["tokens_per_second"] > 0 and 0 <= arm["waiting_share"] < 1 for arm in arms.values())
+
+    chosen = {"micro_batch_4", "selective_checkpointing", "packing", "base_in_bfloat16", "padding_free_sdpa"}
+    monkeypatch.setattr(scales, "KNOBS", [knob for knob in scales.KNOBS if knob.name in {*chosen, "flash_attention"}])
+    knobs = run("knobs")
+    assert [each["name"] for each in knobs["refused"]] == ["flash_attention"]
+    assert set(knobs["found"]) == {*chosen, "base", "base_again"}
+    assert knobs["found"]["packing"]["rows"] > knobs["found"]["packing"]["positions"] / 128, "several rows in one"
+
+    shape = run("gpt_oss")["found"]
+    assert shape["experts"]["trainable_parameters"] > shape["attention"]["trainable_parameters"]
+    assert all(len(shape[name]["losses"]) == 2 for name in ("attention", "experts"))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("fresh")
+def test_the_base_is_as_it_was_after_a_case(project: Path, tmp_path: Path) -> None:
+    """Cases share one base: what the first leaves on it would be measured with the second."""
+    from sft_recipes.benchmark import device, measure
+
+    config = {**scales.SMALL, "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2}
+    config |= {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    (first, *_) = scales.cpu().memory
+    cases = tuple(
+        scales.MemoryCase("tiny", config, dataclasses.replace(first.setup, tokens=64, length=32, **changes))
+        for changes in ({"checkpointing": False}, {}, {"checkpointing": False})
+    )
+    section = Section(tmp_path / "memory.json", 600)
+    measure.memory(section, dataclasses.replace(scales.cpu(), memory=cases), device.Device(gpu=False), tmp_path)
+    assert section.failures == []
+    without, checkpointed, again = (each["peak"] for each in section.measurements)
+    assert without == again > checkpointed
+
+
+@pytest.fixture
+def demo(project: Path) -> Path:
+    """A project whose demo is the tiny recipe, with an evaluation."""
+    text = (project / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
+    test = "test_file: data/test.jsonl\ntask: classification\n"
+    saves = "save_strategy: steps\nsave_steps: 3\neval_strategy: steps\neval_steps: 3\nnum_train_epochs: 4\n"
+    text = re.sub(r"num_train_epochs: .*\n", "", text)
+    (project / "recipes" / "demo.yaml").write_text(text + test + saves, encoding="utf-8")
+    write_rows(project / "data" / "test.jsonl", alpaca_rows(12, seed=3))
+    for path in (project / "accelerate_configs").glob("*.yaml"):
+        if path.stem not in ("cpu", "single_gpu", "zero2", "fsdp2", "zero3_offload"):
+            path.unlink()
+    return project
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("demo")
+def test_the_road_is_walked_by_the_program_s_own_commands(small: scales.Scale, section: Section) -> None:
+    from sft_recipes.benchmark import commands
+    from sft_recipes.environment import quiet_environment
+
+    environment = {**quiet_environment(on_cpu=True), "OMP_NUM_THREADS": "1"}
+    commands.road(section, small, environment)
+    assert section.failures == []
+    found = {each["name"]: each for each in section.measurements}
+    assert found["demo"]["steps"] == 32 and found["demo"]["topology"] == "cpu" and found["demo"]["verdict"]
+    assert found["killed_and_resumed"]["equal_to_the_bit"] is True
+    assert found["killed_and_resumed"]["largest_difference"] == 0
+
+    commands.topologies(section, small, environment)
+    assert section.failures == []
+    (zero2,) = (each for each in section.measurements if each["name"] == "zero2")
+    assert (zero2["resumed_from_step"], zero2["steps"]) == (commands.TOPOLOGY_SAVED, commands.TOPOLOGY_STEPS)
+    assert {each["name"] for each in section.refused} == {"fsdp2", "zero3_offload"}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project")
+def test_a_benchmark_that_is_stopped_leaves_the_sections_that_ended() -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "sft_recipes",
+        "gpu",
+        "--budget",
+        "300",
+        "--only",
+        "machine memory",
+        "--out",
+        "out",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        files: list[Path] = []
+        for _ in range(1200):
+            files = list(Path("out").glob("*.json"))
+            if files or process.poll() is not None:
+                break
+            time.sleep(0.1)
+        assert files, process.communicate()[0]
+        assert valid(files[0])["status"] == "running", "whatever ends it now, the file is whole"
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 3
+    facts = valid(files[0])
+    assert facts["status"] == "interrupted" and facts["seconds"] < 120
+    assert len(facts["sections"]["machine"]["measurements"]) == 2
+    assert facts["sections"]["memory"]["ended"] == "stopped"
+    assert not any(each.is_running() for each in family)
+    lines = printed.splitlines()
+    assert lines[-1] == f"result     {files[0]}" and "not begun" in printed
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project")
+def test_a_section_that_takes_too_long_is_killed_and_the_next_one_runs(tmp_path: Path) -> None:
+    worker = program.Worker(tmp_path)
+    started = worker.ask({"section": "facts", "work": str(tmp_path)}, 120, [])
+    assert started is not None and started["hardware"]["kind"] == "cpu"
+    # A second is too short for a training.
+    found = program._section("speed", 1.0, tmp_path, worker, [])
+    assert found["ended"] == "at its limit" and found["measurements"] == [] and found["seconds"] < 10
+    assert not worker.alive()
+    found = program._section("machine", 120.0, tmp_path, worker, [])
+    assert found["ended"] == "by itself" and len(found["measurements"]) == 2
+    worker.kill()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"only": ["speeds"]}, r"^ONLY=speeds: there is no such section; there are machine, road, memory, speed"),
+        ({"budget": 3}, r"^BUDGET=3: .* measures nothing; the default is 400"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(
+    arguments: dict[str, Any], message: str, project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(InputError, match=message):
+        program.benchmark(**arguments)
+    assert not Path("benchmarks").exists()
+
+
+def test_a_result_never_replaces_another(tmp_path: Path) -> None:
+    first = program._file(tmp_path, "NVIDIA H100 80GB HBM3")
+    assert first.name == f"{time.strftime('%Y-%m-%d')}-nvidia-h100-80gb-hbm3.json"
+    first.write_text("{}", encoding="utf-8")
+    assert program._file(tmp_path, "NVIDIA H100 80GB HBM3").name.endswith("-hbm3-2.json")
+
+
+def test_pages_say_so_where_no_gpu_was_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.chdir(ROOT)
+    import performance_tables
+
+    gpu = any(facts["hardware"]["kind"] == "gpu" for facts in results.newest().values())
+    assert (performance_tables.NOT_MEASURED in performance_tables.performance()) is not gpu
+
+
+def test_a_gpu_s_result_is_shown_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tables of speeds, which a CPU's result does not fill, from that result's own figures as if of a GPU."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    monkeypatch.chdir(ROOT)
+    import performance_tables
+
+    (facts, *_) = (each for each in results.newest().values() if each["hardware"]["kind"] == "cpu")
+    hardware = facts["hardware"] | {
+        "kind": "gpu",
+        "name": "NVIDIA H100 80GB HBM3",
+        "driver": "580.95.05",
+        "cuda": "13.0",
+        "memory_bytes": 81559 * 2**20,
+    }
+    page = performance_tables.machine("x.json", facts | {"hardware": hardware})
+    for words in ("### Speed", "stock TRL, exported recipe", "### One change at a time", "% of the data sheet's)"):
+        assert words in page
+    assert "Accelerate configs, one process" in page and "nan" not in page
