@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import ROOT, alpaca_rows, write_rows
@@ -77,15 +78,40 @@ def test_list_shows_each_recipe_with_its_idea(checkout: Path) -> None:
     assert all(len(line.split()) > 4 for line in said.stdout.splitlines())
 
 
+def received(target: str, variables: dict[str, str], cwd: Path) -> list[str]:
+    """The arguments that a target hands to the program, in whose place they are written down."""
+    stub = cwd / "stub"
+    stub.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\" > received\n")
+    stub.chmod(0o755)
+    given = [f"{key}={value}" for key, value in variables.items()]
+    done = make(target, *given, f"PROGRAM={stub}", cwd=cwd)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    return (cwd / "received").read_text().removesuffix("\0").split("\0")
+
+
+def refused_as_data(target: str, variables: dict[str, str], variable: str, cwd: Path, capsys: Any) -> None:
+    """Neither make nor the shell reads anything into the variable, and the program refuses what it is given."""
+    arguments = received(target, variables, cwd)
+    value = variables[variable]
+    if variable == "RUNS":
+        # Several names, one argument each.
+        assert arguments[-len(value.split()) :] == value.split()
+    else:
+        assert value in [*arguments, *(argument.partition("=")[2] for argument in arguments)]
+    try:
+        code: Any = main(arguments)
+    except SystemExit as error:
+        # From the parser of arguments.
+        code = error.code
+    assert code == 2
+    assert "error: " in capsys.readouterr().err
+    assert not list(cwd.rglob("pwned"))
+
+
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("variable", ["RECIPE", "ACCEL", "NAME", "SET"])
-def test_make_variables_are_data(checkout: Path, variable: str, value: str) -> None:
-    arguments = {"RECIPE": "tiny", variable: value}
-    said = make("train", *(f"{key}={item}" for key, item in arguments.items()), cwd=checkout)
-    assert said.returncode == 2
-    assert "error: " in said.stderr
-    assert "Traceback" not in said.stderr
-    assert not list(checkout.rglob("pwned"))
+def test_make_variables_are_data(checkout: Path, capsys: pytest.CaptureFixture, variable: str, value: str) -> None:
+    refused_as_data("train", {"RECIPE": "tiny", variable: value}, variable, checkout, capsys)
     assert not (checkout / "runs").exists()
 
 
@@ -115,15 +141,21 @@ def test_make_variables_are_data(checkout: Path, variable: str, value: str) -> N
         ("why", "KEY"),
     ],
 )
-def test_the_variables_of_other_targets_are_data_too(checkout: Path, target: str, variable: str) -> None:
+def test_the_variables_of_other_targets_are_data_too(
+    checkout: Path, capsys: pytest.CaptureFixture, target: str, variable: str
+) -> None:
     given = {"RECIPE": "tiny", "VRAM": "24", "A": "tiny", "B": "tiny", "ACCEL": "cpu"}
     given |= {"RUN": "no_run", "RUNS": "no_run", "INPUT": "rows.jsonl", "REPO": "org/name", "NAME": "x", "KEY": "seed"}
     given[variable] = "x' ; touch pwned ; '$(shell touch pwned)`touch pwned`"
     if target == "diff":
         del given["RECIPE"]
-    said = make(target, *(f"{key}={item}" for key, item in given.items()), cwd=checkout)
+    refused_as_data(target, given, variable, checkout, capsys)
+
+
+def test_the_program_that_make_starts_refuses_it_too(checkout: Path) -> None:
+    said = make("train", "RECIPE=tiny", "NAME=x' ; touch pwned ; '$(shell touch pwned)", cwd=checkout)
     assert said.returncode == 2
-    assert "error: " in said.stderr
+    assert said.stderr.startswith("error: NAME=")
     assert "Traceback" not in said.stderr
     assert not list(checkout.rglob("pwned"))
 

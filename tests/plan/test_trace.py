@@ -19,6 +19,8 @@ from sft_recipes.plan import memory
 from sft_recipes.plan.memory import Setup
 from sft_recipes.plan.trace import trace
 
+pytestmark = pytest.mark.slow
+
 TINY: dict[str, Any] = {
     "model_type": "qwen3",
     "vocab_size": 512,
