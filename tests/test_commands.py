@@ -485,7 +485,7 @@ def test_no_token_is_written_anywhere(project: Path, monkeypatch: pytest.MonkeyP
     assert not [path for path in written if b"hf_canary_3f1c" in path.read_bytes()]
 
 
-PAGES = [ROOT / "README.md", ROOT / "recipes" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "recipes" / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def documented_commands() -> list[str]:

@@ -21,7 +21,7 @@ from sft_recipes.recipes.recipe import load
 
 KEYS = why.documented()
 NAMES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "recipes").glob("*.md")])
 CONTRADICTIONS = {
     title: item.value
     for title, item in recipes.read(ROOT / "src" / "sft_recipes" / "recipes" / "contradictions.yaml").items()
