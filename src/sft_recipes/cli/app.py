@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = program(sys.stdout.isatty()).main(arguments or ["--help"], prog_name=NAME, standalone_mode=False)
         return code if arguments else 2
+    except InputError as error:
+        return _refused(error.problems, as_json="--json" in arguments)
     except TyperException as error:
         where = f" (see {context.command_path} --help)" if (context := getattr(error, "ctx", None)) else ""
         return _refused([f"{' '.join(error.format_message().split())}{where}"], as_json="--json" in arguments)
