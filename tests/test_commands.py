@@ -307,6 +307,15 @@ def test_a_reader_that_has_seen_enough_is_no_error(project: Path) -> None:
     assert done.stderr == ""
 
 
+def test_ctrl_c_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.commands.recipes, "names", stopped)
+    assert main(["list"]) == 1
+    assert capsys.readouterr().err == "error: stopped; nothing half-written is left behind\n"
+
+
 def test_json_holds_the_same_facts(project: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["show", "high_capacity", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)["values"]

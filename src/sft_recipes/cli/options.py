@@ -57,7 +57,7 @@ def option(metavar: str, text: str, known: Known = None, *names: str) -> Any:
 
 def flag(name: str, text: str) -> Any:
     """A switch that is off where it is not given."""
-    return Option(f"--{name}", help=text)
+    return Option(f"--{name}", metavar="", help=text)
 
 
 def number(metavar: str, text: str) -> Any:
