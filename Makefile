@@ -22,7 +22,7 @@ PROGRAM := $(BIN)/sft-recipes
 INSTALLED := $(VENV)/.sft-recipes
 INSTALLED_TEST := $(VENV)/.sft-recipes-test
 
-.PHONY: help install $(COMMANDS) lint types test check benchmark benchmark-scoring docs
+.PHONY: help install $(COMMANDS) lint types test test-fast check benchmark benchmark-scoring docs
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -72,8 +72,14 @@ lint: $(INSTALLED_TEST) ## ruff, lint and format, and which module may import wh
 types: $(INSTALLED_TEST) ## mypy
 	@$(BIN)/mypy
 
-test: $(INSTALLED_TEST) ## all tests
-	@$(BIN)/python -m pytest
+# Each worker imports torch, so more than two gain little; tests of several processes are one group, one at a time.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+test: $(INSTALLED_TEST) ## all tests, and which ten took longest
+	@$(PYTEST) --durations=10
+
+test-fast: $(INSTALLED_TEST) ## the tests that train nothing and start neither a browser nor a process that imports torch, in about a minute
+	@$(PYTEST) -m 'not slow'
 
 check: lint types test ## what CI runs
 

@@ -7,13 +7,16 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-# Before anything imports a library that asks for them. A tiny model is fastest on one thread.
+# Before anything imports a library that asks for them. A tiny model is fastest on one thread, and threads of two
+# workers that wait for each other on two cores are slower by far.
 os.environ.update(
     HF_HUB_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1"
 )
@@ -55,15 +58,49 @@ def alpaca_rows(number: int, seed: int) -> list[dict[str, str]]:
     return rows
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What trains, scores or opens a browser is slow, whether the test says so or not."""
+    slow = {"train_here", "launch_here", "merge_here", "scoring_here", "browser"}
+    for item in items:
+        if slow & {*getattr(item, "fixturenames", ())}:
+            item.add_marker("slow")
+
+
+MadeOnce = Callable[[str, Callable[[Path], Any]], Path]
+
+
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+    """Gives the directory of that name as the function fills it, once for all workers of this run of the tests."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+
+    def made_once(name: str, fill: Callable[[Path], Any]) -> Path:
+        directory, unfinished = shared / f"once-{name}", shared / f"unfinished-{name}"
+        with FileLock(shared / f"{name}.lock"):
+            if not directory.exists():
+                shutil.rmtree(unfinished, ignore_errors=True)
+                fill(unfinished)
+                unfinished.rename(directory)
+        return directory
+
+    return made_once
+
+
+@pytest.fixture(scope="session")
+def tiny_model(made_once: MadeOnce) -> Path:
     """A two-layer Qwen3 with random weights and the demo's tokenizer and chat template."""
+    return made_once("model", make_tiny_model)
+
+
+def make_tiny_model(directory: Path) -> None:
     import torch
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from sft_recipes.demo import demo_base
 
-    directory = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = demo_base.train_tokenizer()
     tokenizer.save_pretrained(directory)
     torch.manual_seed(0)
@@ -81,7 +118,6 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=tokenizer.pad_token_id,
     )
     Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -156,6 +192,37 @@ def train_here(project: Path) -> Iterator[Callable[..., Any]]:
     yield train
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture
+def launch_here(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launches of one process do its work in this one, which has torch imported already, once they wait for it."""
+    from accelerate.state import AcceleratorState, PartialState
+
+    from sft_recipes.launch import launch
+    from sft_recipes.train import process
+
+    start = subprocess.Popen
+
+    class Here:
+        returncode = 0
+        stdout = None
+
+        def __init__(self, command: list[str]) -> None:
+            self.arguments = command[-2:]
+
+        def wait(self) -> None:
+            AcceleratorState._reset_state(reset_partial_state=True)
+            PartialState._reset_state()
+            with pytest.MonkeyPatch.context() as context:
+                context.setattr(sys, "argv", self.arguments)
+                self.returncode = process.main()
+
+    def popen(command: list[str], **options: Any) -> Any:
+        # Other commands are started as they are.
+        return Here(command) if "sft_recipes.train.process" in command else start(command, **options)
+
+    monkeypatch.setattr(launch.subprocess, "Popen", popen)
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ from typing import Any
 
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is either the old one or the new one, also after a crash."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    # Two processes may write the same file at once, such as the census of a model.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -351,7 +351,7 @@ def test_parquet_refusals(place: Workplace) -> None:
         ),
         (
             "train.jsonl.gz",
-            gzip.compress(b"{}"),
+            gzip.compress(b"{}", mtime=0),
             "train.jsonl.gz is compressed with gzip; decompress it with gunzip and name the result",
         ),
         (

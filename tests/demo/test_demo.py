@@ -64,6 +64,7 @@ def test_the_prompt_is_a_prefix_of_prompt_and_answer_and_the_answer_ends_with_eo
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
 
 
+@pytest.mark.slow
 def test_the_base_is_the_same_every_time_and_knows_when_it_is_current(tmp_path: Path) -> None:
     for name in ("one", "two"):
         assert not demo_base.is_current(tmp_path / name, steps=3)
@@ -91,6 +92,10 @@ def test_the_demo_learns_what_its_base_cannot(project: Path) -> None:
     assert losses[-1] < 0.4 * losses[0]
     assert facts["in_effect"]["base"]["four_bit_layers"] == 28
     assert facts["in_effect"]["data"]["rows_lost"] == facts["in_effect"]["data"]["rows_cut"] == 0
+    # And it was scored, by the process that every evaluation starts.
+    metrics = json.loads(Path("runs/demo/metrics.json").read_text())
+    assert sorted(metrics["models"]) == ["base", "tuned"]
+    assert metrics["verdict"]["outcome"] == "better"
 
 
 def test_scoring_by_likelihood_pays_on_the_demo() -> None:

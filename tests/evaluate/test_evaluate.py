@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import alpaca_rows, write_rows
+from conftest import MadeOnce, alpaca_rows, write_rows
 
 from sft_recipes import cli
 from sft_recipes.data import preparation
@@ -34,6 +34,14 @@ def with_task(project: Path) -> Path:
     path.write_text(path.read_text(encoding="utf-8") + keys, encoding="utf-8")
     write_rows(project / "data" / "test.jsonl", rows_to_ask())
     return project
+
+
+@pytest.fixture
+def one(with_task: Path, train_here: Callable[..., Run], made_once: MadeOnce) -> Run:
+    """A finished run of that name."""
+    run = Run(Path("runs/one"))
+    shutil.copytree(made_once("evaluated", lambda kept: train_here(name="one").directory.rename(kept)), run.directory)
+    return run
 
 
 def checked(*overrides: str) -> questions.Asked:
@@ -106,11 +114,11 @@ def test_of_several_answers_the_last_is_asked(with_task: Path) -> None:
 
 
 def test_a_run_is_evaluated_with_its_base_and_never_twice(
-    with_task: Path, train_here: Callable[..., Run], scoring_here: Any, capsys: pytest.CaptureFixture[str]
+    one: Run, scoring_here: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """By the real process first."""
-    run = train_here(name="one")
-    code, path = evaluate.evaluate("one")
+    run = one
+    with scoring_here():
+        code, path = evaluate.evaluate("one")
     assert (code, path) == (0, run.metrics("test"))
     first = json.loads(run.metrics("test").read_text())
     assert list(first["models"]) == ["tuned"]
@@ -147,8 +155,8 @@ def test_a_run_is_evaluated_with_its_base_and_never_twice(
     assert "verdict" in capsys.readouterr().out
 
 
-def test_an_adapter_that_is_not_the_one_trained_is_refused(with_task: Path, train_here: Callable[..., Run]) -> None:
-    one, other = train_here(name="one"), train_here(name="other", seed=7)
+def test_an_adapter_that_is_not_the_one_trained_is_refused(one: Run, train_here: Callable[..., Run]) -> None:
+    other = train_here(name="other", seed=7)
     weights = one.adapter / "adapter_model.safetensors"
     kept = weights.read_bytes()
     shutil.copy(other.adapter / "adapter_model.safetensors", weights)
@@ -159,8 +167,8 @@ def test_an_adapter_that_is_not_the_one_trained_is_refused(with_task: Path, trai
         evaluate.evaluate("one")
 
 
-def test_what_cannot_be_evaluated_is_refused(with_task: Path, train_here: Callable[..., Run]) -> None:
-    run = train_here(name="one")
+def test_what_cannot_be_evaluated_is_refused(with_task: Path, one: Run) -> None:
+    run = one
     for overrides, message in (
         (["learning_rate=1"], "learning_rate: a finished run cannot be changed"),
         (["task=null group_column=null"], "names no task"),
@@ -192,9 +200,8 @@ def test_the_fingerprint_is_of_the_rows_and_of_how_they_are_asked(with_task: Pat
 
 
 def test_generated_answers_are_checked_against_a_schema_and_thought_is_not_the_answer(
-    with_task: Path, train_here: Callable[..., Run], scoring_here: Any
+    with_task: Path, one: Run, scoring_here: Any
 ) -> None:
-    train_here(name="one")
     (with_task / "answer.json").write_text('{"type": "object", "required": ["label"]}')
     keys = "task=generation json_schema=answer.json group_column=null max_new_tokens=4"
     with scoring_here():
@@ -213,9 +220,9 @@ def test_generated_answers_are_checked_against_a_schema_and_thought_is_not_the_a
 
 
 def test_what_was_cut_off_is_gone_on_with_by_the_command_that_is_said(
-    with_task: Path, train_here: Callable[..., Run], scoring_here: Any, capsys: pytest.CaptureFixture[str]
+    one: Run, scoring_here: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = train_here(name="one")
+    run = one
     (run.directory / "adapter" / "tokenizer.json").rename(run.directory / "kept")
     facts = run.facts()
     del facts["measured"]["saved"]["tokenizer.json"]

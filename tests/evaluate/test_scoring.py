@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
-from conftest import alpaca_rows, write_rows
+from conftest import MadeOnce, alpaca_rows, write_rows
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -45,6 +45,9 @@ from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
 from sft_recipes.runs.run import Run
 from sft_recipes.train import train as worker
+
+# All of them compute with models.
+pytestmark = pytest.mark.slow
 
 Train = Callable[..., Run]
 
@@ -192,28 +195,17 @@ class Scratch:
         return json.loads((self.directory / "answer.json").read_text(encoding="utf-8"))["problems"]
 
 
-@pytest.fixture(scope="session")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("trained")
-
-
 @pytest.fixture
-def qlora(train_here: Train, kept: Path) -> Path:
+def qlora(train_here: Train, made_once: MadeOnce) -> Path:
     """A run with an adapter on a 4-bit base, trained once for all tests; each of them has the base as `model`."""
-    if not (kept / "qlora").exists():
-        shutil.copytree(train_here(name="qlora").directory, kept / "qlora")
-    return kept / "qlora"
+    return made_once("qlora", lambda directory: train_here(name="qlora").directory.rename(directory))
 
 
 @pytest.fixture
-def whole(train_here: Train, kept: Path) -> Path:
+def whole(train_here: Train, made_once: MadeOnce) -> Path:
     """A run that trained all weights in float32 until it answers in the form of its rows."""
-    if not (kept / "whole").exists():
-        run = train_here(
-            name="whole", use_peft=False, load_in_4bit=False, num_train_epochs=3, dtype="float32", bf16=False
-        )
-        shutil.copytree(run.directory, kept / "whole")
-    return kept / "whole"
+    settings = {"use_peft": False, "load_in_4bit": False, "num_train_epochs": 3, "dtype": "float32", "bf16": False}
+    return made_once("whole", lambda directory: train_here(name="whole", **settings).directory.rename(directory))
 
 
 def plain(recipe: dict[str, Any], adapter: Path | None = None) -> Any:
@@ -543,7 +535,6 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(qlora: Path, tmp
     assert "set it to a .jinja file" in job.problems()[0]
 
 
-@pytest.mark.slow
 def test_the_process_does_the_same_and_says_nothing(qlora: Path, tmp_path: Path) -> None:
     here, apart = Scratch(tmp_path / "here", qlora), Scratch(tmp_path / "apart", qlora)
     assert here.run() == 0
@@ -553,7 +544,6 @@ def test_the_process_does_the_same_and_says_nothing(qlora: Path, tmp_path: Path)
     assert apart.outputs() == here.outputs()
 
 
-@pytest.mark.slow
 def test_a_stop_while_the_libraries_are_imported_says_nothing(qlora: Path, tmp_path: Path) -> None:
     job = Scratch(tmp_path / "job", qlora)
     command = [sys.executable, "-m", "sft_recipes.evaluate.scoring_process", str(job.directory)]

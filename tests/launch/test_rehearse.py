@@ -2,12 +2,9 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import safetensors.torch
@@ -18,7 +15,6 @@ from sft_recipes.errors import InputError
 from sft_recipes.launch import launch, rehearse
 from sft_recipes.plan import job as jobs
 from sft_recipes.recipes import topology
-from sft_recipes.train import process
 
 
 def job(name: str, accel: str, *overrides: str) -> jobs.Job:
@@ -83,6 +79,7 @@ def test_what_a_recipe_claims_is_what_is_rehearsed(project: Path) -> None:
     assert all(facts["prepared_rows"] <= rehearse.ROWS[split] for split, facts in rehearsed.prepared.splits.items())
 
 
+@pytest.mark.slow
 def test_the_tiny_model_is_of_the_same_kind(project: Path) -> None:
     real = tiny.find("Qwen/Qwen3-8B", "main")
     small = json.loads((tiny.make(real) / "config.json").read_text())
@@ -200,6 +197,7 @@ def test_a_rehearsal_is_never_continued(project: Path, how: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 @pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed builds its CPU operations with a C++ compiler")
 def test_four_gpus_are_rehearsed_on_two_processes(project: Path, capfd: pytest.CaptureFixture) -> None:
     code, run = rehearse.rehearse("default", accel="zero2", run_name="dress")
@@ -216,6 +214,7 @@ def test_four_gpus_are_rehearsed_on_two_processes(project: Path, capfd: pytest.C
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("processes")
 @pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed builds its CPU operations with a C++ compiler")
 def test_all_weights_are_rehearsed_in_parts(project: Path, capfd: pytest.CaptureFixture) -> None:
     """Full fine-tuning on its own topology, ZeRO-3, whose model is gathered when it is saved."""
@@ -231,20 +230,7 @@ def test_all_weights_are_rehearsed_in_parts(project: Path, capfd: pytest.Capture
     assert sum(tensor.numel() for tensor in saved.values()) >= effect["base"]["parameters"]
 
 
-def test_a_wrong_target_is_found_under_the_models_own_name(
-    project: Path, train_here: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As the one process of the launch finds it, here in this one."""
-
-    start = subprocess.Popen
-
-    def started(command: list[str], **options: Any) -> Any:
-        if "sft_recipes.train.process" not in command:
-            return start(command, **options)
-        monkeypatch.setattr(sys, "argv", command[-2:])
-        return mock.Mock(returncode=process.main(), stdout=None)
-
-    monkeypatch.setattr(launch.subprocess, "Popen", started)
+def test_a_wrong_target_is_found_under_the_models_own_name(project: Path, launch_here: None) -> None:
     job("tiny", "cpu")
     with pytest.raises(InputError, match="q_porj matches no module of model; its linear layers are"):
         rehearse.rehearse("tiny", overrides=["lora_target_modules=[q_porj]"])

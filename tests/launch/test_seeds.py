@@ -86,7 +86,7 @@ def test_runs_without_an_evaluation_end_with_what_is_to_be_done(project: Path, c
 
 @pytest.mark.slow
 def test_runs_differ_in_their_seed_alone_and_a_stop_says_what_is_left(
-    project: Path, capfd: pytest.CaptureFixture
+    project: Path, launch_here: None, capfd: pytest.CaptureFixture
 ) -> None:
     """Stopped as by Ctrl-C in the second run of three; what was trained before it stays."""
 

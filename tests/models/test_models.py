@@ -58,6 +58,7 @@ def test_a_model_that_is_nowhere_is_not_known(project: Path) -> None:
     assert base_model.find("./nowhere") is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "message"), [("{", "cannot be read"), ('{"model_type": "no"}', "cannot build")])
 def test_a_config_that_makes_no_model_is_refused(project: Path, text: str, message: str) -> None:
     Path("bad").mkdir()
@@ -72,6 +73,7 @@ def test_the_modules_are_counted_once(project: Path, monkeypatch: pytest.MonkeyP
     assert base_model.find("model") == first
 
 
+@pytest.mark.slow
 def test_the_process_that_counts_gives_what_is_counted_here(project: Path) -> None:
     config = json.loads(Path("model/config.json").read_text())
     assert counted_apart(config) == [list(group) for group in census.take(config)]

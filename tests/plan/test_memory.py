@@ -122,7 +122,7 @@ def test_all_weights_trained(qwen: base_model.Model) -> None:
     ],
 )
 def test_optimizer_state_for_a_float32_weight(optimizer: str, size: float) -> None:
-    assert memory.state_bytes(optimizer)(4) == size
+    assert memory.state_bytes(optimizer, 4) == size
 
 
 @pytest.mark.parametrize("double_quant", [False, True])

@@ -194,11 +194,11 @@ def test_checking_a_recipe_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("arguments", [["--help"], ["show", "default"]])
 def test_the_answer_comes_in_half_a_second(arguments: list[str]) -> None:
+    """Of processor time, because other tests keep the processors busy."""
     took = []
     for _ in range(3):
         began = os.times()
         assert python("-m", "sft_recipes", *arguments).returncode == 0
         ended = os.times()
-        # Of the processor, because other tests may keep it busy.
         took.append(ended.children_user + ended.children_system - began.children_user - began.children_system)
     assert min(took) < 0.5

@@ -68,9 +68,8 @@ def resumed(run: Run) -> Run:
     return run
 
 
-def test_four_bit_adapters_and_schedule_are_recorded_as_in_effect(train_here: Train) -> None:
-    run = train_here(name="facts")
-    facts = run.facts()
+def test_four_bit_adapters_and_schedule_are_recorded_as_in_effect(finished: Train) -> None:
+    facts = finished().facts()
     effect = facts["in_effect"]
     assert facts["status"] == "finished"
     # 7 linear layers a decoder layer; the tied embedding stays as it is.
@@ -327,15 +326,15 @@ def test_each_format_trains_on_its_answers_alone(
     assert trained[0].replace("\n", "") == expected.get(name, "odd<|im_end|>")
 
 
-def test_the_plain_recipe_of_a_run_is_what_upstream_reads(train_here: Train) -> None:
-    recipe = yaml.safe_load(train_here(name="plain").recipe.read_text())
+def test_the_plain_recipe_of_a_run_is_what_upstream_reads(finished: Train) -> None:
+    recipe = yaml.safe_load(finished().recipe.read_text())
     own = {"global_batch_size", "train_file", "adapter_dtype", "early_stopping_patience", "description"}
     assert not own & recipe.keys()
     assert recipe["gradient_accumulation_steps"] == 2
 
 
-def test_a_changed_recipe_cannot_resume(train_here: Train) -> None:
-    run = train_here(name="same")
+def test_a_changed_recipe_cannot_resume(project: Path) -> None:
+    run = launch.create(jobs.check("tiny"), "same")
     launch.check_same_config(run, jobs.check("tiny"))
     with pytest.raises(InputError) as refused:
         launch.check_same_config(

@@ -112,7 +112,6 @@ class Device:
         with LiveStorages() as live:
             for trained in (False, True):
                 live.count(held(model, trained=trained))
-            live.begin("training")
             yield found
             found.allocated = live.peak
 

@@ -19,6 +19,7 @@ from typing import Any
 from sft_recipes.data.readers import Problems, Row, Source, file_source, hub_sources
 from sft_recipes.errors import InputError, listed, nearest, shown
 from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.terminal import count
 
 CACHE = Path(".cache/data")
 GROUPS = "groups.json"
@@ -26,13 +27,15 @@ GROUPS = "groups.json"
 PREPARATION_VERSION = 1
 
 FORMATS = ("auto", "messages", "sharegpt", "prompt_completion", "alpaca")
-_REQUIRED = {
+_FIELDS = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
     "prompt_completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "output"),
+    "alpaca": ("instruction", "input", "output", "system"),
 }
-_FIELDS = _REQUIRED | {"alpaca": ("instruction", "input", "output", "system")}
+# The one that holds or ends with the answer; and those that a row may leave out.
+_ANSWER = {"messages": "messages", "sharegpt": "conversations", "prompt_completion": "completion", "alpaca": "output"}
+_OPTIONAL = ("input", "system")
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
 _SHAREGPT_ROLES = _ROLES | {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
 
@@ -40,7 +43,7 @@ _TEXT: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"}
 _HELP = (
     f"set data_format ({', '.join(FORMATS[1:])}) or data_columns, for example {{prompt: question, completion: answer}}"
 )
-# How many rows lie between two calls of a progress function.
+# Rows between two calls of a progress function.
 PROGRESS_ROWS = 1000
 # What a "\ud800" in JSON becomes.
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -71,23 +74,17 @@ class Prepared:
     notes: tuple[str, ...]
 
 
+_SOURCE = (
+    *("train_file", "validation_file", "test_file", "dataset_name", "dataset_config"),
+    *("dataset_train_split", "dataset_test_split", "data_format", "data_columns", "group_column"),
+)
+
+
 def source_of(recipe: Recipe) -> dict[str, Any]:
     """Where the recipe's rows come from and how they are read, as `prepare` takes it."""
-    keys = (
-        "train_file",
-        "validation_file",
-        "test_file",
-        "dataset_name",
-        "dataset_config",
-        "dataset_train_split",
-        "dataset_test_split",
-        "data_format",
-        "data_columns",
-        "group_column",
-    )
     # Nothing is held out when nothing is evaluated.
     held_out = recipe["validation_split_size"] if recipe["eval_strategy"] != "no" else 0.0
-    return {**{key: recipe[key] for key in keys}, "validation_split_size": held_out}
+    return {**{key: recipe[key] for key in _SOURCE}, "validation_split_size": held_out}
 
 
 def prepare(
@@ -125,21 +122,17 @@ def prepare(
         raise InputError(f"validation_split_size is {validation_split_size}; write a share from 0 up to, not with, 1")
 
     sources: dict[str, Source] = {}
-    if train_file is not None:
-        sources["train"] = file_source(train_file, "train_file")
-    elif dataset_name is not None:
+    if dataset_name is not None:
         wanted = None if validation_file else dataset_test_split
         sources = hub_sources(dataset_name, dataset_config, dataset_train_split, wanted)
-    if validation_file is not None:
-        sources["validation"] = file_source(validation_file, "validation_file")
-    if test_file is not None:
-        sources["test"] = file_source(test_file, "test_file")
+    for split, file in {"train": train_file, "validation": validation_file, "test": test_file}.items():
+        if file is not None:
+            sources[split] = file_source(file, f"{split}_file")
     share = 0.0 if "validation" in sources else validation_split_size
 
     contents = {split: [source.reader, source.sha256] for split, source in sources.items()}
     decisive = [PREPARATION_VERSION, contents, data_format, columns, float(share)]
-    if group_column is not None:
-        decisive.append(group_column)
+    decisive += [] if group_column is None else [group_column]
     fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     directory = cache / fingerprint[:16]
     facts = _complete(directory, fingerprint)
@@ -147,7 +140,7 @@ def prepare(
         staging = cache / f".{directory.name}.{uuid.uuid4().hex}"
         staging.mkdir(parents=True)
         try:
-            facts = {"fingerprint": fingerprint, **_write(staging, sources, rules, Problems(), share, on_rows)}
+            facts = {"fingerprint": fingerprint, **_write(staging, sources, rules, share, on_rows)}
             (staging / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             _publish(staging, directory, fingerprint)
         finally:
@@ -159,9 +152,8 @@ def prepare(
     if share != validation_split_size:
         name = facts["splits"]["validation"]["source"]
         notes.append(f"validation_split_size {validation_split_size} is not used: the validation rows are {name}")
-    return Prepared(
-        directory, fingerprint, facts["kind"], facts["conversational"], facts["format"], facts["splits"], tuple(notes)
-    )
+    known = {key: facts[key] for key in ("kind", "conversational", "format", "splits")}
+    return Prepared(directory, fingerprint, **known, notes=tuple(notes))
 
 
 def groups(prepared: Prepared, split: str) -> list[str | None]:
@@ -195,8 +187,7 @@ def prompts(
         rules.recognise(name, row, problems)
         faults: list[str] = []
         answered = rules.normalise(rules.answered(row), faults)
-        for fault in faults:
-            problems.add(place, fault)
+        problems.add(place, *faults)
         if not faults:
             found.append((row, answered["messages"][:-1] if "messages" in answered else answered["prompt"]))
     if not found and not problems.count:
@@ -230,20 +221,18 @@ def _write(
     staging: Path,
     sources: Mapping[str, Source],
     rules: "_Rules",
-    problems: Problems,
     share: float,
     on_rows: Callable[[int], None] | None,
 ) -> dict[str, Any]:
     """Write the splits into `staging` and return the facts about them."""
+    problems = Problems()
     origins = {split: split for split in sources} | ({"validation": "train"} if share else {})
     one_answer = True
-    read = dict.fromkeys(sources, 0)
-    written = dict.fromkeys(origins, 0)
-    paths = {split: staging / f"{split}.jsonl" for split in origins}
+    read, written = dict.fromkeys(sources, 0), dict.fromkeys(origins, 0)
     groups: dict[str, list[str | None]] = {split: [] for split in origins if split != "train"}
     evaluated = "test" if "test" in groups else "validation"
     with ExitStack() as stack:
-        files = {split: stack.enter_context(path.open("w", **_TEXT)) for split, path in paths.items()}
+        files = {split: stack.enter_context((staging / f"{split}.jsonl").open("w", **_TEXT)) for split in origins}
         for split, source in sources.items():
             for place, row in source.rows(problems):
                 read[split] += 1
@@ -255,8 +244,7 @@ def _write(
                 target = "validation" if share and split == "train" and _chosen(line, share) else split
                 # Rows for the evaluation at the end must have it; others may.
                 group = rules.group(row, faults if target == evaluated else [])
-                for fault in faults:
-                    problems.add(place, fault)
+                problems.add(place, *faults)
                 if not problems.count:
                     files[target].write(line + "\n")
                     written[target] += 1
@@ -273,8 +261,8 @@ def _write(
             "(equal rows stay together): give a validation_file, more rows or another share"
         )
     if one_answer and rules.format != "prompt_completion":
-        for path in paths.values():
-            _split_off_answers(path)
+        for split in origins:
+            _split_off_answers(staging / f"{split}.jsonl")
     if rules.group_column is not None:
         (staging / GROUPS).write_text(json.dumps(groups), encoding="utf-8")
     facts: dict[str, Any] = {
@@ -313,20 +301,18 @@ def _split_off_answers(path: Path) -> None:
 
 
 def _notes(facts: dict[str, Any], share: float) -> list[str]:
-    how = "recognised by its columns" if facts["detected"] else "as the recipe says"
-    notes = [f"format: {facts['format']}, {how}"]
+    notes = [
+        f"format: {facts['format']}, {'recognised by its columns' if facts['detected'] else 'as the recipe says'}"
+    ]
     if facts["unused"]:
         notes.append(f"not used: {listed(facts['unused'])}")
-    if facts["kind"] == "prompt_completion":
-        notes.append("loss: on the one answer that ends each row")
-    else:
-        notes.append("loss: on every assistant turn, since some rows have several")
-    for split, split_facts in facts["splits"].items():
-        prepared, rows = split_facts["prepared_rows"], split_facts["rows"]
-        count = f"{rows:,}" if prepared == rows else f"{prepared:,} of {rows:,}"
-        note = f"{split}: {count} row{'s' if rows > 1 else ''} of {split_facts['source']}"
+    several = "every assistant turn, since some rows have several"
+    notes.append(f"loss: on {several if facts['kind'] == 'messages' else 'the one answer that ends each row'}")
+    for split, of_split in facts["splits"].items():
+        prepared, rows = of_split["prepared_rows"], of_split["rows"]
+        number = count(rows, "row") if prepared == rows else f"{prepared:,} of {count(rows, 'row')}"
         by_hash = f", chosen by a hash of the row (validation_split_size {share})"
-        notes.append(note + (by_hash if share and split == "validation" else ""))
+        notes.append(f"{split}: {number} of {of_split['source']}{by_hash if share and split == 'validation' else ''}")
     if "validation" not in facts["splits"]:
         notes.append("validation: none (no validation file or split, and validation_split_size is 0)")
     return notes
@@ -380,14 +366,14 @@ class _Rules:
             return
         fitting = self.candidates
         if self.detected:
-            fitting = [name for name in fitting if all(self.columns.get(key, key) in row for key in _REQUIRED[name])]
+            fitting = [name for name in fitting if all(self.columns.get(key, key) in row for key in _required(name))]
         if len(fitting) != 1:
             which = f"the formats {', '.join(fitting)}" if fitting else "no format"
             problems.add(source, f"the columns {listed(row)} fit {which}; {_HELP}")
             problems.stop()
         self.format = fitting[0]
         fields = _FIELDS[self.format]
-        required = {*_REQUIRED[self.format], *self.columns}
+        required = {*_required(self.format), *self.columns}
         self.columns = {field: self.columns.get(field, field) for field in fields}
         self.needed = [self.columns[field] for field in fields if field in required]
 
@@ -405,49 +391,42 @@ class _Rules:
 
     def answered(self, row: Row) -> Row:
         """The row with an answer that stands in for the one it may lack, so that it can be checked like any other."""
+        column = self.columns[_ANSWER[self.format]]
+        turn = {"role": "assistant", "content": "answer"}
         if self.format in ("alpaca", "prompt_completion"):
-            column = self.columns["output" if self.format == "alpaca" else "completion"]
-            text = self.format == "alpaca" or self.prompt_type is str
-            return {**row, column: "answer" if text else [{"role": "assistant", "content": "answer"}]}
-        column = self.columns["messages" if self.format == "messages" else "conversations"]
+            return {**row, column: "answer" if self.format == "alpaca" or self.prompt_type is str else [turn]}
         turns = row.get(column)
         last = turns[-1] if isinstance(turns, list) and turns else None
-        if isinstance(turns, list) and isinstance(last, dict):
-            role = str(last.get("role") or last.get("from"))
-            if _SHAREGPT_ROLES.get(role) != "assistant":
-                return {**row, column: [*turns, {"role": "assistant", "content": "answer"}]}
+        if isinstance(last, dict) and _SHAREGPT_ROLES.get(str(last.get("role") or last.get("from"))) != "assistant":
+            return {**row, column: [*(turns or []), turn]}
         return row
 
     def normalise(self, row: Row, faults: list[str]) -> Row:
         """The row in TRL's shape: right if nothing was added to `faults`."""
         self.unused.update(row.keys() - self.columns.values() - {self.group_column})
-        for column in self.needed:
-            if column not in row:
-                faults.append(
-                    f"{column} is missing{nearest(column, row)}, the row has {listed(row)}: write it, or {_HELP}"
-                )
+        faults += [
+            f"{column} is missing{nearest(column, row)}, the row has {listed(row)}: write it, or {_HELP}"
+            for column in self.needed
+            if column not in row
+        ]
         if faults:
             return {}
         if self.format == "alpaca":
             return self._alpaca(row, faults)
         if self.format == "prompt_completion":
             return self._prompt_completion(row, faults)
-        column = self.columns["messages" if self.format == "messages" else "conversations"]
+        column = self.columns[_ANSWER[self.format]]
         return {"messages": self._conversation(self._turns(row[column], column, faults), column, faults)}
 
     def _alpaca(self, row: Row, faults: list[str]) -> Row:
-        prompt = self._text(row, "instruction", faults)
-        extra, system = (self._text(row, field, faults, optional=True) for field in ("input", "system"))
+        def text(field: str) -> str:
+            value, optional = row.get(self.columns[field]), field in _OPTIONAL
+            return "" if value is None and optional else _text(value, self.columns[field], faults, optional)
+
+        prompt, extra, system = text("instruction"), text("input"), text("system")
         messages = [{"role": "system", "content": system}] if system.strip() else []
         messages.append({"role": "user", "content": f"{prompt}\n\n{extra}" if extra.strip() else prompt})
-        messages.append({"role": "assistant", "content": self._text(row, "output", faults)})
-        return {"messages": messages}
-
-    def _text(self, row: Row, field: str, faults: list[str], optional: bool = False) -> str:
-        value = row.get(self.columns[field])
-        if value is None and optional:
-            return ""
-        return _text(value, self.columns[field], faults, may_be_blank=optional)
+        return {"messages": [*messages, {"role": "assistant", "content": text("output")}]}
 
     def _prompt_completion(self, row: Row, faults: list[str]) -> Row:
         values = {field: row[self.columns[field]] for field in ("prompt", "completion")}
@@ -460,7 +439,7 @@ class _Rules:
         if faults:
             return {}
         if self.prompt_type is str:
-            return {field: self._text(row, field, faults) for field in values}
+            return {field: _text(value, self.columns[field], faults) for field, value in values.items()}
         prompt, completion = (self._turns(value, self.columns[field], faults) for field, value in values.items())
         if len(completion) > 1:
             faults.append(
@@ -536,7 +515,11 @@ class _Rules:
         return [{"role": role, "content": content} for _, role, content in turns]
 
 
-def _text(value: Any, place: str, faults: list[str], may_be_blank: bool) -> str:
+def _required(name: str) -> list[str]:
+    return [field for field in _FIELDS[name] if field not in _OPTIONAL]
+
+
+def _text(value: Any, place: str, faults: list[str], may_be_blank: bool = False) -> str:
     if not isinstance(value, str):
         faults.append(f"{place} holds {shown(value)}; write a string")
         return ""

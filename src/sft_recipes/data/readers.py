@@ -28,10 +28,9 @@ class Problems:
         self.count = 0
         self.shown: list[str] = []
 
-    def add(self, place: str, problem: str) -> None:
-        self.count += 1
-        if len(self.shown) < SHOWN:
-            self.shown.append(f"{place}: {problem}")
+    def add(self, place: str, *problems: str) -> None:
+        self.count += len(problems)
+        self.shown += [f"{place}: {problem}" for problem in problems[: SHOWN - len(self.shown)]]
 
     def stop(self) -> None:
         """Raise an `InputError` if there was any."""

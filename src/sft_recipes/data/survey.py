@@ -69,7 +69,6 @@ _CLASS_NAME = re.compile(r"label|class|categor|intent|sentiment|verdict|topic", 
 
 Progress = Callable[[int], None]
 Histogram = dict[str, int]
-"""Rows, or stretches of them, by a number of tokens, which JSON makes a text."""
 
 
 class RowsFound(TypedDict):
@@ -84,23 +83,19 @@ class ClassFacts(TypedDict):
 
     rows: int
     first_row: int
-    constant: str | None
-    """The one text of all of them; None if they differ."""
-    starts: dict[str, int]
-    """How often they begin with which two characters."""
-    fields: dict[str, int]
-    """How often a JSON answer has which field."""
+    constant: str | None  # the one text of all of them; None if they differ
+    starts: dict[str, int]  # how often they begin with which two characters
+    fields: dict[str, int]  # how often a JSON answer has which field
 
 
 class SplitFacts(TypedDict):
-    """What is in the rows of a split."""
+    """What is in the rows of a split; histograms are of rows, or of stretches of them, by tokens as text."""
 
     source: str
     rows: int
     tokens: int
     supervised_tokens: int
-    end_of_turn_supervised: int | None
-    """Rows that end with a supervised stop token; None where tokens are estimated."""
+    end_of_turn_supervised: int | None  # rows that end with a supervised stop token; None where tokens are estimated
     lengths: Histogram
     answer_starts: Histogram
     span_starts: Histogram
@@ -114,25 +109,20 @@ class SplitFacts(TypedDict):
     duplicates: RowsFound
     normalised_duplicates: RowsFound
     contradictions: RowsFound
-    overlap: dict[str, dict[str, RowsFound]]
-    """By the other split: inputs that are in it too, `exact` and `normalised`."""
-    classes: dict[str, ClassFacts]
-    """The most frequent first; none where the answers are no classification."""
+    overlap: dict[str, dict[str, RowsFound]]  # by the other split: inputs in both, `exact` and `normalised`
+    classes: dict[str, ClassFacts]  # the most frequent first
 
 
 class Survey(TypedDict):
     """What `survey` returns."""
 
     tokens_are: str
-    """"exact" or "estimated"."""
     how: str
-    template_lacks: str | None
-    """What keeps the tokenizer's chat template from rendering the rows: "template" or "marks"."""
+    template_lacks: str | None  # "template" or "marks", where the chat template cannot render the rows
     kind: str
     conversational: bool
     tokenizer: dict[str, str | None] | None
-    class_field: str | None
-    """The field of JSON answers that is the class, "" for the whole answer, None for no classification."""
+    class_field: str | None  # of JSON answers; "" for the whole answer, None where they are no classification
     splits: dict[str, SplitFacts]
 
 
@@ -372,8 +362,7 @@ class _Size:
     spans: list[tuple[int, int]]
     stops: list[int]
     double_bos: bool = False
-    diverging: bool = False
-    """Whether the prompt alone is tokenised otherwise than at the head of the row."""
+    diverging: bool = False  # whether the prompt alone is tokenised otherwise than at the head of the row
 
 
 _Measure = Callable[[list[dict[str, Any]]], list[_Size]]
@@ -466,35 +455,6 @@ def training_template(template: str) -> str | None:
     return None
 
 
-@dataclasses.dataclass
-class _Class:
-    """The answers of one class, as they pass."""
-
-    first_row: int
-    answer: str
-    rows: int = 0
-    constant: bool = True
-    starts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-    fields: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
-
-    def add(self, answer: str, names: Iterable[str]) -> None:
-        self.rows += 1
-        self.constant &= answer == self.answer
-        start = answer[:2]
-        if start in self.starts or len(self.starts) < FORMS:
-            self.starts[start] += 1
-        self.fields.update(name for name in names if name in self.fields or len(self.fields) < FIELDS)
-
-    def facts(self) -> ClassFacts:
-        return {
-            "rows": self.rows,
-            "first_row": self.first_row,
-            "constant": self.answer[:SHOWN] if self.constant else None,
-            "starts": dict(self.starts.most_common()),
-            "fields": dict(self.fields),
-        }
-
-
 class _Split:
     """What is kept of a split's rows while they pass: counts, a few numbers a row, and a few examples."""
 
@@ -507,7 +467,7 @@ class _Split:
         self.answers: dict[int, str] = {}
         self.json = collections.Counter({"asked": 0, "looks": 0})
         # By field of a JSON answer, and under "" by the whole answer; None where there are too many values.
-        self.values: dict[str, dict[str, _Class] | None] = {"": {}}
+        self.values: dict[str, dict[str, ClassFacts] | None] = {"": {}}
 
     def add(self, row: dict[str, Any], size: _Size) -> None:
         self.rows += 1
@@ -582,13 +542,20 @@ class _Split:
         if value not in values and (len(values) == CLASSES or len(value) > SHOWN):
             self.values[field] = None
             return
-        values.setdefault(value, _Class(self.rows, answer)).add(answer, names)
+        facts = values.setdefault(
+            value, {"rows": 0, "first_row": self.rows, "constant": answer, "starts": {}, "fields": {}}
+        )
+        facts["rows"] += 1
+        facts["constant"] = facts["constant"] if facts["constant"] == answer else None
+        _tally(facts["starts"], [answer[:2]], FORMS)
+        _tally(facts["fields"], names, FIELDS)
 
     def classes(self, field: str) -> dict[str, ClassFacts]:
         """Each class with its rows, most frequent first; none if the split has too many values to be classes."""
         values = self.values.get(field) or {}
-        ordered = sorted(values.items(), key=lambda item: (-item[1].rows, item[0]))
-        return {name: held.facts() for name, held in ordered}
+        for facts in values.values():
+            facts["constant"] = facts["constant"] and facts["constant"][:SHOWN]
+        return dict(sorted(values.items(), key=lambda item: (-item[1]["rows"], item[0])))
 
     def facts(self, *, exact: bool) -> dict[str, Any]:
         answers, counts = np.unique(np.frombuffer(self.hashes["answer"], np.int64), return_counts=True)
@@ -611,6 +578,13 @@ class _Split:
         }
 
 
+def _tally(counts: dict[str, int], names: Iterable[str], most: int) -> None:
+    """Count names, of which only the first so many different ones are kept."""
+    for name in names:
+        if name in counts or len(counts) < most:
+            counts[name] = counts.get(name, 0) + 1
+
+
 _HISTOGRAMS = ("lengths", "answer_starts", "span_starts", "span_ends", "stops", "turn_stops", "unstopped_lengths")
 
 
@@ -624,7 +598,7 @@ def _class_field(train: _Split) -> str | None:
         field
         for field, values in fields.items()
         if len(values) * ROWS_PER_CLASS <= train.rows
-        and sum(held.rows for held in values.values()) >= 0.9 * train.rows
+        and sum(held["rows"] for held in values.values()) >= 0.9 * train.rows
     ]
     # What is called a class comes before what comes first, and any field before the whole answer.
     return min(fitting, key=lambda field: (not field, not _CLASS_NAME.search(field)), default=None)

@@ -25,6 +25,7 @@ from sft_recipes.demo import demo_base
 from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import evaluate
+from sft_recipes.files import json_lines, write_whole
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan
 from sft_recipes.plan.job import Job, Where
@@ -192,8 +193,8 @@ def continue_run(run: Run) -> int:
             say("resume", f"exact only with the same packages; since the start: {', '.join(changed)}")
         # What was logged after the checkpoint is done again.
         if run.log.exists():
-            lines = run.log.read_text(encoding="utf-8").splitlines(keepends=True)
-            run.log.write_text("".join(line for line in lines if _step_of(line) <= step), encoding="utf-8")
+            entries = [entry for entry in json_lines(run.log, cut_off=True) if entry["step"] <= step]
+            write_whole(run.log, "".join(json.dumps(entry) + "\n" for entry in entries))
         run.update(
             status="running",
             resume_from=str(checkpoint) if checkpoint else None,
@@ -202,14 +203,6 @@ def continue_run(run: Run) -> int:
             error=None,
         )
         return launch(run, lock)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        # A line cut off by a crash.
-        return float("inf")
 
 
 def check_same_config(run: Run, job: Job) -> None:

@@ -1,12 +1,15 @@
 """One optimizer step of transformers' and PEFT's real modules on fake tensors, which have shapes and no memory.
 
+`python -m sft_recipes.plan.fake_step` is the process that `trace.trace` starts.
+
 What a GPU does in one kernel, a CPU does in several operators with tensors of their own between them. Three of these
 would be counted although no GPU has them, and are replaced: attention, dropout, and the kernels of TRL's fused head.
 """
 
 import contextlib
-import copy
 import functools
+import json
+import sys
 import types
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -29,54 +32,35 @@ from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 from sft_recipes.models.census import beside_text, config_of
 from sft_recipes.plan.memory import Setup
 
-# Layers are alike, so every phase's peak is linear in their number.
-FEW, MORE = 2, 4
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 # torch's CUDA allocator hands out blocks of so many bytes (torch/c10/cuda/CUDACachingAllocator.h: kMinBlockSize).
 BLOCK = 512
 
 
 class LiveStorages(TorchDispatchMode):
-    """How many bytes of tensors are alive, real or fake.
+    """How many bytes of tensors are alive, real or fake, and were at most.
 
-    Within it, every storage that an operator returns is counted from then until it is freed.
-
-    What an operator allocates and frees within itself is not seen. torch's own MemTracker needs a hook on every
-    parameter, which frozen ones do not take.
+    Within it, every storage that an operator returns is counted from then until it is freed. What an operator
+    allocates and frees within itself is not seen. torch's own MemTracker needs a hook on every parameter, which frozen
+    ones do not take.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.bytes = 0
-        self.peaks: dict[str, int] = {}
-        """The most bytes alive during each phase."""
-        self._phase = ""
-        self._sizes: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-
-    @property
-    def peak(self) -> int:
-        return max(self.peaks.values())
-
-    def begin(self, phase: str) -> None:
-        """From here on, peaks are the phase's; a phase that comes again begins anew."""
-        self._phase = phase
-        self.peaks[phase] = self.bytes
+        self.bytes = self.peak = 0
+        self._seen: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def count(self, tensors: Iterable[Any]) -> int:
-        """Count what was alive before, and give the bytes that were not counted yet."""
+        """Count tensors that are alive, and give the bytes that were not counted yet."""
         before = self.bytes
         for each in tensors:
-            if isinstance(each, torch.Tensor):
-                self._count(each.untyped_storage())
+            if isinstance(each, torch.Tensor) and (storage := each.untyped_storage()) not in self._seen:
+                size = -(-storage.nbytes() // BLOCK) * BLOCK
+                self._seen.add(storage)
+                self.bytes += size
+                weakref.finalize(storage, self._free, size).atexit = False
+        self.peak = max(self.peak, self.bytes)
         return self.bytes - before
-
-    def _count(self, storage: Any) -> None:
-        if storage in self._sizes:
-            return
-        size = -(-storage.nbytes() // BLOCK) * BLOCK
-        self._sizes[storage] = size
-        self.bytes += size
-        weakref.finalize(storage, functools.partial(self._free, size)).atexit = False
 
     def _free(self, size: int) -> None:
         self.bytes -= size
@@ -84,65 +68,15 @@ class LiveStorages(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         self.count(tree_leaves(out))
-        if self._phase:
-            self.peaks[self._phase] = max(self.peaks[self._phase], self.bytes)
         return out
 
 
-def extrapolate(config: dict[str, Any], setup: Setup) -> dict[str, Any]:
-    """What `trace.trace` returns, from the model with two and with four layers.
-
-    Raises:
-        ValueError: The model's layers are not alike.
-    """
-    layers = text_layers(config)
-    if layers <= MORE:
-        return result(*step(config, layers, setup))
-    (parts, phases), (more_parts, more_phases) = step(config, FEW, setup), step(config, MORE, setup)
-
-    def all_layers(few: dict[str, int], more: dict[str, int]) -> dict[str, int]:
-        return {key: few[key] + (more[key] - few[key]) * (layers - FEW) // (MORE - FEW) for key in few}
-
-    few, more, whole = (parameters(config, number) for number in (FEW, MORE, layers))
-    if whole != few + (more - few) * (layers - FEW) // (MORE - FEW):
-        raise ValueError(f"the model's {layers} layers are not alike, and it is traced with {FEW} and {MORE} of them")
-    return result(all_layers(parts, more_parts), all_layers(phases, more_phases))
-
-
-def result(parts: dict[str, int], phases: dict[str, int]) -> dict[str, Any]:
-    phase = max(phases, key=lambda name: phases[name])
-    peak, static = phases[phase], sum(parts.values())
-    return {**parts, "static": static, "activations": peak - static, "peak": peak, "phase": phase, "phases": phases}
-
-
-def text_layers(config: dict[str, Any]) -> int:
-    return config_of(config).get_text_config().num_hidden_layers
-
-
-def shortened(config: dict[str, Any], layers: int) -> Any:
-    """The model's config with fewer layers; lists with a value for each layer are cut too."""
-    values = copy.deepcopy(config)
-    whole = text_layers(config)
-    for inner in (values, values.get("text_config") or {}):
-        for key, value in inner.items():
-            if isinstance(value, list) and len(value) == whole:
-                inner[key] = value[:layers]
-        if "num_hidden_layers" in inner or inner is values:
-            inner["num_hidden_layers"] = layers
-    return config_of(values)
-
-
-def parameters(config: dict[str, Any], layers: int) -> int:
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(shortened(config, layers)).num_parameters()
-
-
-def step(config: dict[str, Any], layers: int, setup: Setup) -> tuple[dict[str, int], dict[str, int]]:
-    """The bytes of the parts that stay, and the peak of each phase, of a step of the model with so many layers.
+def step(config: dict[str, Any], setup: Setup) -> dict[str, int]:
+    """The bytes of the parts that stay from step to step, and of the `peak` of one.
 
     Gradients are there from the beginning, as in every micro-batch of a step but the first.
     """
-    model = wrap(build(shortened(config, layers), setup), setup)
+    model = wrap(build(config_of(config), setup), setup)
     live = LiveStorages()
     with FakeTensorMode(), as_on_a_gpu():
         fill(model, setup)
@@ -153,7 +87,11 @@ def step(config: dict[str, Any], layers: int, setup: Setup) -> tuple[dict[str, i
                 model.enable_input_require_grads()
         model.train()
         trained = [each for each in model.parameters() if each.requires_grad]
-        optimizer = optimizer_of(setup, trained)
+        # As the Trainer makes it; `foreach` is what torch chooses on a GPU.
+        fused = setup.optimizer == "adamw_torch_fused"
+        optimizer: torch.optim.Optimizer = torch.optim.AdamW(trained, fused=fused, foreach=not fused)
+        if setup.optimizer == "sgd":
+            optimizer = torch.optim.SGD(trained, foreach=True)
         for each in trained:
             each.grad = torch.empty_like(each)
         optimizer.step()
@@ -165,19 +103,10 @@ def step(config: dict[str, Any], layers: int, setup: Setup) -> tuple[dict[str, i
         }
         if not setup.use_peft:
             parts["base"], parts["adapters"] = parts["base"] + parts["adapters"], 0
-        mark_layers(model, layers, live)
         with live:
-            live.begin("forward")
-            loss = forward(model, setup)
-            live.begin("loss")
-            loss.backward()
-            del loss
-            live.begin("optimizer step")
+            forward(model, setup).backward()
             optimizer.step()
-    # Between the last layer and the first, what is freed and what comes is the same from layer to layer.
-    names = {"layer " + str(layers - 1): "last layer", "layer 0": "first layer"}
-    phases = {names.get(name, name): peak for name, peak in live.peaks.items()}
-    return parts, {name: peak for name, peak in phases.items() if not name.startswith("layer ")}
+    return {**parts, "peak": live.peak}
 
 
 def build(config: Any, setup: Setup) -> torch.nn.Module:
@@ -257,37 +186,10 @@ def held(model: torch.nn.Module, *, trained: bool) -> Iterator[Any]:
         yield from model.buffers()
 
 
-def optimizer_of(setup: Setup, trained: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
-    """As the Trainer makes it; `foreach` is what torch chooses on a GPU."""
-    if setup.optimizer == "sgd":
-        return torch.optim.SGD(trained, foreach=True)
-    fused = setup.optimizer == "adamw_torch_fused"
-    return torch.optim.AdamW(trained, fused=fused, foreach=not fused)
-
-
-def mark_layers(model: torch.nn.Module, layers: int, live: LiveStorages) -> None:
-    """Begin a phase where the backward of each decoder layer begins."""
-    decoder = next(each for each in model.modules() if isinstance(each, torch.nn.ModuleList) and len(each) == layers)
-    for index, layer in enumerate(decoder):
-
-        def mark(module: Any, inputs: Any, output: Any, name: str = f"layer {index}") -> None:
-            hidden = output[0] if isinstance(output, tuple) else output
-            if hidden.requires_grad:
-                hidden.register_hook(lambda gradient: live.begin(name))
-
-        layer.register_forward_hook(mark)
-
-
-def rows_of(setup: Setup) -> tuple[int, int]:
-    """Rows of a micro-batch, and their tokens."""
-    rows = max(1, round(setup.tokens / setup.length))
-    return rows, setup.tokens // rows
-
-
 def forward(model: torch.nn.Module, setup: Setup) -> torch.Tensor:
     """The loss of one micro-batch, as the Trainer's `bf16: true` or its absence computes it."""
-    rows, length = rows_of(setup)
-    tokens = torch.zeros(rows, length, dtype=torch.long)
+    rows = max(1, round(setup.tokens / setup.length))
+    tokens = torch.zeros(rows, setup.tokens // rows, dtype=torch.long)
     with torch.autocast("cpu", torch.bfloat16, enabled=setup.autocast):
         if setup.fused_head:
             return fused_loss(model, tokens, setup)
@@ -394,3 +296,12 @@ class Attention(torch.autograd.Function):
         # The queries' gradient is summed in float32.
         torch.empty(query.shape, dtype=torch.float32)
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value), None
+
+
+def main() -> None:
+    asked = json.load(sys.stdin)
+    print(json.dumps(step(asked["config"], Setup(**asked["setup"]))))
+
+
+if __name__ == "__main__":
+    main()

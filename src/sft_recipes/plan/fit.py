@@ -28,11 +28,9 @@ class Option:
 
     topology: Topology
     checkpointing: bool
-    rows: int
-    """Of one micro-batch."""
-    memory: memory.Memory
-    seconds: float
-    """For a step on an A100: ways are compared by it, other GPUs differ alike."""
+    rows: int  # of one micro-batch
+    needs: float  # bytes at the peak of its largest micro-batch
+    seconds: float  # for a step on an A100: ways are compared by it, other GPUs differ alike
 
     @property
     def line(self) -> str:
@@ -46,10 +44,8 @@ class Fit:
     """What fits, or what is missing."""
 
     best: Option | None
-    reason: str
-    """Why this one; or by how much the nearest way misses."""
-    tried: tuple[str, ...]
-    """What else was looked at, and why not."""
+    reason: str  # why this one; or by how much the nearest way misses
+    tried: tuple[str, ...]  # what else was looked at, and why not
     instead: tuple[str, ...]
     """When nothing fits, or only by offloading: what would help without it, what helps most first."""
     not_counted: str | None
@@ -78,12 +74,11 @@ def fit(recipe: Recipe, model: Model, lengths: Lengths, supervised_share: float,
         raise InputError(
             f"global_batch_size {total} cannot be shared out evenly among {number} GPUs; works: GPUS {works}"
         )
-    sizes = [size for size in range(1, total // number + 1) if (total // number) % size == 0]
     longest, mean = row_lengths(recipe, lengths)
-    useful = useful_sizes(sizes, mean)
+    whole, share = total // number, vram_gib * GIB * HEADROOM
+    sizes = useful_sizes([size for size in range(1, whole + 1) if whole % size == 0], mean)
     tried: list[str] = []
     smallest: list[Option] = []
-    share = vram_gib * GIB * HEADROOM
     for name in backends(recipe, number):
         chosen = topologies.read(name, "fit", number)
         if problem := next(conflicts.of_topology(recipe, chosen), None):
@@ -92,26 +87,26 @@ def fit(recipe: Recipe, model: Model, lengths: Lengths, supervised_share: float,
         options = [
             option(recipe, chosen, model, checkpointing, size, longest, mean, supervised_share)
             for checkpointing in (False, True)
-            for size in useful
+            for size in sizes
         ]
-        fitting = [each for each in options if each.memory.allocated <= share]
+        fitting = [each for each in options if each.needs <= share]
         if fitting:
             best = min(fitting, key=lambda each: (round(each.seconds, 3), -each.rows))
+            asked = Setup.of(recipe, chosen, 0, 0)
+            away = asked.offload_parameters and smallest
+            instead = remedies(recipe, model, smallest[0], longest, share) if away else ()
             tried += passed_over(best, options, share)
-            away = Setup.of(recipe, chosen, 0, 0).offload_parameters
-            instead = remedies(recipe, model, smallest[0], longest, share) if away and smallest else ()
-            reason = why(best, longest, mean, share, sizes[-1])
-            return Fit(best, reason, tuple(tried), instead, not_counted(recipe, chosen, model))
-        least = min(options, key=lambda each: each.memory.allocated)
-        tried.append(f"{name} needs {gib(least.memory.allocated)} of {gib(share)} with {count(least.rows, 'row')}")
+            reason = why(best, longest, mean, share, whole)
+            return Fit(best, reason, tuple(tried), instead, memory.not_counted(model, asked))
+        least = min(options, key=lambda each: each.needs)
+        tried.append(f"{name} needs {gib(least.needs)} of {gib(share)} with {count(least.rows, 'row')}")
         smallest.append(least)
     if not smallest:
         return Fit(None, "no backend can run this recipe on GPUs", tuple(tried), (), None)
-    nearest = min(smallest, key=lambda each: each.memory.allocated)
-    missing = nearest.memory.allocated - share
+    nearest = min(smallest, key=lambda each: each.needs)
     reason = (
         f"nothing fits {count(number, 'GPU')} of {vram_gib:g} GiB: the smallest, {nearest.line}, needs "
-        f"{gib(nearest.memory.allocated)}, {gib(missing)} more than the {gib(share)} allowed"
+        f"{gib(nearest.needs)}, {gib(nearest.needs - share)} more than the {gib(share)} allowed"
     )
     return Fit(None, reason, tuple(tried), remedies(recipe, model, smallest[0], longest, share), None)
 
@@ -136,8 +131,7 @@ def backends(recipe: Recipe, number: int) -> list[str]:
     """Accelerate configs to try, the simplest first: what is not needed only costs."""
     if number == 1:
         return ["single_gpu", "zero3_offload"]
-    sharded = ["zero3", "zero3_offload"]
-    return ["ddp", *([] if recipe["use_peft"] else ["zero2"]), *sharded]
+    return ["ddp", *([] if recipe["use_peft"] else ["zero2"]), "zero3", "zero3_offload"]
 
 
 def option(
@@ -158,14 +152,14 @@ def option(
     usual = dataclasses.replace(largest, tokens=round(rows * mean), length=round(length * mean / longest))
     micro_batches = recipe["global_batch_size"] // (rows * chosen.processes)
     _, slow = speed.per_micro_batch(model, usual, gpus.find("a100-80gb"))
-    return Option(chosen, checkpointing, rows, memory.estimate(model, largest), micro_batches * slow)
+    return Option(chosen, checkpointing, rows, memory.estimate(model, largest).allocated, micro_batches * slow)
 
 
 def passed_over(best: Option, options: list[Option], share: float) -> list[str]:
     """Why not with checkpointing, or without; and why not a larger micro-batch."""
     other = [each for each in options if each.checkpointing != best.checkpointing]
-    fitting = [each for each in other if each.memory.allocated <= share]
-    least = min(other, key=lambda each: each.memory.allocated)
+    fitting = [each for each in other if each.needs <= share]
+    least = min(other, key=lambda each: each.needs)
     word = "without" if best.checkpointing else "with"
     if fitting:
         fastest = min(fitting, key=lambda each: each.seconds)
@@ -173,11 +167,11 @@ def passed_over(best: Option, options: list[Option], share: float) -> list[str]:
         fits = "fits" if fastest.rows == 1 else "fit"
         sentences = [f"{word} checkpointing {count(fastest.rows, 'row')} {fits}, and a step takes {slower:.0%} longer"]
     else:
-        sentences = [f"{word} checkpointing {count(least.rows, 'row')} already needs {gib(least.memory.allocated)}"]
+        sentences = [f"{word} checkpointing {count(least.rows, 'row')} already needs {gib(least.needs)}"]
     larger = [each for each in options if each.checkpointing == best.checkpointing and each.rows > best.rows]
     if larger:
         more = min(larger, key=lambda each: each.rows)
-        verdict = "is not faster" if more.memory.allocated <= share else f"needs {gib(more.memory.allocated)}"
+        verdict = "is not faster" if more.needs <= share else f"needs {gib(more.needs)}"
         sentences.append(f"a micro-batch of {count(more.rows, 'row')} {verdict}")
     return sentences
 
@@ -185,7 +179,7 @@ def passed_over(best: Option, options: list[Option], share: float) -> list[str]:
 def why(best: Option, longest: int, mean: float, share: float, whole: int) -> str:
     """The reason for the best option in one sentence."""
     rows = f"{count(best.rows, 'row')} of up to {longest:,} tokens"
-    needs = f"{'needs' if best.rows == 1 else 'need'} {gib(best.memory.allocated)} of the {gib(share)} allowed"
+    needs = f"{'needs' if best.rows == 1 else 'need'} {gib(best.needs)} of the {gib(share)} allowed"
     if best.rows == whole:
         return f"{rows} {needs}, and are a process's whole share of the global batch"
     if best.rows * mean >= ENOUGH:
@@ -197,43 +191,32 @@ def remedies(recipe: Recipe, model: Model, least: Option, longest: int, share: f
     """What would help the way that needs least on the simplest backend, and what it then needs; the best first."""
     asked = Setup.of(recipe, least.topology, least.rows * longest, longest)
     asked = dataclasses.replace(asked, checkpointing=True)
-    changes = {}
+    changes: dict[str, dict[str, Any]] = {}
     if not recipe["use_peft"]:
-        changes["adapters instead of all weights: SET=use_peft=true"] = {
-            "use_peft": True,
-            "rank": recipe["lora_r"],
-            "targets": ("all-linear",),
-        }
+        adapters = {"use_peft": True, "rank": recipe["lora_r"], "targets": ("all-linear",)}
+        changes["adapters instead of all weights: SET=use_peft=true"] = adapters
     elif not asked.four_bit:
-        changes["4-bit weights: SET=load_in_4bit=true"] = {
-            "four_bit": True,
-            "eight_bit": False,
-            "double_quant": recipe["use_bnb_nested_quant"],
-        }
+        quantised = {"four_bit": True, "eight_bit": False, "double_quant": recipe["use_bnb_nested_quant"]}
+        changes["4-bit weights: SET=load_in_4bit=true"] = quantised
     if longest > 128:
         half = longest // 2
         changes[f"shorter rows, cut at half: SET=max_length={half}"] = {"tokens": least.rows * half, "length": half}
     if asked.attention == "eager":
         changes["attention that does not hold its matrix: SET=attn_implementation=sdpa"] = {"attention": "sdpa"}
-    if not memory.shards_weights(asked):
-        changes["twice the GPUs with sharded weights: ACCEL=zero3"] = {
-            "zero_stage": 3,
-            "processes": 2 * asked.processes,
-        }
+    twice = {"processes": 2 * asked.processes}
+    if memory.shards_weights(asked):
+        changes["twice the GPUs"] = twice
     else:
-        changes["twice the GPUs"] = {"processes": 2 * asked.processes}
+        changes["twice the GPUs with sharded weights: ACCEL=zero3"] = {"zero_stage": 3, **twice}
     needs = {
         text: memory.estimate(model, dataclasses.replace(asked, **change)).allocated
         for text, change in changes.items()
     }
-    helpful = sorted((need, text) for text, need in needs.items() if need < least.memory.allocated)
     return tuple(
-        f"{text}, which needs {gib(need)}{'' if need <= share else ', still too much'}" for need, text in helpful
+        f"{text}, which needs {gib(need)}{'' if need <= share else ', still too much'}"
+        for text, need in sorted(needs.items(), key=lambda each: each[1])
+        if need < least.needs
     )
-
-
-def not_counted(recipe: Recipe, chosen: Topology, model: Model) -> str | None:
-    return memory.not_counted(model, Setup.of(recipe, chosen, 0, 0))
 
 
 def gib(size: float) -> str:
@@ -248,10 +231,9 @@ def facts(found: Fit) -> dict[str, Any]:
         "per_device_train_batch_size": found.best.rows,
         "activation_checkpointing": found.best.checkpointing,
         "accelerate_config": found.best.topology.name,
-        "allocated": round(found.best.memory.allocated),
+        "allocated": round(found.best.needs),
     }
-    others = {key: getattr(found, key) for key in ("reason", "tried", "instead", "not_counted")}
-    return {"best": best, **others}
+    return {field.name: getattr(found, field.name) for field in dataclasses.fields(found)} | {"best": best}
 
 
 def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -15,12 +15,10 @@ class Spec:
     """What the vendor says of a GPU."""
 
     name: str
-    nvidia_smi: tuple[str, ...]
-    """The names that nvidia-smi gives it."""
+    nvidia_smi: tuple[str, ...]  # the names that nvidia-smi gives it
     memory_mib: int
     """In all, as nvidia-smi shows it: less than the datasheet's figure where memory protects itself against errors."""
-    bf16_tflops: float
-    """Peak of bfloat16 matrix products that are summed in float32, without sparsity."""
+    bf16_tflops: float  # peak of bfloat16 matrix products that are summed in float32, without sparsity
     bandwidth_gb_per_second: float
     source: str
 

@@ -6,9 +6,9 @@ model (RMSNorm, attention, gated MLP) with LoRA, term by term below. Every other
 were one.
 """
 
+import bisect
 import dataclasses
 import math
-from collections.abc import Callable
 
 from sft_recipes.errors import InputError
 from sft_recipes.models.base_model import Model
@@ -38,30 +38,20 @@ class Setup:
     four_bit: bool = False
     double_quant: bool = False
     eight_bit: bool = False
-    base_bytes: int = 2
-    """Of one weight that is not quantised."""
-    adapter_bytes: int = 4
-    """Of one adapter weight, as `adapter_dtype` has it."""
+    base_bytes: int = 2  # of one weight that is not quantised
+    adapter_bytes: int = 4  # of one adapter weight, as `adapter_dtype` has it
     rank: int = 16
     targets: tuple[str, ...] = ("all-linear",)
-    parameters: tuple[str, ...] = ()
-    """Experts that are adapted, as `lora_target_parameters` names them."""
-    use_peft: bool = True
-    """False trains all weights."""
+    parameters: tuple[str, ...] = ()  # experts that are adapted, as `lora_target_parameters` names them
+    use_peft: bool = True  # false trains all weights
     dropout: float = 0.0
-    optimizer: str = "adamw_torch"
-    """As `optim` names it."""
+    optimizer: str = "adamw_torch"  # as `optim` names it
     checkpointing: bool = True
-    attention: str = "sdpa"
-    """As `attn_implementation` names it."""
-    fused_head: bool = True
-    """Whether logits are never held whole, as in TRL 1.16; false describes older software."""
-    supervised_share: float = 1.0
-    """Share of the tokens that the loss is computed on."""
-    tokens: int = 2048
-    """Of one micro-batch, padding included."""
-    length: int = 2048
-    """Of its longest row."""
+    attention: str = "sdpa"  # as `attn_implementation` names it
+    fused_head: bool = True  # whether logits are never held whole, as in TRL 1.16; false describes older software
+    supervised_share: float = 1.0  # share of the tokens that the loss is computed on
+    tokens: int = 2048  # of one micro-batch, padding included
+    length: int = 2048  # of its longest row
     zero_stage: int | None = None
     processes: int = 1
     fsdp: bool = False
@@ -77,6 +67,7 @@ class Setup:
         """What a recipe and its topology ask for, for a micro-batch of `tokens` in rows of up to `length`."""
         chosen = recipe["activation_checkpointing"]
         devices = topology.config.get("deepspeed_config") or {}
+        fsdp_offload = bool((topology.config.get("fsdp_config") or {}).get("fsdp_offload_params"))
         return cls(
             four_bit=recipe["load_in_4bit"],
             double_quant=recipe["use_bnb_nested_quant"],
@@ -98,10 +89,8 @@ class Setup:
             zero_stage=topology.zero_stage,
             processes=topology.processes,
             fsdp=topology.backend == "fsdp",
-            offload_parameters=devices.get("offload_param_device", "none") != "none"
-            or bool((topology.config.get("fsdp_config") or {}).get("fsdp_offload_params")),
-            offload_optimizer=devices.get("offload_optimizer_device", "none") != "none"
-            or bool((topology.config.get("fsdp_config") or {}).get("fsdp_offload_params")),
+            offload_parameters=fsdp_offload or devices.get("offload_param_device", "none") != "none",
+            offload_optimizer=fsdp_offload or devices.get("offload_optimizer_device", "none") != "none",
             autocast=bool(recipe["bf16"] or recipe["fp16"]),
         )
 
@@ -110,23 +99,17 @@ class Setup:
 class Memory:
     """Bytes on one GPU by component."""
 
-    quantised: float
-    """Base weights in 4 or 8 bit, with their constants."""
-    unquantised: float
-    """The other base weights: embeddings, head, norms, experts held as one tensor, or all."""
+    quantised: float  # base weights in 4 or 8 bit, with their constants
+    unquantised: float  # the other base weights: embeddings, head, norms, experts held as one tensor, or all
     adapters: float
     gradients: float
-    optimizer: float
-    """Optimizer state, and DeepSpeed's float32 master weights."""
+    optimizer: float  # optimizer state, and DeepSpeed's float32 master weights
     activations: float
     """What is kept from forward to backward: every layer's tensors, or with checkpointing every layer's input."""
-    layer: float
-    """What the backward pass of one layer needs beside that; with checkpointing the recomputed layer too."""
+    layer: float  # what the backward pass of one layer needs beside that; with checkpointing the recomputed layer too
     loss_head: float
-    buffers: float
-    """Of the backend: reduction buckets and gathered parameters."""
-    step: float
-    """Temporaries of the optimizer's step, when the activations are gone."""
+    buffers: float  # of the backend: reduction buckets and gathered parameters
+    step: float  # temporaries of the optimizer's step, when the activations are gone
 
     @property
     def static(self) -> float:
@@ -150,18 +133,13 @@ class Shape:
 
     layers: int
     hidden: int
-    intermediate: int
-    """Width of the MLP, or of all experts that one token visits."""
-    queries: int
-    """heads x head_dim."""
-    keys: int
-    """key-value heads x head_dim, which is also the values' width."""
+    intermediate: int  # width of the MLP, or of all experts that one token visits
+    queries: int  # heads x head_dim
+    keys: int  # key-value heads x head_dim, which is also the values' width
     heads: int
     vocabulary: int
-    normed_heads: bool
-    """Whether queries and keys have a norm of their own, as in Qwen3."""
-    experts: int
-    """Experts that one token visits, 0 in a dense model."""
+    normed_heads: bool  # whether queries and keys have a norm of their own, as in Qwen3
+    experts: int  # experts that one token visits, 0 in a dense model
 
     @classmethod
     def of(cls, model: Model) -> "Shape":
@@ -207,23 +185,13 @@ def estimate(model: Model, setup: Setup) -> Memory:
     shape = Shape.of(model)
     quantised, unquantised = base_weights(model, setup)
     trained = adapted_parameters(model, setup) if setup.use_peft else model.elements()
-    adapters, gradients, optimizer, step = trained_weights(setup, trained)
+    weights, gradients, optimizer, step = trained_weights(setup, trained)
     if not setup.use_peft:
         # The trained weights are the base.
-        quantised, unquantised, adapters = 0.0, adapters, 0.0
+        quantised, unquantised, weights = 0.0, weights, 0.0
     kept, layer = activations(model, setup, shape)
-    return Memory(
-        quantised=quantised,
-        unquantised=unquantised,
-        adapters=adapters,
-        gradients=gradients,
-        optimizer=optimizer,
-        activations=kept,
-        layer=layer,
-        loss_head=loss_head(setup, shape),
-        buffers=buffers(model, setup, trained),
-        step=step,
-    )
+    head, backend = loss_head(setup, shape), buffers(model, setup, trained)
+    return Memory(quantised, unquantised, weights, gradients, optimizer, kept, layer, head, backend, step)
 
 
 def adapted_parameters(model: Model, setup: Setup) -> int:
@@ -238,14 +206,15 @@ def not_counted(model: Model, setup: Setup) -> str | None:
     or gate_proj with up_proj, or down_proj is asked for (peft/utils/transformers_weight_conversion.py, 0.21), through
     a changed copy of all their weights.
     """
-    if setup.use_peft and model.experts(setup.parameters):
+    if not setup.use_peft:
+        return None
+    if model.experts(setup.parameters):
         return (
             "the copy of the experts' weights that PEFT makes for lora_target_parameters is not counted, which is as "
             "large as they are; without them the estimate is whole"
         )
     fused = any(group.kind == "other" and len(group.shape) == 3 for group in model.groups)
-    wanted = set(setup.targets)
-    if setup.use_peft and fused and wanted & {"all-linear", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}:
+    if fused and {"all-linear", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}.intersection(setup.targets):
         return (
             "adapters on experts are not counted, nor is the copy of the experts' weights that PEFT makes for them; "
             "with lora_target_modules: [q_proj, k_proj, v_proj, o_proj] the estimate is whole"
@@ -273,17 +242,15 @@ def base_weights(model: Model, setup: Setup) -> tuple[float, float]:
     """
     share = 0.0 if setup.offload_parameters else 1 / setup.processes if shards_weights(setup) else 1.0
     kinds = ("linear", "tower") if setup.four_bit or setup.eight_bit else ()
-    quantised = sum(
-        group.count
-        * (
-            four_bit_bytes(group.elements // group.count, double_quant=setup.double_quant)
-            if setup.four_bit
-            else group.elements // group.count + 4 * group.shape[0]
-        )
-        for group in model.groups
-        if group.kind in kinds
-    )
-    rest = sum(group.elements for group in model.groups if group.kind not in kinds)
+    quantised, rest = 0.0, 0
+    for group in model.groups:
+        each = group.elements // group.count
+        if group.kind not in kinds:
+            rest += group.elements
+        elif setup.four_bit:
+            quantised += group.count * four_bit_bytes(each, double_quant=setup.double_quant)
+        else:
+            quantised += group.count * (each + 4 * group.shape[0])
     return quantised * share, rest * setup.base_bytes * share
 
 
@@ -302,7 +269,6 @@ def trained_weights(setup: Setup, trained: int) -> tuple[float, float, float, fl
     hold one more tensor for each weight during the step (torch.optim.AdamW's documentation: about sizeof(params)).
     """
     size = setup.adapter_bytes if setup.use_peft else setup.base_bytes
-    state = state_bytes(setup.optimizer)
     if setup.zero_stage:
         part = trained / setup.processes
         weights = 0.0 if setup.offload_parameters else 2 * (part if setup.zero_stage == 3 else trained)
@@ -311,34 +277,31 @@ def trained_weights(setup: Setup, trained: int) -> tuple[float, float, float, fl
             # Gradients go where the optimizer is.
             return weights, 0.0, 0.0, 0.0
         # Float32 master weights; their gradients are float32 while the step lasts.
-        return weights, gradients, part * (4 + state(4)), 4 * part
+        return weights, gradients, part * (4 + state_bytes(setup.optimizer, 4)), 4 * part
     if setup.fsdp:
         trained, size = math.ceil(trained / setup.processes), 4
         if setup.offload_parameters:
             return 0.0, 0.0, 0.0, 0.0
     step = trained * size if setup.optimizer == "adamw_torch" else 0.0
-    return trained * size, trained * size, trained * state(size), step
+    return trained * size, trained * size, trained * state_bytes(setup.optimizer, size), step
 
 
-def state_bytes(optimizer: str) -> Callable[[int], float]:
-    """Bytes of optimizer state for a trained weight, as a function of the weight's own bytes.
+# Tensors like the weight that an optimizer keeps, by a part of its name; Adam and its kin keep two.
+_STATE = {"ademamix": 3, "lion": 1, "rmsprop": 1, "adagrad": 1, "schedule_free_sgd": 1}
+# Plain SGD and LOMO keep none, adafactor one row and one column, which is nothing beside them.
+_STATELESS = ("sgd", "lomo", "adalomo", "adafactor", "galore_adafactor", "galore_adafactor_layerwise")
 
-    Adam and its kin keep two tensors like the weight, ademamix three, lion, rmsprop and adagrad one, plain SGD and
-    LOMO none, adafactor one row and one column, which is nothing beside them. bitsandbytes' 8-bit forms keep a byte,
-    and a float32 for each 256 (arXiv 2110.02861). Paged state may leave the GPU; it is counted as if it never did.
+
+def state_bytes(optimizer: str, size: int) -> float:
+    """Bytes of optimizer state for a trained weight of `size` bytes.
+
+    bitsandbytes' 8-bit forms keep a byte, and a float32 for each 256 (arXiv 2110.02861). Paged state may leave the
+    GPU; it is counted as if it never did.
     """
-    tensors = 2
-    if "ademamix" in optimizer:
-        tensors = 3
-    elif any(name in optimizer for name in ("lion", "rmsprop", "adagrad", "schedule_free_sgd")):
-        tensors = 1
-    elif optimizer in ("sgd", "lomo", "adalomo", "adafactor", "galore_adafactor", "galore_adafactor_layerwise"):
-        tensors = 0
+    tensors = 0 if optimizer in _STATELESS else next((n for part, n in _STATE.items() if part in optimizer), 2)
     if optimizer.endswith("4bit"):
-        return lambda size: tensors * (0.5 + 4 / 128)
-    if "8bit" in optimizer:
-        return lambda size: tensors * (1 + 4 / 256)
-    return lambda size: tensors * size
+        return tensors * (0.5 + 4 / 128)
+    return tensors * (1 + 4 / 256 if "8bit" in optimizer else size)
 
 
 def activations(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]:
@@ -371,10 +334,8 @@ def activations(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]
     layer = setup.tokens * gradients * _width(setup) // 2 + (square if setup.attention == "eager" else pairs)
     if setup.checkpointing:
         return setup.base_bytes * h * shape.layers * setup.tokens, saved + layer
-    copies = 0
-    if _cast(setup) and setup.autocast:
-        # Autocast's 16-bit copies of the adapters.
-        copies = 2 * adapted_parameters(model, setup)
+    # Autocast's 16-bit copies of the adapters.
+    copies = 2 * adapted_parameters(model, setup) if _cast(setup) and setup.autocast else 0
     return shape.layers * saved + copies, layer
 
 
@@ -475,14 +436,7 @@ def largest(model: Model, setup: Setup, vram_bytes: float) -> int:
     It fits while torch's peak is at most `HEADROOM` of the GPU's memory.
     """
 
-    def fits(rows: int) -> bool:
-        tokens = rows * setup.length
-        return estimate(model, dataclasses.replace(setup, tokens=tokens)).allocated <= HEADROOM * vram_bytes
+    def needed(rows: int) -> float:
+        return estimate(model, dataclasses.replace(setup, tokens=rows * setup.length)).allocated
 
-    low, high = 0, 1
-    while fits(high):
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle)
-    return low
+    return bisect.bisect_right(range(1, 2**20), HEADROOM * vram_bytes, key=needed)

@@ -34,7 +34,7 @@ def plan(name: str | Path, *, traced: bool = False, **where: Unpack[Where]) -> d
 
     Args:
         name: the recipe.
-        traced: also run the real modules on tensors without data (`trace.py`), which takes some seconds.
+        traced: also run the real modules on tensors without data (`trace.py`), which takes up to a minute.
         where: as `job.resolve` takes it.
 
     Raises:

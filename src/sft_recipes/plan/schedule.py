@@ -11,18 +11,15 @@ from sft_recipes.recipes.topology import Topology, accumulation
 class Schedule:
     """Optimizer steps of one run."""
 
-    rows: int
-    """Training rows, or packed rows."""
-    batches_per_epoch: int
-    """Micro-batches that one process computes in an epoch."""
+    rows: int  # training rows, or packed rows
+    batches_per_epoch: int  # micro-batches that one process computes in an epoch
     accumulation: int
     steps_per_epoch: int
     steps: int
     warmup_steps: int
     peak_learning_rate: float
     """The highest learning rate that is reached, which is not the recipe's when warm-up takes the whole run."""
-    evaluations: int | None
-    """Evaluations within the run, None when it has none."""
+    evaluations: int | None  # evaluations within the run, None when it has none
 
     @property
     def warmup_share(self) -> float:

@@ -47,8 +47,7 @@ class Speed:
 
     seconds_per_step: tuple[float, float] | None
     """Lowest and highest; the same twice where it was measured; None where nothing is known."""
-    basis: str
-    """What the figure rests on, or why there is none."""
+    basis: str  # what the figure rests on, or why there is none
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +55,7 @@ class Measured:
     """A finished run that did the same work on the same machine."""
 
     run: str
-    tokens_per_second: float
-    """Over all processes, padding not counted."""
+    tokens_per_second: float  # over all processes, padding not counted
 
 
 def flops_per_token(model: Model, setup: Setup) -> float:

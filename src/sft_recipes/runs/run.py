@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError, nearest
+from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.files import digest_of, sealed, write_whole
 from sft_recipes.recipes import recipe as recipes
 
@@ -36,6 +36,11 @@ class Run:
     @property
     def name(self) -> str:
         return self.directory.name
+
+    @property
+    def exists(self) -> bool:
+        """Whether it has begun: whether there is a run.json."""
+        return (self.directory / "run.json").is_file()
 
     def metrics(self, split: str) -> Path:
         """Where the metrics of an evaluation lie; those of the test rows have the plain name."""
@@ -92,13 +97,13 @@ class Run:
             InputError: There is none of that name.
         """
         if isinstance(name, Path) or "/" in name:
-            if not (Path(name) / "run.json").is_file():
+            if not cls(Path(name)).exists:
                 raise InputError(f"{name} is no run's directory: it has no run.json")
             return cls(Path(name))
         if not recipes.NAME.fullmatch(name) or not (runs / name / "run.json").is_file():
             have = sorted(path.parent.name for path in runs.glob("*/run.json"))
             raise InputError(
-                f"no run {name!r} in {runs}/{nearest(name, have)}; there are {', '.join(have) if have else 'none'}"
+                f"no run {name!r} in {runs}/; there are {', '.join(have) or 'none'}{did_you_mean(name, have)}"
             )
         return cls(runs / name)
 

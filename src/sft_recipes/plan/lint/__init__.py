@@ -31,16 +31,12 @@ MODULES = ("adapters", "data", "run", "speed")
 class Case:
     """What is known when a recipe is judged."""
 
-    recipe: Recipe
-    """As written, with its base and overrides."""
+    recipe: Recipe  # as written, with its base and overrides
     topology: Topology
-    gpus: tuple[Gpu, ...] = ()
-    """The GPUs that are visible here."""
-    gpu: Spec | None = None
-    """The kind of GPU that it is planned for."""
+    gpus: tuple[Gpu, ...] = ()  # the GPUs that are visible here
+    gpu: Spec | None = None  # the kind of GPU that it is planned for
     model: Model | None = None
-    data: Survey | None = None
-    """What `survey.survey` counted in the rows."""
+    data: Survey | None = None  # what `survey.survey` counted in the rows
     schedule: Schedule | None = None
 
 
@@ -64,10 +60,8 @@ class Rule:
     id: str
     look: Callable[[Case], Iterable[dict[str, Any]]]
     severity: str
-    idea: str
-    """One sentence: what the rule finds."""
-    evidence: str
-    """Where it was seen or measured: a link, or a document and its section."""
+    idea: str  # one sentence: what the rule finds
+    evidence: str  # where it was seen or measured: a link, or a document and its section
     message: str
     instead: str
     required: bool = False
