@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from typer import Exit, Option, Typer, TyperException
 from typer.core import TyperGroup
 
-from sft_recipes.errors import InputError, nearest
+from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.terminal import print_lines
 
 NAME = "sft-recipes"
@@ -79,7 +79,7 @@ def from_make(command: str, variables: Mapping[str, str]) -> list[str]:
     for name in variables.get("GIVEN", "").split():
         if name not in read:
             problems.append(
-                f"make {command} does not read {name}{nearest(name, read)}; it reads {', '.join(parameters)}"
+                f"make {command} does not read {name}; it reads {', '.join(parameters)}{did_you_mean(name, read)}"
             )
     for name, parameter in parameters.items():
         value = variables.get(name, "")

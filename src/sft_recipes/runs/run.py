@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError, nearest
+from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.files import digest_of, sealed, write_whole
 from sft_recipes.recipes import recipe as recipes
 
@@ -103,7 +103,7 @@ class Run:
         if not recipes.NAME.fullmatch(name) or not (runs / name / "run.json").is_file():
             have = sorted(path.parent.name for path in runs.glob("*/run.json"))
             raise InputError(
-                f"no run {name!r} in {runs}/{nearest(name, have)}; there are {', '.join(have) if have else 'none'}"
+                f"no run {name!r} in {runs}/; there are {', '.join(have) or 'none'}{did_you_mean(name, have)}"
             )
         return cls(runs / name)
 
