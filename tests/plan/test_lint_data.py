@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import alpaca_rows, write_rows
 
-from sft_recipes.data import survey
+from sft_recipes.data import survey, tokens
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import lint
 from sft_recipes.plan.lint import Case, Hit
@@ -56,7 +56,7 @@ def look(project: Path) -> Look:
             overrides["test_file"] = "data/test.jsonl"
         words = [f"{key}={json.dumps(json.dumps(value))}" for key, value in overrides.items()]
         job = jobs.check("tiny", overrides=words)
-        found = survey.survey(job.prepared, survey.find_tokenizer(job.recipe), cache=Path("surveys"))
+        found = survey.survey(job.prepared, tokens.find_tokenizer(job.recipe), cache=Path("surveys"))
         case = Case(job.recipe, job.topology, data=found)
         said = {each.id: list(each.check(case)) for each in about_rows()}
         return {name: told for name, told in said.items() if told}
