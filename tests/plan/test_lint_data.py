@@ -11,11 +11,11 @@ from conftest import alpaca_rows, write_rows
 from sft_recipes.data import survey, tokens
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import lint
-from sft_recipes.plan.lint import Case, Hit
+from sft_recipes.plan.lint import Case, Finding
 from sft_recipes.plan.lint import data as rules
 
 Row = dict[str, Any]
-Look = Callable[..., dict[str, list[Hit]]]
+Look = Callable[..., dict[str, list[Finding]]]
 
 
 def row(text: str, answer: str, ask: str = "Say which.") -> Row:
@@ -71,7 +71,7 @@ def about_rows() -> list[lint.Rule]:
     ]
 
 
-def severity(found: dict[str, list[Hit]], name: str) -> str:
+def severity(found: dict[str, list[Finding]], name: str) -> str:
     (said,) = found[name]
     return said.severity
 
