@@ -89,7 +89,7 @@ benchmark: $(INSTALLED) ## the demo through us and through stock trl sft, side b
 benchmark-scoring: $(INSTALLED) ## the demo run RUN scored by likelihood and by generation, in rows a second
 	@$(BIN)/python scripts/benchmark_scoring.py "$${RUN:?name a demo run: make benchmark-scoring RUN=my_demo}"
 
-docs: $(INSTALLED) ## regenerate the tables and the picture of README.md from the recipes and a demo run
+docs: $(INSTALLED) ## regenerate what the pages show of recipes, wings, rules and the demo, which is trained for it
 	@$(BIN)/python scripts/update_pages.py
 
 $(INSTALLED): pyproject.toml constraints.txt

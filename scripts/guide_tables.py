@@ -52,6 +52,14 @@ def preset_table() -> str:
     return "\n".join(lines)
 
 
+def idea_table() -> str:
+    """One row a recipe: its idea."""
+    lines = ["| recipe | idea |", "|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| [`{name}`]({name}.yaml) | {recipes.load(name)['description']} |" for name in recipes.names())]
+    )
+
+
 def recipe_table() -> str:
     """Every recipe by what it says otherwise than the one it extends, or than the default."""
     lines = ["| recipe | extends | what it says otherwise |", "|---|---|---|"]

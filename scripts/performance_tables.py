@@ -1,4 +1,4 @@
-"""What docs/performance.md and the README show of the results in benchmarks/, which `make gpu` wrote."""
+"""What docs/performance.md and docs/where_it_runs.md show of the results in benchmarks/, which `make gpu` wrote."""
 
 from typing import Any
 
@@ -28,7 +28,7 @@ def performance() -> str:
     return "\n\n".join([*parts, *(machine(name, facts) for name, facts in found.items())])
 
 
-def readme() -> str:
+def measured() -> str:
     """One row a machine: what was shown to work there."""
     found = results.newest()
     rows = []
@@ -37,7 +37,7 @@ def readme() -> str:
         error = memory_error(facts)
         rows.append(
             [
-                f"[{facts['hardware']['name']}](benchmarks/{name}), {facts['date']}",
+                f"[{facts['hardware']['name']}](../benchmarks/{name}), {facts['date']}",
                 f"trained and evaluated in {duration(road['demo']['seconds'])}" if "demo" in road else "not measured",
                 "not measured" if error is None else f"{error:+.1%} at most",
                 ", ".join(f"`{each}`" for each in places) or "none",

@@ -1,5 +1,5 @@
-"""Regenerate what pages show of recipes, accelerate configs, rules and the demo: README.md and its kin (PAGES), and
-docs/rules.md.
+"""Regenerate what pages show of recipes, accelerate configs, wings, rules and the demo: README.md and its kin (PAGES),
+and docs/rules.md.
 
 `python scripts/update_pages.py` trains the demo anew and replaces docs/demo/; with `--tables` only the tables and
 the plan change.
@@ -7,13 +7,17 @@ A test compares the pages with what `render` and `rules_page` give, so that none
 """
 
 import argparse
+import ast
+import fnmatch
 import functools
+import itertools
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,23 +32,29 @@ from sft_recipes.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "docs" / "demo"
-
-
-def recipe_table() -> str:
-    """One row a recipe: its idea."""
-    lines = ["| recipe | idea |", "|---|---|"]
-    for name in recipes.names():
-        lines.append(f"| [`{name}`](recipes/{name}.yaml) | {recipes.load(name)['description']} |")
-    return "\n".join(lines)
+# What the README shows of the demo's lines, by how they begin.
+DEMO_SHOWN = (
+    "$",
+    "loss on",
+    "adapter    r=",
+    "schedule",
+    "finished",
+    "held out",
+    "tuned",
+    "base       macro F1",
+    "trivial",
+    "verdict",
+    "report",
+)
 
 
 def topology_table() -> str:
     """One row an accelerate config, with the sentence that its file begins with."""
     lines = ["| `ACCEL=` | processes | what it is |", "|---|---|---|"]
     for name in topology.names():
-        chosen = topology.read(name, "README")
+        chosen = topology.read(name, "a page")
         first = (topology.CONFIGS / f"{name}.yaml").read_text(encoding="utf-8").splitlines()[0].removeprefix("# ")
-        lines.append(f"| [`{name}`](accelerate_configs/{name}.yaml) | {chosen.processes} | {first} |")
+        lines.append(f"| [`{name}`](../accelerate_configs/{name}.yaml) | {chosen.processes} | {first} |")
     return "\n".join(lines)
 
 
@@ -81,20 +91,42 @@ def model_table() -> str:
     for name in recipes.names(recipes.MODELS):
         values = recipes.read_model(name)
         base, text = (values[key].value for key in ("model_name_or_path", "description"))
-        lines.append(f"| [`{name}`](models/{name}.yaml) | {base} | {text} |")
+        lines.append(f"| [`{name}`](../models/{name}.yaml) | {base} | {text} |")
+    return "\n".join(lines)
+
+
+def wing_table() -> str:
+    """One row a wing of the layers contract, from the top: how its docstring begins, and its modules."""
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    layers, torch = tool["importlinter"]["contracts"][:2]
+    allowed = [line.partition(" -> *")[0] for line in torch["ignore_imports"] if line.endswith(" -> *")]
+    lines = ["| wing | what it is for | modules |", "|---|---|---|"]
+    for name in itertools.chain.from_iterable(layer.split(" | ") for layer in layers["layers"]):
+        path = ROOT / "src" / "sft_recipes" / name
+        modules = []
+        for module in sorted([*path.glob("[!_]*.py"), *path.glob("[!_]*/__init__.py")]):
+            shown = module.stem if module.parent == path else module.parent.name
+            star = "*" if any(fnmatch.fnmatch(f"sft_recipes.{name}.{shown}", each) for each in allowed) else ""
+            modules.append(f"`{shown}`{star}")
+        source, file = (path / "__init__.py", name) if path.is_dir() else (path.with_suffix(".py"), f"{name}.py")
+        said = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8"))) or ""
+        first = " ".join(said.split("\n\n")[0].split())
+        lines.append(f"| [`{name}`](../src/sft_recipes/{file}) | {first} | {', '.join(modules)} |")
     return "\n".join(lines)
 
 
 def demo_block() -> str:
-    """What the terminal showed when the demo was last trained for this page, and on what."""
+    """Some lines of what the terminal showed when the demo was last trained for this page, and on what."""
     facts = json.loads((DEMO / "run.json").read_text(encoding="utf-8"))
     versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl", "peft"))
     lines = (DEMO / "terminal.txt").read_text(encoding="utf-8").splitlines()
-    shown = [line for line in lines if not line.startswith("training") or re.search(r"step \d*[05]0/", line)]
+    shown = [line for line in lines if line.startswith(DEMO_SHOWN)]
+    if missing := [label for label in DEMO_SHOWN if not any(line.startswith(label) for line in shown)]:
+        sys.exit(f"docs/demo/terminal.txt has no line that begins with {', '.join(missing)}")
     terminal = "\n".join(shown)
     return (
         f"```\n{terminal}\n```\n\n"
-        "(Every tenth training line is shown, [the whole](docs/demo/terminal.txt) beside it. "
+        "([All lines](docs/demo/terminal.txt). "
         f"{facts['cpus']} CPU cores, no GPU; {versions}.)\n\n"
         "![Macro F1 and accuracy with 95 % intervals: tuned, base and trivial baselines](docs/demo/evaluation.png)"
     )
@@ -105,18 +137,27 @@ def plan_block() -> str:
     return f"```\n{(DEMO / 'plan.txt').read_text(encoding='utf-8')}```"
 
 
+def plan_verdict() -> str:
+    """The lines that this plan opens with."""
+    command, *lines = (DEMO / "plan.txt").read_text(encoding="utf-8").splitlines()
+    return "\n".join(
+        ["```", command, *itertools.takewhile(lambda line: line.startswith(("verdict", " ")), lines), "```"]
+    )
+
+
 # Where the generated sections of each page come from.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {
-        "recipes": recipe_table,
-        "topologies": topology_table,
-        "models": model_table,
-        "demo": demo_block,
-        "plan": plan_block,
-        "measured": performance_tables.readme,
-    },
+    "README.md": {"demo": demo_block, "verdict": plan_verdict},
+    "docs/architecture.md": {"wings": wing_table},
+    "docs/plan.md": {"plan": plan_block},
+    "docs/where_it_runs.md": {"topologies": topology_table, "measured": performance_tables.measured},
     "docs/performance.md": {"performance": performance_tables.performance},
-    "recipes/README.md": {"presets": guide_tables.preset_table, "recipes": guide_tables.recipe_table},
+    "recipes/README.md": {
+        "presets": guide_tables.preset_table,
+        "ideas": guide_tables.idea_table,
+        "recipes": guide_tables.recipe_table,
+        "models": model_table,
+    },
     "docs/choosing.md": {"costs": guide_tables.costs, "claims": guide_tables.claims},
 }
 

@@ -508,7 +508,7 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
         write(made, tmp_path / "theirs.yaml")
     with pytest.raises(InputError, match="cannot be written"):
         write(made, tmp_path / "nowhere" / "new.yaml")
-    with pytest.raises(InputError, match="is no recipe file"):
+    with pytest.raises(InputError, match="is not a recipe file"):
         write(made, tmp_path / "new.txt")
 
 
@@ -574,7 +574,7 @@ def test_a_secret_that_is_no_yaml_is_not_shown_either(tmp_path: Path, line: str)
         ("", "empty"),
         ("base_model: a\nbase_model: b\n", "appears twice"),
         ("base_model: &a b\nadapter: *a\n", "aliases"),
-        ("x: " + "y" * 70_000, "bytes is no recipe"),
+        ("x: " + "y" * 70_000, "bytes are too many for a recipe"),
         ("[" * 5000, "not YAML|nested too deeply"),
         ("extends: default\nlora_r: 8\n", "is a recipe already"),
         ("colour: red\n", "say which tool reads it with --tool"),

@@ -138,6 +138,20 @@ def test_what_recipe_and_rows_hold_stays_text(finished: Finished) -> None:
     assert len(set(columns[-3:])) == 1
 
 
+def test_no_value_of_the_recipe_ends_a_block_of_code(finished: Finished) -> None:
+    run = finished(**FLOAT32)
+    evil = "a\n```\n\n<script>alert(1)</script>"
+    facts = run.facts()
+    facts["own"]["label_pattern"] = facts["overrides"]["label_pattern"] = evil
+    run.write(facts)
+    text = card.card(run)
+    fences = [line for line in text.splitlines() if line.startswith("```")]
+    assert fences == ["```python", "```", "```yaml", "```"]
+    assert f"label_pattern: {json.dumps(evil)}\n" in text
+    (command,) = [line for line in text.splitlines() if line.startswith("- `")]
+    assert command.startswith("- ````make train RECIPE=tiny") and command.endswith("````")
+
+
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [

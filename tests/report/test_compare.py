@@ -17,7 +17,8 @@ from sklearn.metrics import f1_score
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import metrics
 from sft_recipes.recipes import schema
-from sft_recipes.report import compare, tables
+from sft_recipes.report import compare, paired, tables
+from sft_recipes.report.results import Entry, Evaluated
 
 LABELS = ["account", "card", "refund", "transfer"]
 RECIPE = {
@@ -430,20 +431,18 @@ def test_equal_recipes_with_seeds_that_scatter_are_rarely_called_different() -> 
         easy = rng.normal(1.6, 1.5, 200)
         runs = [simulated(easy + rng.normal(0, 0.3) + rng.normal(0, 0.5, 200) > 0, seed) for seed in range(6)]
         for seeds in called:
-            entries = [compare.Entry(runs[:seeds]), compare.Entry(runs[3 : 3 + seeds])]
-            (pair,) = compare.tested(entries)
+            entries = [Entry(runs[:seeds]), Entry(runs[3 : 3 + seeds])]
+            (pair,) = paired.tested(entries)
             called[seeds] += pair["outcome"] != "not_distinguishable"
     assert called[1] > 15
     assert called[3] <= 9
 
 
-def simulated(right: Any, seed: int) -> compare.Evaluated:
+def simulated(right: Any, seed: int) -> Evaluated:
     """A run that is right on these rows, of two classes."""
     gold = np.arange(len(right)) % 2
     evaluation = {"primary": "macro_f1", "labels": ["no", "yes"]}
-    return compare.Evaluated(
-        f"{seed}", {}, {"seed": seed}, evaluation, "", gold, np.where(right, gold, 1 - gold), right
-    )
+    return Evaluated(f"{seed}", {}, {"seed": seed}, evaluation, "", gold, np.where(right, gold, 1 - gold), right)
 
 
 def test_a_repeat_with_the_same_seed_is_no_second_seed() -> None:

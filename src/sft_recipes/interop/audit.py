@@ -125,7 +125,7 @@ def write(audit: Audit, out: Path) -> list[Path]:
         InputError: One exists already, or cannot be written.
     """
     if out.suffix != ".yaml" or not recipes.NAME.fullmatch(out.stem):
-        raise InputError(f"{out} is no recipe file; write one such as recipes/NAME.yaml")
+        raise InputError(f"{out} is not a recipe file; write one such as recipes/NAME.yaml")
     template = out.with_suffix(".jinja")
     files = {template: audit.template} if audit.template is not None else {}
     files[out] = text(audit, template if audit.template is not None else None)
@@ -379,17 +379,6 @@ def _ordered(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted(recipe.items(), key=lambda item: places.get(item[0], places[_heading(item[0])])))
 
 
-class _Dumper(yaml.SafeDumper):
-    """SafeDumper that also quotes text which YAML 1.2 reads as a number, such as 2e-4, as our loader does."""
-
-
-_Dumper.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"),
-    list("-+0123456789."),
-)
-
-
 def _yaml(key: str, value: Any) -> str:
     """One line of the recipe that YAML 1.1 and 1.2 read alike; characters that do not print are escaped."""
     printable = schema.as_yaml(value).isprintable()
@@ -397,7 +386,7 @@ def _yaml(key: str, value: Any) -> str:
     alone = style is not None or isinstance(value, (list, dict))
     dumped = yaml.dump(
         value if alone else {key: value},
-        Dumper=_Dumper,
+        Dumper=recipes.Dumper,
         default_flow_style=alone,
         default_style=style,
         allow_unicode=printable,

@@ -25,6 +25,7 @@ from sft_recipes.demo import demo_base
 from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import evaluate
+from sft_recipes.files import json_lines, write_whole
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan
 from sft_recipes.plan.job import Job, Where
@@ -32,7 +33,6 @@ from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Topology
-from sft_recipes.report import pages
 from sft_recipes.runs import provenance
 from sft_recipes.runs.run import Run, newest_whole
 from sft_recipes.terminal import count, duration, say
@@ -84,6 +84,9 @@ def finish(run: Run, code: int) -> int:
     if code == FINISHED and run.facts()["own"].get("task") is not None:
         code, _ = evaluate.evaluate(str(run.directory), base=True)
     if code == FINISHED:
+        # Not before it is needed: what draws and compares takes a second to import.
+        from sft_recipes.report import pages
+
         pages.write(run)
     return code
 
@@ -190,8 +193,8 @@ def continue_run(run: Run) -> int:
             say("resume", f"exact only with the same packages; since the start: {', '.join(changed)}")
         # What was logged after the checkpoint is done again.
         if run.log.exists():
-            lines = run.log.read_text(encoding="utf-8").splitlines(keepends=True)
-            run.log.write_text("".join(line for line in lines if _step_of(line) <= step), encoding="utf-8")
+            entries = [entry for entry in json_lines(run.log, cut_off=True) if entry["step"] <= step]
+            write_whole(run.log, "".join(json.dumps(entry) + "\n" for entry in entries))
         run.update(
             status="running",
             resume_from=str(checkpoint) if checkpoint else None,
@@ -200,14 +203,6 @@ def continue_run(run: Run) -> int:
             error=None,
         )
         return launch(run, lock)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError):
-        # A line cut off by a crash.
-        return float("inf")
 
 
 def check_same_config(run: Run, job: Job) -> None:
@@ -336,6 +331,8 @@ def conclude(run: Run, facts: dict[str, Any]) -> int:
     else:
         say_measured(facts["measured"])
         say(_trained(facts), str(run.adapter))
+        from sft_recipes.report import pages
+
         pages.draw_curve(run)
     return {"finished": FINISHED, "interrupted": INTERRUPTED}.get(status, FAILED)
 

@@ -5,6 +5,7 @@ No torch and no Optuna: whatever is wrong is said before the first trial.
 
 import dataclasses
 import itertools
+import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping
@@ -60,6 +61,15 @@ class Choices:
         """The values that have to be looked at before the first trial."""
         return self.values
 
+    def distribution(self) -> Any:
+        """As Optuna draws from it, of values as a study stores them."""
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution([*map(self.stored, self.values)])
+
+    # As JSON, because a list is no value of Optuna's.
+    stored, read = staticmethod(json.dumps), staticmethod(json.loads)
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
@@ -80,6 +90,21 @@ class Range:
     @property
     def logarithmic(self) -> bool:
         return self.low > 0 and self.high >= 10 * self.low
+
+    def distribution(self) -> Any:
+        """As Optuna draws from it."""
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        if self.whole:
+            return IntDistribution(int(self.low), int(self.high), log=self.logarithmic)
+        return FloatDistribution(self.low, self.high, log=self.logarithmic)
+
+    @staticmethod
+    def stored(value: Any) -> Any:
+        """A value as a study stores it, which `read` reads."""
+        return value
+
+    read = stored
 
 
 Space = dict[str, Choices | Range]

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from typing import IO, Any, Unpack
 
 from sft_recipes.demo import demo_base
 from sft_recipes.errors import InputError
-from sft_recipes.files import write_whole
+from sft_recipes.files import json_lines, write_whole
 from sft_recipes.launch import launch, seeds, space
 from sft_recipes.launch.space import Choices, Space
 from sft_recipes.plan import plan
@@ -43,6 +42,8 @@ LENGTHS = ("num_train_epochs", "max_steps", "global_batch_size", "per_device_tra
 # The best that are compared on test rows: corrected for all pairs of many, no difference would show.
 COMPARED = 5
 SECONDS = 0.5
+# Optuna's states as sweep.json names them, the best first.
+STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "RUNNING": "interrupted", "FAIL": "failed"}
 
 
 @dataclasses.dataclass
@@ -94,7 +95,8 @@ class Sweep:
         )
         if self.trials is None:
             for values in space.grid(self.space):
-                study.enqueue_trial(_stored(self.space, values), skip_if_exists=True)
+                stored = {key: each.stored(values[key]) for key, each in self.space.items()}
+                study.enqueue_trial(stored, skip_if_exists=True)
         return study
 
     @property
@@ -107,12 +109,13 @@ class Sweep:
         """How many trials there are to be."""
         return self.trials or space.size(self.space)
 
+    def run_of(self, number: int) -> Run:
+        """The run of a trial."""
+        return Run(RUNS / f"{self.stem}-t{number:03}")
+
     def values(self, trial: Any) -> dict[str, Any]:
         """What a trial sets."""
-        return {
-            key: json.loads(trial.params[key]) if isinstance(each, Choices) else trial.params[key]
-            for key, each in self.space.items()
-        }
+        return {key: each.read(trial.params[key]) for key, each in self.space.items()}
 
     def run(self) -> int:
         """Train what is left: 0 when it has ended, 3 if it was stopped, 1 if the first trial failed."""
@@ -144,7 +147,7 @@ class Sweep:
 
         for frozen in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
             yield optuna.trial.Trial(self.study, frozen._trial_id)
-        distributions = _distributions(self.space)
+        distributions = {key: each.distribution() for key, each in self.space.items()}
         waiting = optuna.trial.TrialState.WAITING
         while sum(each.state != waiting for each in self.study.trials) < self.number:
             trial = self.study.ask(distributions)
@@ -158,10 +161,10 @@ class Sweep:
             yield trial
 
     def _start(self, trial: Any) -> None:
-        values, run = self.values(trial), Run(RUNS / f"{self.stem}-t{trial.number:03}")
+        values, run = self.values(trial), self.run_of(trial.number)
         say("trial", f"{trial.number + 1} of {self.number}: {space.said(values)}, in {run.directory}")
         free = next(n for n in range(self.jobs) if n not in {each.device for each in self.active})
-        if (run.directory / "run.json").is_file():
+        if run.exists:
             command = ["resume", "--", run.name]
             if (facts := run.facts())["status"] == "finished":
                 if facts["own"].get("task") is None or run.metrics("test").is_file():
@@ -217,7 +220,7 @@ class Sweep:
         """Write down how a trial ended; one that was interrupted stays open."""
         from optuna.trial import TrialState
 
-        status = run.facts()["status"] if (run.directory / "run.json").is_file() else "refused"
+        status = run.facts()["status"] if run.exists else "refused"
         if status == "finished" and code == launch.INTERRUPTED:
             # In its evaluation, which goes on with what it has.
             self.stopping = max(self.stopping, 1)
@@ -241,25 +244,97 @@ class Sweep:
     def facts(self) -> dict[str, Any]:
         """What sweep.json holds: what was asked and every trial, the best first."""
         found = [each for each in self.study.trials if each.state.name != "WAITING"]
-        order = {"COMPLETE": 0, "PRUNED": 1, "RUNNING": 2, "FAIL": 3}
+        order = [*STATES]
         trials = [
             {
                 "number": each.number,
-                "run": f"{self.stem}-t{each.user_attrs.get('same_as', each.number):03}",
-                "state": {"COMPLETE": "finished", "FAIL": "failed", "RUNNING": "interrupted"}.get(
-                    each.state.name, each.state.name.lower()
-                ),
+                "run": self.run_of(each.user_attrs.get("same_as", each.number)).name,
+                "state": STATES[each.state.name],
                 "values": self.values(each),
                 "eval_loss": each.value,
                 "evaluations": len(each.intermediate_values),
-                "seconds": _seconds(f"{self.stem}-t{each.number:03}"),
+                "seconds": run.facts().get("seconds") if (run := self.run_of(each.number)).exists else None,
             }
-            for each in sorted(found, key=lambda each: (order[each.state.name], each.value or 0.0, each.number))
+            for each in sorted(found, key=lambda each: (order.index(each.state.name), each.value or 0.0, each.number))
         ]
         return {"schema": SCHEMA, "name": self.stem, **self.asked, "trials": trials}
 
     def write(self) -> None:
         write_whole(self.directory / "sweep.json", json.dumps(self.facts(), indent=2) + "\n")
+
+    def check_same_config(self) -> None:
+        """Nothing, for a new sweep or the same one.
+
+        Raises:
+            InputError: A sweep of that name went over something else; says what differs.
+        """
+        path = self.directory / "sweep.json"
+        if not self.directory.exists():
+            if taken := sorted(path.name for path in RUNS.glob(f"{self.stem}-t[0-9][0-9][0-9]")):
+                raise InputError(f"{RUNS / taken[0]} is a run already; choose another NAME=")
+            return
+        if not path.is_file():
+            raise InputError(f"{self.directory} is no sweep that can go on; choose another NAME=")
+        before = json.loads(path.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(self.asked))
+        changed = [key for key in now if key != "values" and before.get(key) != now[key]]
+        old, new = before["values"], now["values"]
+        changed += [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        if changed:
+            raise InputError(
+                f"{self.directory} was another sweep, with another {', '.join(changed)}; choose another NAME=, or "
+                "repeat its command to go on with it"
+            )
+
+    def conclude(self, facts: dict[str, Any], code: int, out: Path | None) -> int:
+        """Say what came of it, write the best as a recipe if that was asked, and give the exit code."""
+        asked, trials = self.asked, facts["trials"]
+        for each in trials:
+            loss = "" if each["eval_loss"] is None else f"held-out loss {each['eval_loss']:.4f}, "
+            time_taken = f", {duration(each['seconds'])}" if each["seconds"] else ""
+            say(each["state"], f"{each['run']}: {loss}{space.said(each['values'])}{time_taken}")
+        if code != launch.FINISHED:
+            left = self.number - sum(each["state"] != "interrupted" for each in trials)
+            given = {"RECIPE": asked["recipe"], "OVER": asked["over"], "TRIALS": self.trials, "NAME": self.stem}
+            given |= {"ACCEL": asked["accel"], "GPUS": asked["processes"], "OUT": out}
+            given |= {"JOBS": self.jobs if self.jobs > 1 else None}
+            say("left", f"{count(left, 'trial')}: {seeds.make_command('sweep', given, asked['overrides'])}")
+            return code
+        done = [each for each in trials if each["state"] == "finished"]
+        if not done:
+            print("error: no trial finished; the runs say why", file=sys.stderr)
+            return launch.FAILED
+        runs = [Run(RUNS / name) for name in dict.fromkeys(each["run"] for each in done)][:COMPARED]
+        if all(run.metrics("test").is_file() for run in runs):
+            seeds.conclude(runs)
+        else:
+            say("compare", "not by test rows, which the recipe has none of to evaluate (task, test_file)")
+        best = done[0]
+        say(
+            "best",
+            f"{best['run']}: {space.said(best['values'])}\n"
+            f"the lowest of {count(len(done), 'held-out loss')} flatters itself; rows that chose it cannot judge it",
+        )
+        if out is not None:
+            self.write_recipe(best, len(trials), out)
+            say("recipe", str(out))
+        words = [] if out else [*asked["overrides"], *recipes.as_words(best["values"])]
+        name = out.stem if out else asked["recipe"]
+        say("next", f'{seeds.make_command("train", {"RECIPE": name}, words)} SEEDS="42 43 44"')
+        return launch.FAILED if any(each["state"] == "failed" for each in trials) else launch.FINISHED
+
+    def write_recipe(self, best: dict[str, Any], tried: int, out: Path) -> None:
+        """Write what a trial set as a recipe that extends the swept one, or what that one extends."""
+        name, words = self.asked["recipe"], [*self.asked["overrides"], *recipes.as_words(best["values"])]
+        loaded = recipes.load(name, recipes.parse_overrides(words))
+        base = loaded.base or recipes.load(name)
+        text = f"{name} with the best of {count(tried, 'trial')} of {self.directory}."
+        lines = [f"extends: {base.name}", f"description: {text}"]
+        for each in plan.differences(dataclasses.replace(loaded, base=base)):
+            if each["key"] in best["values"]:
+                lines.append(f"# The lowest held-out loss, {best['eval_loss']:.4f}, among {self.asked['over']}")
+            lines.append(f"{each['key']}: {as_yaml(each['value'])}")
+        write_whole(out, "\n".join(lines) + "\n")
 
 
 def sweep(
@@ -307,8 +382,8 @@ def sweep(
         job = space.check(name, wanted, **where)
     except InputError as error:
         raise InputError(*problems, *error.problems) from None
-    problems += _too_many(jobs, job)
-    if problems:
+    at_a_time, too_many = _at_a_time(jobs, job)
+    if problems := problems + too_many:
         raise InputError(*problems)
     asked = {
         "recipe": str(name),
@@ -322,26 +397,26 @@ def sweep(
         "on_cpu": job.topology.use_cpu,
         "chosen_by": "Optuna" if trials else "grid",
     }
-    mine = Sweep(RUNS / f"{stem}.sweep", asked, trials, jobs or _at_once(job))
-    _same_as_before(mine)
+    mine = Sweep(RUNS / f"{stem}.sweep", asked, trials, at_a_time)
+    mine.check_same_config()
     demo_base.build_if_needed(job.recipe)
-    say("sweep", f"{name}: {count(mine.number, 'trial')} over {over}, {_how(mine)}; {mine.directory}")
+    how = "every combination" if trials is None else "chosen by Optuna"
+    how += ", those worse than the median stopped early" if mine.prunes else ""
+    how += f", {mine.jobs} at a time" if mine.jobs > 1 else ""
+    say("sweep", f"{name}: {count(mine.number, 'trial')} over {over}, {how}; {mine.directory}")
     mine.directory.mkdir(parents=True, exist_ok=True)
     with Run(mine.directory).locked():
         mine.write()
         code = mine.run()
         mine.write()
     facts = mine.facts()
-    return _concluded(mine, facts, code, out), facts
+    return mine.conclude(facts, code, out), facts
 
 
 def held_out(run: Run) -> list[tuple[int, float]]:
     """The held-out losses of a run so far with their steps; that before the first step is none of training's."""
-    if not run.log.is_file():
-        return []
     # A line that is being written is read the next time.
-    lines = [line for line in run.log.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("\n")]
-    found = [json.loads(line) for line in lines]
+    found = json_lines(run.log, cut_off=True) if run.log.is_file() else []
     return [(entry["step"], entry["eval_loss"]) for entry in found if "eval_loss" in entry and entry["step"] > 0]
 
 
@@ -352,25 +427,6 @@ def kept(run: Run, losses: Sequence[float]) -> float:
     return min(losses) if best else losses[-1]
 
 
-def _stored(over: Space, values: dict[str, Any]) -> dict[str, Any]:
-    """Values as a study holds them: choices as JSON, because a list is no value of Optuna's."""
-    return {key: json.dumps(value) if isinstance(over[key], Choices) else value for key, value in values.items()}
-
-
-def _distributions(over: Space) -> dict[str, Any]:
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    found: dict[str, Any] = {}
-    for key, each in over.items():
-        if isinstance(each, Choices):
-            found[key] = CategoricalDistribution([json.dumps(value) for value in each.values])
-        elif each.whole:
-            found[key] = IntDistribution(int(each.low), int(each.high), log=each.logarithmic)
-        else:
-            found[key] = FloatDistribution(each.low, each.high, log=each.logarithmic)
-    return found
-
-
 def _no_recipe(out: Path | None) -> list[str]:
     if out is None:
         return []
@@ -379,21 +435,19 @@ def _no_recipe(out: Path | None) -> list[str]:
     return [f"{out} exists and is never overwritten; choose another OUT="] if out.exists() else []
 
 
-def _at_once(job: Job) -> int:
-    """One trial for each visible GPU, where a trial takes one of several."""
-    return max(len(job.gpus), 1) if job.topology.backend == "single" and not job.topology.use_cpu else 1
-
-
-def _too_many(jobs: int | None, job: Job) -> list[str]:
-    if jobs is None or jobs == 1 or job.topology.use_cpu:
-        return []
-    if job.topology.backend != "single":
-        return [
-            f"JOBS={jobs}: {job.topology.name} spreads a trial over all its GPUs; with ACCEL=single_gpu each takes one"
+def _at_a_time(jobs: int | None, job: Job) -> tuple[int, list[str]]:
+    """How many trials run at a time (unasked, one for each GPU where a trial takes one), and why so many cannot."""
+    place, gpus = job.topology, len(job.gpus)
+    takes_one = place.backend == "single" and not place.use_cpu
+    if jobs is None:
+        return (max(gpus, 1) if takes_one else 1), []
+    if jobs > 1 and not place.use_cpu and not takes_one:
+        return jobs, [
+            f"JOBS={jobs}: {place.name} spreads a trial over all its GPUs; with ACCEL=single_gpu each takes one"
         ]
-    if jobs > len(job.gpus):
-        return [f"JOBS={jobs}: {count(len(job.gpus), 'GPU')} visible, and each trial takes one"]
-    return []
+    if jobs > max(gpus, 1) and takes_one:
+        return jobs, [f"JOBS={jobs}: {count(gpus, 'GPU')} visible, and each trial takes one"]
+    return jobs, []
 
 
 def _device(number: int, jobs: int, *, on_cpu: bool) -> dict[str, str]:
@@ -405,105 +459,3 @@ def _device(number: int, jobs: int, *, on_cpu: bool) -> dict[str, str]:
         return {"OMP_NUM_THREADS": str(max((os.cpu_count() or 1) // jobs, 1))}
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return {"CUDA_VISIBLE_DEVICES": visible.split(",")[number].strip() if visible else str(number)}
-
-
-def _same_as_before(mine: Sweep) -> None:
-    """Nothing, for a new sweep or the same one.
-
-    Raises:
-        InputError: A sweep of that name went over something else; says what differs.
-    """
-    path = mine.directory / "sweep.json"
-    if not mine.directory.exists():
-        taken = sorted(path.name for path in RUNS.glob(f"{mine.stem}-t[0-9][0-9][0-9]"))
-        if taken:
-            raise InputError(f"{RUNS / taken[0]} is a run already; choose another NAME=")
-        return
-    if not path.is_file():
-        raise InputError(f"{mine.directory} is no sweep that can go on; choose another NAME=")
-    before = json.loads(path.read_text(encoding="utf-8"))
-    now = json.loads(json.dumps(mine.asked))
-    changed = [key for key in now if key != "values" and before.get(key) != now[key]]
-    values = before["values"]
-    changed += [
-        key for key in sorted(values.keys() | now["values"].keys()) if values.get(key) != now["values"].get(key)
-    ]
-    if changed:
-        raise InputError(
-            f"{mine.directory} was another sweep, with another {', '.join(changed)}; choose another NAME=, or repeat "
-            "its command to go on with it"
-        )
-
-
-def _how(mine: Sweep) -> str:
-    text = "every combination" if mine.trials is None else "chosen by Optuna"
-    text += ", those worse than the median stopped early" if mine.prunes else ""
-    return text + (f", {mine.jobs} at a time" if mine.jobs > 1 else "")
-
-
-def _seconds(run: str) -> float | None:
-    path = RUNS / run / "run.json"
-    return json.loads(path.read_text(encoding="utf-8")).get("seconds") if path.is_file() else None
-
-
-def _concluded(mine: Sweep, facts: dict[str, Any], code: int, out: Path | None) -> int:
-    """Say what came of it, write the best as a recipe if that was asked, and give the exit code."""
-    for each in facts["trials"]:
-        loss = "" if each["eval_loss"] is None else f"held-out loss {each['eval_loss']:.4f}, "
-        time_taken = f", {duration(each['seconds'])}" if each["seconds"] else ""
-        say(each["state"], f"{each['run']}: {loss}{space.said(each['values'])}{time_taken}")
-    if code != launch.FINISHED:
-        say("left", f"{count(mine.number - _ended(facts), 'trial')}: {_again(mine, out)}")
-        return code
-    done = [each for each in facts["trials"] if each["state"] == "finished"]
-    if not done:
-        print("error: no trial finished; the runs say why", file=sys.stderr)
-        return launch.FAILED
-    runs = list(dict.fromkeys(each["run"] for each in done))[:COMPARED]
-    if all((RUNS / run / "metrics.json").is_file() for run in runs):
-        seeds.conclude([Run.open(run) for run in runs])
-    else:
-        say("compare", "not by test rows, which the recipe has none of to evaluate (task, test_file)")
-    best = done[0]
-    say(
-        "best",
-        f"{best['run']}: {space.said(best['values'])}\n"
-        f"the lowest of {count(len(done), 'held-out loss')} flatters itself; rows that chose it cannot judge it",
-    )
-    if out is not None:
-        write_recipe(mine, best, out)
-        say("recipe", str(out))
-    name = out.stem if out else mine.asked["recipe"]
-    sets = (
-        "" if out else f" SET={shlex.quote(' '.join([*mine.asked['overrides'], *recipes.as_words(best['values'])]))}"
-    )
-    say("next", f'make train RECIPE={name}{sets} SEEDS="42 43 44"')
-    return launch.FAILED if any(each["state"] == "failed" for each in facts["trials"]) else launch.FINISHED
-
-
-def _again(mine: Sweep, out: Path | None) -> str:
-    """The command that goes on."""
-    asked = mine.asked
-    given = {"RECIPE": asked["recipe"], "OVER": asked["over"], "TRIALS": mine.trials, "NAME": mine.stem}
-    given |= {"ACCEL": asked["accel"], "GPUS": asked["processes"], "JOBS": mine.jobs if mine.jobs > 1 else None}
-    return seeds.make_command("sweep", given | {"OUT": out}, asked["overrides"])
-
-
-def _ended(facts: dict[str, Any]) -> int:
-    return sum(each["state"] != "interrupted" for each in facts["trials"])
-
-
-def write_recipe(mine: Sweep, best: dict[str, Any], out: Path) -> None:
-    """Write what a trial set as a recipe that extends the swept one, or what that one extends."""
-    asked = mine.asked
-    loaded = recipes.load(
-        asked["recipe"], recipes.parse_overrides([*asked["overrides"], *recipes.as_words(best["values"])])
-    )
-    base = loaded.base or recipes.load(asked["recipe"])
-    tried = f"{count(len(mine.facts()['trials']), 'trial')} of {mine.directory}"
-    lines = [f"extends: {base.name}", f"description: {asked['recipe']} with the best of {tried}."]
-    for each in plan.differences(dataclasses.replace(loaded, base=base)):
-        if each["key"] in best["values"]:
-            lines.append(f"# The lowest held-out loss, {best['eval_loss']:.4f}, among {mine.asked['over']}")
-        lines.append(f"{each['key']}: {as_yaml(each['value'])}")
-    write_whole(out, "\n".join(lines) + "\n")

@@ -19,23 +19,9 @@ from sft_recipes.recipes import conflicts, schema
 RECIPES = Path("recipes")
 MODELS = Path("models")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+LETTERS = "letters, digits, '_', '-' and '.' only"
 # A recipe is read by people; what is larger than this is something else.
 LARGEST = 64 * 1024
-# What a file of models/ may say: which checkpoint, and what follows from it whatever is learned.
-MODEL_KEYS = {
-    "description",
-    "model_name_or_path",
-    "model_revision",
-    "dtype",
-    "attn_implementation",
-    "load_in_4bit",
-    "load_in_8bit",
-    "model_init_kwargs",
-    "router_aux_loss_coef",
-    "lora_target_modules",
-    "chat_template_path",
-    "eos_token",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,9 +119,26 @@ _Loader.add_implicit_resolver(
 
 
 def names(directory: Path = RECIPES) -> list[str]:
-    """The recipes of a directory, `default` first."""
+    """The files of a directory by name, `default` first."""
     found = sorted(path.stem for path in directory.glob("*.yaml"))
     return sorted(found, key=lambda name: (name != "default", name))
+
+
+def find(kind: str, name: Any, directory: Path, origin: str = "") -> Path:
+    """The file of a recipe, a model or an accelerate config (`kind`) by its name.
+
+    Raises:
+        InputError: There is no such file; says which there are.
+    """
+    where, have = f"{origin}: " if origin else "", names(directory)
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise InputError(f"{where}invalid {kind} name {name!r}: {LETTERS}; there are {', '.join(have)}")
+    path = directory / f"{name}.yaml"
+    if path.is_file():
+        return path
+    if not have:
+        raise InputError(f"{where}no {kind}s in {directory.absolute()}; run from the project's root")
+    raise InputError(f"{where}no {kind} {name!r} in {directory}/{nearest(name, have)}; there are {', '.join(have)}")
 
 
 def read(path: Path) -> dict[str, Value]:
@@ -147,7 +150,7 @@ def read(path: Path) -> dict[str, Value]:
     try:
         raw = path.read_bytes()
         if len(raw) > LARGEST:
-            raise InputError(f"{path}: {len(raw)} bytes is no recipe; the largest is {LARGEST}")
+            raise InputError(f"{path}: {len(raw)} bytes are too many for a recipe; at most {LARGEST}")
         loader = _Loader(raw.decode("utf-8"))
         node = loader.get_single_node()
     except OSError as error:
@@ -235,17 +238,13 @@ def read_model(name: Any) -> dict[str, Value]:
     Raises:
         InputError: There is no such file, or it says what belongs in a recipe.
     """
-    path = MODELS / f"{name}.yaml"
-    if not isinstance(name, str) or not NAME.fullmatch(name) or not path.is_file():
-        have = names(MODELS)
-        near = nearest(str(name), have)
-        raise InputError(f"no model {schema.as_yaml(name)} in {MODELS}/{near}; there are {', '.join(have)}")
+    path = find("model", name, MODELS)
     values = read(path)
     problems = []
     for key, item in values.items():
         if key not in schema.known():
             problems.append(f"{item.origin}: {schema.problem(key, item.value)}")
-        elif key not in MODEL_KEYS:
+        elif key not in schema.DATA["of_a_model"]:
             problems.append(
                 f"{item.origin}: {key} is a choice and no fact of a model; write it in {RECIPES}/, or SET="
             )
@@ -270,26 +269,24 @@ def load(recipe: str | Path, overrides: Mapping[str, Value] | None = None, direc
     """
     overrides = dict(overrides or {})
     as_path = isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml", ".json"))
-    path = Path(recipe) if as_path else _find(str(recipe), directory)
+    path = Path(recipe) if as_path else find("recipe", str(recipe), directory)
     own = read(path)
     base = own.get("extends")
     values: dict[str, Value] = {}
     problems = []
     if base is not None and base.value is not None:
-        if not isinstance(base.value, str):
-            problems.append(f"{base.origin}: extends: {schema.as_yaml(base.value)} is no recipe name")
-        elif (parent := path.parent / f"{base.value}.yaml") == path:
-            problems.append(f"{base.origin}: a recipe cannot extend itself")
-        else:
-            try:
-                values = read(_find(base.value, path.parent, base.origin))
-            except InputError as error:
-                problems += error.problems
+        try:
+            parent = find("recipe", base.value, path.parent, base.origin)
+            if parent == path:
+                raise InputError(f"{base.origin}: a recipe cannot extend itself")
+            values = read(parent)
             if "extends" in values:
                 problems.append(
                     f"{base.origin}: {base.value} itself extends {values['extends'].value} ({parent}); two files must "
                     f"tell the whole story, so extend {values['extends'].value} and write the difference here"
                 )
+        except InputError as error:
+            problems += error.problems
     if "extends" in overrides:
         problems.append("SET: extends cannot be overridden; name the other recipe instead")
     extended = Recipe(str(base.value), values) if values and base else None
@@ -327,16 +324,16 @@ def write_new(name: str, base: str, directory: Path = RECIPES) -> Path:
         InputError: The name is no name or taken, or there is no such base.
     """
     if not NAME.fullmatch(name):
-        raise InputError(f"NAME={name!r} is no recipe name: letters, digits, '_', '-' and '.' only")
+        raise InputError(f"NAME: invalid recipe name {name!r}: {LETTERS}")
     path = directory / f"{name}.yaml"
     if path.exists():
         raise InputError(f"{path} exists and is never overwritten; choose another NAME=")
     load(base, directory=directory)
-    lines = _find(base, directory).read_text(encoding="utf-8").splitlines()
+    lines = find("recipe", base, directory).read_text(encoding="utf-8").splitlines()
     # Two files tell the whole story, so a variant of a variant holds the lines of both.
     variant = (
         [line for line in lines if not line.startswith("description:")]
-        if "extends" in read(_find(base, directory))
+        if "extends" in read(find("recipe", base, directory))
         else []
     )
     yours = "# The change, with its reason above it; sft-recipes why KEY says what is known about a value."
@@ -346,21 +343,17 @@ def write_new(name: str, base: str, directory: Path = RECIPES) -> Path:
     return path
 
 
-def _find(name: str, directory: Path, origin: str = "") -> Path:
-    where = f"{origin}: " if origin else ""
-    if not NAME.fullmatch(name):
-        raise InputError(f"{where}{name!r} is no recipe name: letters, digits, '_', '-' and '.' only")
-    path = directory / f"{name}.yaml"
-    if not path.is_file():
-        have = names(directory)
-        if not have:
-            raise InputError(f"{where}no recipes in {directory.absolute()}; run from the project's root")
-        raise InputError(
-            f"{where}no recipe {name!r} in {directory}/{nearest(name, have)}; there are {', '.join(have)}"
-        )
-    return path
+class Dumper(yaml.SafeDumper):
+    """SafeDumper that also quotes text which YAML 1.2 reads as a number, such as 2e-4, as our loader does."""
+
+
+Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:[0-9]+|[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?$"),
+    list("-+0123456789."),
+)
 
 
 def dump(values: Mapping[str, Any]) -> str:
-    """Flat YAML that YAML 1.1 readers, stock `trl sft --config` among them, understand the same way."""
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=1000)
+    """Flat YAML that readers of YAML 1.1, stock `trl sft --config` among them, and of 1.2 understand the same way."""
+    return yaml.dump(dict(values), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000)

@@ -9,19 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError, listed, nearest, shown
-from sft_recipes.recipes.schema import as_yaml
+from sft_recipes.recipes.schema import DATA, as_yaml
 
-KEYS = (
-    "task",
-    "predict_by",
-    "labels",
-    "label_field",
-    "label_pattern",
-    "max_new_tokens",
-    "json_schema",
-    "group_column",
-    "test_file",
-)
+KEYS: tuple[str, ...] = tuple(DATA["of_a_task"])
 # More classes than these are no classification that a table of classes could show; they are ids, or free text.
 MOST_LABELS = 100
 # The block in which a reasoning model thinks, or says that it does not; what follows is the answer.
@@ -82,36 +72,33 @@ def problems(own: Mapping[str, Any]) -> list[tuple[str, str]]:
             for key in KEYS
             if own[key] is not None and key not in ("task", "test_file")
         ]
-    found = []
+    found: list[tuple[str, str]] = []
+
+    def wrong(key: str, problem: str) -> None:
+        found.append((key, problem))
+
+    labels, pattern = own["labels"], own["label_pattern"]
     if kind == "generation":
         for key in ("labels", "label_field", "label_pattern"):
             if own[key] is not None:
-                found.append((key, f"{key} belongs to task: classification; drop it, or set that task"))
+                wrong(key, f"{key} belongs to task: classification; drop it, or set that task")
         if own["predict_by"] == "likelihood":
-            found.append(("predict_by", "predict_by: likelihood chooses among labels; drop it"))
+            wrong("predict_by", "predict_by: likelihood chooses among labels; drop it")
     elif own["json_schema"] is not None:
-        found.append(("json_schema", "json_schema belongs to task: generation; label_field names a class inside JSON"))
-    if own["label_field"] is not None and own["label_pattern"] is not None:
-        found.append(("label_pattern", "label_field and label_pattern are both set; keep one"))
-    if own["label_pattern"] is not None:
+        wrong("json_schema", "json_schema belongs to task: generation; label_field names a class inside JSON")
+    if pattern is not None:
+        if own["label_field"] is not None:
+            wrong("label_pattern", "label_field and label_pattern are both set; keep one")
         try:
-            groups = re.compile(own["label_pattern"]).groups
+            if (groups := re.compile(pattern).groups) != 1:
+                instead = "put the class into one, and write others as (?:...)"
+                wrong("label_pattern", f"label_pattern: {pattern} has {groups} groups; {instead}")
         except re.error as error:
-            found.append(("label_pattern", f"label_pattern: {own['label_pattern']} is no regular expression: {error}"))
-        else:
-            if groups != 1:
-                found.append(
-                    (
-                        "label_pattern",
-                        f"label_pattern: {own['label_pattern']} has {groups} groups; put the class into one, and "
-                        "write others as (?:...)",
-                    )
-                )
-    labels = own["labels"]
+            wrong("label_pattern", f"label_pattern: {pattern} is not a regular expression: {error}")
     if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
-        found.append(("labels", f"labels: {as_yaml(labels)}: write two or more different classes"))
-    if own["json_schema"] is not None and (wrong := _schema_problem(own["json_schema"])):
-        found.append(("json_schema", wrong))
+        wrong("labels", f"labels: {as_yaml(labels)}: write two or more different classes")
+    if own["json_schema"] is not None and (problem := _schema_problem(own["json_schema"])):
+        wrong("json_schema", problem)
     return found
 
 
@@ -123,7 +110,7 @@ def _schema_problem(name: str) -> str | None:
     except (OSError, ValueError) as error:
         return f"json_schema: {name} cannot be read as JSON: {error}"
     except SchemaError as error:
-        return f"json_schema: {name} is no JSON schema (draft 2020-12): {error.message}"
+        return f"json_schema: {name} is not a JSON schema (draft 2020-12): {error.message}"
     return None
 
 

@@ -10,34 +10,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError, nearest
-from sft_recipes.recipes import conflicts
+from sft_recipes.errors import InputError
+from sft_recipes.recipes import conflicts, schema
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.terminal import count
 
 CONFIGS = Path("accelerate_configs")
 
-# What an accelerate config may say here. Everything else (batch sizes, accumulation, clipping, optimizer) is a fact of
-# the recipe, and DeepSpeed fills it from the recipe when it is absent.
-KEYS = {
-    "compute_environment",
-    "debug",
-    "deepspeed_config",
-    "distributed_type",
-    "fsdp_config",
-    "mixed_precision",
-    "num_machines",
-    "num_processes",
-    "use_cpu",
-}
-DEEPSPEED_KEYS = {
-    "offload_optimizer_device",
-    "offload_param_device",
-    "zero3_init_flag",
-    "zero3_save_16bit_model",
-    "zero_stage",
-}
+# What an accelerate config may say here.
+KEYS: frozenset[str] = frozenset(schema.DATA["of_accelerate"])
 BACKENDS = {"NO": "single", "MULTI_GPU": "ddp", "DEEPSPEED": "deepspeed", "FSDP": "fsdp"}
 
 
@@ -208,7 +190,7 @@ def refuse_fault() -> None:
 
 def names(directory: Path = CONFIGS) -> list[str]:
     """The accelerate configs of a directory."""
-    return sorted(path.stem for path in directory.glob("*.yaml"))
+    return recipes.names(directory)
 
 
 def choose(recipe: Recipe, accel: str | None, processes: int | None, gpus: list[Gpu]) -> Topology:
@@ -234,14 +216,7 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
     """Read and check `directory/name.yaml`, or a file by its path; `processes` replaces its number of processes."""
     if name.endswith(".yaml"):
         name, directory = Path(name).stem, Path(name).parent
-    if not recipes.NAME.fullmatch(name):
-        raise InputError(f"{name!r} is no accelerate config name: letters, digits, '_', '-' and '.' only")
-    path = directory / f"{name}.yaml"
-    if not path.is_file():
-        have = names(directory)
-        raise InputError(
-            f"no accelerate config {name!r} in {directory}/{nearest(name, have)}; there are {', '.join(have)}"
-        )
+    path = recipes.find("accelerate config", name, directory)
     values = recipes.read(path)
     config = {key: item.value for key, item in values.items()}
     problems = []
@@ -252,7 +227,7 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
         if not isinstance(config.get(key, {}), dict):
             raise InputError(*problems, f"{path}: {key} must be a mapping, written in this file")
     for key in config.get("deepspeed_config", {}):
-        if key not in DEEPSPEED_KEYS:
+        if key not in schema.DATA["of_deepspeed"]:
             problems.append(f"{path}: deepspeed_config.{key} is not a fact of where a recipe runs; drop it")
     kind = config.get("distributed_type")
     if kind == "MULTI_CPU":

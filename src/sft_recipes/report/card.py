@@ -3,6 +3,7 @@
 Paths of this machine are left out of it, because a card is published with the weights.
 """
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -23,17 +24,8 @@ Facts = dict[str, Any]
 CARD = "README.md"
 # Keys of a recipe that say where files lie, not what was learned.
 _PLACES = {
-    "dataset_name",
-    "dataset_config",
-    "dataset_train_split",
-    "dataset_test_split",
-    "train_file",
-    "validation_file",
-    "test_file",
-    "json_schema",
-    "output_dir",
-    "run_name",
-    "report_to",
+    *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"),
+    *("train_file", "validation_file", "test_file", "json_schema", "output_dir", "run_name", "report_to"),
 }
 
 
@@ -118,22 +110,25 @@ def loading(recipe: Facts, facts: Facts, *, adapter: bool) -> Facts:
 
 
 def _command(facts: Facts) -> Markup:
-    """What trained it, for a span of code."""
-    changed = [
-        f"{key}={schema.as_yaml(public(key, value))}"
-        for key, value in facts["overrides"].items()
-        if key not in _PLACES
-    ]
+    """What trained it, as a span of code, whose fence is longer than any row of backticks in it."""
+    changed = [f"{key}={_yaml(public(key, value))}" for key, value in facts["overrides"].items() if key not in _PLACES]
     setting = f" SET={shlex.quote(' '.join(map(shlex.quote, changed)))}" if changed else ""
+    fence = "`" * (max(map(len, re.findall("`+", setting)), default=0) + 1)
     command = f"make train RECIPE={facts['recipe']} ACCEL={facts['topology']['name']}{setting}"
-    return Markup(command)  # noqa: S704
+    return Markup(f"{fence}{command}{fence}")  # noqa: S704
 
 
 def settings(recipe: Facts, facts: Facts) -> dict[str, str]:
     """The resolved recipe as YAML, key by key, without what says where files lie."""
     own = {key: value for key, value in facts["own"].items() if value is not None and key != "description"}
     kept = {key: public(key, value) for key, value in {**recipe, **own}.items() if key not in _PLACES}
-    return {key: schema.as_yaml(value) for key, value in kept.items()}
+    return {key: _yaml(value) for key, value in kept.items()}
+
+
+def _yaml(value: Any) -> str:
+    """A value as YAML on one line, so that none ends the block of code that it stands in."""
+    text = schema.as_yaml(value)
+    return json.dumps(value) if "\n" in text else text
 
 
 def public(key: str, value: Any) -> Any:

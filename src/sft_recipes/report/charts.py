@@ -57,14 +57,9 @@ _SETTINGS: dict[Any, Any] = {
 def figure(
     rows: int, columns: int, size: tuple[float, float], salt: str = "", **settings: Any
 ) -> Iterator[tuple[Any, Any]]:
-    """A figure in our style and its axes.
+    """A figure of `size` inches in our style and its axes, with `settings` as `Figure.subplots` takes them.
 
-    Args:
-        rows: of axes, as `columns`.
-        columns: see `rows`.
-        size: in inches.
-        salt: of the ids in an SVG, by which the same chart is the same text.
-        settings: as `Figure.subplots` takes them.
+    The ids in an SVG follow from `salt`, so that the same chart is the same text.
     """
     importable_backend()
     import matplotlib

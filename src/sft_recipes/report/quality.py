@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_recipes.evaluate.terms import METRICS, NAMES
@@ -52,13 +52,7 @@ def shown(metrics: Facts, predictions: Sequence[Facts]) -> Facts | None:
         "charts": plots("models", lines(metrics), drawn(metrics)),
         "models": models_table(metrics),
         "tests": _tests(metrics),
-        "always": estimates(
-            "The same class for every row",
-            always,
-            _columns(_with_baselines(metrics).values(), metrics["primary"]),
-            "invalid",
-            "invalid",
-        ),
+        "always": estimates("The same class for every row", always, _columns(always, metrics), "invalid", "invalid"),
         "classes": _classes(metrics["models"]) if classification else None,
         "confusion": [_confusion(name, metrics["models"][name]["confusion"]) for name in both if classification],
         "reliability": _reliability({name: metrics["models"][name] for name in both}) if classification else None,
@@ -71,23 +65,14 @@ def models_table(metrics: Facts) -> Table:
     """Tuned model, base model and baselines with their metrics."""
     named = {NAMES.get(name, name): each for name, each in _with_baselines(metrics).items()}
     counted = "invalid" if metrics["task"] == "classification" else "unfinished"
-    return estimates(
-        "Models and trivial baselines, same rows",
-        named,
-        _columns(_with_baselines(metrics).values(), metrics["primary"]),
-        counted,
-        counted,
-    )
+    return estimates("Models and trivial baselines, same rows", named, _columns(named, metrics), counted, counted)
 
 
 def groups_table(metrics: Facts) -> Table:
     """The metrics of each group and model, the largest group first."""
-    named = {
-        f"{g}, {name}": {"n": each["n"], **each[name]}
-        for g, each in _groups_by_size(metrics)
-        for name in _models(each)
-    }
-    return estimates("Metrics by group", named, _group_columns(metrics), "n", "rows")
+    by = _groups_by_size(metrics)
+    named = {f"{group}, {name}": {"n": each["n"], **each[name]} for group, each in by for name in _models(each)}
+    return estimates("Metrics by group", named, _columns(named, metrics), "n", "rows")
 
 
 def lines(metrics: Facts) -> Lines:
@@ -137,10 +122,10 @@ def _with_baselines(metrics: Facts) -> dict[str, Facts]:
     return models | {name: each for name, each in metrics["baselines"].items() if name != "always"}
 
 
-def _columns(models: Iterable[Facts], first: str) -> dict[str, str]:
-    """The metrics that any of the models has, with their names, `first` before the others."""
-    have = {key for each in models for key, found in each.items() if found}
-    return {key: METRICS[key] for key in dict.fromkeys((first, *METRICS)) if key in have}
+def _columns(named: Mapping[str, Facts], metrics: Facts) -> dict[str, str]:
+    """The metrics that any of these has, with their names, the primary one before the others."""
+    have = {key for each in named.values() for key, found in each.items() if found}
+    return {key: METRICS[key] for key in dict.fromkeys((metrics["primary"], *METRICS)) if key in have}
 
 
 def _tests(metrics: Facts) -> Table:
@@ -206,7 +191,8 @@ def _reliability(models: Mapping[str, Facts]) -> Facts | None:
 
 def _groups(metrics: Facts) -> Facts:
     groups, by = metrics["groups"], _groups_by_size(metrics)
-    models, columns = _models(by[0][1]), _group_columns(metrics)
+    models = _models(by[0][1])
+    columns = _columns({f"{group}, {name}": each[name] for group, each in by for name in models}, metrics)
     of = [(f"{charts.short(group, 18)} ({each['n']:,})", {name: each[name] for name in models}) for group, each in by]
     gaps = [
         [NAMES[name], METRICS[key], Estimate.of(gap), gap["largest"] or "none", gap["smallest"] or "none"]
@@ -225,11 +211,6 @@ def _groups(metrics: Facts) -> Facts:
 
 def _groups_by_size(metrics: Facts) -> list[tuple[str, Facts]]:
     return sorted(metrics["groups"]["by"].items(), key=lambda item: -item[1]["n"])
-
-
-def _group_columns(metrics: Facts) -> dict[str, str]:
-    by = metrics["groups"]["by"].values()
-    return _columns((each[name] for each in by for name in _models(each)), metrics["primary"])
 
 
 def telling(task: str, predictions: Sequence[Facts]) -> list[tuple[str, Facts]]:

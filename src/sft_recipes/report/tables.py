@@ -1,16 +1,14 @@
 """The tables of a comparison or a leaderboard, and both as text for the terminal, as Markdown and as CSV."""
 
 from collections.abc import Iterator
-from typing import Any
 
 from sft_recipes.evaluate.terms import NAMES
 from sft_recipes.report import page, table
-from sft_recipes.report.compare import METRICS, p_value
+from sft_recipes.report.paired import p_value
 from sft_recipes.report.quality import OUTCOMES
+from sft_recipes.report.results import METRICS, Facts
 from sft_recipes.report.table import Cell, Code, Estimate, Table
 from sft_recipes.terminal import count, duration
-
-Facts = dict[str, Any]
 
 VERDICTS = {
     "better": "better than base and baselines",

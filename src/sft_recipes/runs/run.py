@@ -37,6 +37,11 @@ class Run:
     def name(self) -> str:
         return self.directory.name
 
+    @property
+    def exists(self) -> bool:
+        """Whether it has begun: whether there is a run.json."""
+        return (self.directory / "run.json").is_file()
+
     def metrics(self, split: str) -> Path:
         """Where the metrics of an evaluation lie; those of the test rows have the plain name."""
         return self.directory / ("metrics.json" if split == "test" else f"metrics-{split}.json")
@@ -92,7 +97,7 @@ class Run:
             InputError: There is none of that name.
         """
         if isinstance(name, Path) or "/" in name:
-            if not (Path(name) / "run.json").is_file():
+            if not cls(Path(name)).exists:
                 raise InputError(f"{name} is no run's directory: it has no run.json")
             return cls(Path(name))
         if not recipes.NAME.fullmatch(name) or not (runs / name / "run.json").is_file():
