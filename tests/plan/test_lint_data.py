@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from conftest import alpaca_rows, write_rows
 
-from sft_recipes.data import survey
+from sft_recipes.data import survey, tokens
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import lint
-from sft_recipes.plan.lint import Case, Hit
+from sft_recipes.plan.lint import Case, Finding
 from sft_recipes.plan.lint import data as rules
 
 Row = dict[str, Any]
-Look = Callable[..., dict[str, list[Hit]]]
+Look = Callable[..., dict[str, list[Finding]]]
 
 
 def row(text: str, answer: str, ask: str = "Say which.") -> Row:
@@ -56,7 +56,7 @@ def look(project: Path) -> Look:
             overrides["test_file"] = "data/test.jsonl"
         words = [f"{key}={json.dumps(json.dumps(value))}" for key, value in overrides.items()]
         job = jobs.check("tiny", overrides=words)
-        found = survey.survey(job.prepared, survey.find_tokenizer(job.recipe), cache=Path("surveys"))
+        found = survey.survey(job.prepared, tokens.find_tokenizer(job.recipe), cache=Path("surveys"))
         case = Case(job.recipe, job.topology, data=found)
         said = {each.id: list(each.check(case)) for each in about_rows()}
         return {name: told for name, told in said.items() if told}
@@ -71,7 +71,7 @@ def about_rows() -> list[lint.Rule]:
     ]
 
 
-def severity(found: dict[str, list[Hit]], name: str) -> str:
+def severity(found: dict[str, list[Finding]], name: str) -> str:
     (said,) = found[name]
     return said.severity
 

@@ -1,34 +1,29 @@
 """What is in the rows: tokens and answers, repetitions, classes, and what should not be there.
 
-One pass over each prepared split, with a few numbers kept per row; what is counted here, `lint/data.py` judges. No
-torch: `transformers` renders and tokenises the rows as TRL's own preparation does.
+One pass over each prepared split, with a few numbers kept per row; what is counted here, `lint/data.py` judges.
+`tokens.py` says how many tokens they are.
 """
 
 import collections
 import contextlib
-import dataclasses
-import functools
 import hashlib
-import importlib.util
 import itertools
 import json
 import re
 from array import array
 from collections.abc import Callable, Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 
-from sft_recipes.data import packing
+from sft_recipes.data import packing, tokens
 from sft_recipes.data.preparation import Prepared
-from sft_recipes.errors import InputError
+from sft_recipes.data.tokens import Size, Tokenizer
 from sft_recipes.files import write_whole
-from sft_recipes.recipes.recipe import Recipe
 
 # Part of every cached survey: raise it when the same rows would be counted differently.
-SURVEY_VERSION = 3
+SURVEY_VERSION = 4
 CACHE = Path(".cache/surveys")
 
 # Rows that are tokenised together, and after which progress is told.
@@ -37,15 +32,10 @@ BATCH = 1000
 EXAMPLES = 5
 # Classes that a classification has at most, and rows of each on average at least.
 CLASSES, ROWS_PER_CLASS = 50, 4
-# Distinct answers, fields and surface forms of which the text is kept.
-ANSWERS, FIELDS, FORMS = 20_000, 50, 20
+# Distinct fields and surface forms of answers that are counted.
+FIELDS, FORMS = 50, 20
 # Characters of an answer that are kept.
 SHOWN = 200
-# Bytes of UTF-8 per token, for text without a tokenizer: "1 token ~= 4 chars in English" (OpenAI, "What are tokens and
-# how to count them"). Bytes, because a character of another script costs more.
-BYTES_PER_TOKEN = 4
-# <|im_start|>, the role, a line end; <|im_end|>, a line end: ChatML, the commonest template.
-TURN_OPENING, TURN_CLOSING = 3, 2
 
 # Mathematical signs stay: 1 + 1 is not 1 - 1.
 _PUNCTUATION = re.compile(r"""[\s.,;:!?'"`()\[\]{}_\u2018-\u201f\u2026«»-]+""")
@@ -105,7 +95,7 @@ class SplitFacts(TypedDict):
     unstopped_lengths: Histogram
     problems: dict[str, RowsFound]
     json: dict[str, int]
-    answers: dict[str, Any]
+    answers: dict[str, Any]  # how many are `distinct` but for case, punctuation and spacing, and the `first`
     duplicates: RowsFound
     normalised_duplicates: RowsFound
     contradictions: RowsFound
@@ -126,83 +116,6 @@ class Survey(TypedDict):
     splits: dict[str, SplitFacts]
 
 
-@dataclasses.dataclass(frozen=True)
-class Tokenizer:
-    """A tokenizer on this machine, not loaded yet.
-
-    Args:
-        directory: holds its files.
-        fingerprint: SHA-256 over its files and everything of the recipe that changes what it makes of a row.
-        chat_template: the template that `chat_template_path` names, or None for the tokenizer's own.
-        eos_token: the recipe's, or None for the tokenizer's own.
-    """
-
-    directory: Path
-    fingerprint: str
-    chat_template: str | None
-    eos_token: str | None
-
-    def load(self) -> Any:
-        """The tokenizer, with the recipe's tokens and template, as `SFTTrainer` sets it up."""
-        from transformers import PreTrainedTokenizerFast
-
-        loaded = PreTrainedTokenizerFast.from_pretrained(self.directory)
-        loaded.eos_token = self.eos_token or loaded.eos_token
-        loaded.pad_token = loaded.pad_token or loaded.eos_token
-        loaded.chat_template = self.chat_template or loaded.chat_template
-        return loaded
-
-    def stop_ids(self, loaded: Any) -> list[int]:
-        """The tokens that end a generation, by the generation config or the model's."""
-        ids = {loaded.eos_token_id}
-        for name in ("generation_config.json", "config.json"):
-            path = self.directory / name
-            if path.is_file():
-                stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-                ids |= set(stops if isinstance(stops, list) else [stops])
-                break
-        return sorted(ids - {None})
-
-
-def find_tokenizer(recipe: Recipe) -> Tokenizer | None:
-    """The tokenizer of the recipe's model in its directory or in the Hub's cache; None if neither has it.
-
-    None as well when `chat_template_path` is another model, whose template TRL would clone. Nothing is downloaded.
-    """
-    name, template_path = recipe["model_name_or_path"], recipe["chat_template_path"]
-    directory = Path(name).expanduser()
-    if not (directory / "tokenizer.json").is_file():
-        if directory.is_absolute() or name.startswith(".") or name.count("/") > 1:
-            return None
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(name, "tokenizer.json", revision=recipe["model_revision"])
-        if not isinstance(cached, str):
-            return None
-        directory = Path(cached).parent
-    template = None
-    if template_path:
-        if not template_path.endswith((".jinja", ".j2")) or not Path(template_path).is_file():
-            return None
-        template = Path(template_path).read_text(encoding="utf-8")
-    decisive = [metadata.version("transformers"), metadata.version("trl"), template, recipe["eos_token"]]
-    digest = hashlib.sha256(json.dumps(decisive).encode())
-    for file in _TOKENIZER_FILES:
-        path = directory / file
-        digest.update(f"\0{file}\0".encode() + (path.read_bytes() if path.is_file() else b""))
-    return Tokenizer(directory, digest.hexdigest(), template, recipe["eos_token"])
-
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "config.json",
-)
-
-
 def survey(
     prepared: Prepared,
     tokenizer: Tokenizer | None,
@@ -216,11 +129,7 @@ def survey(
     their split. Token figures are those of TRL's own preparation where the tokenizer is at hand ("tokens_are":
     "exact"), and otherwise 4 bytes of UTF-8 a token and 5 tokens around a turn ("estimated").
 
-    Args:
-        prepared: what `preparation.prepare` made.
-        tokenizer: what `find_tokenizer` found.
-        cache: where surveys are kept.
-        on_progress: is told the number of rows that are counted; never when the survey was kept.
+    `on_progress` is told the number of rows that are counted; never when the survey was kept in `cache`.
 
     Raises:
         InputError: The chat template refuses a row.
@@ -302,18 +211,9 @@ def _within(histogram: Mapping[str, int], limit: int = 2**62) -> int:
 
 
 def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progress | None) -> dict[str, Any]:
-    loaded = tokenizer.load() if tokenizer else None
-    template = loaded.get_chat_template() if loaded and loaded.chat_template else None
-    how, measure = "the tokenizer and chat template, as TRL applies them", _estimate
-    control, named, lacks = _CONTROL, None, None
-    if tokenizer is None or loaded is None:
-        how = f"{BYTES_PER_TOKEN} bytes a token and {TURN_OPENING + TURN_CLOSING} tokens a turn: no tokenizer at hand"
-    elif prepared.conversational and template is None:
-        how, lacks = f"{BYTES_PER_TOKEN} bytes a token: the tokenizer has no chat template", "template"
-    elif prepared.kind == "messages" and (template := training_template(template or "")) is None:
-        how, lacks = f"{BYTES_PER_TOKEN} bytes a token: the chat template does not mark the assistant's turns", "marks"
-    else:
-        measure = functools.partial(_measure, loaded, template, frozenset(tokenizer.stop_ids(loaded)))
+    loaded, measure, how, lacks = tokens.ways(prepared, tokenizer)
+    exact = measure is not tokens.estimate
+    control, named = _CONTROL, None
     if loaded is not None:
         special = {token.content for token in loaded.added_tokens_decoder.values() if token.special}
         control = re.compile("|".join(map(re.escape, sorted(special)))) if special else _CONTROL
@@ -324,7 +224,7 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
         counted = splits[split] = _Split(control)
         with (prepared.directory / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
             while batch := [json.loads(line) for line in itertools.islice(lines, BATCH)]:
-                for row, size in zip(batch, _sizes(measure, batch, counted.rows, facts["source"]), strict=True):
+                for row, size in zip(batch, tokens.sizes(measure, batch, counted.rows, facts["source"]), strict=True):
                     counted.add(row, size)
                 done += len(batch)
                 if on_progress:
@@ -335,7 +235,7 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
         for split, counted in splits.items()
     }
     return {
-        "tokens_are": "estimated" if measure is _estimate else "exact",
+        "tokens_are": "exact" if exact else "estimated",
         "how": how,
         "template_lacks": lacks,
         "kind": prepared.kind,
@@ -343,7 +243,7 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
         "tokenizer": named,
         "class_field": field,
         "splits": {
-            split: counted.facts(exact=measure is not _estimate)
+            split: counted.facts(exact)
             | _repetitions(hashes[split])
             | {
                 "overlap": {other: _overlap(hashes[split], hashes[other]) for other in splits if other != split},
@@ -352,107 +252,6 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
             for split, counted in splits.items()
         },
     }
-
-
-@dataclasses.dataclass
-class _Size:
-    """The tokens of a row: its length, the supervised stretches, and where each supervised stop token ends."""
-
-    length: int
-    spans: list[tuple[int, int]]
-    stops: list[int]
-    double_bos: bool = False
-    diverging: bool = False  # whether the prompt alone is tokenised otherwise than at the head of the row
-
-
-_Measure = Callable[[list[dict[str, Any]]], list[_Size]]
-
-
-def _sizes(measure: _Measure, batch: list[dict[str, Any]], before: int, source: str) -> list[_Size]:
-    from jinja2 import TemplateError
-
-    try:
-        return measure(batch)
-    except TemplateError:
-        for number, row in enumerate(batch, before + 1):
-            try:
-                measure([row])
-            except TemplateError as error:
-                raise InputError(
-                    f"{source} row {number}: the model's chat template refuses it: {error}; rewrite the row, or set "
-                    "chat_template_path to a template that takes it"
-                ) from None
-        raise
-
-
-def _measure(loaded: Any, template: str | None, stops: frozenset[int], batch: list[dict[str, Any]]) -> list[_Size]:
-    """As `tokenize_fn` in TRL's `SFTTrainer._prepare_dataset`, for many rows at once."""
-    quiet = {"verbose": False, "return_attention_mask": False, "return_token_type_ids": False}
-    render = functools.partial(
-        loaded.apply_chat_template, return_dict=True, chat_template=template, tokenizer_kwargs=quiet
-    )
-    bos, eos = loaded.bos_token_id, loaded.eos_token
-
-    def size(ids: list[int], spans: list[tuple[int, int]], diverging: bool = False) -> _Size:
-        stopping = [index + 1 for start, end in spans for index in range(start, end) if ids[index] in stops]
-        return _Size(len(ids), spans, stopping, bos is not None and ids[:2] == [bos, bos], diverging)
-
-    if "messages" in batch[0]:
-        out = render([row["messages"] for row in batch], return_assistant_tokens_mask=True)
-        edges = (np.flatnonzero(np.diff([0, *mask, 0])).tolist() for mask in out["assistant_masks"])
-        return [
-            size(ids, list(zip(marks[::2], marks[1::2], strict=True)))
-            for ids, marks in zip(out["input_ids"], edges, strict=True)
-        ]
-    if isinstance(batch[0]["prompt"], str):
-        texts = [row["prompt"] + row["completion"].removesuffix(eos) + eos for row in batch]
-        prompts = loaded([row["prompt"] for row in batch], **quiet)["input_ids"]
-        wholes = loaded(texts, **quiet)["input_ids"]
-    else:
-        prompts = render([row["prompt"] for row in batch], add_generation_prompt=True)["input_ids"]
-        wholes = render([row["prompt"] + row["completion"] for row in batch])["input_ids"]
-    sizes = []
-    for prompt, ids in zip(prompts, wholes, strict=True):
-        start = len(prompt)
-        if ids[:start] != prompt:
-            pairs = enumerate(zip(prompt, ids, strict=False))
-            start = next((index for index, (one, other) in pairs if one != other), min(start, len(ids)))
-        sizes.append(size(ids, [(start, len(ids))], start < len(prompt)))
-    return sizes
-
-
-def _estimate(batch: list[dict[str, Any]]) -> list[_Size]:
-    """The tokens of rows by their bytes and turns, every answer with its stop token."""
-    sizes = []
-    for row in batch:
-        plain = isinstance(row.get("prompt"), str)
-        place, spans = 0, []
-        for role, text in _turns(row):
-            start = place + (0 if plain else TURN_OPENING)
-            place = start - (-len(text.encode()) // BYTES_PER_TOKEN)
-            # Of plain text only the answer is closed, by its stop token.
-            place += TURN_CLOSING if not plain else role == "assistant"
-            if role == "assistant":
-                spans.append((start, place))
-        spans = spans if "messages" in row else spans[-1:]
-        sizes.append(_Size(place, spans, [end for _, end in spans]))
-    return sizes
-
-
-def training_template(template: str) -> str | None:
-    """The template that marks the assistant's turns: this one, or TRL's marked copy of it, or None.
-
-    The files that `trl.chat_template_utils.get_training_chat_template` compares with, without TRL's ten seconds.
-    """
-    if re.search(r"\{%-?\s*generation\s*-?%\}", template):
-        return template
-    spec = importlib.util.find_spec("trl")
-    for directory in (spec.submodule_search_locations or []) if spec else []:
-        for marked in sorted(Path(directory).glob("chat_templates/*_training.jinja")):
-            plain = marked.with_name(marked.name.replace("_training.jinja", ".jinja"))
-            if plain.is_file() and plain.read_text(encoding="utf-8") == template:
-                return marked.read_text(encoding="utf-8")
-    return None
 
 
 class _Split:
@@ -464,15 +263,16 @@ class _Split:
         self.problems: dict[str, RowsFound] = {}
         self.hashes = {name: array("q") for name in ("row", "normalised_row", "input", "normalised_input", "answer")}
         self.histograms: dict[str, collections.Counter[int]] = {name: collections.Counter() for name in _HISTOGRAMS}
-        self.answers: dict[int, str] = {}
+        self.first_answer = ""
         self.json = collections.Counter({"asked": 0, "looks": 0})
         # By field of a JSON answer, and under "" by the whole answer; None where there are too many values.
         self.values: dict[str, dict[str, ClassFacts] | None] = {"": {}}
 
-    def add(self, row: dict[str, Any], size: _Size) -> None:
+    def add(self, row: dict[str, Any], size: Size) -> None:
         self.rows += 1
-        turns = _turns(row)
+        turns = tokens.turns(row)
         answer = turns[-1][1]
+        self.first_answer = answer[:SHOWN] if self.rows == 1 else self.first_answer
         answers = [text for role, text in turns if role == "assistant"]
         prompt = "\n".join(text for role, text in turns[:-1] if role != "assistant")
         whole = "\n".join(text for _, text in turns)
@@ -510,10 +310,8 @@ class _Split:
         values = (asked, answer), (plain_asked, plain_answer), asked, plain_asked, plain_answer
         for kept, value in zip(self.hashes.values(), values, strict=True):
             kept.append(hash(value))
-        if len(self.answers) < ANSWERS:
-            self.answers.setdefault(hash(plain_answer), answer[:SHOWN])
 
-    def _size(self, size: _Size, stopped: bool) -> None:
+    def _size(self, size: Size, stopped: bool) -> None:
         starts, ends = [start for start, _ in size.spans], [end for _, end in size.spans]
         for name, values in {
             "lengths": [size.length],
@@ -557,9 +355,7 @@ class _Split:
             facts["constant"] = facts["constant"] and facts["constant"][:SHOWN]
         return dict(sorted(values.items(), key=lambda item: (-item[1]["rows"], item[0])))
 
-    def facts(self, *, exact: bool) -> dict[str, Any]:
-        answers, counts = np.unique(np.frombuffer(self.hashes["answer"], np.int64), return_counts=True)
-        frequent = [(answers[index], counts[index]) for index in np.argsort(-counts, kind="stable")[:CLASSES]]
+    def facts(self, exact: bool) -> dict[str, Any]:
         found = {name: {str(value): held[value] for value in sorted(held)} for name, held in self.histograms.items()}
         return {
             "rows": self.rows,
@@ -569,12 +365,7 @@ class _Split:
             "end_of_turn_supervised": sum(found["stops"].values()) if exact else None,
             "problems": self.problems,
             "json": dict(self.json),
-            "answers": {
-                "distinct": len(answers),
-                "most_frequent": [
-                    [self.answers[answer], int(number)] for answer, number in frequent if answer in self.answers
-                ],
-            },
+            "answers": {"distinct": len(set(self.hashes["answer"])), "first": self.first_answer},
         }
 
 
@@ -602,14 +393,6 @@ def _class_field(train: _Split) -> str | None:
     ]
     # What is called a class comes before what comes first, and any field before the whole answer.
     return min(fitting, key=lambda field: (not field, not _CLASS_NAME.search(field)), default=None)
-
-
-def _turns(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """The row as (role, text), the last of which is the assistant's."""
-    if isinstance(row.get("prompt"), str):
-        return [("user", row["prompt"]), ("assistant", row["completion"])]
-    turns = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
-    return [(turn["role"], turn["content"]) for turn in turns]
 
 
 def normalised(text: str) -> str:

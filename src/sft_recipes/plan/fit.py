@@ -57,13 +57,8 @@ def fit(recipe: Recipe, model: Model, lengths: Lengths, supervised_share: float,
     The first backend of single GPU or DDP, ZeRO-2 (for full fine-tuning), ZeRO-3, ZeRO-3 with offload in which
     anything fits; within it, what is fastest by `speed.per_micro_batch`.
 
-    Args:
-        recipe: As written.
-        model: Its base.
-        lengths: Training rows by tokens, as far as known; without any, every row is taken to be `max_length`.
-        supervised_share: Share of the tokens that the loss is computed on.
-        number: GPUs.
-        vram_gib: Memory of each, GiB.
+    `lengths` are training rows by tokens; without any, every row is taken to be `max_length`. `supervised_share` is
+    the share of the tokens that the loss is computed on.
 
     Raises:
         InputError: The global batch cannot be shared out evenly among so many GPUs.

@@ -1,12 +1,11 @@
 """GPUs that recipes are planned for, by the names people type, with their vendor's figures."""
 
 import dataclasses
-import difflib
 import functools
 import json
 from importlib import resources
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.recipes.topology import Gpu
 
 
@@ -46,10 +45,8 @@ def find(name: str) -> Spec:
     plain = name.strip().lower().replace(" ", "-").replace("_", "-")
     if plain in known():
         return known()[plain]
-    near = difflib.get_close_matches(plain, known(), n=1, cutoff=0.6)
-    raise InputError(
-        f"no figures for a GPU {name!r}{f'; did you mean {near[0]}?' if near else '.'} There are {', '.join(known())}"
-    )
+    hint = did_you_mean(plain, known()) or "."
+    raise InputError(f"no figures for a GPU {name!r}{hint} There are {', '.join(known())}")
 
 
 def of(gpu: Gpu) -> Spec | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from sft_recipes.data import packing, preparation, survey
+from sft_recipes.data import packing, preparation, survey, tokens
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.data.survey import Survey
 from sft_recipes.errors import InputError
@@ -121,7 +121,7 @@ class Job:
         if self.absent:
             return None
         with counting_rows() as on_progress:
-            return survey.survey(self.prepared, survey.find_tokenizer(self.recipe), on_progress=on_progress)
+            return survey.survey(self.prepared, tokens.find_tokenizer(self.recipe), on_progress=on_progress)
 
     @functools.cached_property
     def rows(self) -> dict[str, Any]:

@@ -288,7 +288,7 @@ def _verdict(figures: dict[str, Any]) -> Iterator[str]:
     if needed and card:
         fits = "fits" if needed["fits"] else "does not fit"
         peak, room = needed["allocated"] / GIB, needed["available"] / GIB
-        yield f"{fits}: it needs {peak:.1f} GiB at the peak, and {card['name']} has {room:.0f} GiB"
+        yield f"{fits}: {peak:.1f} GiB at the peak, {card['name']} has {room:.0f} GiB"
     if figures["time"] and (span := figures["time"]["span"]):
         yield f"trains for {span}"
 

@@ -140,27 +140,22 @@ def look(recipe: Facts) -> Facts:
     from sft_recipes.train.train import build
 
     trainer = build(recipe)
-    words = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     # The same rows once more, uncut, to see what was cut off and which rows are gone.
     whole = {row["row"]: row for row in build({**recipe, "max_length": None, "packing": False}).train_dataset}
     if trainer.args.packing:
-        packed = [seen(words, trainer, number, row) for number, row in enumerate(trainer.train_dataset, 1)]
+        packed = [seen(tokenizer, trainer, number, row) for number, row in enumerate(trainer.train_dataset, 1)]
         lost = sum(len(row["input_ids"]) for row in whole.values()) - sum(row["tokens"] for row in packed)
         return {"tokens_lost": lost, "rows": packed}
     kept = {row["row"]: row for row in trainer.train_dataset}
-    rows = [seen(words, trainer, number, kept.get(number), whole[number]) for number in sorted(whole)]
+    rows = [seen(tokenizer, trainer, number, kept.get(number), whole[number]) for number in sorted(whole)]
     return {"tokens_lost": sum(row["tokens_lost"] for row in rows), "rows": rows}
 
 
-def seen(words: Any, trainer: Any, number: int, row: Facts | None, whole: Facts | None = None) -> Facts:
+def seen(tokenizer: Any, trainer: Any, number: int, row: Facts | None, whole: Facts | None = None) -> Facts:
     """One row, its labels as the collator hands them to the model.
 
-    Args:
-        words: The tokenizer.
-        trainer: Whose collator and truncation it is.
-        number: The row's.
-        row: As the trainer has it; None if it has dropped it.
-        whole: As it was before it was cut; None if it cannot have been.
+    `row` is None if the trainer has dropped it, and `whole`, as it was before it was cut, if it cannot have been cut.
     """
     ids: list[int] = []
     labels: list[int] = []
@@ -186,22 +181,25 @@ def seen(words: Any, trainer: Any, number: int, row: Facts | None, whole: Facts 
         "lost": row is None,
         "ids": ids,
         "labels": labels,
-        "segments": list(_segments(words, everything, states)),
+        "segments": list(_segments(tokenizer, everything, states)),
     }
 
 
-def _segments(words: Any, ids: list[int], states: list[str]) -> Iterator[tuple[str, str]]:
+def _segments(tokenizer: Any, ids: list[int], states: list[str]) -> Iterator[tuple[str, str]]:
     """The text of each stretch of tokens in one state, special tokens included."""
     before, start = "", 0
     for state, stretch in itertools.groupby(states):
         end = start + len(list(stretch))
         # Decoded from the row's start, because a tokenizer may drop the space before the first token it is given. A
         # character whose bytes lie on both sides of the border is shown as broken, as it is.
-        until = words.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        until = tokenizer.decode(ids[:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if until.startswith(before):
             yield state, until[len(before) :]
         else:
-            yield state, words.decode(ids[start:end], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            yield (
+                state,
+                tokenizer.decode(ids[start:end], skip_special_tokens=False, clean_up_tokenization_spaces=False),
+            )
         before, start = until, end
 
 

@@ -114,14 +114,8 @@ def speed(
 ) -> Speed:
     """Seconds for an optimizer step of `accumulation` micro-batches.
 
-    Args:
-        model: The base, None if its config is not at hand.
-        setup: With the tokens that a micro-batch has on average, padding included.
-        spec: The GPU, None if it is not known.
-        accumulation: Micro-batches that each process computes in a step.
-        run: A run like this one (see `measured`), which then says it.
-        tokens_per_step: Of all processes, padding not counted; what a run's tokens per second are about.
-        on_cpu: Whether it runs on a CPU, of which only a measurement says anything.
+    `model` and `spec` are None where nothing is known of them. `setup` has the tokens of an average micro-batch,
+    padding included; `tokens_per_step` are those of all processes without it, which a measured `run` counts too.
     """
     if run is not None and tokens_per_step:
         seconds = tokens_per_step / run.tokens_per_second

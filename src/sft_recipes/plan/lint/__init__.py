@@ -6,21 +6,18 @@ does not know (no data given, no config at hand) it passes over.
 """
 
 import dataclasses
-import difflib
 import functools
 import importlib
 from collections.abc import Callable, Iterable, Iterator
-from importlib import resources
 from typing import Any
 
-import yaml
-
 from sft_recipes.data.survey import Survey
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.models.base_model import Model
 from sft_recipes.plan.gpus import Spec
 from sft_recipes.plan.schedule import Schedule
 from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.recipes.schema import table
 from sft_recipes.recipes.topology import Gpu, Topology
 
 SEVERITIES = ("blocking", "warning", "info")
@@ -45,12 +42,23 @@ Found = Iterator[dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Hit:
+class Finding:
     """What a rule found in one case: what, where and why it matters; and what to write instead."""
 
+    rule: str
+    severity: str
     message: str
     instead: str
-    severity: str
+    evidence: str
+    silenced: str | None = None  # the recipe's reason for keeping it
+
+    @property
+    def stops(self) -> bool:
+        """Whether a run is refused for it."""
+        return self.severity == "blocking" and self.silenced is None
+
+    def __str__(self) -> str:
+        return f"{self.rule}: {self.message}. Instead: {self.instead}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,31 +75,11 @@ class Rule:
     required: bool = False
     formerly: tuple[str, ...] = ()
 
-    def check(self, case: Case) -> Iterator[Hit]:
+    def check(self, case: Case) -> Iterator[Finding]:
         known = {field.name: getattr(case, field.name) for field in dataclasses.fields(case)}
         for found in self.look(case):
             message, instead = (text.format_map(known | found) for text in (self.message, self.instead))
-            yield Hit(message, instead, found.get("severity", self.severity))
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """One thing that a rule found; `silenced` is the recipe's reason for keeping it."""
-
-    rule: str
-    severity: str
-    message: str
-    instead: str
-    evidence: str
-    silenced: str | None = None
-
-    @property
-    def stops(self) -> bool:
-        """Whether a run is refused for it."""
-        return self.severity == "blocking" and self.silenced is None
-
-    def __str__(self) -> str:
-        return f"{self.rule}: {self.message}. Instead: {self.instead}"
+            yield Finding(self.id, found.get("severity", self.severity), message, instead, self.evidence)
 
 
 @functools.cache
@@ -100,9 +88,8 @@ def rules() -> dict[str, Rule]:
     looks: dict[str, Any] = {}
     for module in MODULES:
         looks |= vars(importlib.import_module(f"{__name__}.{module}"))
-    entries = yaml.safe_load(resources.files(__name__).joinpath("rules.yaml").read_text(encoding="utf-8"))
     found = {}
-    for id, entry in sorted(entries.items()):
+    for id, entry in sorted(table(__name__, "rules.yaml").items()):
         problems = entry.pop("rows_with", None)
         look = functools.partial(looks["rows_with"], problems) if problems else looks[id.replace("-", "_")]
         found[id] = Rule(id, look, **entry)
@@ -117,9 +104,9 @@ def findings(case: Case) -> list[Finding]:
     """
     silence = _silence(case.recipe)
     found = [
-        Finding(rule.id, hit.severity, hit.message, hit.instead, rule.evidence, silence.get(rule.id))
+        dataclasses.replace(each, silenced=silence.get(each.rule))
         for rule in rules().values()
-        for hit in rule.check(case)
+        for each in rule.check(case)
     ]
     return sorted(found, key=lambda finding: (finding.silenced is not None, SEVERITIES.index(finding.severity)))
 
@@ -131,8 +118,7 @@ def _silence(recipe: Recipe) -> dict[str, str]:
     for id, reason in (recipe["silence"] or {}).items():
         where = f"{recipe.values['silence'].origin}: silence: {id}"
         if id not in ids:
-            near = difflib.get_close_matches(str(id), rules(), n=1)
-            problems.append(f"{where} is no rule" + (f"; did you mean {near[0]}?" if near else "; see make rules"))
+            problems.append(f"{where} is no rule{did_you_mean(str(id), rules()) or '; see make rules'}")
         elif rules()[ids[id]].required:
             problems.append(f"{where} cannot be silenced, because the run would be refused all the same; drop it")
         elif not isinstance(reason, str) or not reason.strip():

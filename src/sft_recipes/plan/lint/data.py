@@ -194,10 +194,9 @@ def constant_answer(case: Case) -> Found:
                 "remedy": "write what belongs to each row, or leave out the fields that say nothing",
             }
     if not case.data["class_field"] and train["answers"]["distinct"] == 1 and train["rows"] >= FORM_ROWS:
-        answer = train["answers"]["most_frequent"][0][0]
         yield {
-            "found": f"all {train['rows']:,} train rows of {train['source']} have one answer, {answer!r}: there is "
-            "nothing to tell apart",
+            "found": f"all {train['rows']:,} train rows of {train['source']} have one answer, "
+            f"{train['answers']['first']!r}: there is nothing to tell apart",
             "remedy": "add rows with other answers",
         }
 
