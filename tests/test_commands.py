@@ -339,6 +339,15 @@ def test_a_reader_that_has_seen_enough_is_no_error(project: Path) -> None:
     assert done.stderr == ""
 
 
+def test_ctrl_c_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.commands.recipes, "names", stopped)
+    assert main(["list"]) == 1
+    assert capsys.readouterr().err == "error: stopped; nothing half-written is left behind\n"
+
+
 def test_json_holds_the_same_facts(project: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["show", "high_capacity", "--json"]) == 0
     values = json.loads(capsys.readouterr().out)["values"]
@@ -517,6 +526,9 @@ def test_every_documented_command_reaches_the_program(checkout: Path, command: s
             target, variables["RECIPE"] = "train", target.removeprefix("train-")
         # A target without variables is spoken of, rather than called.
         if variables and target in cli.program(False).commands:
+            for name in " ".join(variables.get(key, "") for key in ("RUN", "RUNS", "NAME")).split():
+                (checkout / "runs" / name).mkdir(parents=True)
+                (checkout / "runs" / name / "run.json").write_text("{}")
             taken = cli.from_make(target, variables | {"GIVEN": " ".join(variables)})
             cli.program(False).commands[target].make_context(target, taken[1:])
     else:

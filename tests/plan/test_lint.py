@@ -257,7 +257,7 @@ def test_a_silenced_rule_is_kept_with_its_reason() -> None:
 def test_every_function_of_a_rule_is_named_by_one() -> None:
     """So that no rule is lost by a misspelt name."""
     known = {rule.look for rule in lint.rules().values()}
-    helpers = {"rows_with", "refused", "largest_micro_batch", "detectable_accuracy", "detectable_f1"}
+    helpers = {"rows_with", "over_splits", "refused", "largest_micro_batch", "detectable_accuracy", "detectable_f1"}
     for name in lint.MODULES:
         module = importlib.import_module(f"sft_recipes.plan.lint.{name}")
         for function in vars(module).values():

@@ -110,6 +110,43 @@ def test_a_blocking_finding_stops_plan_and_train_alike(project: Path, capsys: py
     assert not Path("runs/no").exists()
 
 
+def test_the_verdict_comes_first(project: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", "tiny", "--set", "lora_target_modules=[q_porj]"]) == 2
+    assert capsys.readouterr().out.startswith("verdict    will not run: target-unmatched\n")
+    figures = plan.plan("tiny", overrides=["lora_target_modules=[q_porj]"])
+    stops, *others = dict(plan.render(figures))["verdict"].splitlines()
+    assert stops == "will not run: target-unmatched"
+    assert any(line.startswith("look at ") for line in others)
+    (project / "data" / "train.jsonl").unlink()
+    lines = dict(plan.render(plan.plan("default")))["verdict"].splitlines()
+    assert lines[0] == "nothing stops it, where its GPUs are"
+    assert re.fullmatch(r"fits: [\d.]+ GiB at the peak, a100-80gb has 80 GiB", lines[-1])
+
+
+def test_one_finding_of_two_splits_is_said_once(project: Path) -> None:
+    common = {"rule": "duplicate-rows", "severity": "warning", "silenced": None}
+    common |= {"instead": "delete the repeats", "evidence": "https://arxiv.org/abs/2107.06499: less memorised"}
+    found = [common | {"message": f"2 of 8 {split} rows repeat an earlier row"} for split in ("train", "validation")]
+    lines = list(plan.render(plan.plan("tiny") | {"findings": found}))
+    said = [text for _, text in lines if text.startswith("duplicate-rows: ")]
+    assert len(said) == 1 and lines[-1][1].startswith("1: 0 blocking, 1 warning, 0 info")
+    assert all(each["message"] in said[0] for each in found)
+    assert said[0].count("instead: ") == 1
+    assert said[0].count("evidence: ") == 1
+
+
+def test_evidence_is_a_link_unless_all_of_it_is_asked_for(project: Path, capsys: pytest.CaptureFixture) -> None:
+    (project / "data" / "train.jsonl").unlink()
+    assert main(["plan", "default", "--set", "learning_rate=0.01"]) == 0
+    short = capsys.readouterr().out
+    assert main(["plan", "default", "--set", "learning_rate=0.01", "--why"]) == 0
+    whole = capsys.readouterr().out
+    evidence = next(each for each in plan.plan("default", overrides=["learning_rate=0.01"])["findings"])["evidence"]
+    assert "evidence: https://arxiv.org/abs/2305.14314\n" in short and "table 9" not in short
+    assert "table 9" in whole and f"evidence: {evidence}\n" in whole
+    assert "WHY=1" in short and "WHY=1" not in whole
+
+
 def test_what_is_silenced_stops_nothing_and_is_recorded(project: Path) -> None:
     kwargs = "model_init_kwargs={trust_remote_code: true}"
     with pytest.raises(InputError, match="remote-code"):

@@ -116,7 +116,7 @@ def test_an_estimate_says_what_it_rests_on(qwen: base_model.Model) -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"on_cpu": True}, "on a CPU only a run tells"),
+        ({"on_cpu": True}, "on a CPU only a finished run tells"),
         ({"spec": None}, "no figures for this GPU"),
         ({"model": None}, "config is not here"),
     ],

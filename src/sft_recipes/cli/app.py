@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         code = program(sys.stdout.isatty()).main(arguments or ["--help"], prog_name=NAME, standalone_mode=False)
         return code if arguments else 2
+    except InputError as error:
+        return _refused(error.problems, as_json="--json" in arguments)
     except TyperException as error:
         where = f" (see {context.command_path} --help)" if (context := getattr(error, "ctx", None)) else ""
         return _refused([f"{' '.join(error.format_message().split())}{where}"], as_json="--json" in arguments)
@@ -170,7 +172,7 @@ def command(panel: str) -> Callable[[Callable[..., Result]], Callable[..., Resul
         parameters: list[inspect.Parameter] = []
         for name, each in signature.parameters.items():
             parameters += inspect.signature(groups[name]).parameters.values() if name in groups else [each]
-        flag = Annotated[bool, Option("--json", help="the same facts as JSON")]
+        flag = Annotated[bool, Option("--json", metavar="", help="the same facts as JSON")]
         parameters.append(inspect.Parameter("as_json", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=flag))
         run.__signature__ = signature.replace(  # type: ignore[attr-defined]
             parameters=[each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters],
@@ -192,6 +194,8 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def top(
-    version: Annotated[bool, Option("--version", callback=_version, is_eager=True, help="the version")] = False,
+    version: Annotated[
+        bool, Option("--version", callback=_version, is_eager=True, metavar="", help="the version")
+    ] = False,
 ) -> None:
     """Supervised fine-tuning recipes on TRL, checked."""

@@ -26,6 +26,7 @@ from sft_recipes.cli.options import (
     known_runs,
     names_in,
     number,
+    opened,
     option,
     word,
 )
@@ -166,7 +167,7 @@ def train(
 
 
 @command(TRAIN)
-def resume(name: Annotated[str, argument("NAME", "the run's name", known_runs)]) -> Result:
+def resume(name: Annotated[str, argument("NAME", "the run's name", known_runs, opened)]) -> Result:
     """Continue an interrupted run from its newest whole checkpoint."""
     from sft_recipes.launch import launch
 
@@ -226,7 +227,7 @@ def report(run: RunName) -> Result:
 
 @command(BETTER)
 def compare(
-    runs: Annotated[list[str], argument("RUN...", "the runs' names", known_runs)],
+    runs: Annotated[list[str], argument("RUN...", "the runs' names", known_runs, opened)],
     split: Split = "test",
     out: Annotated[Path | None, option("FILE", "write a page (.html), Markdown (.md) or CSV (.csv)")] = None,
 ) -> Result:

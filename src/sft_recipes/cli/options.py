@@ -30,15 +30,24 @@ def known_runs() -> list[str]:
     return sorted(path.parent.name for path in Path("runs").glob("*/run.json"))
 
 
+def opened(names: str | list[str]) -> str | list[str]:
+    """Names of runs that exist, which is said before anything is imported for them."""
+    from sft_recipes.runs.run import Run
+
+    for name in [names] if isinstance(names, str) else names:
+        Run.open(name)
+    return names
+
+
 def known_gpus() -> list[str]:
     from sft_recipes.plan import gpus
 
     return list(gpus.known())
 
 
-def argument(metavar: str, text: str, known: Known = None) -> Any:
+def argument(metavar: str, text: str, known: Known = None, check: Callable[[Any], Any] | None = None) -> Any:
     """An argument by its place; the shell completes what is known."""
-    return Argument(metavar=metavar, help=text, autocompletion=known, show_default=False)
+    return Argument(metavar=metavar, help=text, autocompletion=known, callback=check, show_default=False)
 
 
 def option(metavar: str, text: str, known: Known = None, *names: str) -> Any:
@@ -48,7 +57,7 @@ def option(metavar: str, text: str, known: Known = None, *names: str) -> Any:
 
 def flag(name: str, text: str) -> Any:
     """A switch that is off where it is not given."""
-    return Option(f"--{name}", help=text)
+    return Option(f"--{name}", metavar="", help=text)
 
 
 def number(metavar: str, text: str) -> Any:
@@ -57,7 +66,7 @@ def number(metavar: str, text: str) -> Any:
 
 
 RecipeName = Annotated[str, argument("RECIPE", "a name in recipes/, such as default", names_in("recipes"))]
-RunName = Annotated[str, argument("RUN", "the run's name", known_runs)]
+RunName = Annotated[str, argument("RUN", "the run's name", known_runs, opened)]
 Gpu = Annotated[
     str | None, option("NAME", "a GPU to plan for, such as a100-80gb; the visible one without it", known_gpus)
 ]

@@ -33,7 +33,6 @@ from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Topology
-from sft_recipes.report import pages
 from sft_recipes.runs import provenance
 from sft_recipes.runs.run import Run, newest_whole
 from sft_recipes.terminal import count, duration, say
@@ -85,6 +84,9 @@ def finish(run: Run, code: int) -> int:
     if code == FINISHED and run.facts()["own"].get("task") is not None:
         code, _ = evaluate.evaluate(str(run.directory), base=True)
     if code == FINISHED:
+        # Not before it is needed: what draws and compares takes a second to import.
+        from sft_recipes.report import pages
+
         pages.write(run)
     return code
 
@@ -329,6 +331,8 @@ def conclude(run: Run, facts: dict[str, Any]) -> int:
     else:
         say_measured(facts["measured"])
         say(_trained(facts), str(run.adapter))
+        from sft_recipes.report import pages
+
         pages.draw_curve(run)
     return {"finished": FINISHED, "interrupted": INTERRUPTED}.get(status, FAILED)
 

@@ -269,7 +269,7 @@ def render(figures: dict[str, Any], *, whole: bool = False) -> Iterator[tuple[st
     yield from _render_memory(figures["memory"], card)
     if figures["time"]:
         span = figures["time"]["span"]
-        yield "time", f"{f'{span} of training' if span else 'not known'}\n{figures['time']['basis']}"
+        yield "time", f"{f'{span} of training' if span else 'not known before a run'}\n{figures['time']['basis']}"
     yield from _render_findings(figures["findings"], whole)
 
 
@@ -288,7 +288,7 @@ def _verdict(figures: dict[str, Any]) -> Iterator[str]:
     if needed and card:
         fits = "fits" if needed["fits"] else "does not fit"
         peak, room = needed["allocated"] / GIB, needed["available"] / GIB
-        yield f"{fits}: {peak:.1f} GiB at the peak, {card['name']} has {room:.0f} GiB"
+        yield f"{fits}: it needs {peak:.1f} GiB at the peak, and {card['name']} has {room:.0f} GiB"
     if figures["time"] and (span := figures["time"]["span"]):
         yield f"trains for {span}"
 
@@ -307,11 +307,11 @@ def _render_data(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
         + ("" if not about else " (estimated from characters: the model's tokenizer is not at hand)"),
     )
     if "p50" in train:
-        yield (
-            "",
-            f"a row has {train['p50']} (median), {train['p95']} (95 %), {train['p99']} (99 %), {train['longest_row']} "
-            f"at most; {count(train['rows_cut'], 'answer')} cut short, {count(train['rows_lost'], 'row')} lost",
-        )
+        cut, lost = count(train["rows_cut"], "answer"), count(train["rows_lost"], "row")
+        half, most, nearly_all = train["p50"], train["p95"], train["p99"]
+        text = f"half of the rows have at most {half} tokens, 95 % {most}, 99 % {nearly_all}, the longest has "
+        text += f"{train['longest_row']}\nmax_length cuts {cut} short and leaves out {lost} whose answer is gone"
+        yield "", text
         packed = ", ".join(f"{share(fill, 1)} at {length}" for length, fill in train["packed"].items())
         yield "padding", f"{share(train['real_token_share'], 1)} of a batch are real tokens; packing fills {packed}"
 
@@ -321,9 +321,9 @@ def _render_memory(figures: dict[str, Any] | None, card: dict[str, Any] | None) 
         return
     parts = {name: value for name, value in figures["components"].items() if value >= GIB / 100}
     listed = ", ".join(f"{name.replace('_', ' ')} {value / GIB:.2f}" for name, value in parts.items())
-    text = f"{figures['allocated'] / GIB:.1f} GiB at the peak, for a micro-batch of {figures['tokens']:,} tokens"
+    text = f"{size(figures['allocated'])} at the peak, for a micro-batch of {figures['tokens']:,} tokens"
     if figures["traced"] is not None:
-        text += f"; traced on the real modules {figures['traced'] / GIB:.1f} GiB"
+        text += f"; traced on the real modules {size(figures['traced'])}"
     yield "memory", text
     if listed:
         yield "", f"{listed} GiB"
@@ -334,7 +334,12 @@ def _render_memory(figures: dict[str, Any] | None, card: dict[str, Any] | None) 
         verdict = "fits" if figures["fits"] else "does not fit"
         largest = figures["largest_micro_batch"]
         room = f"the largest micro-batch that fits has {count(largest, 'row')} of {figures['longest_row']} tokens"
-        yield "", f"{verdict} into {available:.0f} GiB, where {figures['device'] / GIB:.1f} would be taken; {room}"
+        yield "", f"{verdict} into {available:.0f} GiB, where nvidia-smi would show {size(figures['device'])}; {room}"
+
+
+def size(number: float) -> str:
+    """`6.1 GiB`, or `38 MiB` of what is less than a tenth of one."""
+    return f"{number / GIB:.1f} GiB" if number >= GIB / 10 else f"{number / 2**20:.0f} MiB"
 
 
 def _render_findings(findings: Sequence[dict[str, Any]], whole: bool) -> Iterator[tuple[str, str]]:

@@ -127,11 +127,11 @@ def speed(
         seconds = tokens_per_step / run.tokens_per_second
         return Speed((seconds, seconds), f"measured: {run.tokens_per_second:,.0f} tokens/s in runs/{run.run}")
     if on_cpu:
-        return Speed(None, "not known: on a CPU only a run tells; finish one of this kind and it is read from runs/")
+        return Speed(None, "on a CPU only a finished run tells; the next plan of this kind reads its speed from runs/")
     if model is None:
-        return Speed(None, "not known: the model's config is not here")
+        return Speed(None, "it follows from the model's size, and the model's config is not here")
     if spec is None:
-        return Speed(None, f"not known: no figures for this GPU; there are figures for {', '.join(known())}")
+        return Speed(None, f"there are no figures for this GPU, but for {', '.join(known())}")
     low, high = per_micro_batch(model, setup, spec)
     least, most, source = efficiency(spec)
     return Speed(

@@ -4,8 +4,9 @@ Rows are named by their number within the split, which is the line of a JSONL so
 `validation_split_size` drew the split from a larger file. What is found in several splits is one finding.
 """
 
+import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from sft_recipes.data import survey
 from sft_recipes.data.survey import ClassFacts, RowsFound, SplitFacts
@@ -43,12 +44,24 @@ def _found(split: str, facts: SplitFacts, rows: RowsFound) -> str:
     return f"{rows['count']:,} of {facts['rows']:,} {split} rows ({numbers} of {facts['source']})"
 
 
-def _together(found: Iterable[tuple[str, str]], **more: object) -> Found:
+def _together(told: list[tuple[str, str]], **more: object) -> Found:
     """One finding of what was found in each split, as (text, severity): as grave as the gravest."""
-    told = list(found)
     if told:
         severity = min((severity for _, severity in told), key=SEVERITIES.index)
         yield {"found": "; ".join(text for text, _ in told), "severity": severity, **more}
+
+
+Told = Iterator[tuple[str, str]]
+
+
+def over_splits(look: Callable[[Case, str, SplitFacts], Told]) -> Callable[[Case], Found]:
+    """A rule that looks at one split at a time."""
+
+    @functools.wraps(look)
+    def rule(case: Case) -> Found:
+        yield from _together([told for split, facts in _splits(case) for told in look(case, split, facts)])
+
+    return rule
 
 
 def _warning_unless_few(rows: int, facts: SplitFacts) -> str:
@@ -70,92 +83,79 @@ def rows_with(problems: Mapping[str, str], case: Case) -> Found:
 # Duplicates and leaks between splits
 
 
-def _overlaps(case: Case) -> Iterator[tuple[str, SplitFacts, str, dict[str, RowsFound]]]:
-    for split, facts in _splits(case):
-        for other in {"validation": ("train",), "test": ("train", "validation")}.get(split, ()):
-            if other in facts["overlap"]:
-                yield split, facts, other, facts["overlap"][other]
+def _overlaps(split: str, facts: SplitFacts) -> Iterator[tuple[str, RowsFound, RowsFound]]:
+    """The splits before this one, with the rows that are in both: exactly, and normalised."""
+    for other in {"validation": ("train",), "test": ("train", "validation")}.get(split, ()):
+        if other in facts["overlap"]:
+            yield other, facts["overlap"][other]["exact"], facts["overlap"][other]["normalised"]
 
 
-def split_overlap(case: Case) -> Found:
-    told = []
-    for split, facts, other, found in _overlaps(case):
-        if found["exact"]["count"]:
-            row, twin = found["exact"]["examples"][0]
+@over_splits
+def split_overlap(case: Case, split: str, facts: SplitFacts) -> Told:
+    for other, exact, _ in _overlaps(split, facts):
+        if exact["count"]:
+            row, twin = exact["examples"][0]
+            void = exact["count"] >= VOID * facts["rows"]
             also = f"have an input that is also in {other}, e.g. row {row} is {other} row {twin}"
-            void = found["exact"]["count"] >= VOID * facts["rows"]
             severity = "info" if other != "train" else "blocking" if void else "warning"
-            told.append((f"{_found(split, facts, found['exact'])} {also}", severity))
-    yield from _together(told)
+            yield f"{_found(split, facts, exact)} {also}", severity
 
 
-def split_overlap_normalised(case: Case) -> Found:
-    told = []
-    for split, facts, other, found in _overlaps(case):
-        more = found["normalised"]["count"] - found["exact"]["count"]
-        if more and other == "train":
-            exact = [row for row, _ in found["exact"]["examples"]]
-            pairs = [pair for pair in found["normalised"]["examples"] if pair[0] not in exact]
+@over_splits
+def split_overlap_normalised(case: Case, split: str, facts: SplitFacts) -> Told:
+    for other, exact, alike in _overlaps(split, facts):
+        if other == "train" and (more := alike["count"] - exact["count"]):
+            same = [row for row, _ in exact["examples"]]
+            pairs = [pair for pair in alike["examples"] if pair[0] not in same]
             example = f", e.g. row {pairs[0][0]} is train row {pairs[0][1]}" if pairs else ""
-            told.append(
-                f"{more:,} more of {facts['rows']:,} {split} rows ({facts['source']}) differ from a train row in "
-                f"case, punctuation or spacing alone{example}"
-            )
-    yield from _together((text, "warning") for text in told)
+            rows = f"{more:,} more of {facts['rows']:,} {split} rows ({facts['source']})"
+            yield f"{rows} differ from a train row in case, punctuation or spacing alone{example}", "warning"
 
 
-def duplicate_rows(case: Case) -> Found:
-    told = []
-    for split, facts in _splits(case):
-        same, alike = facts["duplicates"], facts["normalised_duplicates"]
-        if alike["count"]:
-            row, first = alike["examples"][0]
-            exactly = f"{same['count']:,} of them exactly, e.g. row {row} is row {first}"
-            text = f"{_found(split, facts, alike)} repeat an earlier row, {exactly}"
-            told.append((text, _warning_unless_few(alike["count"], facts)))
-    yield from _together(told)
+@over_splits
+def duplicate_rows(case: Case, split: str, facts: SplitFacts) -> Told:
+    same, alike = facts["duplicates"], facts["normalised_duplicates"]
+    if alike["count"]:
+        row, first = alike["examples"][0]
+        exactly = f"{same['count']:,} of them exactly, e.g. row {row} is row {first}"
+        severity = _warning_unless_few(alike["count"], facts)
+        yield f"{_found(split, facts, alike)} repeat an earlier row, {exactly}", severity
 
 
-def contradictory_answers(case: Case) -> Found:
-    told = []
-    classes = case.data is not None and case.data["class_field"] == ""
-    for split, facts in _splits(case):
-        found = facts["contradictions"]
-        if found["count"]:
-            row, first = found["examples"][0]
-            otherwise = f"answer an input otherwise than an earlier row, e.g. row {row} and row {first}"
-            told.append((f"{_found(split, facts, found)} {otherwise}", "warning" if classes else "info"))
-    yield from _together(told, meaning="at most one label is right" if classes else "no model can give both answers")
+@over_splits
+def contradictory_answers(case: Case, split: str, facts: SplitFacts) -> Told:
+    found = facts["contradictions"]
+    if found["count"]:
+        row, first = found["examples"][0]
+        classes = case.data is not None and case.data["class_field"] == ""
+        meaning = "at most one label is right" if classes else "no model can give both answers"
+        otherwise = f"answer an input otherwise than an earlier row, e.g. row {row} and row {first}: {meaning}"
+        yield f"{_found(split, facts, found)} {otherwise}", "warning" if classes else "info"
 
 
 # Answers and classes
 
 
-def answers_not_json(case: Case) -> Found:
-    told = []
-    for split, facts in _splits(case):
-        asked, looks = facts["json"]["asked"], facts["json"]["looks"]
-        if asked >= 0.5 * facts["rows"] and looks >= 0.1 * asked:
-            found, why = facts["problems"]["asked_unparsed"], f"{asked:,} prompts ask for JSON"
-        elif looks >= 0.5 * facts["rows"]:
-            found, why = facts["problems"]["json_unparsed"], f"{looks:,} answers begin as JSON does"
-        else:
-            continue
+@over_splits
+def answers_not_json(case: Case, split: str, facts: SplitFacts) -> Told:
+    asked, looks = facts["json"]["asked"], facts["json"]["looks"]
+    if asked >= 0.5 * facts["rows"] and looks >= 0.1 * asked:
+        found, why = facts["problems"]["asked_unparsed"], f"{asked:,} prompts ask for JSON"
+    elif looks >= 0.5 * facts["rows"]:
+        found, why = facts["problems"]["json_unparsed"], f"{looks:,} answers begin as JSON does"
+    else:
+        return
+    if found["count"]:
+        yield f"{why}, but {_found(split, facts, found)} have an answer that no JSON parser reads", "warning"
+
+
+@over_splits
+def unrendered_placeholders(case: Case, split: str, facts: SplitFacts) -> Told:
+    for problem, place in (("unrendered", "answer"), ("unrendered_prompts", "prompt")):
+        found = facts["problems"][problem]
         if found["count"]:
-            told.append(f"{why}, but {_found(split, facts, found)} have an answer that no JSON parser reads")
-    yield from _together((text, "warning") for text in told)
-
-
-def unrendered_placeholders(case: Case) -> Found:
-    yield from _together(
-        (
-            f"{_found(split, facts, found)} have a placeholder or doubled braces in the {place}",
-            _warning_unless_few(found["count"], facts),
-        )
-        for split, facts in _splits(case)
-        for problem, place in (("unrendered", "answer"), ("unrendered_prompts", "prompt"))
-        if (found := facts["problems"][problem])["count"]
-    )
+            text = f"{_found(split, facts, found)} have a placeholder or doubled braces in the {place}"
+            yield text, _warning_unless_few(found["count"], facts)
 
 
 def _classes(case: Case) -> dict[str, ClassFacts]:
@@ -202,34 +202,30 @@ def constant_answer(case: Case) -> Found:
         }
 
 
-def class_imbalance(case: Case) -> Found:
-    told = []
-    for split, facts in _splits(case):
-        ordered = list(facts["classes"].items())
-        if len(ordered) < 2:
-            continue
-        (most, first), (least, last) = ordered[0], ordered[-1]
-        part = first["rows"] / facts["rows"]
-        if part >= 0.8 or first["rows"] >= 10 * last["rows"]:
-            text = (
-                f"{split} ({facts['source']}) has {first['rows']:,} rows of class {most!r} ({share(part, 1)}) and "
-                f"{last['rows']:,} of {least!r} (e.g. row {last['first_row']}): always answering {most!r} is right in "
-                f"{share(part, 1)}"
-            )
-            told.append((text, "warning" if part >= 0.8 else "info"))
-    yield from _together(told)
+@over_splits
+def class_imbalance(case: Case, split: str, facts: SplitFacts) -> Told:
+    ordered = list(facts["classes"].items())
+    if len(ordered) < 2:
+        return
+    (most, first), (least, last) = ordered[0], ordered[-1]
+    part = first["rows"] / facts["rows"]
+    if part >= 0.8 or first["rows"] >= 10 * last["rows"]:
+        yield (
+            f"{split} ({facts['source']}) has {first['rows']:,} rows of class {most!r} ({share(part, 1)}) and "
+            f"{last['rows']:,} of {least!r} (e.g. row {last['first_row']}): always answering {most!r} is right in "
+            f"{share(part, 1)}",
+            "warning" if part >= 0.8 else "info",
+        )
 
 
-def class_not_in_training(case: Case) -> Found:
-    told = []
+@over_splits
+def class_not_in_training(case: Case, split: str, facts: SplitFacts) -> Told:
     trained = case.data["splits"]["train"]["classes"] if case.data else {}
-    for split, facts in _splits(case):
-        unknown = [name for name in facts["classes"] if trained and name not in trained]
-        if unknown:
-            where = ", ".join(f"{name!r} (row {facts['classes'][name]['first_row']})" for name in unknown[:5])
-            classes = count(len(unknown), "class")
-            told.append((f"{split} ({facts['source']}) has {classes} that no train row has, {where}", "warning"))
-    yield from _together(told)
+    unknown = [name for name in facts["classes"] if trained and name not in trained]
+    if unknown:
+        where = ", ".join(f"{name!r} (row {facts['classes'][name]['first_row']})" for name in unknown[:5])
+        classes = count(len(unknown), "class")
+        yield f"{split} ({facts['source']}) has {classes} that no train row has, {where}", "warning"
 
 
 def small_evaluation_set(case: Case) -> Found:
@@ -289,9 +285,8 @@ def _cut(case: Case) -> Iterator[tuple[str, SplitFacts, dict[str, int]]]:
             yield split, facts, survey.at_length(facts, recipe["max_length"])
 
 
-def _at_length(case: Case, found: Iterable[tuple[str, str, SplitFacts]]) -> Found:
+def _at_length(case: Case, told: list[tuple[str, str, SplitFacts]]) -> Found:
     """One finding of what `max_length` does, with the length that keeps every row whole: a multiple of 64."""
-    told = list(found)
     if told and case.data:
         longest = max(-(-max(map(int, facts["lengths"])) // 64) * 64 for _, _, facts in told)
         estimated = "" if case.data["tokens_are"] == "exact" else " (estimated, without the tokenizer)"
