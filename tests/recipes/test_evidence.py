@@ -150,7 +150,7 @@ def test_what_is_graded_as_measured_here_names_the_file_that_measures_it(key: st
 
 def test_no_figure_is_left_unfilled() -> None:
     assert [key for key, each in statements() if re.search(r"[{}]", each["says"])] == []
-    assert "102 MB in NF4, 184 MB in bfloat16" in entry("load_in_4bit")["evidence"][4]["says"]
+    assert "44 MB in NF4, 63 MB in bfloat16" in entry("load_in_4bit")["evidence"][4]["says"]
 
 
 # The pages

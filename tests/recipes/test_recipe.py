@@ -87,7 +87,7 @@ def test_unset_keys_have_the_default_of_trl_or_of_our_own_keys() -> None:
         ("mine", "recipes/mine.yaml:1: a recipe cannot extend itself"),
         (
             "defalt",
-            "recipes/mine.yaml:1: no recipe 'defalt' in recipes/; there are default, mine; did you mean default?",
+            "recipes/mine.yaml:1: no recipe 'defalt' in recipes/ (nearest: 'default'); there are default, mine",
         ),
         ("../../etc/passwd", "recipes/mine.yaml:1: invalid recipe name '../../etc/passwd': letters, "),
         ("[default, default]", "recipes/mine.yaml:1: invalid recipe name ['default', 'default']: letters, "),

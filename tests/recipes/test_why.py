@@ -78,9 +78,7 @@ def test_what_is_not_known_is_said_with_what_helps(key: str, message: str) -> No
 
 
 def test_an_unknown_recipe_is_refused_with_those_there_are() -> None:
-    with pytest.raises(
-        InputError, match=r"no recipe 'defualt' in recipes/; there are default.*; did you mean default\?"
-    ):
+    with pytest.raises(InputError, match=r"no recipe 'defualt' in recipes/ \(nearest: 'default'\); there are default"):
         why.why("lora_r", "defualt")
 
 

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from sft_recipes.errors import InputError, did_you_mean
+from sft_recipes.errors import InputError, nearest
 from sft_recipes.recipes import conflicts, schema
 
 RECIPES = Path("recipes")
@@ -138,8 +138,7 @@ def find(kind: str, name: Any, directory: Path, origin: str = "") -> Path:
         return path
     if not have:
         raise InputError(f"{where}no {kind}s in {directory.absolute()}; run from the project's root")
-    hint = did_you_mean(name, have)
-    raise InputError(f"{where}no {kind} {name!r} in {directory}/; there are {', '.join(have)}{hint}")
+    raise InputError(f"{where}no {kind} {name!r} in {directory}/{nearest(name, have)}; there are {', '.join(have)}")
 
 
 def read(path: Path) -> dict[str, Value]:
