@@ -171,7 +171,7 @@ def load_recipe(
     Raises:
         InputError: With all its problems at once.
     """
-    return recipes.load(recipe, recipes.parse_overrides(_overrides(overrides, model, data)))
+    return recipes.load(recipe, _overrides(overrides, model, data))
 
 
 def plan(

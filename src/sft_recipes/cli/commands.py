@@ -53,7 +53,7 @@ def plan(
     from sft_recipes.plan import plan
 
     if fetch:
-        base_model.fetch(recipes.load(recipe, recipes.parse_overrides(job.words)))
+        base_model.fetch(recipes.load(recipe, job.words))
     figures = plan.plan(recipe, gpu=gpu, traced=trace, **job.where)
     return Result(figures, plan.render(figures, whole=why), 2 if figures["blocking"] else 0)
 
@@ -355,9 +355,7 @@ def show(
 def _resolved(name: str, job: Job) -> recipes.Recipe:
     from sft_recipes.recipes import topology
 
-    # A file is shown by its path too, so that a foreign preset can be checked before it becomes a recipe.
-    named = Path(name) if name.endswith((".yaml", ".yml", ".json")) else name
-    recipe = recipes.load(named, recipes.parse_overrides(job.words))
+    recipe = recipes.load(name, job.words)
     chosen = job.accel or recipe["accelerate_config"]
     if chosen is None:
         return recipe

@@ -326,7 +326,7 @@ class Sweep:
     def write_recipe(self, best: dict[str, Any], tried: int, out: Path) -> None:
         """Write what a trial set as a recipe that extends the swept one, or what that one extends."""
         name, words = self.asked["recipe"], [*self.asked["overrides"], *recipes.as_words(best["values"])]
-        loaded = recipes.load(name, recipes.parse_overrides(words))
+        loaded = recipes.load(name, words)
         base = loaded.base or recipes.load(name)
         text = f"{name} with the best of {count(tried, 'trial')} of {self.directory}."
         lines = [f"extends: {base.name}", f"description: {text}"]

@@ -184,7 +184,7 @@ def resolve(
     Raises:
         InputError: The recipe, the accelerate config or the GPU is none, or values contradict each other.
     """
-    recipe = recipes.load(name, recipes.parse_overrides(overrides))
+    recipe = recipes.load(name, overrides)
     visible = topology.visible_gpus()
     chosen = topology.choose(recipe, accel, processes, visible)
     if chosen.use_cpu and gpu is not None:

@@ -15,7 +15,7 @@ def pin(name: str, overrides: Sequence[str] = ()) -> tuple[Path, str]:
     Raises:
         InputError: The model is a local directory, or the Hub does not answer for it. Nothing is written then.
     """
-    recipe = recipes.load(name, recipes.parse_overrides(overrides))
+    recipe = recipes.load(name, overrides)
     model = recipe.values["model_name_or_path"]
     path = Path(model.origin.rpartition(":")[0])
     if Path(model.value).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.value):

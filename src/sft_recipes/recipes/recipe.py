@@ -259,7 +259,7 @@ def read_model(name: Any) -> dict[str, Value]:
     return values
 
 
-def load(recipe: str | Path, overrides: Mapping[str, Value] | None = None, directory: Path = RECIPES) -> Recipe:
+def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPES) -> Recipe:
     """Read a recipe by its name (or a file by its path), over its base, under the overrides, and check every key.
 
     An override `model` names a file of models/, whose values come before the other overrides.
@@ -267,7 +267,7 @@ def load(recipe: str | Path, overrides: Mapping[str, Value] | None = None, direc
     Raises:
         InputError: With all problems of the recipe, its base, the model and the overrides at once.
     """
-    overrides = dict(overrides or {})
+    given = parse_overrides(overrides)
     as_path = isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml", ".json"))
     path = Path(recipe) if as_path else find("recipe", str(recipe), directory)
     own = read(path)
@@ -287,16 +287,16 @@ def load(recipe: str | Path, overrides: Mapping[str, Value] | None = None, direc
                 )
         except InputError as error:
             problems += error.problems
-    if "extends" in overrides:
+    if "extends" in given:
         problems.append("SET: extends cannot be overridden; name the other recipe instead")
     extended = Recipe(str(base.value), values) if values and base else None
     values = {**values, **own}
-    if "model" in overrides:
+    if "model" in given:
         try:
-            values |= _facts(read_model(overrides.pop("model").value), values)
+            values |= _facts(read_model(given.pop("model").value), values)
         except InputError as error:
             problems += error.problems
-    values = {key: item for key, item in {**values, **overrides}.items() if key != "extends"}
+    values = {key: item for key, item in {**values, **given}.items() if key != "extends"}
     for key, item in values.items():
         if found := schema.problem(key, item.value):
             problems.append(f"{item.origin}: {found}")
