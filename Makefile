@@ -72,8 +72,8 @@ lint: $(INSTALLED_TEST) ## ruff, lint and format, and which module may import wh
 types: $(INSTALLED_TEST) ## mypy
 	@$(BIN)/mypy
 
-# Each worker imports torch, so more than two gain little; tests of several processes are one group, one at a time.
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup
+# Each worker imports torch, so more than two gain little. The groups of loadgroup have no effect in pytest 9.2.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test: $(INSTALLED_TEST) ## all tests, and which ten took longest
 	@$(PYTEST) --durations=10

@@ -22,6 +22,9 @@ os.environ.update(
 )
 
 ROOT = Path(__file__).parents[1]
+# What DeepSpeed builds depends on where its headers are: checkouts that share a folder build it anew in turn, and wait
+# for ever for the lock of a build that was killed in another.
+os.environ["TORCH_EXTENSIONS_DIR"] = str(ROOT / ".cache" / "torch_extensions")
 
 TINY = """\
 extends: default
@@ -65,17 +68,30 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if slow & {*getattr(item, "fixturenames", ())}:
             item.add_marker("slow")
+    # First, and so to one worker, while the other does the rest.
+    items.sort(key=lambda item: "alone" not in getattr(item, "fixturenames", ()))
 
 
 MadeOnce = Callable[[str, Callable[[Path], Any]], Path]
 
 
 @pytest.fixture(scope="session")
-def made_once(tmp_path_factory: pytest.TempPathFactory) -> MadeOnce:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of all workers of this run of the tests."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
+@pytest.fixture
+def alone(shared: Path) -> Iterator[None]:
+    """One test of several processes at a time: they spin while they wait for each other, and four starve two cores."""
+    with FileLock(shared / "alone.lock"):
+        yield
+
+
+@pytest.fixture(scope="session")
+def made_once(shared: Path) -> MadeOnce:
     """Gives the directory of that name as the function fills it, once for all workers of this run of the tests."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
 
     def made_once(name: str, fill: Callable[[Path], Any]) -> Path:
         directory, unfinished = shared / f"once-{name}", shared / f"unfinished-{name}"

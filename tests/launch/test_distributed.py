@@ -18,8 +18,7 @@ from safetensors.torch import load_file
 from sft_recipes.runs.run import Run
 
 pytest_plugins = ["finished"]
-# One at a time: processes that wait for each other spin, and four of them on two cores hardly get on.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("processes")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone")]
 
 needs_compiler = pytest.mark.skipif(
     shutil.which("c++") is None,
