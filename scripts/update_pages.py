@@ -81,7 +81,8 @@ def rules_page() -> str:
         for rule in lint.rules().values():
             if rule.severity == severity:
                 evidence = rule.evidence.replace("|", "\\|")
-                lines.append(f"| `{rule.id}`{' *' if rule.required else ''} | {rule.idea} | {evidence} |")
+                formerly = f" (formerly {', '.join(rule.formerly)})" if rule.formerly else ""
+                lines.append(f"| `{rule.id}`{' *' if rule.required else ''} | {rule.idea}{formerly} | {evidence} |")
     return "\n".join(lines) + "\n"
 
 
