@@ -78,40 +78,41 @@ def test_list_shows_each_recipe_with_its_idea(checkout: Path) -> None:
     assert all(len(line.split()) > 4 for line in said.stdout.splitlines())
 
 
-def received(target: str, variables: dict[str, str], cwd: Path) -> list[str]:
-    """The arguments that a target hands to the program, in whose place they are written down."""
+def received(target: str, variables: dict[str, str], cwd: Path) -> dict[str, str]:
+    """What make hands to the program in its environment; in the program's place it is written down."""
     stub = cwd / "stub"
-    stub.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\" > received\n")
+    stub.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > arguments\nenv -0 > received\n")
     stub.chmod(0o755)
     given = [f"{key}={value}" for key, value in variables.items()]
     done = make(target, *given, f"PROGRAM={stub}", cwd=cwd)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
-    return (cwd / "received").read_text().removesuffix("\0").split("\0")
+    assert (cwd / "arguments").read_text() == f"--make\n{target}\n"
+    items = (each.partition("=") for each in (cwd / "received").read_text().split("\0") if each)
+    return {name: value for name, _, value in items if name in ("GIVEN", "GOALS", *variables)}
 
 
-def refused_as_data(target: str, variables: dict[str, str], variable: str, cwd: Path, capsys: Any) -> None:
-    """Neither make nor the shell reads anything into the variable, and the program refuses what it is given."""
-    arguments = received(target, variables, cwd)
-    value = variables[variable]
-    if variable == "RUNS":
-        # Several names, one argument each.
-        assert arguments[-len(value.split()) :] == value.split()
-    else:
-        assert value in [*arguments, *(argument.partition("=")[2] for argument in arguments)]
-    try:
-        code: Any = main(arguments)
-    except SystemExit as error:
-        # From the parser of arguments.
-        code = error.code
-    assert code == 2
-    assert "error: " in capsys.readouterr().err
+def refused_as_data(
+    target: str, variables: dict[str, str], monkeypatch: pytest.MonkeyPatch, cwd: Path, capsys: Any
+) -> None:
+    """Neither make nor the shell reads anything into a variable, and the program refuses what it is given."""
+    environment = received(target, variables, cwd)
+    assert {name: environment[name] for name in variables} == variables
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    # PROGRAM names the stub alone.
+    monkeypatch.setenv("GIVEN", " ".join(name for name in environment["GIVEN"].split() if name != "PROGRAM"))
+    assert main(["--make", target]) == 2
+    said = capsys.readouterr().err
+    assert "error: " in said and "does not read" not in said
     assert not list(cwd.rglob("pwned"))
 
 
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("variable", ["RECIPE", "ACCEL", "NAME", "SET"])
-def test_make_variables_are_data(checkout: Path, capsys: pytest.CaptureFixture, variable: str, value: str) -> None:
-    refused_as_data("train", {"RECIPE": "tiny", variable: value}, variable, checkout, capsys)
+def test_make_variables_are_data(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, variable: str, value: str
+) -> None:
+    refused_as_data("train", {"RECIPE": "tiny", variable: value}, monkeypatch, checkout, capsys)
     assert not (checkout / "runs").exists()
 
 
@@ -142,14 +143,17 @@ def test_make_variables_are_data(checkout: Path, capsys: pytest.CaptureFixture, 
     ],
 )
 def test_the_variables_of_other_targets_are_data_too(
-    checkout: Path, capsys: pytest.CaptureFixture, target: str, variable: str
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, target: str, variable: str
 ) -> None:
     given = {"RECIPE": "tiny", "VRAM": "24", "A": "tiny", "B": "tiny", "ACCEL": "cpu"}
     given |= {"RUN": "no_run", "RUNS": "no_run", "INPUT": "rows.jsonl", "REPO": "org/name", "NAME": "x", "KEY": "seed"}
     given[variable] = "x' ; touch pwned ; '$(shell touch pwned)`touch pwned`"
-    if target == "diff":
-        del given["RECIPE"]
-    refused_as_data(target, given, variable, checkout, capsys)
+    # Only what the target reads: anything else is refused before it is looked at.
+    parameters = cli.program(False).commands[target].params
+    read = {option.lstrip("-") for each in parameters for option in (each.name or "", *each.opts)}
+    given = {name: value for name, value in given.items() if name.lower() in read}
+    assert variable in given
+    refused_as_data(target, given, monkeypatch, checkout, capsys)
 
 
 def test_the_program_that_make_starts_refuses_it_too(checkout: Path) -> None:
