@@ -118,7 +118,7 @@ def _silence(recipe: Recipe) -> dict[str, str]:
     for id, reason in (recipe["silence"] or {}).items():
         where = f"{recipe.values['silence'].origin}: silence: {id}"
         if id not in ids:
-            problems.append(f"{where} is no rule{did_you_mean(str(id), rules()) or '; see make rules'}")
+            problems.append(f"{where} is no rule{did_you_mean(str(id), ids) or '; see make rules'}")
         elif rules()[ids[id]].required:
             problems.append(f"{where} cannot be silenced, because the run would be refused all the same; drop it")
         elif not isinstance(reason, str) or not reason.strip():
