@@ -191,11 +191,13 @@ class Worker:
         return None
 
     def _start(self) -> "subprocess.Popen[str]":
+        shown = quiet_environment(on_cpu=topology.no_gpu(), one_gpu=True)
+        # Builds of its own: one that is killed leaves a lock, for which all later trainings would wait.
         with (self.work / "worker.log").open("a", encoding="utf-8") as log:
             process = subprocess.Popen(
                 [sys.executable, "-m", "sft_recipes.benchmark.worker"],
                 cwd=self.work,
-                env=quiet_environment(on_cpu=topology.no_gpu(), one_gpu=True),
+                env={**shown, "TORCH_EXTENSIONS_DIR": str(self.work / "torch_extensions")},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
