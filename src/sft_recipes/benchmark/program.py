@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from sft_recipes.benchmark.scale import SECTIONS
+from sft_recipes.benchmark.scale import SECTIONS, SHARES
 from sft_recipes.demo import demo_base
 from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
@@ -132,10 +132,11 @@ def _measure(
         "status": "running",
         "sections": {},
     }
+    shares = SHARES[hardware["kind"]]
     say("machine", f"{hardware['name']}, {hardware['memory_bytes'] / 2**30:.0f} GiB")
     for number, name in enumerate(chosen):
         left = budget - (time.monotonic() - began) - GRACE
-        limit = left * SECTIONS[name] / sum(SECTIONS[each] for each in chosen[number:])
+        limit = left * shares[name] / sum(shares[each] for each in chosen[number:])
         if stopped:
             break
         section = _section(name, limit, work, worker, stopped)

@@ -10,16 +10,14 @@ from typing import Any
 from sft_recipes.models import base_model
 from sft_recipes.plan.memory import Setup
 
-SECTIONS = {
-    "machine": 12,
-    "road": 75,
-    "memory": 90,
-    "speed": 85,
-    "knobs": 75,
-    "topologies": 45,
-    "gpt_oss": 18,
+SECTIONS = ("machine", "road", "memory", "speed", "knobs", "topologies", "gpt_oss")
+"""The sections in order of worth."""
+SHARES = {
+    "gpu": dict(zip(SECTIONS, (12, 75, 90, 85, 75, 45, 18), strict=True)),
+    # Shapes are small here, and processes start slowly.
+    "cpu": dict(zip(SECTIONS, (5, 190, 30, 30, 70, 110, 15), strict=True)),
 }
-"""The sections in order of worth, and the share of the time each may take; what one leaves, the next ones have."""
+"""The share of the time that each may take by kind of machine; what one leaves, the next ones have."""
 
 # Small enough for a CPU: 15 million parameters.
 SMALL = {
