@@ -15,7 +15,7 @@ SECTIONS = ("machine", "road", "memory", "speed", "knobs", "topologies", "gpt_os
 SHARES = {
     "gpu": dict(zip(SECTIONS, (12, 75, 90, 85, 75, 45, 18), strict=True)),
     # Shapes are small here, and processes start slowly.
-    "cpu": dict(zip(SECTIONS, (5, 190, 30, 30, 70, 110, 15), strict=True)),
+    "cpu": dict(zip(SECTIONS, (5, 240, 20, 20, 50, 90, 10), strict=True)),
 }
 """The share of the time that each may take by kind of machine; what one leaves, the next ones have."""
 
