@@ -8,15 +8,14 @@ import dataclasses
 import hashlib
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from sft_recipes import children
 from sft_recipes.demo import demo_base, demo_data
-from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.models import base_model
 
@@ -95,16 +94,9 @@ def make(base: Base) -> Path:
         InputError: transformers cannot build it.
     """
     if not base.directory.is_dir():
-        done = subprocess.run(
-            [sys.executable, "-m", "sft_recipes.demo.tiny", str(base.directory)],
-            input=json.dumps({"config": base.config, "tokenizer": base.tokenizer and str(base.tokenizer)}),
-            capture_output=True,
-            text=True,
-            env=quiet_environment(on_cpu=True),
-        )
-        if done.returncode:
-            reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-            raise InputError(f"transformers cannot build a tiny {base.name}: {reason[0]}")
+        asked = {"config": base.config, "tokenizer": base.tokenizer and str(base.tokenizer)}
+        failure = f"transformers cannot build a tiny {base.name}"
+        children.call("sft_recipes.demo.tiny", asked, str(base.directory), failure=failure)
     return base.directory
 
 

@@ -7,14 +7,12 @@ import dataclasses
 import functools
 import hashlib
 import json
-import subprocess
-import sys
 from collections.abc import Iterable, Mapping
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.environment import quiet_environment
+from sft_recipes import children
 from sft_recipes.errors import InputError, hub_reason
 from sft_recipes.files import write_whole
 from sft_recipes.recipes.recipe import Recipe
@@ -205,17 +203,8 @@ def _census(config: dict[str, Any]) -> tuple[Group, ...]:
 
 def _count(config: dict[str, Any]) -> list[Any]:
     """What `census.take` gives, from a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "sft_recipes.models.census"],
-        input=json.dumps(config),
-        capture_output=True,
-        text=True,
-        env=quiet_environment(on_cpu=True),
-    )
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise InputError(f"transformers cannot build a causal language model from this config: {reason[0]}")
-    return json.loads(done.stdout)
+    failure = "transformers cannot build a causal language model from this config"
+    return json.loads(children.call("sft_recipes.models.census", config, failure=failure))
 
 
 def described_quantisation(recipe: Mapping[str, Any]) -> dict[str, Any]:

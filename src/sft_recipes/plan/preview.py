@@ -7,7 +7,6 @@ a process of its own, `python -m sft_recipes.plan.preview DIRECTORY`; what is sh
 import itertools
 import json
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,8 +15,9 @@ from typing import Any
 
 import yaml
 
+from sft_recipes import children
 from sft_recipes.demo import demo_base, tiny
-from sft_recipes.environment import quiet, quiet_environment
+from sft_recipes.environment import quiet
 from sft_recipes.errors import InputError
 from sft_recipes.plan import job as jobs
 from sft_recipes.recipes import recipe as recipes
@@ -70,17 +70,14 @@ def preview(name: str | Path, *, overrides: Overrides = (), rows: int = 5, seed:
     total = job.prepared.splits["train"]["prepared_rows"]
     with tempfile.TemporaryDirectory() as scratch:
         write(Path(scratch), job, base, chosen(total, rows, seed))
-        environment = quiet_environment(on_cpu=True)
-        environment |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": f"{scratch}/cache"}
-        done = subprocess.run(
-            [sys.executable, "-m", "sft_recipes.plan.preview", scratch],
-            env=environment,
-            capture_output=True,
-            text=True,
+        children.call(
+            "sft_recipes.plan.preview",
+            None,
+            scratch,
+            failure="the rows cannot be brought into the trainer's form",
+            HF_HUB_OFFLINE="1",
+            HF_DATASETS_CACHE=f"{scratch}/cache",
         )
-        if done.returncode:
-            reason = done.stderr.strip().splitlines()[-1:] or [f"code {done.returncode}"]
-            raise InputError(f"the rows cannot be brought into the trainer's form: {reason[0]}")
         answer = json.loads(Path(scratch, "answer.json").read_text(encoding="utf-8"))
     if "problems" in answer:
         raise InputError(*(problem.replace(str(base.directory), model) for problem in answer["problems"]))

@@ -6,11 +6,9 @@ and PEFT know.
 
 import dataclasses
 import json
-import subprocess
-import sys
 from typing import Any
 
-from sft_recipes.environment import quiet_environment
+from sft_recipes import children
 from sft_recipes.errors import InputError
 from sft_recipes.plan.memory import Setup
 
@@ -38,14 +36,8 @@ def trace(config: dict[str, Any], setup: Setup) -> dict[str, int]:
     }
     if any(problems.values()):
         raise InputError(*(text for text, there in problems.items() if there))
-    done = subprocess.run(
-        [sys.executable, "-m", "sft_recipes.plan.fake_step"],
-        input=json.dumps({"config": config, "setup": dataclasses.asdict(setup)}),
-        capture_output=True,
-        text=True,
-        env=quiet_environment(on_cpu=True),
+    asked = {"config": config, "setup": dataclasses.asdict(setup)}
+    answer = children.call(
+        "sft_recipes.plan.fake_step", asked, failure="the training step of this model cannot be traced"
     )
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise InputError(f"the training step of this model cannot be traced: {reason[0]}")
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(answer.splitlines()[-1])

@@ -1,0 +1,35 @@
+"""Work in a process of its own, on the CPU: what needs torch is asked for, and the asking process never imports it."""
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+from sft_recipes.environment import quiet_environment
+from sft_recipes.errors import InputError
+
+
+def call(module: str, payload: Any, *arguments: str, failure: str, **environment: str) -> str:
+    """Run `python -m module arguments` with the payload as JSON on its input, and give what it prints.
+
+    Args:
+        module: One that answers on its output.
+        payload: What it reads.
+        arguments: Of its command line.
+        failure: What it means if the process fails; its last line is the reason.
+        environment: Further variables.
+
+    Raises:
+        InputError: The process failed.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        input=json.dumps(payload),
+        capture_output=True,
+        text=True,
+        env=quiet_environment(on_cpu=True) | environment,
+    )
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"it ended with code {done.returncode} and said nothing"]
+        raise InputError(f"{failure}: {reason[0]}")
+    return done.stdout
