@@ -17,7 +17,7 @@ import psutil
 import pytest
 from conftest import ROOT, alpaca_rows, write_rows
 
-from sft_recipes.benchmark import program, results
+from sft_recipes.benchmark import BUDGET, program, results
 from sft_recipes.benchmark import scale as scales
 from sft_recipes.benchmark.section import Section
 from sft_recipes.errors import InputError
@@ -69,6 +69,7 @@ def test_a_committed_result_is_as_the_schema_states() -> None:
     for path in files:
         facts = valid(path)
         assert facts["status"] == "complete" and path.name.startswith(facts["date"])
+        assert facts["seconds"] <= 1.1 * facts["budget_seconds"]
 
 
 def test_the_newest_complete_result_of_a_machine_counts(tmp_path: Path) -> None:
@@ -342,3 +343,11 @@ def test_a_gpu_s_result_is_shown_whole(tmp_path: Path, monkeypatch: pytest.Monke
     for words in ("### Speed", "stock TRL, exported recipe", "### One change at a time", "% of the data sheet's)"):
         assert words in page
     assert "Accelerate configs, one process" in page and "nan" not in page
+
+
+def test_the_page_says_what_the_program_does() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert f"`BUDGET={BUDGET}`" in page and f"BUDGET={BUDGET} " in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == scales.SECTIONS
+    scale = scales.gpu()
+    assert (scale.warm, 2 * scale.timed) == (5, 10) and "five steps are not counted, ten are" in page

@@ -110,8 +110,7 @@ def killed_after(arguments: Sequence[str], environment: Mapping[str, str], check
 def road(section: Section, scale: Scale, environment: Mapping[str, str]) -> None:
     """The demo, trained and evaluated, merged, then trained again, killed, and resumed to the same adapter or not."""
     where = "single_gpu" if scale.gpu else "cpu"
-    settings = ["--set", scale.demo] if scale.demo else []
-    asked = ["train", "demo", "--accel", where, *settings]
+    asked = ["train", "demo", "--accel", where]
 
     def trained() -> dict[str, Any]:
         seconds, output = command([*asked, "--name", "road"], environment, section.left)

@@ -20,8 +20,6 @@ from sft_recipes.benchmark.device import Device
 from sft_recipes.benchmark.scale import Knob, MemoryCase, Scale
 from sft_recipes.benchmark.section import Section
 from sft_recipes.models import base_model
-from sft_recipes.recipes import recipe as recipes
-from sft_recipes.recipes import topology
 from sft_recipes.train.train import build, correct
 
 # The second step has optimizer state; in its second micro-batch there are gradients too, as the estimate takes it.
@@ -182,18 +180,19 @@ def _speed_of(distribution: str, scale: Scale, device: Device, words: Any, work:
     ]
     steps.take_turns(arms, scale.warm, scale.timed)
     return {
-        **_work(scale, work, settings),
+        **_work(scale, settings),
         "arms": {arm.name: arm.facts() for arm in arms},
     }
 
 
-def _work(scale: Scale, work: Path, settings: dict[str, Any]) -> dict[str, Any]:
+def _work(scale: Scale, settings: dict[str, Any]) -> dict[str, Any]:
     """What a speed is about: the model, and how many parameters a token is multiplied with."""
     known = base_model.from_config(scale.model, scale.config, "the benchmark")
     return {
         "model": scale.model,
         "config": scale.config if scale.model not in base_model.bundled() else None,
-        "matrix_parameters": known.elements("linear", "head") or known.elements("linear"),
+        # The head's matrix is multiplied with also where it is the embedding's.
+        "matrix_parameters": known.elements("linear") + scale.config["hidden_size"] * scale.config["vocab_size"],
         "settings": {key: value for key, value in settings.items() if key != "max_steps"},
     }
 
@@ -224,7 +223,7 @@ def knobs(section: Section, scale: Scale, device: Device, work: Path) -> None:
         )
         arm = steps.Arm(knob.name, steps.ours(recipe, base, words), device)
         arm.round(scale.warm, 2 * scale.timed)
-        return {"settings": knob.settings, **_work(scale, work, changed), **arm.facts()}
+        return {"settings": knob.settings, **_work(scale, changed), **arm.facts()}
 
     chosen = (Knob("base", {}), *scales.KNOBS[:-1], Knob("base_again", {}), scales.KNOBS[-1])
     section.plan(knob.name for knob in chosen)
@@ -265,7 +264,22 @@ def gpt_oss(section: Section, scale: Scale, device: Device, work: Path) -> None:
     ):
 
         def train(settings: dict[str, Any] = settings) -> dict[str, Any]:
-            recipe = _gpt_oss_recipe(device, rows, work / "out", checkpoint, settings)
+            recipe = steps.resolved(
+                device,
+                rows,
+                work / "out",
+                model="gpt_oss_20b",
+                model_name_or_path=str(checkpoint),
+                # The tokenizer is the demo's, and the rows are ids.
+                chat_template_path=None,
+                max_steps=2,
+                per_device_train_batch_size=2,
+                global_batch_size=4,
+                logging_steps=1,
+                warmup_steps=0,
+                dataloader_num_workers=0,
+                **settings,
+            )
             trainer = steps.silent(build(recipe.upstream()))
             correct(trainer, recipe.upstream(), recipe.own())
             with device.peak(trainer.model) as peak:
@@ -276,31 +290,6 @@ def gpt_oss(section: Section, scale: Scale, device: Device, work: Path) -> None:
 
         section.measure(name, train, expected=0)
         device.free()
-
-
-def _gpt_oss_recipe(device: Device, rows: Path, output: Path, checkpoint: Path, settings: dict[str, Any]) -> Any:
-    overrides = {
-        key: recipes.Value(value, "the benchmark")
-        for key, value in {
-            **steps.STEPS_ALONE,
-            "model": "gpt_oss_20b",
-            "model_name_or_path": str(checkpoint),
-            "chat_template_path": None,
-            "max_steps": 2,
-            "per_device_train_batch_size": 2,
-            "global_batch_size": 4,
-            "logging_steps": 1,
-            "warmup_steps": 0,
-            "dataloader_num_workers": 0,
-            **settings,
-        }.items()
-    }
-    chosen = topology.read("single_gpu" if device.gpu else "cpu", "the benchmark")
-    return topology.resolve(recipes.load("default", overrides), chosen).derive(
-        dataset_name=(str(rows), "rows of token ids"),
-        dataset_train_split=("train", "the only one"),
-        output_dir=(str(output), "kept nowhere"),
-    )
 
 
 def _mxfp4_checkpoint(directory: Path, scale: Scale, words: Any) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from typing import Any
 
 import psutil
 
+from sft_recipes.benchmark import BUDGET, RESULTS
 from sft_recipes.benchmark.scale import SECTIONS, SHARES
 from sft_recipes.demo import demo_base
 from sft_recipes.environment import quiet_environment
@@ -34,18 +35,14 @@ from sft_recipes.runs import provenance
 from sft_recipes.terminal import count, duration, say
 
 SCHEMA = 1
-BUDGET = 400
-RESULTS = Path("benchmarks")
 # What the commands of a section read of a project, and find in the folder that they run in.
-READ = ("recipes", "models", "accelerate_configs", "data")
+READ = ("recipes", "models", "accelerate_configs", "data/demo")
 RECIPES = ("default", "demo")
 # What a worker has after its time to write its last file; it writes after each measurement.
 GRACE = 2.0
 
 
-def benchmark(
-    budget: float = BUDGET, out: Path = RESULTS, only: Sequence[str] = (), *, say_sections: bool = True
-) -> tuple[int, Path]:
+def benchmark(budget: float = BUDGET, out: Path = RESULTS, only: Sequence[str] = ()) -> tuple[int, Path]:
     """Measure this machine, and write what was found to a new file in `out`.
 
     Args:
@@ -80,8 +77,7 @@ def benchmark(
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    if say_sections:
-        conclude(facts, path)
+    conclude(facts, path)
     if stopped:
         return launch.INTERRUPTED, path
     measured = any(section["measurements"] for section in facts["sections"].values())
@@ -99,7 +95,7 @@ def _project(work: Path) -> None:
     """The folder that everything runs in: the project's recipes and data as they are, and nothing of its runs."""
     for name in READ:
         if Path(name).is_dir():
-            shutil.copytree(name, work / name, ignore=lambda _, found: [each for each in found if each == "prepared"])
+            shutil.copytree(name, work / name)
     base = demo_base.DIRECTORY
     if base.is_dir():
         shutil.copytree(base, work / base)
@@ -162,7 +158,7 @@ def _section(name: str, limit: float, work: Path, worker: "Worker", stopped: lis
         worker.kill()
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     empty: dict[str, Any] = {"measurements": [], "refused": [], "failed": [], "left_out": []}
-    return {**section, **empty, **found, "seconds": round(time.monotonic() - began, 1)}
+    return {**section, "seconds": round(time.monotonic() - began, 1), **empty, **found}
 
 
 class Worker:

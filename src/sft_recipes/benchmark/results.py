@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.benchmark.program import RESULTS, SCHEMA
+from sft_recipes.benchmark import RESULTS
+from sft_recipes.benchmark.program import SCHEMA
 
 
 def newest(directory: Path = RESULTS) -> dict[str, dict[str, Any]]:

@@ -121,8 +121,6 @@ class Scale:
     """Of both, of which the median counts."""
     memory: tuple[MemoryCase, ...]
     """Steps whose memory is measured, in order of worth."""
-    demo: str
-    """Overrides of the demo that the road is walked with; none on any machine but in tests."""
     model: str
     """Whose shape the speed is measured on."""
     config: dict[str, Any]
@@ -199,7 +197,6 @@ def gpu() -> Scale:
         copied=2**31,
         repeats=30,
         memory=_gpu_cases(),
-        demo="",
         model="Qwen/Qwen3-1.7B",
         config=_bundled("Qwen/Qwen3-1.7B"),
         speed_batch={"origin": 64, "long_tailed": 16},
@@ -221,7 +218,6 @@ def cpu() -> Scale:
         copied=2**27,
         repeats=10,
         memory=_cpu_cases(),
-        demo="",
         model="2 layers of width 128",
         config={**small, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32},
         speed_batch={"origin": 4, "long_tailed": 4},

@@ -48,7 +48,6 @@ def random_base(
 ) -> Any:
     """A base model of random bfloat16 weights, made on the device, and quantised by the loading that a recipe uses."""
     described = config_of(dict(config))
-    # The loss of its config's end token would be no other; the demo's tokenizer has other ids.
     with torch.device(device.type):
         plain = AutoModelForCausalLM.from_config(described, dtype=torch.bfloat16)
     weights, kind = plain.state_dict(), type(plain)
@@ -62,7 +61,7 @@ def random_base(
             bnb_4bit_compute_dtype=torch.bfloat16,
             bnb_4bit_quant_storage=torch.bfloat16,
         )
-    model = kind.from_pretrained(
+    return kind.from_pretrained(
         None,
         config=described,
         state_dict=weights,
@@ -71,7 +70,6 @@ def random_base(
         device_map={"": 0 if device.gpu else "cpu"},
         quantization_config=quantisation,
     )
-    return model
 
 
 def resolved(device: Device, rows: Path, output: Path, **settings: Any) -> Recipe:

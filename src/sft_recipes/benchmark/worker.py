@@ -38,7 +38,6 @@ def main() -> int:
             getattr(commands, name)(section, sizes, environment)
         else:
             getattr(measure, name)(section, sizes, here, work)
-        section.finish()
         answers.write(json.dumps({"done": name}) + "\n")
         answers.flush()
     return 0

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Option
 
+from sft_recipes.benchmark import BUDGET, RESULTS
 from sft_recipes.cli.app import Result, command
 from sft_recipes.cli.options import (
     Changes,
@@ -425,9 +426,9 @@ def pin(recipe: RecipeName, model: Model = None) -> Result:
 
 @command(MACHINE)
 def gpu(
-    budget: Annotated[int, number("SECONDS", "in all")] = 400,
+    budget: Annotated[int, number("SECONDS", "in all")] = BUDGET,
     only: Annotated[str, option("'SECTION ...'", "these sections; all without it")] = "",
-    out: Annotated[Path, option("FOLDER", "where the result is written")] = Path("benchmarks"),
+    out: Annotated[Path, option("FOLDER", "where the result is written")] = RESULTS,
 ) -> Result:
     """Measure this machine: memory, speed, accelerate configs, within a budget of seconds."""
     from sft_recipes.benchmark import program
