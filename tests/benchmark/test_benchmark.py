@@ -309,6 +309,15 @@ def test_what_cannot_be_measured_is_refused(
     assert not Path("benchmarks").exists()
 
 
+def test_a_folder_without_recipes_is_refused_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^no recipes in .*; run from the project's root$"):
+        program.benchmark()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_result_never_replaces_another(tmp_path: Path) -> None:
     first = program._file(tmp_path, "NVIDIA H100 80GB HBM3")
     assert first.name == f"{time.strftime('%Y-%m-%d')}-nvidia-h100-80gb-hbm3.json"

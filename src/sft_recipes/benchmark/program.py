@@ -54,11 +54,12 @@ def benchmark(budget: float = BUDGET, out: Path = RESULTS, only: Sequence[str] =
         The exit code (0 measured, 1 nothing was measured, 3 stopped before the end) and the file.
 
     Raises:
-        InputError: There is no such section, or the budget is none.
+        InputError: There is no such section, no recipe to measure with, or the budget is none.
     """
     chosen = _chosen(only)
     if budget < 10:
         raise InputError(f"BUDGET={budget:g}: a budget of less than 10 s measures nothing; the default is {BUDGET}")
+    fingerprints = {name: _fingerprint(name) for name in RECIPES}
     began = time.monotonic()
     stopped: list[int] = []
     handlers = {
@@ -71,7 +72,7 @@ def benchmark(budget: float = BUDGET, out: Path = RESULTS, only: Sequence[str] =
             _project(work)
             worker = Worker(work)
             try:
-                facts, path = _measure(chosen, budget, began, out, work, worker, stopped)
+                facts, path = _measure(chosen, fingerprints, budget, began, out, work, worker, stopped)
             finally:
                 worker.kill()
     finally:
@@ -103,6 +104,7 @@ def _project(work: Path) -> None:
 
 def _measure(
     chosen: list[str],
+    fingerprints: dict[str, str],
     budget: float,
     began: float,
     out: Path,
@@ -122,7 +124,7 @@ def _measure(
         "versions": provenance.versions(),
         "python": sys.version.split()[0],
         "git": provenance.git_state(),
-        "recipes": {name: _fingerprint(name) for name in RECIPES},
+        "recipes": fingerprints,
         "budget_seconds": budget,
         "seconds": 0.0,
         "status": "running",

@@ -326,6 +326,8 @@ def list_() -> Result:
 def models() -> Result:
     """List the models that any recipe can be trained on."""
     found = {name: recipes.read_model(name)["description"].value for name in recipes.names(recipes.MODELS)}
+    if not found:
+        raise InputError(f"no models in {recipes.MODELS.absolute()}; run from the project's root")
     return Result(found, table([*found.items()]))
 
 
