@@ -119,7 +119,7 @@ def test_the_verdict_comes_first(project: Path, capsys: pytest.CaptureFixture) -
     assert any(line.startswith("look at ") for line in others)
     (project / "data" / "train.jsonl").unlink()
     lines = dict(plan.render(plan.plan("default")))["verdict"].splitlines()
-    assert lines[0] == "nothing stops it, where its GPUs are"
+    assert lines[0] == "nothing stops it on a machine that has its GPUs"
     assert re.fullmatch(r"fits: [\d.]+ GiB at the peak, a100-80gb has 80 GiB", lines[-1])
 
 

@@ -281,7 +281,11 @@ def _verdict(figures: dict[str, Any]) -> Iterator[str]:
         for severity in ("blocking", "warning")
     )
     elsewhere = any(each["rule"] == "devices-missing" for each in active)
-    yield f"will not run: {stops}" if stops else f"nothing stops it{', where its GPUs are' if elsewhere else ''}"
+    yield (
+        f"will not run: {stops}"
+        if stops
+        else f"nothing stops it{' on a machine that has its GPUs' if elsewhere else ''}"
+    )
     if look:
         yield f"look at {look}"
     needed, card = figures["memory"], figures["gpu"]
@@ -310,7 +314,11 @@ def _render_data(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
         cut, lost = count(train["rows_cut"], "answer"), count(train["rows_lost"], "row")
         half, most, nearly_all = train["p50"], train["p95"], train["p99"]
         text = f"half of the rows have at most {half} tokens, 95 % {most}, 99 % {nearly_all}, the longest has "
-        text += f"{train['longest_row']}\nmax_length cuts {cut} short and leaves out {lost} whose answer is gone"
+        text += f"{train['longest_row']}\n"
+        if train["rows_cut"] or train["rows_lost"]:
+            text += f"max_length cuts {cut} short and leaves out {lost} whose answer is gone"
+        else:
+            text += "every answer is whole at max_length"
         yield "", text
         packed = ", ".join(f"{share(fill, 1)} at {length}" for length, fill in train["packed"].items())
         yield "padding", f"{share(train['real_token_share'], 1)} of a batch are real tokens; packing fills {packed}"
