@@ -21,6 +21,7 @@ from sft_recipes.benchmark import BUDGET, program, results
 from sft_recipes.benchmark import scale as scales
 from sft_recipes.benchmark.section import Section
 from sft_recipes.errors import InputError
+from sft_recipes.recipes import topology
 
 SCHEMA = json.loads((ROOT / "docs" / "benchmark.schema.json").read_text(encoding="utf-8"))
 
@@ -360,3 +361,24 @@ def test_the_page_says_what_the_program_does() -> None:
     assert tuple(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == scales.SECTIONS
     scale = scales.gpu()
     assert (scale.warm, 2 * scale.timed) == (5, 10) and "five steps are not counted, ten are" in page
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project")
+def test_a_gpu_that_torch_does_not_see_is_not_measured_as_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("torch sees a GPU")
+    stub = tmp_path / "bin" / "nvidia-smi"
+    stub.parent.mkdir()
+    stub.write_text("#!/bin/sh\necho '0, GPU-aaaa, NVIDIA H100 80GB HBM3, 81559, Disabled'\n", encoding="utf-8")
+    stub.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{stub.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert topology.visible_gpus()
+    with pytest.raises(InputError, match=r"^nvidia-smi shows a GPU, and torch sees none; install a torch"):
+        program.benchmark(only=["machine"])
+    assert not Path("benchmarks").exists()

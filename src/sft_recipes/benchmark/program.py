@@ -116,6 +116,8 @@ def _measure(
     if found is None:
         raise InputError(f"the machine cannot be described: {worker.last_words()}")
     hardware = found["hardware"]
+    if hardware["kind"] == "cpu" and any(gpu.name.startswith("NVIDIA") for gpu in topology.visible_gpus()):
+        raise InputError(topology.UNSEEN_GPU)
     path = _file(out, hardware["name"])
     facts: dict[str, Any] = {
         "schema": SCHEMA,

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 import yaml
 from peft import PeftConfig, PeftModel
@@ -30,7 +29,8 @@ from sft_recipes.errors import InputError
 from sft_recipes.evaluate.likelihood import BATCH_TOKENS, Prompt, in_batches, likelihoods
 from sft_recipes.files import write_whole
 from sft_recipes.models import base_model
-from sft_recipes.models.loading import offloaded, stored_quantisation
+from sft_recipes.models.loading import keep_four_bit, offloaded, stored_quantisation
+from sft_recipes.recipes import topology
 from sft_recipes.terminal import counting_rows
 
 WRONG_INPUT, INTERRUPTED = 2, 3
@@ -84,14 +84,8 @@ def load(
             "on the CPU"
         )
     if not on_cpu and model.device.type == "cpu":
-        raise InputError(
-            "nvidia-smi shows a GPU, and torch sees none; install a torch that is built for its driver, or set "
-            "CUDA_VISIBLE_DEVICES= to compute on the CPU"
-        )
-    for module in model.modules():
-        # As in training (train.py): 4-bit weights that are packed for AVX512-BF16 are rounded further.
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+        raise InputError(topology.UNSEEN_GPU)
+    keep_four_bit(model)
     source = tokenizer or tuned
     with _input_to_blame(f"the tokenizer of {source or path}"):
         words = AutoTokenizer.from_pretrained(str(source or path), **({} if source else revision))

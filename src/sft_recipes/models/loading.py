@@ -5,6 +5,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import bitsandbytes as bnb
 from transformers.quantizers import AutoQuantizationConfig
 
 from sft_recipes.errors import InputError
@@ -42,3 +43,13 @@ def offloaded(model: Any) -> str | None:
         f"{places[place]} of its {places.total()} parts are {words}" for place, words in away.items() if places[place]
     ]
     return " and ".join(found) or None
+
+
+def keep_four_bit(model: Any) -> None:
+    """Keep bitsandbytes from packing 4-bit weights anew, which it does on CPUs with AVX512-BF16 for inference alone.
+
+    It would round their scales further, and let no gradient through in the training that follows an evaluation.
+    """
+    for module in model.modules():
+        if isinstance(module, bnb.nn.Linear4bit):
+            module.support_avx512bf16_for_cpu = False

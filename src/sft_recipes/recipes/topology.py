@@ -177,6 +177,12 @@ def no_gpu() -> bool:
     return True
 
 
+UNSEEN_GPU = (
+    "nvidia-smi shows a GPU, and torch sees none; install a torch that is built for its driver, or set "
+    "CUDA_VISIBLE_DEVICES= to compute on the CPU"
+)
+
+
 def refuse_fault() -> None:
     """For when no GPU is visible, before that is taken to mean that there is none.
 

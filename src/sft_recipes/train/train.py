@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes as bnb
 import torch
 import yaml
 from datasets import load_dataset
@@ -22,7 +21,7 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_co
 from sft_recipes.files import sealed
 from sft_recipes.models import base_model
 from sft_recipes.models.census import beside_text, config_of
-from sft_recipes.models.loading import refusals, stored_quantisation
+from sft_recipes.models.loading import keep_four_bit, refusals, stored_quantisation
 from sft_recipes.runs.run import Run, seal
 from sft_recipes.train import verify
 from sft_recipes.train.callbacks import GracefulStop, Progress, Record, StopOnNaN
@@ -98,11 +97,7 @@ def train(run: Run) -> None:
 
 def correct(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Set what upstream makes otherwise than asked: the adapters' dtype, and how a CPU holds 4-bit weights."""
-    # On CPUs with AVX512-BF16, bitsandbytes packs 4-bit weights anew at the first evaluation, for inference alone: it
-    # rounds their scales further, and no gradient passes through them in the training that follows.
-    for module in trainer.model.modules():
-        if isinstance(module, bnb.nn.Linear4bit):
-            module.support_avx512bf16_for_cpu = False
+    keep_four_bit(trainer.model)
     # DeepSpeed computes adapters in its own precision over float32 master weights; a cast here would not survive it.
     if recipe.get("use_peft") and not (trainer.is_deepspeed_enabled and trainer.args.bf16):
         for parameter in trainer.model.parameters():
