@@ -169,7 +169,10 @@ DAMAGES: dict[str, tuple[Callable[[Run, Run], Any], str]] = {
     "cut off": (lambda run, _: os.truncate(run.adapter / "adapter_model.safetensors", 1000), "has 1000 bytes instead"),
     "gone": (lambda run, _: (run.adapter / "adapter_model.safetensors").unlink(), "is missing"),
     "another run's": (
-        lambda run, other: shutil.copytree(other.adapter, run.adapter, dirs_exist_ok=True),
+        # PEFT writes target_modules in another order in each process, which would be seen first.
+        lambda run, other: shutil.copytree(
+            other.adapter, run.adapter, dirs_exist_ok=True, ignore=lambda *_: ["adapter_config.json"]
+        ),
         "adapter_model.safetensors does not match its checksum",
     ),
     "another scale": (lambda run, _: set_alpha(run), "adapter_config.json does not match its checksum"),
