@@ -143,11 +143,15 @@ def outliving(log: Path | None = None) -> Iterator[None]:
 
 
 def _outliving(stream: Any, log: Path | None) -> Any:
-    # A notebook's or a test's is no file of the system's and does not close.
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        raw = io.BufferedWriter(_Outliving(stream.fileno(), log))
-        return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
-    return stream
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError, AttributeError):
+        # A notebook's or a test's is no file of the system's and does not close.
+        return stream
+    raw, before = _Outliving(descriptor, log), getattr(stream.buffer, "raw", None)
+    if isinstance(before, _Outliving) and before.lost:
+        raw.lose()
+    return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)
 
 
 class _Outliving(io.RawIOBase):
@@ -155,6 +159,7 @@ class _Outliving(io.RawIOBase):
 
     def __init__(self, descriptor: int, log: Path | None) -> None:
         self._descriptor, self._log = descriptor, log
+        self.lost = False
 
     def fileno(self) -> int:
         return self._descriptor
@@ -169,11 +174,18 @@ class _Outliving(io.RawIOBase):
         try:
             return os.write(self._descriptor, data)
         except OSError:
-            # In the place of the old one, so that what other processes are given is alive too.
-            for path in (self._log, os.devnull):
-                with contextlib.suppress(OSError, TypeError):
-                    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)  # type: ignore[arg-type]
-                    os.dup2(file, self._descriptor)
-                    os.close(file)
-                    return os.write(self._descriptor, data)
-            return len(data)
+            self.lose()
+            return os.write(self._descriptor, data)
+
+    def lose(self) -> None:
+        """Put the file in the place of the descriptor, so that what other processes are given is alive too."""
+        self.lost = True
+        try:
+            self._replace(self._log or Path(os.devnull))
+        except OSError:
+            self._replace(Path(os.devnull))
+
+    def _replace(self, path: Path) -> None:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(file, self._descriptor)
+        os.close(file)

@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, 
 from sft_recipes.errors import InputError
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
+from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run, damage, newest_whole
 from sft_recipes.train import process, verify
 from sft_recipes.train import train as worker
@@ -377,18 +378,32 @@ def test_the_process_that_runs_out_of_memory_says_so(
     run = launch.create(jobs.check("tiny"), "oom")
 
     def fail(error: Exception) -> Callable[[Run], None]:
-        def train(run: Run) -> None:
+        def train(run: Run, *, launched: bool) -> None:
             raise error
 
         return train
 
-    monkeypatch.setattr(sys, "argv", ["process", str(run.directory)])
     monkeypatch.setattr(sys, "stdout", sys.stdout)
     # It is on one process alone, and the main one hears of it as of a broken connection.
     for rank, error in (("1", torch.OutOfMemoryError("5 GiB")), ("0", RuntimeError("connection closed by peer"))):
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setattr(worker, "train", fail(error))
-        with pytest.raises(type(error)):
-            process.main()
+        with run.locked():
+            monkeypatch.setattr(sys, "argv", ["process", str(run.directory), lock.launch_name(run.directory)])
+            assert process.main() == 1
     assert run.facts()["status"] == "failed"
     assert run.facts()["error"].startswith("out of GPU memory: 5 GiB Instead: halve per_device_train_batch_size")
+    assert "OutOfMemoryError: 5 GiB" in run.output.read_text()
+
+
+def test_a_process_of_an_earlier_launch_does_not_join(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that a killed command has started, and that gets to work only when another one has the run."""
+    run = launch.create(jobs.check("tiny"), "late")
+    with run.locked():
+        earlier = lock.launch_name(run.directory)
+    before = run.facts()
+    with run.locked():
+        monkeypatch.setattr(sys, "argv", ["process", str(run.directory), earlier])
+        assert process.main() == 0
+    assert run.facts() == before
+    assert not run.log.exists()

@@ -1,0 +1,149 @@
+"""Real launches whose processes are killed, stopped and cut off from their terminal."""
+
+import contextlib
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from fault import fault
+
+from sft_recipes.launch import launch, processes
+from sft_recipes.runs import lock
+from sft_recipes.runs.run import Run
+
+pytestmark = pytest.mark.slow
+COMMAND = [sys.executable, "-m", "sft_recipes"]
+# No step before the last is saved unless somebody asks for it.
+LONG = {
+    "num_train_epochs": 40,
+    "eval_strategy": "steps",
+    "eval_steps": 320,
+    "save_strategy": "steps",
+    "save_steps": 320,
+}
+
+
+def start(name: str, **streams: object) -> subprocess.Popen:
+    words = [f"--set={key}={value}" for key, value in LONG.items()]
+    return subprocess.Popen([*COMMAND, "train", "tiny", "--name", name, *words], **streams)  # type: ignore[call-overload]
+
+
+def until(condition: Callable[[], object], seconds: float = 200) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)
+
+
+def steps(run: Run) -> int:
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return json.loads(run.log.read_text().splitlines()[-1])["step"]
+    return 0
+
+
+def accelerate_of(process: subprocess.Popen) -> psutil.Process:
+    (found,) = (
+        each for each in psutil.Process(process.pid).children() if "accelerate_launch" in " ".join(each.cmdline())
+    )
+    return found
+
+
+@pytest.fixture
+def two_processes(project: Path) -> None:
+    path = project / "accelerate_configs" / "ddp.yaml"
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"use_cpu": True, "num_processes": 2}))
+
+
+def test_a_command_that_is_killed_leaves_no_second_writer_and_loses_no_step(project: Path) -> None:
+    run = Run(Path("runs/orphan"))
+    with fault("one-writer", "SIGKILL of the command and of accelerate, and a resume while the training goes on"):
+        process = start("orphan", stdout=subprocess.DEVNULL)
+        until(lambda: steps(run) >= 2)
+        (rank,) = lock.ranks(run.directory)
+        # It cannot save while the resume looks.
+        os.kill(rank, signal.SIGSTOP)
+        for each in (accelerate_of(process), process):
+            each.kill()
+        process.wait()
+        refused = subprocess.run([*COMMAND, "resume", "orphan"], capture_output=True, text=True)
+        assert refused.returncode == 2
+        assert (
+            f"still written by the training processes of a command that was killed (process {rank})" in refused.stderr
+        )
+        before = steps(run)
+        os.kill(rank, signal.SIGCONT)
+        until(lambda: lock.alone(run.directory))
+        assert run.facts()["status"] == "interrupted"
+        assert before <= steps(run) <= before + 2
+        assert [path.name for path in run.directory.glob("checkpoint-*")] == [f"checkpoint-{steps(run)}"]
+
+
+def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(project: Path) -> None:
+    run = Run(Path("runs/hungup"))
+    with fault("terminal", "the terminal is closed: SIGHUP, and nothing can be printed any more"):
+        ours, theirs = pty.openpty()
+        termios.tcsetwinsize(theirs, (24, 80))
+        process = start("hungup", stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+        os.close(theirs)
+        until(lambda: select.select([ours], [], [], 0)[0] and os.read(ours, 4096) and steps(run) >= 2)
+        os.close(ours)
+        # As the system does to the leader of a session whose terminal it is, and the shell does once more.
+        for _ in range(2):
+            process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=100) == launch.INTERRUPTED
+        assert run.facts()["status"] == "interrupted"
+        assert "make resume NAME=hungup" in run.output.read_text()
+        assert list(run.directory.glob("checkpoint-*"))
+
+
+def test_a_reader_that_has_seen_enough_does_not_end_the_training(project: Path) -> None:
+    with fault("terminal", "`train | head -3`, and SIGTERM to all processes of a launch at once"):
+        process = start("read", stdout=subprocess.PIPE)
+        assert process.stdout
+        process.stdout.readline()
+        process.stdout.close()
+        run = Run(Path("runs/read"))
+        until(lambda: steps(run) >= 2)
+        everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+        for each in everybody:
+            each.terminate()
+        assert process.wait(timeout=100) == launch.INTERRUPTED
+        assert "training   step 2/" in run.output.read_text()
+        assert list(run.directory.glob("checkpoint-*"))
+
+
+def test_a_process_that_stands_still_or_dies_ends_the_others(
+    two_processes: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(processes, "PATIENCE", 2.0)
+    for name, number, injected in (
+        ("still", signal.SIGSTOP, "SIGSTOP of one of two processes"),
+        ("dead", signal.SIGKILL, "SIGKILL of one of two processes"),
+    ):
+        with fault("dead-process", injected), ThreadPoolExecutor() as thread:
+            overrides = {**LONG, "accelerate_config": "ddp", "logging_steps": 1}
+            training = thread.submit(launch.train, "tiny", run_name=name, overrides=overrides)
+            run = Run(Path("runs") / name)
+            until(lambda run=run: steps(run) >= 2)
+            victim = lock.ranks(run.directory)[-1]
+            os.kill(victim, number)
+            code, _ = training.result(timeout=100)
+            assert code == launch.FAILED
+            assert lock.alone(run.directory)
+            said = capfd.readouterr()
+            assert f"process {victim} " in run.facts()["error"]
+            assert number.name in run.facts()["error"]
+            assert said.err.count("error: ") == 1
+            assert "Traceback" not in said.err + said.out
