@@ -90,19 +90,40 @@ def alone(shared: Path) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def made_once(shared: Path) -> MadeOnce:
-    """Gives the directory of that name as the function fills it, once for all workers of this run of the tests."""
+def made_once(shared: Path, pytestconfig: pytest.Config) -> MadeOnce:
+    """Gives the directory of that name as the function fills it, once for all workers of this run of the tests.
+
+    What is said meanwhile goes to a file beside it: which test comes first is chance, and none may capture it.
+    """
 
     def made_once(name: str, fill: Callable[[Path], Any]) -> Path:
         directory, unfinished = shared / f"once-{name}", shared / f"unfinished-{name}"
         with FileLock(shared / f"{name}.lock"):
             if not directory.exists():
                 shutil.rmtree(unfinished, ignore_errors=True)
-                fill(unfinished)
+                with said_into(shared / f"{name}.txt", pytestconfig):
+                    fill(unfinished)
                 unfinished.rename(directory)
         return directory
 
     return made_once
+
+
+@contextlib.contextmanager
+def said_into(path: Path, config: pytest.Config) -> Iterator[None]:
+    """Have what this process and its children print in a file, and not in what a test captures."""
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled(), path.open("w") as file:
+        kept = [os.dup(number) for number in (1, 2)]
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, before in zip((1, 2), kept, strict=True):
+                os.dup2(before, number)
+                os.close(before)
 
 
 @pytest.fixture(scope="session")

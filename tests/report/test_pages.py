@@ -14,7 +14,6 @@ def test_a_finished_run_gets_its_curve_its_report_and_its_card(
     finished: Callable[..., Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = finished()
-    capsys.readouterr()
     pages.draw_curve(run)
     pages.write(run)
     assert run.curve.read_bytes().startswith(b"\x89PNG")
@@ -29,7 +28,6 @@ def test_a_page_that_cannot_be_made_is_said_in_a_line_and_the_others_are_made(
     run = finished()
     run.curve.mkdir()
     run.report.mkdir()
-    capsys.readouterr()
     pages.draw_curve(run)
     pages.write(run)
     curve, report = capsys.readouterr().out.splitlines()
