@@ -1,17 +1,16 @@
 """The run directory: what is written, by whom, and which checkpoint can be trusted."""
 
-import contextlib
 import datetime
-import fcntl
 import json
 import re
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.files import digest_of, sealed, write_whole
 from sft_recipes.recipes import recipe as recipes
+from sft_recipes.runs import lock
 
 RUNS = Path("runs")
 # The version of run.json, log.jsonl and manifest.json; it grows when a reader of today would misread them.
@@ -30,6 +29,8 @@ class Run:
         self.adapter = directory / "adapter"
         self.curve = directory / "loss.png"
         self.report = directory / "report.html"
+        self.output = directory / "output.log"
+        """What was said when nobody could hear it any more, and tracebacks."""
         self.stop = directory / "stop"
         """Exists while the run is asked to save and stop at the next step."""
 
@@ -119,21 +120,9 @@ class Run:
         """Set some facts of run.json and keep the others."""
         self.write({**self.facts(), **facts})
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[int]:
-        """Hold the run for this process and those that inherit the descriptor given.
-
-        The system releases the lock when the last of them has ended, however they end.
-
-        Raises:
-            InputError: Another process is training it.
-        """
-        with (self.directory / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{self.directory} is in use by another process; wait for it, or stop it") from None
-            yield lock.fileno()
+    def locked(self) -> AbstractContextManager[int]:
+        """Hold the run, as `lock.hold` says."""
+        return lock.hold(self.directory)
 
 
 def seal(checkpoint: Path) -> None:
