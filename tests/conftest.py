@@ -22,9 +22,6 @@ os.environ.update(
 )
 
 ROOT = Path(__file__).parents[1]
-# What DeepSpeed builds depends on where its headers are: checkouts that share a folder build it anew in turn, and wait
-# for ever for the lock of a build that was killed in another.
-os.environ["TORCH_EXTENSIONS_DIR"] = str(ROOT / ".cache" / "torch_extensions")
 
 TINY = """\
 extends: default
