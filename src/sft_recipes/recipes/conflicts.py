@@ -248,7 +248,7 @@ def missing_tools(recipe: "Recipe", topology: "Topology", *, compilers: bool = T
             yield missing(none, "choose ACCEL=single_gpu")
         if topology.offloads and not shutil.which(os.environ.get("CXX", "c++")):
             yield missing(
-                f"{topology.name}: DeepSpeed builds its optimizer in host memory on first use and finds no C++ compiler",
+                f"{topology.name}: DeepSpeed builds its optimizer for host memory first and finds no C++ compiler",
                 "install one (apt-get install g++), or choose ACCEL=zero3",
             )
     # Triton loads any kernel on a GPU, such as those of TRL's loss, and says what it lacks only in the first step.
