@@ -60,13 +60,23 @@ def alpaca_rows(number: int, seed: int) -> list[dict[str, str]]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What trains, scores or opens a browser is slow, whether the test says so or not."""
+    """What trains, scores or opens a browser is slow, whether the test says so or not.
+
+    Each of two workers takes one half of the tests, and when it has done them, steals from the end of the other's. So
+    each half begins with what takes long, one of them with what would wait for itself, and ends with what is quick.
+    """
     slow = {"train_here", "launch_here", "merge_here", "scoring_here", "browser"}
+    kinds: dict[str, list[pytest.Item]] = {"alone": [], "long": [], "slow": [], "quick": []}
     for item in items:
-        if slow & {*getattr(item, "fixturenames", ())}:
+        fixtures = {*getattr(item, "fixturenames", ())}
+        if slow & fixtures:
             item.add_marker("slow")
-    # First, and so to one worker, while the other does the rest.
-    items.sort(key=lambda item: "alone" not in getattr(item, "fixturenames", ()))
+        marks = {*fixtures, *(mark.name for mark in item.iter_markers()), "quick"}
+        kinds[next(kind for kind in kinds if kind in marks)].append(item)
+    alone, long, train, rest = kinds.values()
+    half = len(train) // 2
+    filled = max(0, len(items) // 2 - len(alone) - half)
+    items[:] = [*alone, *train[:half], *rest[:filled], *long, *train[half:], *rest[filled:]]
 
 
 MadeOnce = Callable[[str, Callable[[Path], Any]], Path]
@@ -81,7 +91,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def alone(shared: Path) -> Iterator[None]:
-    """One test of several processes at a time: they spin while they wait for each other, and four starve two cores."""
+    """One test of several processes at a time: four that wait for each other starve two cores."""
     with FileLock(shared / "alone.lock"):
         yield
 
@@ -283,7 +293,7 @@ def scoring_here() -> Callable[[], Any]:
     from sft_recipes.evaluate import scoring, scoring_job
 
     class Done:
-        def __init__(self, command: list[str], **options: Any) -> None:
+        def __init__(self, command: list[str]) -> None:
             self.code = scoring.main(Path(command[-1]))
 
         def wait(self) -> int:
@@ -291,8 +301,14 @@ def scoring_here() -> Callable[[], Any]:
 
     @contextlib.contextmanager
     def scoring_here() -> Iterator[None]:
+        start = subprocess.Popen
+
+        def popen(command: list[str], **options: Any) -> Any:
+            # Other commands are started as they are.
+            return Done(command) if "sft_recipes.evaluate.scoring_process" in command else start(command, **options)
+
         with pytest.MonkeyPatch.context() as context:
-            context.setattr(scoring_job.subprocess, "Popen", Done)
+            context.setattr(scoring_job.subprocess, "Popen", popen)
             yield
 
     return scoring_here
