@@ -22,9 +22,6 @@ os.environ.update(
 )
 
 ROOT = Path(__file__).parents[1]
-# What DeepSpeed builds depends on where its headers are: checkouts that share a folder build it anew in turn, and wait
-# for ever for the lock of a build that was killed in another.
-os.environ["TORCH_EXTENSIONS_DIR"] = str(ROOT / ".cache" / "torch_extensions")
 
 TINY = """\
 extends: default
@@ -63,13 +60,23 @@ def alpaca_rows(number: int, seed: int) -> list[dict[str, str]]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What trains, scores or opens a browser is slow, whether the test says so or not."""
+    """What trains, scores or opens a browser is slow, whether the test says so or not.
+
+    Each of two workers takes one half of the tests, and when it has done them, steals from the end of the other's. So
+    each half begins with what takes long, one of them with what would wait for itself, and ends with what is quick.
+    """
     slow = {"train_here", "launch_here", "merge_here", "scoring_here", "browser"}
+    kinds: dict[str, list[pytest.Item]] = {"alone": [], "long": [], "slow": [], "quick": []}
     for item in items:
-        if slow & {*getattr(item, "fixturenames", ())}:
+        fixtures = {*getattr(item, "fixturenames", ())}
+        if slow & fixtures:
             item.add_marker("slow")
-    # First, and so to one worker, while the other does the rest.
-    items.sort(key=lambda item: "alone" not in getattr(item, "fixturenames", ()))
+        marks = {*fixtures, *(mark.name for mark in item.iter_markers()), "quick"}
+        kinds[next(kind for kind in kinds if kind in marks)].append(item)
+    alone, long, train, rest = kinds.values()
+    half = len(train) // 2
+    filled = max(0, len(items) // 2 - len(alone) - half)
+    items[:] = [*alone, *train[:half], *rest[:filled], *long, *train[half:], *rest[filled:]]
 
 
 MadeOnce = Callable[[str, Callable[[Path], Any]], Path]
@@ -84,25 +91,46 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def alone(shared: Path) -> Iterator[None]:
-    """One test of several processes at a time: they spin while they wait for each other, and four starve two cores."""
+    """One test of several processes at a time: four that wait for each other starve two cores."""
     with FileLock(shared / "alone.lock"):
         yield
 
 
 @pytest.fixture(scope="session")
-def made_once(shared: Path) -> MadeOnce:
-    """Gives the directory of that name as the function fills it, once for all workers of this run of the tests."""
+def made_once(shared: Path, pytestconfig: pytest.Config) -> MadeOnce:
+    """Gives the directory of that name as the function fills it, once for all workers of this run of the tests.
+
+    What is said meanwhile goes to a file beside it: which test comes first is chance, and none may capture it.
+    """
 
     def made_once(name: str, fill: Callable[[Path], Any]) -> Path:
         directory, unfinished = shared / f"once-{name}", shared / f"unfinished-{name}"
         with FileLock(shared / f"{name}.lock"):
             if not directory.exists():
                 shutil.rmtree(unfinished, ignore_errors=True)
-                fill(unfinished)
+                with said_into(shared / f"{name}.txt", pytestconfig):
+                    fill(unfinished)
                 unfinished.rename(directory)
         return directory
 
     return made_once
+
+
+@contextlib.contextmanager
+def said_into(path: Path, config: pytest.Config) -> Iterator[None]:
+    """Have what this process and its children print in a file, and not in what a test captures."""
+    with config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled(), path.open("w") as file:
+        kept = [os.dup(number) for number in (1, 2)]
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, before in zip((1, 2), kept, strict=True):
+                os.dup2(before, number)
+                os.close(before)
 
 
 @pytest.fixture(scope="session")
@@ -265,7 +293,7 @@ def scoring_here() -> Callable[[], Any]:
     from sft_recipes.evaluate import scoring, scoring_job
 
     class Done:
-        def __init__(self, command: list[str], **options: Any) -> None:
+        def __init__(self, command: list[str]) -> None:
             self.code = scoring.main(Path(command[-1]))
 
         def wait(self) -> int:
@@ -273,8 +301,14 @@ def scoring_here() -> Callable[[], Any]:
 
     @contextlib.contextmanager
     def scoring_here() -> Iterator[None]:
+        start = subprocess.Popen
+
+        def popen(command: list[str], **options: Any) -> Any:
+            # Other commands are started as they are.
+            return Done(command) if "sft_recipes.evaluate.scoring_process" in command else start(command, **options)
+
         with pytest.MonkeyPatch.context() as context:
-            context.setattr(scoring_job.subprocess, "Popen", Done)
+            context.setattr(scoring_job.subprocess, "Popen", popen)
             yield
 
     return scoring_here

@@ -98,7 +98,7 @@ def test_the_road_goes_from_the_command_to_the_trainer() -> None:
     steps = re.findall(r"^\| [a-z ]+ \| `([\w.]+)`", road, flags=re.MULTILINE)
     assert (steps[0], steps[-1]) == ("cli.commands.train", "launch.launch.finish")
     # Those of the training process, which the launcher starts by its name.
-    assert '"sft_recipes.train.process"' in (PACKAGE / "launch" / "launch.py").read_text(encoding="utf-8")
+    assert '"sft_recipes.train.process"' in (PACKAGE / "launch" / "processes.py").read_text(encoding="utf-8")
     assert steps.index("launch.launch.train") < steps.index("train.process.main") < steps.index("train.train.build")
 
 

@@ -215,6 +215,7 @@ def demo(project: Path) -> Path:
     return project
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("demo")
 def test_the_road_is_walked_by_the_program_s_own_commands(small: scales.Scale, section: Section) -> None:

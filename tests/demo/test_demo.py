@@ -76,6 +76,7 @@ def test_the_base_is_the_same_every_time_and_knows_when_it_is_current(tmp_path: 
     assert {path.name for path in tmp_path.iterdir()} == {"one", "two"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_demo_learns_what_its_base_cannot(project: Path) -> None:
     """`make train RECIPE=demo`, as it is; the base is kept for the next run of the tests."""

@@ -61,7 +61,6 @@ def test_the_adapter_is_switched_off_and_on_and_the_base_of_a_whole_model_is_loa
     tuned, base = answer(run, "red cat"), answer(run, "red cat", base=True)
     assert tuned != base
     monkeypatch.setattr(sys, "stdin", io.StringIO("red cat\n/nonsense\n\n/reset\n/tuned\nred cat\n"))
-    capsys.readouterr()
     chat.main(run, "base")
     told = [part for part in parts(run, capsys.readouterr().out) if part]
     assert told[0] == base and told[2:] == [tuned]

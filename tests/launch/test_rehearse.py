@@ -198,7 +198,6 @@ def test_a_rehearsal_is_never_continued(project: Path, how: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("alone")
-@pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed builds its CPU operations with a C++ compiler")
 def test_four_gpus_are_rehearsed_on_two_processes(project: Path, capfd: pytest.CaptureFixture) -> None:
     code, run = rehearse.rehearse("default", accel="zero2", run_name="dress")
     facts, said = run.facts(), capfd.readouterr().out
@@ -215,7 +214,6 @@ def test_four_gpus_are_rehearsed_on_two_processes(project: Path, capfd: pytest.C
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("alone")
-@pytest.mark.skipif(shutil.which("c++") is None, reason="DeepSpeed builds its CPU operations with a C++ compiler")
 def test_all_weights_are_rehearsed_in_parts(project: Path, capfd: pytest.CaptureFixture) -> None:
     """Full fine-tuning on its own topology, ZeRO-3, whose model is gathered when it is saved."""
     code, run = rehearse.rehearse("full_finetune", run_name="whole")

@@ -177,6 +177,7 @@ def interrupt_when(there: Callable[[], bool]) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_grid_goes_on_where_it_was_stopped_and_its_best_becomes_a_recipe(
     project: Path, capfd: pytest.CaptureFixture
@@ -227,6 +228,7 @@ def test_a_grid_goes_on_where_it_was_stopped_and_its_best_becomes_a_recipe(
     assert time.monotonic() - began < 5
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_trial_that_is_worse_than_the_others_is_stopped_early(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture

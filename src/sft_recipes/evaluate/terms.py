@@ -15,6 +15,9 @@ METRICS = {
     "chrf": "chrF",
     "valid_json": "valid JSON",
 }
+# Of a table of runs, in order, after the primary one.
+COLUMNS = {key: name for key, name in METRICS.items() if key != "micro_f1"}
+COLUMNS |= {"invalid": "invalid", "unfinished": "unfinished"}
 NAMES = {
     "tuned": "tuned model",
     "base": "base model",

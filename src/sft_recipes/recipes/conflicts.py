@@ -246,10 +246,10 @@ def missing_tools(recipe: "Recipe", topology: "Topology", *, compilers: bool = T
         if importlib.util.find_spec("deepspeed") is None:
             none = f"{topology.name}: DeepSpeed is not installed, it is for Linux alone"
             yield missing(none, "choose ACCEL=single_gpu")
-        if topology.computes_on_cpu and not shutil.which(os.environ.get("CXX", "c++")):
+        if topology.offloads and not shutil.which(os.environ.get("CXX", "c++")):
             yield missing(
-                f"{topology.name}: DeepSpeed builds its CPU operations on first use and finds no C++ compiler",
-                "install one (apt-get install g++), or choose ACCEL=ddp",
+                f"{topology.name}: DeepSpeed builds its optimizer for host memory first and finds no C++ compiler",
+                "install one (apt-get install g++), or choose ACCEL=zero3",
             )
     # Triton loads any kernel on a GPU, such as those of TRL's loss, and says what it lacks only in the first step.
     if not compilers or topology.use_cpu or importlib.util.find_spec("triton") is None:

@@ -51,9 +51,14 @@ class Topology:
         return bool(self.config.get("use_cpu"))
 
     @property
+    def offloads(self) -> bool:
+        """Whether DeepSpeed keeps the optimizer or the weights in host memory."""
+        return "cpu" in (self.config.get("deepspeed_config") or {}).values()
+
+    @property
     def computes_on_cpu(self) -> bool:
         """Whether a CPU does much of the work: all of it, or the optimizer's where DeepSpeed offloads it."""
-        return self.use_cpu or "cpu" in (self.config.get("deepspeed_config") or {}).values()
+        return self.use_cpu or self.offloads
 
     def describe(self) -> str:
         """One line: `zero2: 4 processes, DeepSpeed ZeRO-2`."""

@@ -8,8 +8,10 @@ from scipy import stats
 
 from sft_recipes.evaluate import classification, statistics
 from sft_recipes.evaluate.statistics import CONFIDENCE
+from sft_recipes.evaluate.terms import METRICS
 from sft_recipes.evaluate.verdict import MINIMUM_ROWS
-from sft_recipes.report.results import METRICS, Entry, Evaluated, Facts
+from sft_recipes.report.results import Entry, Evaluated, Facts
+from sft_recipes.report.table import p_value
 
 
 def tested(entries: Sequence[Entry], *, first_only: bool = False) -> list[Facts]:
@@ -111,11 +113,6 @@ def _in_words(pair: Facts, metric: str, pairs: int) -> str:
     if pair["outcome"] == "not_distinguishable":
         return f"{a} and {b}: not distinguishable ({evidence})"
     return f"{a} better than {b} ({evidence})"
-
-
-def p_value(p: float) -> str:
-    """`p 0.013`, or `p < 0.001`."""
-    return f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
 def statistic(

@@ -17,9 +17,6 @@ from sft_recipes.terminal import count
 
 Facts = dict[str, Any]
 
-# The metrics of a table, in order, after the primary one.
-METRICS = {key: name for key, name in terms.METRICS.items() if key != "micro_f1"}
-METRICS |= {"invalid": "invalid", "unfinished": "unfinished"}
 SEEDS = ("seed", "data_seed")
 
 
@@ -155,6 +152,6 @@ class Entry:
 
 def estimates(model: Facts, primary: str) -> Facts:
     """The estimates of a model in metrics.json that a table shows, the primary one first."""
-    shown = {primary: model[primary]} | {key: model[key] for key in METRICS if model.get(key) is not None}
+    shown = {primary: model[primary]} | {key: model[key] for key in terms.COLUMNS if model.get(key) is not None}
     estimates = {key: value.get("share", value) for key, value in shown.items()}
     return {key: {part: each[part] for part in ("value", "low", "high")} for key, each in estimates.items()}

@@ -80,6 +80,11 @@ def number(value: float, sign: str = "") -> str:
     return f"{value:{sign}.3f}".replace("-", "\N{MINUS SIGN}")
 
 
+def p_value(p: float) -> str:
+    """`p 0.013`, or `p < 0.001`."""
+    return f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
+
+
 def lines(table: Table) -> list[str]:
     """The table for a terminal, each cell on one line and without control characters."""
     rows = [[one_line(shown(cell)) for cell in row] for row in [table.header, *table.rows]]

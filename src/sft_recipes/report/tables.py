@@ -1,14 +1,15 @@
 """The tables of a comparison or a leaderboard, and both as text for the terminal, as Markdown and as CSV."""
 
 from collections.abc import Iterator
+from typing import Any
 
-from sft_recipes.evaluate.terms import NAMES
+from sft_recipes.evaluate.terms import COLUMNS, NAMES
 from sft_recipes.report import page, table
-from sft_recipes.report.paired import p_value
 from sft_recipes.report.quality import OUTCOMES
-from sft_recipes.report.results import METRICS, Facts
-from sft_recipes.report.table import Cell, Code, Estimate, Table
+from sft_recipes.report.table import Cell, Code, Estimate, Table, p_value
 from sft_recipes.terminal import count, duration
+
+Facts = dict[str, Any]
 
 VERDICTS = {
     "better": "better than base and baselines",
@@ -75,7 +76,7 @@ def tables(board: Facts) -> list[Table]:
 
 def of_comparison(facts: Facts) -> dict[str, Table]:
     """The tables of a comparison by their subject."""
-    header = ["", *(METRICS[key] for key in facts["metrics"])]
+    header = ["", *(COLUMNS[key] for key in facts["metrics"])]
     entries, grouped = facts["entries"], [row for row in facts["entries"] if len(row["runs"]) > 1]
     metrics: list[list[Cell]] = [
         [_name(row), None if "kind" in row else len(row["runs"]), *_metrics(row, facts)]
@@ -111,7 +112,7 @@ def _tests(facts: Facts) -> Table:
         difference = Estimate.of(pair["difference"], "+")
         chance = [f"{pair['p']:.2g}", f"{pair['p_holm']:.2g}", OUTCOMES[pair["outcome"]]]
         rows.append([f"{pair['a']} against {pair['b']}", difference, *chance, *only, " and ".join(pair["includes"])])
-    header = ["", METRICS[facts["primary"]], "p", "p, Holm", "the first is"]
+    header = ["", COLUMNS[facts["primary"]], "p", "p, Holm", "the first is"]
     header += ["only one right", "McNemar p, Holm", "over"]
     sentences = [pair["text"] for pair in facts["pairs"]]
     return Table("Paired tests on the same rows", header, rows, subject="tests", sentences=sentences)
@@ -134,7 +135,7 @@ def _board(board: Facts) -> Table:
         else:
             rest = [row["kind"], *([""] * (len(COSTS) + 1))]
         rows.append([_name(row), Estimate.of(row["metrics"][board["primary"]]), *rest])
-    header = ["", METRICS[board["primary"]], "against the first", "verdict", *COSTS]
+    header = ["", COLUMNS[board["primary"]], "against the first", "verdict", *COSTS]
     return Table("Board", header, rows, subject="board")
 
 

@@ -41,6 +41,8 @@ def train(run: Run, *, launched: bool = False) -> None:
     """
     facts = run.facts()
     own, prepared = facts["own"], facts["data"]
+    if facts["topology"]["backend"] == "deepspeed":
+        without_inference_kernel()
     recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
     # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
     verify.model_files(recipe, conversational=prepared["conversational"])
@@ -98,6 +100,18 @@ def train(run: Run, *, launched: bool = False) -> None:
             measured["saved"] = sealed(run.adapter, besides="README.md")
             run.update(status="finished", measured=measured)
     trainer.end()
+
+
+def without_inference_kernel() -> None:
+    """Keep DeepSpeed from building what it would at the start of any run on a CPU, and calls for inference alone.
+
+    That takes a compiler and half a minute, and a build that is killed leaves a lock, for which every later run would
+    wait without end.
+    """
+    import deepspeed.ops
+
+    # Which operations can be built, asked by nothing but that build.
+    deepspeed.ops.__compatible_ops__ = {}
 
 
 def correct(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, Any]) -> None:
