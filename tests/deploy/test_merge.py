@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from finished import FLOAT32
+from finished import FLOAT32, restate
 from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -291,7 +291,7 @@ def test_what_has_nothing_to_merge_or_no_room_is_refused_with_all_that_is_wrong(
     Path("model").unlink()
     with pytest.raises(InputError, match="the base model model is not on this machine any more"):
         merge.merge("tuned")
-    run.update(status="interrupted")
+    restate(run, status="interrupted")
     with pytest.raises(InputError, match="the run is interrupted, not finished"):
         merge.merge("tuned")
 

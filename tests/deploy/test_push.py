@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finished import FLOAT32
+from finished import FLOAT32, restate
 
 from sft_recipes.deploy import push
 from sft_recipes.errors import InputError
@@ -160,7 +160,7 @@ def test_what_is_nothing_to_publish_is_refused_with_every_reason(
     os.truncate(run.adapter / "adapter_model.safetensors", 100)
     with pytest.raises(InputError, match=r"is not what was trained: adapter_model\.safetensors has 100 bytes"):
         push.push("tuned", "org/name")
-    run.update(status="interrupted")
+    restate(run, status="interrupted")
     with pytest.raises(InputError, match="the run is interrupted, not finished"):
         push.push("tuned", "org/name")
     assert not hub.asked

@@ -30,7 +30,7 @@ def main() -> int:
     except InputError as error:
         # The same on every process, so each leaves quietly and the launcher reports no crash.
         if main_process:
-            run.update(status="failed", problems=error.problems)
+            run.update(problems=error.problems)
     except torch.OutOfMemoryError as error:
         # A long row can be too much for one process alone, while the main one waits for it. The first says so.
         time.sleep(rank)
