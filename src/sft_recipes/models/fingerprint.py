@@ -67,8 +67,8 @@ def _hashed(paths: list[Path]) -> dict[str, str]:
     """SHA-256 of each file by its name."""
     kept_in = CACHE / "hashes.json"
     try:
-        kept = json.loads(kept_in.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        kept = dict(json.loads(kept_in.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         kept = {}
     found, asked = {}, {}
     for path in paths:

@@ -200,7 +200,7 @@ class Run:
     def write(self, facts: dict[str, Any]) -> None:
         """Replace run.json as a whole, so that a reader never sees half of it, and keep the journal of its status.
 
-        Where the disk is full, what is left of a checkpoint that was never finished makes room for it.
+        Where the disk is full, what was not written to its end makes room for it.
 
         Raises:
             InputError: It cannot be written.
@@ -215,9 +215,7 @@ class Run:
             facts = {**facts, "journal": [*facts.get("journal", before.get("journal", [])), event]}
         try:
             if not self._written(facts):
-                for path in self.directory.glob("checkpoint-*"):
-                    if not (path / MANIFEST).exists():
-                        shutil.rmtree(path, ignore_errors=True)
+                self._make_room(becomes)
                 if becomes == "failed":
                     reason = f"no space was left on the disk of {self.directory}; make room"
                     facts = {**facts, "error": f"{reason}: {facts['error']}" if facts.get("error") else reason}
@@ -227,6 +225,12 @@ class Run:
                 f"{self.directory}/run.json cannot be written: {error.strerror}; it says what was so before. Make "
                 f"room or give write access, then continue with: make resume NAME={self.name}"
             ) from None
+
+    def _make_room(self, status: str) -> None:
+        """Delete what was not written to its end: checkpoints without a manifest, and what a failed run trained."""
+        unfinished = [path for path in self.directory.glob("checkpoint-*") if not (path / MANIFEST).exists()]
+        for path in [*unfinished, *([self.adapter] if status == "failed" else [])]:
+            shutil.rmtree(path, ignore_errors=True)
 
     def _written(self, facts: Mapping[str, Any]) -> bool:
         """Write run.json, and say whether the disk had room for it."""
