@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -232,7 +233,12 @@ def launch_here(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             PartialState._reset_state()
             with pytest.MonkeyPatch.context() as context:
                 context.setattr(sys, "argv", self.arguments)
-                self.returncode = process.main()
+                try:
+                    self.returncode = process.main()
+                except Exception:
+                    # As the interpreter ends a process.
+                    traceback.print_exc()
+                    self.returncode = 1
 
     def popen(command: list[str], **options: Any) -> Any:
         # Other commands are started as they are.

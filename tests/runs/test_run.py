@@ -78,7 +78,7 @@ def test_facts_are_written_and_updated_and_no_temporary_is_left(tmp_path: Path) 
     (event,) = facts.pop("journal")
     assert (event["status"], event["step"]) == ("finished", 5)
     assert facts == {key: value for key, value in (BARE | {"name": "first"}).items() if key != "status"}
-    assert [path.name for path in run.directory.iterdir()] == ["run.json"]
+    assert sorted(path.name for path in run.directory.iterdir()) == [".reserve", "run.json"]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ def test_on_a_full_disk_a_run_still_says_that_it_failed(small_disk: Path) -> Non
 
 def test_where_nothing_makes_room_the_old_facts_stay(small_disk: Path) -> None:
     run = bare("full")
+    run.reserve.unlink()
     full(small_disk)
     before = (run.directory / "run.json").read_bytes()
     with pytest.raises(InputError, match=r"run\.json cannot be written: No space left on device; .* make resume NAME"):

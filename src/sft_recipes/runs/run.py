@@ -22,6 +22,8 @@ from sft_recipes.runs.facts import SCHEMA, TRANSITIONS
 
 RUNS = Path("runs")
 MANIFEST = "manifest.json"
+# Bytes that a run holds so that it can still say how it ended when the disk is full.
+RESERVED = 64 * 1024
 
 
 class Run:
@@ -37,6 +39,8 @@ class Run:
         self.report = directory / "report.html"
         self.stop = directory / "stop"
         """Exists while the run is asked to save and stop at the next step."""
+        self.reserve = directory / ".reserve"
+        """Holds a little space of the disk."""
 
     @property
     def name(self) -> str:
@@ -84,6 +88,7 @@ class Run:
             staging.mkdir()
             for file, text in files.items():
                 write_whole(staging / file, text)
+            cls(staging)._hold_space()
             staging.rename(directory)
         except OSError as error:
             # Another command may have been faster.
@@ -214,6 +219,8 @@ class Run:
             event = {"at": provenance.now(), "status": becomes, "step": self._step(facts)}
             facts = {**facts, "journal": [*facts.get("journal", before.get("journal", [])), event]}
         try:
+            if becomes == "running" and not self.reserve.exists():
+                self._hold_space()
             if not self._written(facts):
                 self._make_room(becomes)
                 if becomes == "failed":
@@ -227,10 +234,17 @@ class Run:
             ) from None
 
     def _make_room(self, status: str) -> None:
-        """Delete what was not written to its end: checkpoints without a manifest, and what a failed run trained."""
+        """Delete what was not written to its end (checkpoints without a manifest, what a failed run trained), and let
+        go of what is held for this.
+        """
         unfinished = [path for path in self.directory.glob("checkpoint-*") if not (path / MANIFEST).exists()]
         for path in [*unfinished, *([self.adapter] if status == "failed" else [])]:
             shutil.rmtree(path, ignore_errors=True)
+        self.reserve.unlink(missing_ok=True)
+
+    def _hold_space(self) -> None:
+        # Not zeros, which some file systems store as nothing.
+        self.reserve.write_bytes(os.urandom(RESERVED))
 
     def _written(self, facts: Mapping[str, Any]) -> bool:
         """Write run.json, and say whether the disk had room for it."""
