@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -194,7 +193,7 @@ def train_here(project: Path) -> Iterator[Callable[..., Any]]:
     from sft_recipes.plan import job as jobs
     from sft_recipes.train import train as worker
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
 
     def train(recipe: str = "tiny", *, name: str | None = None, run: Any = None, **overrides: Any) -> Any:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -216,7 +215,7 @@ def launch_here(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Launches of one process do its work in this one, which has torch imported already, once they wait for it."""
     from accelerate.state import AcceleratorState, PartialState
 
-    from sft_recipes.launch import launch
+    from sft_recipes.launch import processes
     from sft_recipes.train import process
 
     start = subprocess.Popen
@@ -226,25 +225,20 @@ def launch_here(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         stdout = None
 
         def __init__(self, command: list[str]) -> None:
-            self.arguments = command[-2:]
+            self.arguments = command[-3:]
 
         def wait(self) -> None:
             AcceleratorState._reset_state(reset_partial_state=True)
             PartialState._reset_state()
             with pytest.MonkeyPatch.context() as context:
                 context.setattr(sys, "argv", self.arguments)
-                try:
-                    self.returncode = process.main()
-                except Exception:
-                    # As the interpreter ends a process.
-                    traceback.print_exc()
-                    self.returncode = 1
+                self.returncode = process.main()
 
     def popen(command: list[str], **options: Any) -> Any:
         # Other commands are started as they are.
         return Here(command) if "sft_recipes.train.process" in command else start(command, **options)
 
-    monkeypatch.setattr(launch.subprocess, "Popen", popen)
+    monkeypatch.setattr(processes.subprocess, "Popen", popen)
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from conftest import ROOT, alpaca_rows, write_rows
 from sft_recipes import cli
 from sft_recipes.cli import main
 from sft_recipes.environment import quiet_environment
-from sft_recipes.launch import launch
+from sft_recipes.launch import launch, processes
 from sft_recipes.plan import job as jobs
 from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes.recipe import load
@@ -466,12 +466,13 @@ def test_the_launch_command_is_accepted_by_accelerate(project: Path) -> None:
 
     job = jobs.check("tiny", accel="cpu")
     run = launch.create(job, "parsed")
-    command = launch.command(run)
-    assert command[1:3] == ["-m", "accelerate.commands.launch"]
+    with run.locked():
+        command = processes.command(run)
+    assert command[1:3] == ["-m", "sft_recipes.train.accelerate_launch"]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command[3:]))
     assert (arguments.num_processes, arguments.mixed_precision, arguments.use_cpu) == (1, "bf16", True)
     assert arguments.training_script == "sft_recipes.train.process"
-    assert arguments.training_script_args == ["runs/parsed"]
+    assert arguments.training_script_args[0] == "runs/parsed"
 
 
 def test_export_is_read_by_stock_trl(project: Path) -> None:
@@ -570,7 +571,7 @@ def test_one_process_sees_one_gpu(
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    variables = launch.environment(gpu_run(project, backend))
+    variables = processes.environment(gpu_run(project, backend))
     assert variables.get("CUDA_VISIBLE_DEVICES") == expected
     assert variables["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
@@ -595,7 +596,7 @@ def test_an_optimizer_in_host_memory_gets_its_share_of_the_cores(
     run = gpu_run(project, "deepspeed")
     for name, threads in (("zero3", None), ("zero3_offload", "16")):
         shutil.copy(project / "accelerate_configs" / f"{name}.yaml", run.accelerate)
-        assert launch.environment(run).get("OMP_NUM_THREADS") == threads
+        assert processes.environment(run).get("OMP_NUM_THREADS") == threads
 
 
 def test_processes_find_ninja_beside_this_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

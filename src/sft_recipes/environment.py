@@ -39,6 +39,11 @@ def quiet_environment(*, on_cpu: bool, one_gpu: bool = False) -> dict[str, str]:
     return defaults | dict(os.environ) | changes
 
 
+def debugging() -> bool:
+    """Whether somebody wants to see tracebacks: SFT_RECIPES_DEBUG=1."""
+    return os.environ.get("SFT_RECIPES_DEBUG", "") not in ("", "0")
+
+
 def importable_backend() -> None:
     """Forget a notebook's MPLBACKEND where it is a module of another Python's: matplotlib could not be imported."""
     name, _, module = os.environ.get("MPLBACKEND", "").partition("://")

@@ -1,25 +1,50 @@
 """Files that are whole or not there, and what tells that they are the same."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Collection
+import secrets
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file that is either the old one or the new one, also after a crash."""
-    # Two processes may write the same file at once, such as the census of a model.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the other's place once it is written: readers see the old file or the new one.
+
+    No two writers share it, be they processes, threads or machines, and a failed one leaves nothing.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
+        yield temporary
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file that is either the old one or the new one, also after a crash."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def locked(path: Path, *, wait: bool = True) -> Iterator[int]:
+    """Hold a lock file for this process and those that inherit the descriptor given.
+
+    The system releases it when the last of them has ended, however they end.
+
+    Raises:
+        BlockingIOError: Somebody else holds it, and `wait` is false.
+    """
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield file.fileno()
 
 
 def json_lines(path: Path, *, cut_off: bool = False) -> list[Any]:

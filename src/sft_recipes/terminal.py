@@ -1,11 +1,13 @@
 """How a run speaks: one line a decision, folded and coloured on a terminal and plain in a pipe, and numbers."""
 
 import contextlib
+import io
 import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -121,3 +123,57 @@ def counting_rows(label: str = "reading", of: int | None = None) -> Iterator[Cal
     yield show
     if shown:
         print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def outliving(log: Path | None = None) -> Iterator[None]:
+    """What is printed never fails: once the terminal is closed or the reader of a pipe has gone, it goes to `log`.
+
+    Args:
+        log: is appended to; without it, what nobody reads is dropped. An inner one takes the place of an outer one's.
+    """
+    before = sys.stdout, sys.stderr
+    try:
+        sys.stdout, sys.stderr = (_outliving(stream, log) for stream in before)
+        yield
+    finally:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _outliving(stream: Any, log: Path | None) -> Any:
+    # A notebook's or a test's is no file of the system's and does not close.
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        raw = io.BufferedWriter(_Outliving(stream.fileno(), log))
+        return io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True)
+    return stream
+
+
+class _Outliving(io.RawIOBase):
+    """A descriptor that is replaced by a file when it cannot be written to any more."""
+
+    def __init__(self, descriptor: int, log: Path | None) -> None:
+        self._descriptor, self._log = descriptor, log
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        try:
+            return os.write(self._descriptor, data)
+        except OSError:
+            # In the place of the old one, so that what other processes are given is alive too.
+            for path in (self._log, os.devnull):
+                with contextlib.suppress(OSError, TypeError):
+                    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)  # type: ignore[arg-type]
+                    os.dup2(file, self._descriptor)
+                    os.close(file)
+                    return os.write(self._descriptor, data)
+            return len(data)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from sft_recipes.demo import demo_data
 from sft_recipes.environment import quiet_environment
+from sft_recipes.files import locked
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.terminal import say
 
@@ -247,10 +248,15 @@ def _muon_step(matrices: list[Any], momenta: dict[tuple[int, ...], Any], rate: f
 
 def build_if_needed(recipe: Recipe) -> None:
     """Build the demo's base model if the recipe trains it and it is not there yet."""
-    if Path(recipe["model_name_or_path"]) == DIRECTORY and not is_current(DIRECTORY):
-        say("model", f"building the demo's base model in {DIRECTORY}, once")
-        builder = [sys.executable, "-m", "sft_recipes.demo.demo_base", str(DIRECTORY)]
-        subprocess.run(builder, env=quiet_environment(on_cpu=True), check=True)
+    if Path(recipe["model_name_or_path"]) != DIRECTORY or is_current(DIRECTORY):
+        return
+    DIRECTORY.parent.mkdir(parents=True, exist_ok=True)
+    with locked(DIRECTORY.parent / ".lock"):
+        # Another command may have built it while this one waited.
+        if not is_current(DIRECTORY):
+            say("model", f"building the demo's base model in {DIRECTORY}, once")
+            builder = [sys.executable, "-m", "sft_recipes.demo.demo_base", str(DIRECTORY)]
+            subprocess.run(builder, env=quiet_environment(on_cpu=True), check=True)
 
 
 if __name__ == "__main__":

@@ -3,29 +3,21 @@
 This process never imports torch, so that whatever is wrong with the input is said in a second.
 """
 
-import contextlib
 import dataclasses
-import io
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any, Unpack
 
-import psutil
-import yaml
-
 from sft_recipes.data import preparation
 from sft_recipes.demo import demo_base
-from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import evaluate
 from sft_recipes.files import write_whole
+from sft_recipes.launch.processes import Processes
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan
 from sft_recipes.plan.job import Job, Where
@@ -35,11 +27,12 @@ from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Topology
 from sft_recipes.runs import identity, provenance
 from sft_recipes.runs.run import Run, newest_whole
-from sft_recipes.terminal import count, duration, say
+from sft_recipes.terminal import count, duration, outliving, say
 
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 3
 
 
+@outliving()
 def train(
     name: str | Path, *, run_name: str | None = None, resume: bool = False, **where: Unpack[Where]
 ) -> tuple[int, Run]:
@@ -81,21 +74,22 @@ def start(job: Job, run_name: str | None) -> tuple[int, Run]:
 def begin(run: Run) -> int:
     """Launch a new run for the first time; gives the exit code of its processes."""
     say("run", str(run.directory))
-    with run.locked() as lock:
-        code = launch(run, lock)
+    with run.locked():
+        code = launch(run)
         identity.know_base(run)
     return code
 
 
 def finish(run: Run, code: int) -> int:
     """What follows a training that has ended well: the evaluation its recipe asks for, the report, the model card."""
-    if code == FINISHED and run.facts()["own"].get("task") is not None:
-        code, _ = evaluate.evaluate(str(run.directory), base=True)
-    if code == FINISHED:
-        # Not before it is needed: what draws and compares takes a second to import.
-        from sft_recipes.report import pages
+    with outliving(run.output):
+        if code == FINISHED and run.facts()["own"].get("task") is not None:
+            code, _ = evaluate.evaluate(str(run.directory), base=True)
+        if code == FINISHED:
+            # Not before it is needed: what draws and compares takes a second to import.
+            from sft_recipes.report import pages
 
-        pages.write(run)
+            pages.write(run)
     return code
 
 
@@ -145,6 +139,7 @@ def surroundings(gpus: list[topology.Gpu]) -> dict[str, Any]:
     }
 
 
+@outliving()
 def resume(name: str | Path) -> tuple[int, Run]:
     """Continue a run from its newest whole checkpoint, exactly as it was started.
 
@@ -190,7 +185,7 @@ def open_for_resume(name: str | Path) -> Run:
 
 def continue_run(run: Run) -> int:
     """Launch an existing run again from its newest whole checkpoint."""
-    with run.locked() as lock:
+    with run.locked():
         facts = run.facts()
         if facts["status"] == "finished":
             raise InputError(f"{run.directory} is finished; start a new run under another NAME=")
@@ -220,7 +215,7 @@ def continue_run(run: Run) -> int:
             problems=None,
             error=None,
         )
-        return launch(run, lock)
+        return launch(run)
 
 
 def check_same_config(run: Run, job: Job) -> None:
@@ -251,55 +246,22 @@ def check_same_config(run: Run, job: Job) -> None:
         )
 
 
-def launch(run: Run, lock: int) -> int:
-    """Start the processes, pass a stop on to them, and say how it ended.
-
-    Args:
-        run: The run, with all its files written.
-        lock: The descriptor of its lock, which the processes keep even if this one is killed.
-    """
+def launch(run: Run) -> int:
+    """Start the processes of a run that is held, and say how it ended."""
     began = time.time()
-    run.stop.unlink(missing_ok=True)
+    processes = Processes(run)
     try:
-        process = subprocess.Popen(
-            command(run), env=environment(run), start_new_session=True, pass_fds=(lock,), **output_streams()
-        )
+        with outliving(run.output):
+            code = processes.work()
     except OSError as error:
         run.update(status="failed", error=f"the processes cannot be started: {error}")
         return conclude(run, run.facts())
-    asked = 0
-
-    def ask(number: int, frame: object) -> None:
-        nonlocal asked
-        asked += 1
-        if asked == 1:
-            run.stop.touch()
-            print(
-                "\nstopping: the run saves a checkpoint at the end of this step; once more to stop at once", flush=True
-            )
-        else:
-            # torchrun puts its workers into sessions of their own, where a signal to our group does not reach them.
-            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-                each.kill()
-
-    # Python lets no other thread handle signals.
-    signals = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
-    handlers = {number: signal.signal(number, ask) for number in signals}
-    try:
-        if process.stdout:
-            for line in process.stdout:
-                print(line, end="", flush=True)
-        process.wait()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        run.stop.unlink(missing_ok=True)
     facts = run.facts()
     if facts["status"] == "running":
         facts |= {
             # A run that is refused when it is continued is what it was before.
-            "status": "interrupted" if asked or facts.get("problems") else "failed",
-            "error": f"the processes ended with code {process.returncode}",
+            "status": "interrupted" if processes.asked or facts.get("problems") else "failed",
+            "error": f"the processes ended with code {code}",
         }
     if facts.get("problems") and not facts.get("resumed"):
         # Nothing was trained, so the name stays free for the corrected recipe.
@@ -310,18 +272,6 @@ def launch(run: Run, lock: int) -> int:
     if facts.get("problems"):
         raise InputError(*facts["problems"])
     return conclude(run, facts)
-
-
-def output_streams() -> dict[str, Any]:
-    """Where a child process writes: where this one does, or to us who pass it on, if that is no file of the system's.
-
-    A notebook, for one, puts an object of its own in the place of sys.stdout.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.fileno()
-            return {"stdout": sys.stdout}
-    return {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
 
 
 def conclude(run: Run, facts: dict[str, Any]) -> int:
@@ -372,27 +322,6 @@ def say_measured(measured: dict[str, Any]) -> None:
 def _trained(facts: dict[str, Any]) -> str:
     """What a run leaves: an adapter, or the model where all weights were trained."""
     return "adapter" if "adapter" in facts["measured"] else "model"
-
-
-def command(run: Run) -> list[str]:
-    """The `accelerate launch` of a run, as an argument list."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(run.accelerate)]
-    if run.facts()["topology"]["backend"] != "single":
-        # A free port, so that two runs on the GPUs of one machine do not meet.
-        launcher += ["--main_process_port", "0"]
-    return [*launcher, "-m", "sft_recipes.train.process", str(run.directory)]
-
-
-def environment(run: Run) -> dict[str, str]:
-    """The environment of the training processes: nothing phones home or chatters, and one process sees one GPU."""
-    chosen = run.facts()["topology"]
-    variables = quiet_environment(on_cpu=chosen["use_cpu"], one_gpu=chosen["backend"] == "single")
-    variables["TENSORBOARD_LOGGING_DIR"] = str(run.directory / "tensorboard")
-    config = yaml.safe_load(run.accelerate.read_text(encoding="utf-8"))
-    if Topology(chosen["name"], config, "").computes_on_cpu:
-        # Each process takes its share of the cores; torchrun's own default is one.
-        variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // chosen["processes"])))
-    return variables
 
 
 def accelerate_config(resolved: Recipe, chosen: Topology) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from sft_recipes.plan import job as jobs
 from sft_recipes.plan.job import Where
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.runs.run import RUNS, Run
-from sft_recipes.terminal import say
+from sft_recipes.terminal import outliving, say
 
 # numpy, which `transformers.set_seed` seeds too, takes no larger one.
 LARGEST = 2**32 - 1
@@ -20,6 +20,7 @@ _SEED = re.compile(r"[0-9]{1,10}")
 SEEDED = ("seed", "data_seed")
 
 
+@outliving()
 def train_seeds(
     name: str | Path, seeds: str, *, run_name: str | None = None, resume: bool = False, **where: Unpack[Where]
 ) -> tuple[int, list[Run]]:

@@ -23,13 +23,14 @@ from sft_recipes.demo import demo_base
 from sft_recipes.errors import InputError
 from sft_recipes.files import write_whole
 from sft_recipes.launch import launch, seeds, space
+from sft_recipes.launch.processes import SIGNALS
 from sft_recipes.launch.space import Choices, Space
 from sft_recipes.plan import plan
 from sft_recipes.plan.job import Job, Where
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.runs.run import RUNS, Run
-from sft_recipes.terminal import count, duration, say
+from sft_recipes.terminal import count, duration, outliving, say
 
 # The version of sweep.json; it grows when a reader of today would misread it.
 SCHEMA = 1
@@ -119,7 +120,7 @@ class Sweep:
 
     def run(self) -> int:
         """Train what is left: 0 when it has ended, 3 if it was stopped, 1 if the first trial failed."""
-        handlers = {number: signal.signal(number, self._ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
         try:
             left = self._left()
             while True:
@@ -135,6 +136,9 @@ class Sweep:
                 signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
+        if self.stopping and number == signal.SIGHUP:
+            # A terminal that closes hangs up more than once.
+            return
         self.stopping += 1
         for each in self.active:
             # The first time it saves and stops, the second time it stops at once; a scoring process keeps what it has.
@@ -337,6 +341,7 @@ class Sweep:
         write_whole(out, "\n".join(lines) + "\n")
 
 
+@outliving()
 def sweep(
     name: str | Path,
     over: str,

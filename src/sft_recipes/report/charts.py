@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from sft_recipes.environment import importable_backend
+from sft_recipes.files import replacing
 from sft_recipes.report.page import COLOURS
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import visible
@@ -196,14 +197,13 @@ def draw_loss(run: Run) -> None:
         curve(loss, log, "loss", f"{run.name}: loss, nats per supervised token", "eval_loss")
         curve(rate, log, "learning_rate", "learning rate")
         loss.set_xlabel(None)
-        drawn.savefig(run.curve, dpi=160, facecolor=PAPER)
+        with replacing(run.curve) as temporary:
+            drawn.savefig(temporary, format="png", dpi=160, facecolor=PAPER)
 
 
 def save(path: Path, panels: Sequence[Callable[[Any], None]], size: tuple[float, float]) -> None:
     """Write a PNG of charts with the same rows beside each other, on white, whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    with figure(1, len(panels), size, sharey=True, squeeze=False) as (drawn, axes):
+    with figure(1, len(panels), size, sharey=True, squeeze=False) as (drawn, axes), replacing(path) as temporary:
         for draw, each in zip(panels, axes[0], strict=True):
             draw(each)
-        drawn.savefig(temporary, dpi=160, facecolor=PAPER)
-    temporary.replace(path)
+        drawn.savefig(temporary, format="png", dpi=160, facecolor=PAPER)

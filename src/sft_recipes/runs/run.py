@@ -1,15 +1,14 @@
 """The run directory: what is written, by whom, and which checkpoint can be trusted."""
 
-import contextlib
 import datetime
 import errno
-import fcntl
 import json
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.files import digest_of, sealed, write_whole
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.runs import facts as shapes
-from sft_recipes.runs import provenance
+from sft_recipes.runs import lock, provenance
 from sft_recipes.runs.facts import SCHEMA, TRANSITIONS
 
 RUNS = Path("runs")
@@ -37,6 +36,8 @@ class Run:
         self.adapter = directory / "adapter"
         self.curve = directory / "loss.png"
         self.report = directory / "report.html"
+        self.output = directory / "output.log"
+        """What was said when nobody could hear it any more, and tracebacks."""
         self.stop = directory / "stop"
         """Exists while the run is asked to save and stop at the next step."""
         self.reserve = directory / ".reserve"
@@ -262,7 +263,7 @@ class Run:
             return facts["resumed"][-1]["step"] if facts.get("resumed") else 0
         if facts["status"] != "failed" and "measured" in facts:
             return facts["measured"]["step"]
-        with contextlib.suppress(InputError):
+        with suppress(InputError):
             return max((entry["step"] for entry in self.log_entries()), default=0)
         return 0
 
@@ -270,21 +271,9 @@ class Run:
         """Set some facts of run.json and keep the others."""
         self.write({**self.facts(), **facts})
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[int]:
-        """Hold the run for this process and those that inherit the descriptor given.
-
-        The system releases the lock when the last of them has ended, however they end.
-
-        Raises:
-            InputError: Another process is training it.
-        """
-        with (self.directory / ".lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise InputError(f"{self.directory} is in use by another process; wait for it, or stop it") from None
-            yield lock.fileno()
+    def locked(self) -> AbstractContextManager[int]:
+        """Hold the run, as `lock.hold` says."""
+        return lock.hold(self.directory)
 
 
 def begun(facts: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import duration
 
@@ -154,18 +155,21 @@ class StopOnNaN(TrainerCallback):
 
 
 class GracefulStop(TrainerCallback):
-    """On SIGTERM, SIGINT or a stop file: save at the end of the step, then stop, on all processes together.
+    """On a signal, a stop file or the end of the command that launched it: save after the step, then stop.
 
-    One process may be told alone, so each asks the others at every step; were they to save at different steps, the
-    collective calls within a save would hang.
+    All processes do so together. One may be told alone, so each asks the others at every step; were they to save at
+    different steps, the collective calls within a save would hang.
     """
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
+    def __init__(self, run: Run, *, launched: bool) -> None:
+        self.run, self.launched = run, launched
         self.stopped = False
         self._told = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        for number in signals:
             signal.signal(number, self._tell)
+        # They wait since the launch, when nobody could take them (launch/processes.py).
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
 
     def _tell(self, number: int, frame: object) -> None:
         self._told = True
@@ -174,6 +178,7 @@ class GracefulStop(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         told = self._told or self.run.stop.exists()
+        told = told or (self.launched and lock.command_gone(self.run.directory))
         if torch.distributed.is_initialized():
             flag = torch.tensor(int(told), device=args.device)
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)

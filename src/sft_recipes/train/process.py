@@ -1,49 +1,66 @@
-"""One process of a launch: `accelerate launch -m sft_recipes.train.process runs/NAME`.
+"""One process of a launch: `accelerate launch -m sft_recipes.train.process runs/NAME LAUNCH`.
 
 The outcome is in run.json, because launchers do not hand exit codes through.
 """
 
+import contextlib
 import os
 import sys
 import time
+import traceback
 from pathlib import Path
 
-from sft_recipes.environment import quiet
+from sft_recipes.environment import debugging, quiet
 from sft_recipes.errors import InputError
+from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run
+from sft_recipes.terminal import outliving
 
 
 def main() -> int:
-    """Train the run; what went wrong is written down by the main process, and others raise it for the launcher."""
-    run = Run(Path(sys.argv[1]))
+    """Train the run as a process of the named launch; the first process that fails writes down why."""
+    run, launch = Run(Path(sys.argv[1])), sys.argv[2]
     rank = int(os.environ.get("RANK", "0"))
     main_process = rank == 0
     if not main_process:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123, one voice; held until the process ends
-    quiet()
-    import torch
+    joined = lock.join(run.directory, launch)
+    if joined is None:
+        # The command that started this process was killed, and another one has the run.
+        return 0
+    with joined, outliving(run.output):
+        quiet()
+        import torch
 
-    from sft_recipes.train.train import train
+        from sft_recipes.train.train import train
 
-    try:
-        train(run)
-    except InputError as error:
-        # The same on every process, so each leaves quietly and the launcher reports no crash.
-        if main_process:
-            run.update(problems=error.problems)
-    except torch.OutOfMemoryError as error:
-        # A long row can be too much for one process alone, while the main one waits for it. The first says so.
-        time.sleep(rank)
-        if main_process or run.facts()["status"] == "running":
+        try:
+            train(run, launched=True)
+        except InputError as error:
+            # The same on every process, so each leaves quietly and the launcher reports no crash.
+            if main_process:
+                run.update(problems=error.problems)
+        except torch.OutOfMemoryError as error:
+            # A long row can be too much for one process alone, while the main one waits for it. The first says so.
+            time.sleep(rank)
             remedy = "halve per_device_train_batch_size (the global batch stays), or set a smaller max_length"
-            run.update(status="failed", error=f"out of GPU memory: {error} Instead: {remedy}")
-        raise
-    except Exception as error:
-        # Where another ran out of memory, what the main process then misses is only the consequence.
-        if main_process and run.facts()["status"] == "running":
-            run.update(status="failed", error=f"{type(error).__name__}: {error}")
-        raise
+            return _failed(run, f"out of GPU memory: {error} Instead: {remedy}")
+        except Exception as error:
+            # Where another one failed, what this one then misses is only the consequence.
+            time.sleep(rank)
+            return _failed(run, f"{type(error).__name__}: {error}")
     return 0
+
+
+def _failed(run: Run, reason: str) -> int:
+    if debugging():
+        traceback.print_exc()
+    if run.facts()["status"] == "running":
+        # First what fits on a disk that is full.
+        run.update(status="failed", error=reason)
+        with contextlib.suppress(OSError), run.output.open("a", encoding="utf-8") as file:
+            traceback.print_exc(file=file)
+    return 1
 
 
 if __name__ == "__main__":

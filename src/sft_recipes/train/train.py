@@ -27,8 +27,13 @@ from sft_recipes.train import verify
 from sft_recipes.train.callbacks import GracefulStop, Progress, Record, StopOnNaN
 
 
-def train(run: Run) -> None:
+def train(run: Run, *, launched: bool = False) -> None:
     """Train the resolved recipe of a run directory.
+
+    Args:
+        run: Whose directory holds all that is needed.
+        launched: Whether a command holds the run and waits; if that command ends, so does the training, with a
+            checkpoint.
 
     Raises:
         InputError: What the recipe asks for cannot be had, or did not take effect.
@@ -39,7 +44,7 @@ def train(run: Run) -> None:
     recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
     # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
     verify.model_files(recipe, conversational=prepared["conversational"])
-    record, stop = Record(run), GracefulStop(run)
+    record, stop = Record(run), GracefulStop(run, launched=launched)
     trainer = build(recipe, [StopOnNaN(), stop])
     main = trainer.args.process_index == 0
     trainer.remove_callback(PrinterCallback)

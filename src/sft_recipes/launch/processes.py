@@ -1,0 +1,172 @@
+"""The training processes of a run, from outside: started, watched, asked to stop, and waited for to the last one.
+
+A stop is asked for by a file in the run's directory, which all processes look for after each step, and never by a
+signal to accelerate or torchrun, which would end the processes before they have saved. They are started with these
+signals blocked, so that a signal to everybody at once (a scheduler's, a container's) stops nobody on the way; the
+training processes take them when they are ready to.
+"""
+
+import contextlib
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import yaml
+
+from sft_recipes.environment import quiet_environment
+from sft_recipes.recipes.topology import Topology
+from sft_recipes.runs import lock
+from sft_recipes.runs.run import Run
+from sft_recipes.terminal import say
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+LOOK = 0.2
+"""Seconds between two looks at the processes."""
+PATIENCE = 60.0
+"""Seconds for which one process of several may be stopped (SIGSTOP) before all are ended."""
+
+
+class Processes:
+    """The processes of one launch of a run that this process holds."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.asked = 0
+        """How often somebody has asked for a stop: once it saves, and once more it ends at once."""
+        self._process: subprocess.Popen | None = None
+        self._ended = threading.Event()
+
+    def work(self) -> int:
+        """Start them and wait for the last one to end; gives the exit code of accelerate.
+
+        Raises:
+            OSError: They cannot be started.
+        """
+        self.run.stop.unlink(missing_ok=True)
+        watch = threading.Thread(target=self._watch, daemon=True)
+        with self._signals_taken():
+            with _blocked():
+                self._process = process = subprocess.Popen(
+                    command(self.run), env=environment(self.run), start_new_session=True, **output_streams()
+                )
+            watch.start()
+            try:
+                for line in process.stdout or ():
+                    print(line, end="", flush=True)
+                process.wait()
+                if not lock.alone(self.run.directory):
+                    say("stopping", "accelerate was killed; the training processes save a checkpoint and end")
+                    self.run.stop.touch()
+                while not lock.alone(self.run.directory):
+                    time.sleep(LOOK)
+            finally:
+                self._ended.set()
+                watch.join()
+                self.run.stop.unlink(missing_ok=True)
+        return process.returncode
+
+    @contextlib.contextmanager
+    def _signals_taken(self) -> Iterator[None]:
+        # Python lets no other thread handle signals, and nohup wants SIGHUP to be ignored.
+        main = threading.current_thread() is threading.main_thread()
+        without_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        taken = SIGNALS[: 2 if without_terminal else 3] if main else ()
+        before = {number: signal.signal(number, self._ask) for number in taken}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: object) -> None:
+        # A terminal that closes hangs up more than once.
+        if not self.asked or number != signal.SIGHUP:
+            self.asked += 1
+        self.run.stop.touch()
+
+    def _watch(self) -> None:
+        """Say that a stop is under way, end everything when asked again, and do not wait for a stopped process."""
+        told, stopped = False, 0.0
+        while not self._ended.wait(LOOK):
+            if self.asked and not told:
+                told = True
+                print(flush=True)
+                say("stopping", "the run saves a checkpoint at the end of this step; once more to stop at once")
+            if self.asked > 1:
+                self._kill()
+            processes = lock.ranks(self.run.directory)
+            asleep = [pid for pid in processes if _is_stopped(pid)]
+            # Counted here, so that a time in which this process was stopped too does not count.
+            stopped = stopped + LOOK if asleep and len(processes) > 1 else 0.0
+            if stopped > PATIENCE:
+                reason = f"process {asleep[0]} was stopped (SIGSTOP) for {PATIENCE:.0f} s and the others waited for it"
+                self.run.update(status="failed", error=f"{reason}; all were ended")
+                self._kill()
+                return
+
+    def _kill(self) -> None:
+        """End all at once. torchrun puts its workers into sessions of their own, where no signal to a group comes."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            launcher = psutil.Process(self._process.pid) if self._process else None
+            for each in [launcher, *launcher.children(recursive=True)] if launcher else ():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.kill()
+        for pid in lock.ranks(self.run.directory):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def _is_stopped(pid: int) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).status() == psutil.STATUS_STOPPED
+    return False
+
+
+@contextlib.contextmanager
+def _blocked() -> Iterator[None]:
+    """Signals wait, here and in what is started meanwhile, which inherits it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def output_streams() -> dict[str, Any]:
+    """Where a child process writes: where this one does, or to us who pass it on, if that is no file of the system's.
+
+    A notebook, for one, puts an object of its own in the place of sys.stdout.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.fileno()
+            return {"stdout": sys.stdout}
+    return {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
+
+
+def command(run: Run) -> list[str]:
+    """The `accelerate launch` of a run that is held, as an argument list."""
+    launcher = [sys.executable, "-m", "sft_recipes.train.accelerate_launch", "--config_file", str(run.accelerate)]
+    if run.facts()["topology"]["backend"] != "single":
+        # A free port, so that two runs on the GPUs of one machine do not meet.
+        launcher += ["--main_process_port", "0"]
+    return [*launcher, "-m", "sft_recipes.train.process", str(run.directory), lock.launch_name(run.directory)]
+
+
+def environment(run: Run) -> dict[str, str]:
+    """The environment of the training processes: nothing phones home or chatters, and one process sees one GPU."""
+    chosen = run.facts()["topology"]
+    variables = quiet_environment(on_cpu=chosen["use_cpu"], one_gpu=chosen["backend"] == "single")
+    variables["TENSORBOARD_LOGGING_DIR"] = str(run.directory / "tensorboard")
+    config = yaml.safe_load(run.accelerate.read_text(encoding="utf-8"))
+    if Topology(chosen["name"], config, "").computes_on_cpu:
+        # Each process takes its share of the cores; torchrun's own default is one.
+        variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // chosen["processes"])))
+    return variables

@@ -1,0 +1,110 @@
+"""Who may write a run: one command, and the training processes that it started, until the last of them has ended.
+
+The command holds `.lock` alone. Each training process shares `.ranks`, because what lies between it and the command
+(accelerate, torchrun) closes the descriptors that it would inherit. Both locks are the system's, so neither outlives
+the processes that hold it. `.ranks` begins with the name of the launch: a process of an earlier one does not join.
+"""
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+import psutil
+
+from sft_recipes.errors import InputError
+from sft_recipes.files import locked
+
+LOCK, RANKS = ".lock", ".ranks"
+
+
+@contextlib.contextmanager
+def hold(directory: Path) -> Iterator[int]:
+    """Hold a run for this process and those that inherit the descriptor given.
+
+    Raises:
+        InputError: Another command holds it, training processes of one that was killed have not ended yet, or it
+            cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(locked(directory / LOCK, wait=False))
+            _begin(directory)
+        except BlockingIOError:
+            raise InputError(f"{directory} is in use by another process; wait for it, or stop it") from None
+        except OSError as error:
+            raise InputError(f"{directory} cannot be written: {error.strerror}; make room or give access") from None
+        yield descriptor
+
+
+def _begin(directory: Path) -> None:
+    """Name a new launch, from which on no process of an earlier one can join."""
+    try:
+        with locked(directory / RANKS, wait=False):
+            (directory / RANKS).write_text(secrets.token_hex(8) + "\n", encoding="ascii")
+    except BlockingIOError:
+        pids = ", ".join(map(str, ranks(directory))) or "unknown"
+        raise InputError(
+            f"{directory} is still written by the training processes of a command that was killed (process {pids}); "
+            "they save a checkpoint and end after the step they are at: try again then"
+        ) from None
+
+
+def launch_name(directory: Path) -> str:
+    """The name of the launch that the holder of the run may begin, which its training processes join by."""
+    return (directory / RANKS).read_text(encoding="ascii").partition("\n")[0]
+
+
+def join(directory: Path, launch: str) -> IO | None:
+    """Share the run as a training process of a launch, until the file given is closed or the process ends.
+
+    None where another launch has begun since, and nothing may be written.
+    """
+    file = (directory / RANKS).open("a+", encoding="ascii")
+    fcntl.flock(file, fcntl.LOCK_SH)
+    file.seek(0)
+    if file.readline().strip() != launch:
+        file.close()
+        return None
+    # One write, at the end of the file whoever else writes.
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
+
+
+def ranks(directory: Path) -> list[int]:
+    """The process numbers of the last launch's training processes that have not ended."""
+    with contextlib.suppress(OSError, ValueError):
+        pids = [int(line) for line in (directory / RANKS).read_text(encoding="ascii").splitlines()[1:]]
+        return [pid for pid in pids if _trains(pid, directory)]
+    return []
+
+
+def _trains(pid: int, directory: Path) -> bool:
+    # The number may be somebody else's by now.
+    try:
+        return str(directory) in psutil.Process(pid).cmdline()
+    except psutil.Error:
+        return False
+
+
+def alone(directory: Path) -> bool:
+    """Whether no training process shares the run."""
+    try:
+        with locked(directory / RANKS, wait=False):
+            return True
+    except BlockingIOError:
+        return False
+
+
+def command_gone(directory: Path) -> bool:
+    """Whether the command that holds the run has ended, as its training processes ask."""
+    with (directory / LOCK).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
