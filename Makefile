@@ -7,8 +7,8 @@ override GIVEN := $(strip $(filter-out PYTHON VENV VIRTUAL_ENV,$(GIVEN)))
 override GOALS := $(or $(MAKECMDGOALS),help)
 export GIVEN GOALS $(GIVEN)
 
-COMMANDS := list models plan preview fit diff gpu rules rehearse audit train sweep resume reproduce evaluate report compare \
-	leaderboard merge predict chat push new why show export pin
+COMMANDS := list models plan preview fit diff gpu rules rehearse audit train sweep resume reproduce evaluate report \
+	compare leaderboard merge predict chat push new why show export pin
 ifeq ($(filter $(COMMANDS) train-%,$(GOALS)),)
   override UNREAD := $(filter-out $(if $(filter benchmark-scoring,$(GOALS)),RUN),$(GIVEN))
   $(if $(UNREAD),$(error make $(GOALS) does not read $(UNREAD)))
