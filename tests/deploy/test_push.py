@@ -1,6 +1,7 @@
 """What goes to the Hub, to whom it is shown, and what stops it: by the Hub's own client, against a server here."""
 
 import base64
+import hashlib
 import json
 import os
 import threading
@@ -93,6 +94,12 @@ def of_the_hub(finished: Finished) -> Run:
     """A finished run whose base is a model of the Hub, with its card."""
     run = finished(**FLOAT32)
     run.recipe.write_text(run.recipe.read_text().replace("model_name_or_path: model", "model_name_or_path: org/base"))
+    config = run.adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "org/base"}))
+    facts = run.facts()
+    facts["identity"]["files"]["recipe.yaml"] = hashlib.sha256(run.recipe.read_bytes()).hexdigest()
+    saved = sealed(run.adapter, besides="README.md")
+    restate(run, identity=facts["identity"], measured={**facts["measured"], "saved": saved})
     card.write(run)
     return run
 

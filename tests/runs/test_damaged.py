@@ -53,8 +53,8 @@ def known(project: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 
 def contents(run: Run) -> dict[str, str]:
-    """What is in a run's directory, but for the lock."""
-    files = [path for path in run.directory.rglob("*") if path.is_file() and path.name != ".lock"]
+    """What is in a run's directory, but for the locks."""
+    files = [path for path in run.directory.rglob("*") if path.is_file() and path.name not in (".lock", ".ranks")]
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

@@ -148,10 +148,12 @@ def _adapter(path: Path, values: Mapping[str, Value]) -> Iterator[str]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         expected = {"base_model_name_or_path": values["model_name_or_path"].value, "peft_type": "LORA"}
-        expected |= {"auto_mapping": None, "megatron_config": None}
-        if values["lora_task_type"].value is None:
-            # Then PEFT writes down the class of the base.
-            del expected["auto_mapping"]
+        expected |= {"megatron_config": None}
+        if not str((found.get("auto_mapping") or {}).get("parent_library", "transformers.")).startswith(
+            "transformers."
+        ):
+            # What PEFT writes where an adapter has no task is the class of its base in transformers.
+            expected["auto_mapping"] = None
         wrong = [key for key, value in expected.items() if found.get(key) != value]
     except (OSError, ValueError, AttributeError, KeyError):
         # Nothing that can be loaded, which is said where it is.
