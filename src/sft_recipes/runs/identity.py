@@ -149,10 +149,9 @@ def _adapter(path: Path, values: Mapping[str, Value]) -> Iterator[str]:
         found = json.loads(path.read_text(encoding="utf-8"))
         expected = {"base_model_name_or_path": values["model_name_or_path"].value, "peft_type": "LORA"}
         expected |= {"megatron_config": None}
-        if not str((found.get("auto_mapping") or {}).get("parent_library", "transformers.")).startswith(
-            "transformers."
-        ):
-            # What PEFT writes where an adapter has no task is the class of its base in transformers.
+        # Where an adapter has no task, PEFT writes down the class of its base, which is one of transformers.
+        module = (found.get("auto_mapping") or {}).get("parent_library", "transformers.")
+        if not str(module).startswith("transformers."):
             expected["auto_mapping"] = None
         wrong = [key for key, value in expected.items() if found.get(key) != value]
     except (OSError, ValueError, AttributeError, KeyError):
