@@ -7,8 +7,8 @@ override GIVEN := $(strip $(filter-out PYTHON VENV VIRTUAL_ENV,$(GIVEN)))
 override GOALS := $(or $(MAKECMDGOALS),help)
 export GIVEN GOALS $(GIVEN)
 
-COMMANDS := list models plan preview fit diff gpu rules rehearse audit train sweep resume evaluate report compare \
-	leaderboard merge predict chat push new why show export pin
+COMMANDS := list models plan preview fit diff gpu rules rehearse audit train sweep resume reproduce evaluate report \
+	compare leaderboard merge predict chat push new why show export pin
 ifeq ($(filter $(COMMANDS) train-%,$(GOALS)),)
   override UNREAD := $(filter-out $(if $(filter benchmark-scoring,$(GOALS)),RUN),$(GIVEN))
   $(if $(UNREAD),$(error make $(GOALS) does not read $(UNREAD)))
@@ -44,6 +44,7 @@ audit: ## check another tool's SFT configuration FILE, and translate it into the
 train: ## fine-tune RECIPE into runs/NAME (MODEL=, DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1, SEEDS="42 43")
 sweep: ## RECIPE with every value of OVER="learning_rate=1e-4,2e-4 lora_r=16,32", compared (TRIALS=20 by Optuna, JOBS=, OUT=)
 resume: ## continue the interrupted run NAME from its newest whole checkpoint
+reproduce: ## train the finished RUN again from its directory alone, and say what differs (NAME=)
 evaluate: ## RUN on rows it has not seen, with intervals and a verdict (SPLIT=validation, BASE=1, DATA=, SET=)
 report: ## write RUN's report.html anew
 compare: ## what RUNS changed, what came of it, and which differences are real (OUT=page.html, .md or .csv)

@@ -16,6 +16,35 @@ from sft_recipes.runs.run import Run
 FLOAT32 = {"load_in_4bit": False, "dtype": "float32", "bf16": False, "task": "classification"}
 
 
+# The least that a run.json holds.
+BARE: dict[str, Any] = {
+    "schema": 1,
+    "name": "bare",
+    "recipe": "tiny",
+    "status": "running",
+    "own": {},
+    "topology": {"name": "cpu", "backend": "single", "processes": 1, "zero_stage": None, "use_cpu": True},
+    "data": {
+        "source": {},
+        "fingerprint": "f",
+        "format": "alpaca",
+        "conversational": True,
+        "splits": {"train": {"source": "train.jsonl", "sha256": "f", "rows": 1, "prepared_rows": 1}},
+    },
+}
+
+
+def bare(name: str, runs: Path = Path("runs"), **facts: Any) -> Run:
+    """A run that has only begun, with these facts."""
+    return Run.create(name, "tiny", lambda _: {"run.json": json.dumps({**BARE, "name": name, **facts})}, runs)
+
+
+def restate(run: Run, **facts: Any) -> None:
+    """Set facts of run.json as no run would, past the transitions of its status."""
+    path = run.directory / "run.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+
+
 @pytest.fixture
 def finished(project: Path, train_here: Callable[..., Run], made_once: MadeOnce) -> Callable[..., Run]:
     """A finished run of that name, trained with these overrides."""

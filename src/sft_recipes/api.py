@@ -5,13 +5,11 @@ a text that ends in `.yaml` or, for a run, has a slash. docs/api.md has examples
 """
 
 import html
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sft_recipes.errors import EvaluationFailed, InputError, Interrupted, TrainingFailed
-from sft_recipes.files import json_lines
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.terminal import count, visible
@@ -105,7 +103,7 @@ class RunResult:
     @property
     def recipe(self) -> dict[str, Any]:
         """The resolved recipe, our own keys among them."""
-        return {key: item.value for key, item in recipes.read(self._run.recipe).items()} | self.facts["own"]
+        return self._run.values() | self.facts["own"]
 
     @property
     def split(self) -> str | None:
@@ -115,15 +113,14 @@ class RunResult:
     @property
     def metrics(self) -> dict[str, Any] | None:
         """metrics.json (docs/evaluation.md); None before an evaluation."""
-        return json.loads(self._run.metrics(self.split).read_text(encoding="utf-8")) if self.split else None
+        return self._run.evaluation(self.split) if self.split else None
 
     @property
     def log(self) -> "pd.DataFrame":
         """log.jsonl: a row for each logging step and each evaluation."""
         import pandas as pd
 
-        lines = json_lines(self._run.log, cut_off=True) if self._run.log.is_file() else []
-        return pd.DataFrame(lines)
+        return pd.DataFrame(self._run.log_entries())
 
     @property
     def predictions(self) -> "pd.DataFrame | None":
@@ -132,7 +129,7 @@ class RunResult:
 
         if self.split is None:
             return None
-        return pd.json_normalize(json_lines(self._run.predictions(self.split)), max_level=1)
+        return pd.json_normalize(self._run.predicted(self.split), max_level=1)
 
     def lines(self) -> Lines:
         """What there is to say of it in a few lines, as (subject, text)."""
@@ -290,17 +287,18 @@ def load_model(run: "str | Path | RunResult") -> tuple[Any, Any]:
     """
     from sft_recipes.environment import quiet
     from sft_recipes.recipes import topology
+    from sft_recipes.runs import identity
     from sft_recipes.runs.run import adapter_damage
 
     found = load_run(run)
     if damage := adapter_damage(found._run):
         raise InputError(f"{found.adapter} is not what was trained: {damage}")
+    identity.check(found._run)
     on_cpu = topology.no_gpu()
     quiet()
     from sft_recipes.evaluate import scoring
 
-    values = {key: item.value for key, item in recipes.read(found._run.recipe).items()}
-    return scoring.load(values, found.adapter, on_cpu=on_cpu)
+    return scoring.load(found._run.values(), found.adapter, on_cpu=on_cpu)
 
 
 def compare(runs: "Sequence[str | Path | RunResult]", *, split: str = "test") -> Comparison:

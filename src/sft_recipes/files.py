@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,23 +55,31 @@ def json_lines(path: Path, *, cut_off: bool = False) -> list[Any]:
         cut_off: leave out a last line that a crash cut off, which only a file that grows can have.
 
     Raises:
-        ValueError: Another line is no JSON.
+        ValueError: Another line is no JSON; says which.
     """
     # Not by `splitlines`, to which more characters end a line than to JSON lines.
-    *lines, last = path.read_bytes().split(b"\n")
-    values = [json.loads(line) for line in lines if line.strip()]
-    try:
-        return values + ([json.loads(last)] if last.strip() else [])
-    except ValueError:
-        if not cut_off:
-            raise
-        return values
+    lines = path.read_bytes().split(b"\n")
+    values = []
+    for number, line in enumerate(lines, 1):
+        try:
+            values += [json.loads(line)] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            if number < len(lines) or not cut_off:
+                raise ValueError(f"line {number} is no JSON: {error}") from None
+    return values
 
 
-def sealed(directory: Path, besides: str) -> dict[str, dict[str, Any]]:
-    """Size and SHA-256 of every file below a directory but those of one name, after they are on the disk."""
+def sealed(directory: Path, besides: str = "", *, only: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file below a directory but those of one name, after they are on the disk.
+
+    Args:
+        directory: of the files.
+        besides: a name that is left out.
+        only: the names that are taken; all without it.
+    """
     files = {}
-    for path in sorted(path for path in directory.rglob("*") if path.is_file() and path.name != besides):
+    found = [directory / name for name in only] or directory.rglob("*")
+    for path in sorted(path for path in found if path.is_file() and path.name != besides):
         with path.open("rb") as file:
             digest = digest_of(file)
             os.fsync(file.fileno())

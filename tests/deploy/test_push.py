@@ -1,6 +1,7 @@
 """What goes to the Hub, to whom it is shown, and what stops it: by the Hub's own client, against a server here."""
 
 import base64
+import hashlib
 import json
 import os
 import threading
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from finished import FLOAT32
+from finished import FLOAT32, restate
 
 from sft_recipes.deploy import push
 from sft_recipes.errors import InputError
@@ -93,6 +94,12 @@ def of_the_hub(finished: Finished) -> Run:
     """A finished run whose base is a model of the Hub, with its card."""
     run = finished(**FLOAT32)
     run.recipe.write_text(run.recipe.read_text().replace("model_name_or_path: model", "model_name_or_path: org/base"))
+    config = run.adapter / "adapter_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "org/base"}))
+    facts = run.facts()
+    facts["identity"]["files"]["recipe.yaml"] = hashlib.sha256(run.recipe.read_bytes()).hexdigest()
+    saved = sealed(run.adapter, besides="README.md")
+    restate(run, identity=facts["identity"], measured={**facts["measured"], "saved": saved})
     card.write(run)
     return run
 
@@ -160,7 +167,7 @@ def test_what_is_nothing_to_publish_is_refused_with_every_reason(
     os.truncate(run.adapter / "adapter_model.safetensors", 100)
     with pytest.raises(InputError, match=r"is not what was trained: adapter_model\.safetensors has 100 bytes"):
         push.push("tuned", "org/name")
-    run.update(status="interrupted")
+    restate(run, status="interrupted")
     with pytest.raises(InputError, match="the run is interrupted, not finished"):
         push.push("tuned", "org/name")
     assert not hub.asked

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from conftest import MadeOnce, alpaca_rows, write_rows
+from finished import restate
 
 from sft_recipes import cli
 from sft_recipes.data import preparation
@@ -186,7 +187,7 @@ def test_what_cannot_be_evaluated_is_refused(with_task: Path, one: Run) -> None:
     run.update(rehearsal=True)
     with pytest.raises(InputError, match="is a rehearsal"):
         evaluate.evaluate("one")
-    run.update(rehearsal=False, status="interrupted")
+    restate(run, rehearsal=False, status="interrupted")
     with pytest.raises(InputError, match="make resume NAME=one"):
         evaluate.evaluate("one")
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from finished import restate
 from safetensors.torch import load_file
 
 from sft_recipes.runs.run import Run
@@ -118,7 +119,7 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
         name = "whole"
         for path in ("adapter", "checkpoint-16"):
             shutil.rmtree(f"runs/whole/{path}")
-        Run(Path("runs/whole")).update(status="interrupted")
+        restate(Run(Path("runs/whole")), status="interrupted")
     else:
         name = "parts"
         said = interrupt(*arguments, name=name, at_step=2)

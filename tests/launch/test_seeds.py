@@ -9,11 +9,11 @@ import time
 from pathlib import Path
 
 import pytest
+from finished import bare
 
 from sft_recipes.errors import InputError
 from sft_recipes.launch import launch, seeds
 from sft_recipes.recipes import recipe as recipes
-from sft_recipes.runs.run import Run
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_seeds_are_separated_by_spaces_or_commas() -> None:
 
 
 def test_everything_wrong_is_said_before_the_first_run(project: Path) -> None:
-    Run.create("tiny-seed43", "tiny").write({"status": "finished"})
+    bare("tiny-seed43")
     with pytest.raises(InputError) as refused:
         seeds.train_seeds("tiny", "42 43 x", overrides=["seed=1 lora_rank=8"], resume=True)
     word, resume, taken, seed, key = refused.value.problems
@@ -74,7 +74,7 @@ def test_the_command_for_what_is_left_trains_it_as_the_others(project: Path, cap
 
 
 def test_runs_without_an_evaluation_end_with_what_is_to_be_done(project: Path, capsys: pytest.CaptureFixture) -> None:
-    runs = [Run.create(f"tiny-seed{seed}", "tiny") for seed in (1, 2)]
+    runs = [bare(f"tiny-seed{seed}") for seed in (1, 2)]
     (runs[0].directory / "metrics.json").write_text("{}")
     seeds.conclude(runs)
     said = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finished import bare
 
 from sft_recipes.errors import InputError
 from sft_recipes.launch import launch, space, sweep
@@ -156,8 +157,7 @@ def test_how_a_trial_ended_is_written_down(
     tried = sweep.Sweep(Path("runs") / "s.sweep", asked, None, 1)
     trial = next(tried._left())
     assert tried.values(trial) == {"lora_r": 4}
-    run = Run.create("s-t000", "tiny")
-    run.write(facts)
+    run = bare("s-t000", **facts)
     run.recipe.write_text("load_best_model_at_end: true\n")
     entries = [{"step": step, "eval_loss": loss} for step, loss in ((0, 0.1), (4, 2.0), (8, 3.0))]
     run.log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finished import BARE
 
 from sft_recipes.models import base_model
 from sft_recipes.plan import gpus, memory, speed
@@ -133,6 +134,7 @@ def write_run(name: str, asked: recipe.Recipe, chosen: topology.Topology, **chan
     directory.mkdir(parents=True)
     (directory / "recipe.yaml").write_text(recipe.dump(asked.upstream()), encoding="utf-8")
     facts = {
+        **BARE,
         "status": "finished",
         "own": asked.own(),
         "topology": {
@@ -145,7 +147,7 @@ def write_run(name: str, asked: recipe.Recipe, chosen: topology.Topology, **chan
         "gpus": [],
         "cpus": os.cpu_count(),
         "started": "2026-01-01T00:00:00+0000",
-        "measured": {"tokens_per_second": 1000.0},
+        "measured": {"step": 1, "tokens_per_second": 1000.0},
         **changes,
     }
     (directory / "run.json").write_text(json.dumps(facts), encoding="utf-8")
@@ -157,7 +159,9 @@ def test_a_run_of_the_same_work_says_it_better(project: Path, qwen: base_model.M
     resolved = topology.resolve(asked, chosen)
     assert speed.measured(asked, chosen, []) is None
     write_run("old", resolved, chosen)
-    write_run("new", resolved, chosen, started="2026-02-01T00:00:00+0000", measured={"tokens_per_second": 2000.0})
+    write_run(
+        "new", resolved, chosen, started="2026-02-01T00:00:00+0000", measured={"step": 1, "tokens_per_second": 2000.0}
+    )
     found = speed.measured(asked, chosen, [])
     assert found == speed.Measured("new", 2000.0)
     told = speed.speed(qwen, Setup(), None, 4, found, tokens_per_step=500, on_cpu=True)
@@ -170,7 +174,7 @@ def test_a_run_of_the_same_work_says_it_better(project: Path, qwen: base_model.M
         {"status": "interrupted"},
         {"rehearsal": True},
         {"gpus": ["NVIDIA L4, 23034 MiB"]},
-        {"measured": {"tokens_per_second": None}},
+        {"measured": {"step": 1, "tokens_per_second": None}},
         {"started": None, "own": None},
     ],
 )

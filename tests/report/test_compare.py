@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from finished import BARE
 from sklearn.metrics import f1_score
 
 from sft_recipes.errors import InputError
@@ -54,6 +55,12 @@ def predicted(gold: Sequence[str], accuracy: float, seed: int) -> list[str]:
         label if limit + rng.gauss(0, 0.05) <= chance else LABELS[LABELS.index(label) - 1]
         for label, limit in zip(gold, limits, strict=True)
     ]
+
+
+def trained_on(fingerprint: str, source: str, rows: int) -> dict[str, Any]:
+    """The training rows of a run, as run.json holds them."""
+    train = {"source": source, "sha256": "f", "rows": rows, "prepared_rows": rows}
+    return BARE["data"] | {"fingerprint": fingerprint, "splits": {"train": train}}
 
 
 def make_run(
@@ -118,10 +125,7 @@ def make_run(
         "own": {key: entry["default"] for key, entry in schema.own().items()} | {"task": task},
         "topology": {"name": "cpu", "backend": "single", "processes": 1, "zero_stage": None, "use_cpu": True}
         | (topology or {}),
-        "data": {
-            "fingerprint": "0cd1" * 16,
-            "splits": {"train": {"source": "data/demo/train.jsonl", "rows": 2400}},
-        },
+        "data": trained_on("0cd1" * 16, "data/demo/train.jsonl", 2400),
         "git": {"commit": "e57e9ee", "dirty": False},
         "versions": {"trl": "1.16.0", "torch": "2.13.0"},
         "python": "3.11.7",
@@ -187,7 +191,7 @@ def test_other_training_data_are_refused_with_the_runs_on_each_side() -> None:
     good = predicted(golds(), 0.8, 1)
     make_run("a", good)
     make_run("b", good)
-    other = {"fingerprint": "beef" * 16, "splits": {"train": {"source": "mine.jsonl", "rows": 100}}}
+    other = trained_on("beef" * 16, "mine.jsonl", 100)
     make_run("c", good, data=other)
     (problem,) = problems("a", "b", "c")
     assert "different training data: a, b: data/demo/train.jsonl, 2,400 rows, fingerprint 0cd10cd10cd1" in problem
@@ -198,7 +202,7 @@ def test_the_same_rows_from_another_path_and_labels_in_another_order_are_the_sam
     gold = golds()
     said = predicted(gold, 0.8, 1)
     make_run("a", said)
-    copy = {"fingerprint": "0cd1" * 16, "splits": {"train": {"source": "copy.jsonl", "rows": 2400}}}
+    copy = trained_on("0cd1" * 16, "copy.jsonl", 2400)
     make_run("b", said, data=copy, evaluation={"labels": LABELS[::-1]})
     (pair,) = compare.compare(["a", "b"])["pairs"]
     assert (pair["difference"]["value"], pair["unequal_rows"]) == (0, 0)
@@ -273,8 +277,8 @@ def test_a_broken_file_is_a_message() -> None:
             (directory / file).write_text(text, errors="surrogateescape")
             (problem,) = problems("a", "b")
             unscored = file == "predictions.jsonl" and not text
-            assert problem.startswith("b: no row" if unscored else "b: its files are not as they are written"), text
-            assert problem.endswith("make evaluate RUN=b")
+            assert problem.startswith("b: no row" if unscored else f"runs/b/{file}"), (text, problem)
+            assert problem.endswith("make evaluate RUN=b") == (file in ("metrics.json", "predictions.jsonl"))
         (directory / file).write_text(whole)
 
 
@@ -292,7 +296,9 @@ def test_whatever_is_missing_in_a_file_is_a_message() -> None:
             facts = compare.leaderboard()
             tables.as_markdown(facts)
             for row in facts["left_out"]:
-                assert row["reason"].startswith("a: its files are not as they are written (KeyError"), (path, row)
+                broken_file = f"runs/a/{file} is not as it was written: "
+                expected = (broken_file, "a: its files are not as they are written (KeyError")
+                assert row["reason"].startswith(expected), (path, row)
         Path(f"runs/a/{file}").write_text(json.dumps(whole))
     assert compare.leaderboard()["left_out"] == []
 
@@ -517,7 +523,7 @@ def test_generation_is_compared_by_its_primary_metric() -> None:
 def test_a_resumed_run_has_no_training_time() -> None:
     gold = golds()
     make_run("a", predicted(gold, 0.8, 1))
-    make_run("b", predicted(gold, 0.8, 2), resumed=[{"step": 50}])
+    make_run("b", predicted(gold, 0.8, 2), resumed=[{"at": "", "step": 50}])
     a, b = (run["cost"] for run in compare.compare(["a", "b"])["runs"])
     assert (a["training_seconds"], b["training_seconds"]) == (30.12, None)
     assert (a["hardware"], a["trainable_parameters"]) == ("CPU, 2 cores", 139264)
@@ -532,7 +538,11 @@ def test_what_comes_from_the_runs_is_escaped_in_every_form() -> None:
     gold = golds()
     make_run("a", predicted(gold, 0.8, 1))
     make_run("b", predicted(gold, 0.8, 2), recipe={"chat_template_path": HOSTILE, "lora_r": 64})
-    make_run("c", predicted(gold, 0.8, 2), recipe={"chat_template_path": "=cmd|' /C calc'!A0", "learning_rate": -0.5})
+    make_run(
+        "c",
+        predicted(gold, 0.8, 2),
+        recipe={"chat_template_path": "=cmd|' /C calc'!A0", "label_smoothing_factor": -0.5},
+    )
     facts = compare.compare(["a", "b", "c"])
     text = "\n".join(text for _, text in tables.render(facts))
     assert "\x1b" not in text and "a|b\\n`c`" in text
@@ -543,7 +553,7 @@ def test_what_comes_from_the_runs_is_escaped_in_every_form() -> None:
     lines = {line["name"]: line for line in csv.DictReader(io.StringIO(tables.as_csv(facts), newline=""))}
     assert lines["b"]["chat_template_path"] == HOSTILE
     assert lines["c"]["chat_template_path"] == "'=cmd|' /C calc'!A0"
-    assert (lines["c"]["learning_rate"], lines["b"]["lora_r"], lines["base"]["lora_r"]) == ("-0.5", "64", "")
+    assert (lines["c"]["label_smoothing_factor"], lines["b"]["lora_r"], lines["base"]["lora_r"]) == ("-0.5", "64", "")
     assert float(lines["a"]["macro_f1"]) == facts["entries"][0]["metrics"]["macro_f1"]["value"]
 
 

@@ -580,7 +580,8 @@ def test_a_failed_run_says_so_first(run: Run, look: Callable[..., Any]) -> None:
     facts = run.facts()
     for key in ("measured", "in_effect", "ended", "seconds"):
         del facts[key]
-    run.write({**facts, "status": "failed", "error": "RuntimeError: <disk> full"})
+    facts |= {"status": "failed", "error": "RuntimeError: <disk> full"}
+    (run.directory / "run.json").write_text(json.dumps(facts))
     run.log.unlink()
     said = words(look(report.write(run)))
     assert "The run is failed: RuntimeError: <disk> full" in said
@@ -589,7 +590,7 @@ def test_a_failed_run_says_so_first(run: Run, look: Callable[..., Any]) -> None:
 
 def test_a_line_that_a_crash_cut_off_is_no_obstacle(run: Run) -> None:
     run.log.write_text(logged(8) + '{"step": 9, "lo', encoding="utf-8")
-    assert charts.read_log(run)[-1]["step"] == 8
+    assert run.log_entries()[-1]["step"] == 8
 
 
 def test_a_rehearsal_gets_no_report(run: Run) -> None:
@@ -629,7 +630,7 @@ def test_telling_rows_are_the_surest_misses_and_what_training_changed() -> None:
 def test_a_long_curve_keeps_its_spikes(run: Run) -> None:
     run.log.write_text(logged(20_000), encoding="utf-8")
     with charts.figure(1, 1, (4, 2)) as (_, axes):
-        charts.curve(axes, charts.read_log(run), "grad_norm", "gradient norm")
+        charts.curve(axes, run.log_entries(), "grad_norm", "gradient norm")
         steps, values = axes.lines[0].get_data()
     assert len(steps) <= charts.MOST_POINTS and list(steps) == sorted(steps)
     assert values.max() == 25.0 and values.min() == 0.5

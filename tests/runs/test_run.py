@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from finished import BARE, bare
 
 from sft_recipes.errors import InputError
 from sft_recipes.files import write_whole
@@ -16,26 +17,31 @@ from sft_recipes.runs.run import MANIFEST, Run, damage, newest_whole, seal
 BAD_NAMES = ["../up", "/tmp/x", "a/b", ".hidden", "", "x; touch pwned", "-rf", "a b", "a\n", "ü", "a" * 300]  # noqa: S108
 
 
+def empty(directory: Path) -> dict[str, str]:
+    """No file for a new run."""
+    return {}
+
+
 # Names
 
 
 def test_a_run_is_a_new_directory_with_the_name_that_was_asked_for(tmp_path: Path) -> None:
-    run = Run.create("first", "default", tmp_path / "runs")
+    run = Run.create("first", "default", empty, tmp_path / "runs")
     assert (run.name, run.directory) == ("first", tmp_path / "runs" / "first")
     assert run.directory.is_dir()
 
 
 def test_without_a_name_a_run_is_named_after_recipe_and_time(tmp_path: Path) -> None:
-    stem, day, time = Run.create(None, "quick_test", tmp_path).name.rsplit("-", 2)
+    stem, day, time = Run.create(None, "quick_test", empty, tmp_path).name.rsplit("-", 2)
     assert stem == "quick_test"
     assert (len(day), len(time), (day + time).isdigit()) == (8, 6, True)
 
 
 def test_an_existing_run_is_never_overwritten(tmp_path: Path) -> None:
-    kept = Run.create("first", "default", tmp_path).directory / "loss.png"
+    kept = Run.create("first", "default", empty, tmp_path).directory / "loss.png"
     kept.write_text("old")
     with pytest.raises(InputError, match=r"never overwritten; choose another NAME=.* make resume NAME=first"):
-        Run.create("first", "default", tmp_path)
+        Run.create("first", "default", empty, tmp_path)
     assert kept.read_text() == "old"
 
 
@@ -44,7 +50,7 @@ def test_a_bad_name_creates_and_opens_nothing(name: str, tmp_path: Path) -> None
     runs = tmp_path / "runs"
     runs.mkdir()
     with pytest.raises(InputError):
-        Run.create(name, "default", runs)
+        Run.create(name, "default", empty, runs)
     with pytest.raises(InputError):
         Run.open(name, runs)
     assert list(tmp_path.rglob("*")) == [runs]
@@ -54,7 +60,7 @@ def test_opening_an_unknown_run_names_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no run 'x' in .*; there are none"):
         Run.open("x", tmp_path)
     for name in ("b", "a"):
-        Run.create(name, "default", tmp_path).write({})
+        bare(name, tmp_path)
     (tmp_path / "no_run").mkdir()
     with pytest.raises(InputError, match=r"no run 'x' in .*; there are a, b$"):
         Run.open("x", tmp_path)
@@ -65,11 +71,14 @@ def test_opening_an_unknown_run_names_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_facts_are_written_and_updated_and_no_temporary_is_left(tmp_path: Path) -> None:
-    run = Run.create("first", "default", tmp_path)
-    run.write({"status": "running", "recipe": "default"})
+    run = bare("first", tmp_path)
     run.update(status="finished", measured={"step": 5})
-    assert run.facts() == {"schema": 1, "status": "finished", "recipe": "default", "measured": {"step": 5}}
-    assert [path.name for path in run.directory.iterdir()] == ["run.json"]
+    facts = run.facts()
+    assert (facts.pop("status"), facts.pop("measured")) == ("finished", {"step": 5})
+    (event,) = facts.pop("journal")
+    assert (event["status"], event["step"]) == ("finished", 5)
+    assert facts == {key: value for key, value in (BARE | {"name": "first"}).items() if key != "status"}
+    assert sorted(path.name for path in run.directory.iterdir()) == [".reserve", "run.json"]
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
@@ -81,7 +90,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_run_is_locked_until_the_process_that_trains_it_ends_even_by_a_kill(tmp_path: Path) -> None:
-    run = Run.create("first", "default", tmp_path)
+    run = Run.create("first", "default", empty, tmp_path)
     code = (
         "import sys, time; from pathlib import Path; from sft_recipes.runs.run import Run\n"
         "with Run(Path(sys.argv[1])).locked():\n    print('held', flush=True); time.sleep(60)"

@@ -3,7 +3,6 @@
 import concurrent.futures
 import functools
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-import yaml
 
 from sft_recipes.benchmark.scale import Scale
 from sft_recipes.benchmark.section import Section
@@ -115,7 +113,7 @@ def road(section: Section, scale: Scale, environment: Mapping[str, str]) -> None
     def trained() -> dict[str, Any]:
         seconds, output = command([*asked, "--name", "road"], environment, section.left)
         facts = Run(Path("runs/road")).facts()
-        metrics = json.loads(Run(Path("runs/road")).metrics("test").read_text(encoding="utf-8"))
+        metrics = Run(Path("runs/road")).evaluation("test")
         return {
             "topology": where,
             "seconds": seconds,
@@ -133,7 +131,7 @@ def road(section: Section, scale: Scale, environment: Mapping[str, str]) -> None
         return {"seconds": seconds, "printed": [line for line in output.splitlines() if line][-3:]}
 
     def resumed() -> dict[str, Any]:
-        recipe = yaml.safe_load(Run(Path("runs/road")).recipe.read_text(encoding="utf-8"))
+        recipe = Run(Path("runs/road")).values()
         saved = int(recipe["save_steps"])
         again = Run(Path("runs/road-killed"))
         checkpoint = again.directory / f"checkpoint-{saved}"

@@ -177,6 +177,18 @@ def resume(name: Annotated[str, argument("NAME", "the run's name", known_runs, o
 
 
 @command(TRAIN)
+def reproduce(
+    run: RunName,
+    name: Annotated[str | None, option("NAME", "the new run's name; RUN-again without it")] = None,
+) -> Result:
+    """Train a finished run again from its directory alone, and say what differs."""
+    from sft_recipes.launch import reproduce
+
+    code, made = reproduce.reproduce(run, name)
+    return Result(made.facts(), code=code)
+
+
+@command(TRAIN)
 def sweep(
     recipe: RecipeName,
     over: Annotated[str, option("'KEY=VALUE,VALUE KEY=LOW..HIGH'", "what is varied")],

@@ -50,6 +50,10 @@ _SOURCE = (
 )
 
 
+# What `prepare` takes of where rows come from and how they are read.
+ARGUMENTS = frozenset({*_SOURCE, "validation_split_size"})
+
+
 def source_of(recipe: Recipe) -> dict[str, Any]:
     """Where the recipe's rows come from and how they are read, as `prepare` takes it."""
     # Nothing is held out when nothing is evaluated.

@@ -11,11 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sft_recipes.environment import quiet, quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.recipes import topology
+from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run, adapter_damage
 from sft_recipes.terminal import say, visible
 
@@ -32,6 +31,7 @@ def chat(name: str, *, base: bool = False) -> int:
     run = Run.open(name)
     if damage := adapter_damage(run):
         raise InputError(f"{run.adapter} is not what was trained: {damage}")
+    identity.check(run)
     on_cpu = topology.no_gpu()
     command = [sys.executable, "-m", "sft_recipes.deploy.chat", str(run.directory), "base" if base else "tuned"]
     process = subprocess.Popen(command, env=quiet_environment(on_cpu=on_cpu))
@@ -48,7 +48,7 @@ def main(run: Run, role: str) -> None:
 
     from sft_recipes.evaluate import scoring
 
-    facts, recipe = run.facts(), yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    facts, recipe = run.facts(), run.values()
     load = functools.partial(scoring.load, recipe, on_cpu=not torch.cuda.is_available())
     tuned, tokenizer = load(run.adapter)
     # Where the whole model was trained, its base is another one, loaded if it is asked for.

@@ -17,16 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sft_recipes.data import preparation
 from sft_recipes.environment import quiet, quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.files import sealed, write_whole
 from sft_recipes.launch import launch
 from sft_recipes.models import base_model
 from sft_recipes.report import card
-from sft_recipes.runs import provenance
+from sft_recipes.runs import identity, provenance
 from sft_recipes.runs.run import Run, adapter_damage
 from sft_recipes.terminal import count, say
 
@@ -66,8 +63,7 @@ def merge(name: str, out: Path | None = None, *, rows: int = ROWS) -> tuple[int,
         InputError: The run has no adapter to trust, its base or data are not there, or there is no room.
     """
     run, out, size = checked(name, out)
-    source = run.facts()["data"]["source"]
-    prepared = preparation.prepare(**source, cache=preparation.CACHE)
+    prepared = identity.training_rows(run, run.facts())
     split = next((split for split in ("test", "validation", "train") if split in prepared.splits), "train")
     staging = out.with_name(f".{out.name}.unfinished")
     with run.locked() as lock:
@@ -126,7 +122,7 @@ def checked(name: str, out: Path | None) -> tuple[Run, Path, int]:
         InputError: With everything that stands in the way.
     """
     run = Run.open(name)
-    facts, recipe = run.facts(), yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    facts, recipe = run.facts(), run.values()
     out = out or run.directory / "merged"
     problems = []
     if facts.get("rehearsal"):
@@ -143,6 +139,7 @@ def checked(name: str, out: Path | None) -> tuple[Run, Path, int]:
         problems.append(f"{out.parent} is no directory; make it, or name another OUT=")
     if problems:
         raise InputError(*problems)
+    identity.check(run)
     base = base_model.find(recipe["model_name_or_path"], recipe.get("model_revision", "main"))
     if base is None:
         raise InputError(
@@ -190,7 +187,7 @@ def merged(run: Run, job: Facts, directory: Path) -> Facts:
 
     from sft_recipes.evaluate import scoring
 
-    facts, recipe = run.facts(), yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    facts, recipe = run.facts(), run.values()
     on_cpu = not (torch.cuda.is_available() and torch.cuda.mem_get_info()[0] > 1.5 * job["bytes"])
     unquantised = {**recipe, "load_in_4bit": False, "load_in_8bit": False}
     say("merging", f"{run.adapter} into {recipe['model_name_or_path']}, {job['bytes'] / 1e6:,.0f} MB of weights")

@@ -14,6 +14,7 @@ from sft_recipes.errors import InputError
 from sft_recipes.evaluate import evaluate, scoring_job
 from sft_recipes.evaluate.questions import Asked, ask
 from sft_recipes.files import write_whole
+from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run, adapter_damage
 from sft_recipes.terminal import count, say
 
@@ -41,9 +42,10 @@ def predict(name: str, rows: Path, out: Path | None = None) -> tuple[int, Path]:
     run = Run.open(name)
     if damage := adapter_damage(run):
         raise InputError(f"{run.adapter} is not what was trained: {damage}; restore it, or train again")
+    identity.check(run)
     facts = run.facts()
     asked = rows_to_answer(rows, facts, out)
-    task = training_task(facts)
+    task = training_task(run, facts)
     work = out.with_name(f".{out.name}.unfinished")
     fingerprint = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()
     with run.locked() as lock:
@@ -82,10 +84,10 @@ def rows_to_answer(rows: Path, facts: Facts, out: Path) -> list[tuple[Facts, Any
     return asked
 
 
-def training_task(facts: Facts) -> Asked:
+def training_task(run: Run, facts: Facts) -> Asked:
     """What the run was trained to answer; without a task in its recipe, texts."""
     own = facts["own"] if facts["own"].get("task") else facts["own"] | {"task": "generation"}
-    return ask(own, preparation.prepare(**facts["data"]["source"], cache=preparation.CACHE), "train")
+    return ask(own, identity.training_rows(run, facts), "train")
 
 
 def answer(row: Facts, task: Any, output: Facts) -> Facts:

@@ -5,11 +5,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sft_recipes import errors
 from sft_recipes.errors import InputError
 from sft_recipes.report import card
+from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run, adapter_damage, difference
 from sft_recipes.terminal import count, say
 
@@ -89,7 +88,7 @@ def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str]]:
         problems.append(f"{run.adapter} is not what was trained: {damage}")
     elif not merged:
         directory, files = run.adapter, facts["measured"]["saved"]
-        recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+        recipe = run.values()
         base = recipe["model_name_or_path"]
         if recipe.get("use_peft") and not card.hub_id(base):
             problems.append(
@@ -104,6 +103,7 @@ def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str]]:
             problems.append(f"{directory} is not what was merged: {damage}; delete it and merge again")
     if problems:
         raise InputError(*problems)
+    identity.check(run)
     if not (directory / card.CARD).is_file():
         raise InputError(f"{directory} has no {card.CARD}; a training that ends well writes it, as make evaluate does")
     return directory, [*files, card.CARD]

@@ -12,16 +12,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.data import preparation
-from sft_recipes.data.preparation import Prepared
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import scoring_job
 from sft_recipes.evaluate.questions import Question, ask, default_split
 from sft_recipes.evaluate.terms import METRICS, NAMES
-from sft_recipes.files import write_whole
+from sft_recipes.files import sealed, write_whole
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, task
 from sft_recipes.recipes.task import Task
+from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run, adapter_damage
 from sft_recipes.terminal import count, say
 
@@ -100,9 +99,8 @@ def _evaluate(
 ) -> tuple[int, Path | None]:
     if damage := adapter_damage(run):
         raise InputError(f"{run.directory}: {damage}; train the run again, or put the file back")
-    source = facts["data"]["source"] | {"test_file": own["test_file"], "group_column": own["group_column"]}
-    prepared = preparation.prepare(**source, cache=preparation.CACHE)
-    _same_training_rows(run, facts, prepared)
+    identity.check(run)
+    prepared = identity.training_rows(run, facts, test_file=own["test_file"], group_column=own["group_column"])
     split = split or default_split(prepared, own["task"])
     if split not in prepared.splits or split == "train":
         have = [name for name in prepared.splits if name != "train"]
@@ -167,6 +165,8 @@ def _evaluate(
     lines = (json.dumps(prediction, ensure_ascii=False) + "\n" for prediction in predictions)
     write_whole(run.predictions(split), "".join(lines))
     write_whole(run.metrics(split), json.dumps(result, indent=1) + "\n")
+    written = sealed(run.directory, only=[run.metrics(split).name, run.predictions(split).name])
+    run.update(evaluated={**run.facts().get("evaluated", {}), split: written})
     for label, text in render(result):
         say(label, text)
     return 0, run.metrics(split)
@@ -221,16 +221,6 @@ def _gaps(groups: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
         yield "groups", told
     if small:
         yield "groups", f"too few rows to judge (under {groups['minimum']}): {', '.join(small)}"
-
-
-def _same_training_rows(run: Run, facts: Mapping[str, Any], prepared: Prepared) -> None:
-    """Raise an `InputError` if the rows are not those that the run was trained on: what it has seen must be known."""
-    before, now = (splits["train"] for splits in (facts["data"]["splits"], prepared.splits))
-    if (before["sha256"], before["prepared_rows"]) != (now["sha256"], now["prepared_rows"]):
-        raise InputError(
-            f"{now['source']} has changed since {run.directory} was trained, so it is not known which rows the model "
-            "has seen; put the file back"
-        )
 
 
 def _measured(work: Path) -> dict[str, Any]:

@@ -88,7 +88,9 @@ def load(
     keep_four_bit(model)
     source = tokenizer or tuned
     with _input_to_blame(f"the tokenizer of {source or path}"):
-        words = AutoTokenizer.from_pretrained(str(source or path), **({} if source else revision))
+        # Said, because upstream asks on the terminal otherwise.
+        kwargs = {"trust_remote_code": False} | ({} if source else revision)
+        words = AutoTokenizer.from_pretrained(str(source or path), **kwargs)
     if len(words) > model.get_input_embeddings().num_embeddings:
         raise InputError(
             f"the tokenizer of {source or path} has tokens that {path} has no embeddings for, as added where "

@@ -12,13 +12,11 @@ import time
 from pathlib import Path
 from typing import Any, Unpack
 
-import yaml
-
 from sft_recipes.data import preparation
 from sft_recipes.demo import demo_base
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import evaluate
-from sft_recipes.files import json_lines, write_whole
+from sft_recipes.files import write_whole
 from sft_recipes.launch.processes import Processes
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan
@@ -27,7 +25,7 @@ from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Topology
-from sft_recipes.runs import provenance
+from sft_recipes.runs import identity, provenance
 from sft_recipes.runs.run import Run, newest_whole
 from sft_recipes.terminal import count, duration, outliving, say
 
@@ -56,6 +54,7 @@ def train(
     if resume:
         run = open_for_resume(run_name or "")
         check_same_config(run, job)
+        identity.check(run, training=True)
         return finish(run, continue_run(run)), run
     demo_base.build_if_needed(job.recipe)
     code, run = start(jobs.lint_or_raise(job), run_name)
@@ -69,9 +68,16 @@ def start(job: Job, run_name: str | None) -> tuple[int, Run]:
         InputError: The name is taken, or the processes refuse the recipe.
     """
     run = create(job, run_name)
+    return begin(run), run
+
+
+def begin(run: Run) -> int:
+    """Launch a new run for the first time; gives the exit code of its processes."""
     say("run", str(run.directory))
     with run.locked():
-        return launch(run), run
+        code = launch(run)
+        identity.know_base(run)
+    return code
 
 
 def finish(run: Run, code: int) -> int:
@@ -91,15 +97,13 @@ def create(job: Job, run_name: str | None) -> Run:
     """A new run directory that holds all that the training processes need to know.
 
     Raises:
-        InputError: The name is taken, or is no name.
+        InputError: The name is taken, or is no name; or it cannot be written.
     """
     facts = {
         "recipe": job.recipe.name,
         # Whoever reads a run as a result asks this first.
         "rehearsal": job.rehearses is not None,
         "rehearses": job.rehearses,
-        "status": "running",
-        "command": provenance.command(),
         "extends": job.recipe.base.name if job.recipe.base else None,
         "differences": plan.differences(job.recipe),
         "overrides": {key: item.value for key, item in job.recipe.values.items() if item.origin == "SET"},
@@ -115,19 +119,24 @@ def create(job: Job, run_name: str | None) -> Run:
             "splits": job.prepared.splits,
         },
         "findings": [dataclasses.asdict(finding) for finding in job.findings],
+        **surroundings(job.gpus),
+    }
+    name = f"rehearsal-{job.recipe.name}" if job.rehearses else job.recipe.name
+    values, config = job.resolved.upstream(), accelerate_config(job.resolved, job.topology)
+    return Run.create(run_name, name, lambda directory: identity.first_files(directory, facts, values, config))
+
+
+def surroundings(gpus: list[topology.Gpu]) -> dict[str, Any]:
+    """What a run that starts now depends on beside what it was asked for, as run.json holds it."""
+    return {
+        "command": provenance.command(),
         "git": provenance.git_state(),
         "versions": provenance.versions(),
         "python": sys.version.split()[0],
-        "gpus": [f"{gpu.name}, {gpu.memory_mib} MiB" for gpu in job.gpus],
+        "gpus": [f"{gpu.name}, {gpu.memory_mib} MiB" for gpu in gpus],
         "cpus": os.cpu_count(),
         "started": provenance.now(),
     }
-    run = Run.create(run_name, f"rehearsal-{job.recipe.name}" if job.rehearses else job.recipe.name)
-    resolved = job.resolved.derive(output_dir=(str(run.directory), "the run"), run_name=(run.name, "the run"))
-    run.recipe.write_text(recipes.dump(resolved.upstream()), encoding="utf-8")
-    run.accelerate.write_text(recipes.dump(accelerate_config(resolved, job.topology)), encoding="utf-8")
-    run.write({"name": run.name, **facts})
-    return run
 
 
 @outliving()
@@ -135,23 +144,31 @@ def resume(name: str | Path) -> tuple[int, Run]:
     """Continue a run from its newest whole checkpoint, exactly as it was started.
 
     Raises:
-        InputError: There is no such run, it is finished, or its data or processes are not there any more.
+        InputError: There is no such run, it is finished, it is not as it was, or its processes cannot be had any more.
     """
     run = open_for_resume(name)
-    facts = run.facts()
-    config = yaml.safe_load(run.accelerate.read_text(encoding="utf-8"))
-    chosen = Topology(facts["topology"]["name"], config, "as the run was started")
-    recipe = Recipe(facts["recipe"], {key: recipes.Value(value, run.name) for key, value in facts["own"].items()})
-    missing = [*conflicts.missing_gpus(recipe, chosen, len(topology.visible_gpus()))]
-    prepared = preparation.prepare(**facts["data"]["source"], cache=preparation.CACHE)
-    if missing:
-        raise InputError(*map(str, missing))
-    if prepared.fingerprint != facts["data"]["fingerprint"]:
-        raise InputError(
-            f"the data of {run.directory} have changed since it was started; put them back, or start a new run"
-        )
-    say("topology", chosen.describe())
+    identity.check(run, training=True)
+    say("topology", runnable(run).describe())
     return finish(run, continue_run(run)), run
+
+
+def runnable(run: Run) -> Topology:
+    """The topology of a run that is launched by its directory alone.
+
+    Raises:
+        InputError: This machine lacks GPUs for it, or it would run code that no recipe of this project asks for.
+    """
+    facts, values = run.facts(), run.values()
+    if (values.get("model_init_kwargs") or {}).get("trust_remote_code"):
+        raise InputError(
+            f"{run.recipe} asks for trust_remote_code, which a recipe must: continue the run with make train "
+            f"RECIPE={facts['recipe']} NAME={run.name} RESUME=1"
+        )
+    chosen = identity.launched_with(run, facts)
+    recipe = Recipe(facts["recipe"], {key: recipes.Value(value, run.name) for key, value in facts["own"].items()})
+    if missing := [*conflicts.missing_gpus(recipe, chosen, len(topology.visible_gpus()))]:
+        raise InputError(*map(str, missing))
+    return chosen
 
 
 def open_for_resume(name: str | Path) -> Run:
@@ -182,16 +199,15 @@ def continue_run(run: Run) -> int:
             if checkpoint
             else "no whole checkpoint yet: from step 0",
         )
-        before = facts["versions"]
-        changed = [
-            f"{name} {before[name]} -> {here}" for name, here in provenance.versions().items() if here != before[name]
-        ]
-        if changed:
+        if changed := provenance.changed(facts):
             say("resume", f"exact only with the same packages; since the start: {', '.join(changed)}")
         # What was logged after the checkpoint is done again.
         if run.log.exists():
-            entries = [entry for entry in json_lines(run.log, cut_off=True) if entry["step"] <= step]
+            entries = [entry for entry in run.log_entries() if entry["step"] <= step]
             write_whole(run.log, "".join(json.dumps(entry) + "\n" for entry in entries))
+        if facts["status"] == "running":
+            # Nobody holds its lock, so it was killed before it could say so.
+            run.update(status="interrupted")
         run.update(
             status="running",
             resume_from=str(checkpoint) if checkpoint else None,
@@ -210,7 +226,7 @@ def check_same_config(run: Run, job: Job) -> None:
             silence and ignore some of it.
     """
     facts = run.facts()
-    before = yaml.safe_load(run.recipe.read_text(encoding="utf-8")) | facts["own"]
+    before = run.values() | facts["own"]
     after = job.resolved.upstream() | job.resolved.own() | {key: before[key] for key in ("output_dir", "run_name")}
     changed = [
         f"{key}: {recipes.schema.as_yaml(before.get(key))} -> {recipes.schema.as_yaml(after.get(key))}"
@@ -243,7 +259,8 @@ def launch(run: Run) -> int:
     facts = run.facts()
     if facts["status"] == "running":
         facts |= {
-            "status": "interrupted" if processes.asked else "failed",
+            # A run that is refused when it is continued is what it was before.
+            "status": "interrupted" if processes.asked or facts.get("problems") else "failed",
             "error": f"the processes ended with code {code}",
         }
     if facts.get("problems") and not facts.get("resumed"):

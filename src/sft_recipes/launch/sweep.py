@@ -21,7 +21,7 @@ from typing import IO, Any, Unpack
 
 from sft_recipes.demo import demo_base
 from sft_recipes.errors import InputError
-from sft_recipes.files import json_lines, write_whole
+from sft_recipes.files import write_whole
 from sft_recipes.launch import launch, seeds, space
 from sft_recipes.launch.processes import SIGNALS
 from sft_recipes.launch.space import Choices, Space
@@ -421,15 +421,13 @@ def sweep(
 def held_out(run: Run) -> list[tuple[int, float]]:
     """The held-out losses of a run so far with their steps; that before the first step is none of training's."""
     # A line that is being written is read the next time.
-    found = json_lines(run.log, cut_off=True) if run.log.is_file() else []
+    found = run.log_entries()
     return [(entry["step"], entry["eval_loss"]) for entry in found if "eval_loss" in entry and entry["step"] > 0]
 
 
 def kept(run: Run, losses: Sequence[float]) -> float:
     """The held-out loss of the weights that a run leaves: the best with load_best_model_at_end, otherwise the last."""
-    recipe = recipes.read(run.recipe)
-    best = "load_best_model_at_end" in recipe and recipe["load_best_model_at_end"].value
-    return min(losses) if best else losses[-1]
+    return min(losses) if run.values().get("load_best_model_at_end") else losses[-1]
 
 
 def _no_recipe(out: Path | None) -> list[str]:

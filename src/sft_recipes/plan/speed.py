@@ -5,20 +5,18 @@ a finished run of the same kind replaces it.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
+from sft_recipes.errors import InputError
 from sft_recipes.models.base_model import Model
 from sft_recipes.plan.gpus import Spec, known
 from sft_recipes.plan.memory import Setup, Shape, adapted_parameters, shards_weights
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Gpu, Topology
-from sft_recipes.runs.run import RUNS
+from sft_recipes.runs.run import RUNS, Run
 
 # Share of the peak that is reached, recomputation counted as work, as (lowest, highest) published.
 EFFICIENCY = {
@@ -145,12 +143,12 @@ def measured(recipe: Recipe, topology: Topology, gpus: Sequence[Gpu], runs: Path
     found: list[tuple[str, Measured]] = []
     for path in runs.glob("*/run.json"):
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
-            values = yaml.safe_load((path.parent / "recipe.yaml").read_text(encoding="utf-8")) | facts["own"]
+            facts = Run(path.parent).facts()
+            values = Run(path.parent).values() | facts["own"]
             same = (facts["gpus"], facts["cpus"]) == machine and place.items() <= facts["topology"].items()
             rate = facts["measured"]["tokens_per_second"] if facts["status"] == "finished" else None
             started, rehearsal = facts["started"], facts.get("rehearsal")
-        except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        except (InputError, KeyError):
             # A run that is being written, or of another version.
             continue
         other = Recipe(path.parent.name, {key: recipes.Value(value, str(path)) for key, value in values.items()})

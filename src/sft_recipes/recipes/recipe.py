@@ -297,9 +297,7 @@ def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPE
         except InputError as error:
             problems += error.problems
     values = {key: item for key, item in {**values, **given}.items() if key != "extends"}
-    for key, item in values.items():
-        if found := schema.problem(key, item.value):
-            problems.append(f"{item.origin}: {found}")
+    problems += refused(values)
     loaded = Recipe(path.stem, values, extended)
     if not problems:
         for each in conflicts.of_values(loaded):
@@ -307,6 +305,17 @@ def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPE
     if problems:
         raise InputError(*problems)
     return loaded
+
+
+def refused(values: Mapping[str, Value], *, resolved: bool = False) -> list[str]:
+    """What no recipe may say among these values, one by one, each with its place.
+
+    Args:
+        values: with their origins.
+        resolved: as `schema.problem` takes it.
+    """
+    found = ((item.origin, schema.problem(key, item.value, resolved=resolved)) for key, item in values.items())
+    return [f"{origin}: {text}" for origin, text in found if text]
 
 
 def _facts(model: Mapping[str, Value], recipe: Mapping[str, Value]) -> dict[str, Value]:

@@ -26,6 +26,8 @@ def table(package: str, name: str) -> dict[str, Any]:
 DATA = table("sft_recipes.recipes", "keys.yaml")
 # Fields of TRL that a recipe may not set, with the reason of each.
 REFUSED: dict[str, str] = {key: why for why, keys in DATA["refused"].items() for key in keys}
+# Those of them that follow from topology and run, so that a resolved recipe holds them.
+DERIVED = frozenset(DATA["derived"])
 RANGES: dict[str, dict[str, Any]] = {key: limits for limits in DATA["ranges"] for key in limits["keys"]}
 
 
@@ -76,14 +78,21 @@ def known() -> dict[str, dict[str, Any]]:
     return {**{key: entry for key, entry in upstream().items() if key not in REFUSED | RENAMED}, **own()}
 
 
-def problem(key: str, value: Any) -> str | None:
-    """What is wrong with `key: value`, with what to write instead; None if nothing is."""
+def problem(key: str, value: Any, *, resolved: bool = False) -> str | None:
+    """What is wrong with `key: value`, with what to write instead; None if nothing is.
+
+    Args:
+        key: of a recipe.
+        value: as it was read.
+        resolved: whether the recipe is a resolved one, which also holds what follows from topology and run.
+    """
     if key in RENAMED:
         instead = string.Template(RENAMED[key]).safe_substitute(value=as_yaml(value))
         return f"{key} is not a key of TRL {_trl_version()}: {instead}"
-    if key in REFUSED:
+    derived = resolved and key in DERIVED
+    if key in REFUSED and not derived:
         return f"{key} does not belong in a recipe: {REFUSED[key]}"
-    entry = known().get(key)
+    entry = upstream()[key] if derived else known().get(key)
     if entry is None:
         if isinstance(value, dict):
             return f"{key}: no such key; a recipe is flat, so move {', '.join(map(str, value))} to the top level"

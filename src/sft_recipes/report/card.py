@@ -9,7 +9,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import yaml
 from markupsafe import Markup
 
 from sft_recipes.files import write_whole
@@ -38,7 +37,7 @@ def card(run: Run, proof: Facts | None = None) -> str:
     """The card of what training saved, or of the merged model if the proof of its merge is given."""
     from huggingface_hub import ModelCardData
 
-    facts, recipe = run.facts(), yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    facts, recipe = run.facts(), run.values()
     metrics, _ = evaluation(run)
     adapter = bool(recipe.get("use_peft")) and proof is None
     base, dataset = hub_id(recipe["model_name_or_path"]), hub_id(facts["data"]["source"]["dataset_name"])

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 from markupsafe import Markup
 
 from sft_recipes.environment import importable_backend
-from sft_recipes.files import json_lines, replacing
+from sft_recipes.files import replacing
 from sft_recipes.report.page import COLOURS
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import visible
@@ -108,11 +108,6 @@ def _in_colours_of_page(value: str) -> str:
     return " ".join(value.split())
 
 
-def read_log(run: Run) -> list[dict[str, Any]]:
-    """The objects of log.jsonl in order; none if the run wrote no log."""
-    return json_lines(run.log, cut_off=True) if run.log.exists() else []
-
-
 def curve(axes: Any, log: Sequence[Mapping[str, Any]], key: str, title: str, held_out: str | None = None) -> None:
     """What the trainer logged under `key` over steps, and what evaluations logged under `held_out`."""
     axes.plot(*_points(log, key), color=TUNED, linewidth=1.2, label="training")
@@ -197,7 +192,7 @@ def short(label: str, most: int = 28) -> str:
 
 def draw_loss(run: Run) -> None:
     """Write loss.png: training and held-out loss over steps, and the learning rate below them."""
-    log = read_log(run)
+    log = run.log_entries()
     with figure(2, 1, (6, 3.6), sharex=True, height_ratios=(3, 1)) as (drawn, (loss, rate)):
         curve(loss, log, "loss", f"{run.name}: loss, nats per supervised token", "eval_loss")
         curve(rate, log, "learning_rate", "learning rate")

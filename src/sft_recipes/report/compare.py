@@ -11,11 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import yaml
 
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate.statistics import CONFIDENCE
-from sft_recipes.files import json_lines
 from sft_recipes.recipes import schema
 from sft_recipes.report.paired import statistic, tested
 from sft_recipes.report.results import SEEDS, Entry, Evaluated, Facts, estimates, with_scores
@@ -139,13 +137,13 @@ def read(run: Run, split: str) -> Evaluated:
     evaluate = f"make evaluate RUN={run.name}" + ("" if split == "test" else f" SPLIT={split}")
     try:
         facts = run.facts()
-        if facts["rehearsal"]:
+        if facts.get("rehearsal"):
             raise InputError(f"{run.name} is a rehearsal, whose model is tiny and random: no result; leave it out")
         if facts["status"] != "finished":
             raise InputError(f"{run.name} is {facts['status']}, not finished; make resume NAME={run.name}")
-        evaluation = json.loads(run.metrics(split).read_text(encoding="utf-8"))
-        rows = [row for row in json_lines(run.predictions(split)) if not row["leaked"]]
-        values = yaml.safe_load(run.recipe.read_text(encoding="utf-8")) | facts["own"]
+        evaluation = run.evaluation(split)
+        rows = [row for row in run.predicted(split) if not row["leaked"]]
+        values = run.values() | facts["own"]
         if not rows:
             raise InputError(f"{run.name}: no row of {split} is scored; {evaluate}")
         found = with_scores(run.name, facts, values, evaluation, rows)
@@ -160,10 +158,7 @@ def read(run: Run, split: str) -> Evaluated:
                 f"{run.name}: its predictions give {found.primary} {value:.4f} on {count(len(rows), 'row')}, and its "
                 f"metrics say {given:.4f} on {evaluation['scored']}: one of the two was changed; {evaluate}"
             )
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        raise InputError(f"{run.name} is not evaluated on {split} (no {missing}); {evaluate}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         wrong = f"{type(error).__name__}: {error}"
         raise InputError(f"{run.name}: its files are not as they are written ({wrong}); {evaluate}") from None
     return found

@@ -4,19 +4,17 @@ A run's page is made from its directory alone, a comparison's from the facts of 
 """
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate.terms import METRICS, NAMES
-from sft_recipes.files import json_lines, write_whole
+from sft_recipes.files import write_whole
 from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.report import charts, page, quality, tables
 from sft_recipes.report.quality import OUTCOMES
 from sft_recipes.report.table import Cell, Code, Table, pairs
+from sft_recipes.runs.facts import as_written
 from sft_recipes.runs.run import Run
 
 Facts = dict[str, Any]
@@ -33,7 +31,7 @@ def write(run: Run) -> Path:
     """Write runs/NAME/report.html, whole or not at all, and give its path.
 
     Raises:
-        InputError: The run is a rehearsal.
+        InputError: The run is a rehearsal, or one of its files is damaged.
     """
     facts = run.facts()
     if facts.get("rehearsal"):
@@ -42,20 +40,22 @@ def write(run: Run) -> Path:
             f"train in earnest with: make train RECIPE={facts['recipe']}"
         )
     metrics, predictions = evaluation(run)
-    stated, inherited = _recipe(facts, yaml.safe_load(run.recipe.read_text(encoding="utf-8")))
-    body = page.html(
-        "report.html",
-        title=f"{run.name}: {facts['recipe']}",
-        run=run.name,
-        facts={"measured": None, "seconds": None, "ended": None, "error": None, "resumed": []} | facts,
-        metrics=metrics,
-        outcome=OUTCOMES[metrics["verdict"]["outcome"]] if metrics else None,
-        quality=quality.shown(metrics, predictions) if metrics else None,
-        curves=_curves(charts.read_log(run)),
-        stated=stated,
-        inherited=inherited,
-        in_effect=_in_effect(facts.get("in_effect") or {}),
-    )
+    values, log = run.values(), run.log_entries()
+    with as_written(run.directory):
+        stated, inherited = _recipe(facts, values)
+        body = page.html(
+            "report.html",
+            title=f"{run.name}: {facts['recipe']}",
+            run=run.name,
+            facts={"measured": None, "seconds": None, "ended": None, "error": None, "resumed": []} | facts,
+            metrics=metrics,
+            outcome=OUTCOMES[metrics["verdict"]["outcome"]] if metrics else None,
+            quality=quality.shown(metrics, predictions) if metrics else None,
+            curves=_curves(log),
+            stated=stated,
+            inherited=inherited,
+            in_effect=_in_effect(facts.get("in_effect") or {}),
+        )
     path = run.directory / "report.html"
     write_whole(path, body)
     return path
@@ -66,9 +66,7 @@ def evaluation(run: Run) -> tuple[Facts | None, list[Facts]]:
     split = run.evaluated()
     if split is None:
         return None, []
-    predictions = run.predictions(split)
-    rows = json_lines(predictions) if predictions.is_file() else []
-    return json.loads(run.metrics(split).read_text(encoding="utf-8")), rows
+    return run.evaluation(split), run.predicted(split) if run.predictions(split).is_file() else []
 
 
 def picture(run: Run, path: Path) -> None:

@@ -1,1 +1,1 @@
-"""What is in a run's directory, who may write it, and what does it depend on?"""
+"""What is in a run's directory, who may write it, is it still what it was, and what does it depend on?"""

@@ -29,12 +29,15 @@ def hold(directory: Path) -> Iterator[int]:
         InputError: Another command holds it, training processes of one that was killed have not ended yet, or it
             cannot be written.
     """
-    try:
-        with locked(directory / LOCK, wait=False) as descriptor:
+    with contextlib.ExitStack() as stack:
+        try:
+            descriptor = stack.enter_context(locked(directory / LOCK, wait=False))
             _begin(directory)
-            yield descriptor
-    except BlockingIOError:
-        raise InputError(f"{directory} is in use by another process; wait for it, or stop it") from None
+        except BlockingIOError:
+            raise InputError(f"{directory} is in use by another process; wait for it, or stop it") from None
+        except OSError as error:
+            raise InputError(f"{directory} cannot be written: {error.strerror}; make room or give access") from None
+        yield descriptor
 
 
 def _begin(directory: Path) -> None:

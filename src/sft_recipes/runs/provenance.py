@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,16 @@ def versions() -> dict[str, str]:
     """The packages that decide what a run computes, as they are installed."""
     # DeepSpeed is for Linux alone.
     return {package: version(package) for package in PACKAGES if importlib.util.find_spec(package.replace("-", "_"))}
+
+
+def changed(facts: Mapping[str, Any]) -> list[str]:
+    """The packages that are not those of a run, as its run.json has them, each with both versions."""
+    before, here = facts.get("versions", {}), versions()
+    return [
+        f"{name} {before.get(name, 'none')} -> {here.get(name, 'none')}"
+        for name in sorted(before.keys() | here.keys())
+        if before.get(name) != here.get(name)
+    ]
 
 
 def now() -> str:

@@ -1,21 +1,28 @@
 """The run directory: what is written, by whom, and which checkpoint can be trusted."""
 
 import datetime
+import errno
 import json
+import os
 import re
-from contextlib import AbstractContextManager
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.files import digest_of, sealed, write_whole
 from sft_recipes.recipes import recipe as recipes
-from sft_recipes.runs import lock
+from sft_recipes.runs import facts as shapes
+from sft_recipes.runs import lock, provenance
+from sft_recipes.runs.facts import SCHEMA, TRANSITIONS
 
 RUNS = Path("runs")
-# The version of run.json, log.jsonl and manifest.json; it grows when a reader of today would misread them.
-SCHEMA = 1
 MANIFEST = "manifest.json"
+# Bytes that a run holds so that it can still say how it ended when the disk is full.
+RESERVED = 64 * 1024
 
 
 class Run:
@@ -33,6 +40,8 @@ class Run:
         """What was said when nobody could hear it any more, and tracebacks."""
         self.stop = directory / "stop"
         """Exists while the run is asked to save and stop at the next step."""
+        self.reserve = directory / ".reserve"
+        """Holds a little space of the disk."""
 
     @property
     def name(self) -> str:
@@ -57,20 +66,37 @@ class Run:
         return next((split for split in ("test", "validation", *others) if self.metrics(split).is_file()), None)
 
     @classmethod
-    def create(cls, name: str | None, recipe: str, runs: Path = RUNS) -> "Run":
-        """A new directory: `name`, or the recipe's name and the time.
+    def create(
+        cls, name: str | None, recipe: str, contents: Callable[[Path], Mapping[str, str]], runs: Path = RUNS
+    ) -> "Run":
+        """A new directory with all its first files, which is there as a whole or not at all.
+
+        Args:
+            name: of the run; the recipe's name and the time without it.
+            recipe: the recipe's name.
+            contents: gives the text of each file, told the directory that it is to be.
+            runs: where runs are.
 
         Raises:
-            InputError: The name exists already, or is no name.
+            InputError: The name exists already, or is no name; or nothing can be written there.
         """
         now = datetime.datetime.now().astimezone()
         directory = cls.directory_of(f"{recipe}-{now:%Y%m%d-%H%M%S}" if name is None else name, runs)
-        runs.mkdir(exist_ok=True)
+        files = contents(directory)
+        staging = runs / f".{directory.name}.{uuid.uuid4().hex}"
         try:
-            directory.mkdir()
-        except FileExistsError:
-            # Another command was faster.
+            runs.mkdir(exist_ok=True)
+            staging.mkdir()
+            for file, text in files.items():
+                write_whole(staging / file, text)
+            cls(staging)._hold_space()
+            staging.rename(directory)
+        except OSError as error:
+            # Another command may have been faster.
             cls.directory_of(directory.name, runs)
+            raise InputError(f"{directory} cannot be made: {error.strerror}; nothing is left of it") from None
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
         return cls(directory)
 
     @staticmethod
@@ -83,7 +109,7 @@ class Run:
         if not recipes.NAME.fullmatch(name):
             raise InputError(f"NAME={name!r} is no run name: letters, digits, '_', '-' and '.' only")
         directory = runs / name
-        if directory.exists():
+        if os.path.lexists(directory):
             raise InputError(
                 f"{directory} exists and is never overwritten; choose another NAME=, or continue it with "
                 f"make resume NAME={name}"
@@ -95,26 +121,151 @@ class Run:
         """An existing run by its name, or by its directory's path.
 
         Raises:
-            InputError: There is none of that name.
+            InputError: There is none of that name, or what is in it lies elsewhere.
         """
         if isinstance(name, Path) or "/" in name:
             if not cls(Path(name)).exists:
                 raise InputError(f"{name} is no run's directory: it has no run.json")
-            return cls(Path(name))
+            return cls(Path(name))._inside()
         if not recipes.NAME.fullmatch(name) or not (runs / name / "run.json").is_file():
             have = sorted(path.parent.name for path in runs.glob("*/run.json"))
             raise InputError(
                 f"no run {name!r} in {runs}/; there are {', '.join(have) or 'none'}{did_you_mean(name, have)}"
             )
-        return cls(runs / name)
+        return cls(runs / name)._inside()
+
+    def _inside(self) -> "Run":
+        """The run itself, none of whose links lead out of its directory, where its files are written and deleted.
+
+        Raises:
+            InputError: Some do.
+        """
+        root = self.directory.resolve()
+        found = (Path(folder, name) for folder, *names in os.walk(root) for name in [*names[0], *names[1]])
+        out = [path for path in found if path.is_symlink() and not path.resolve().is_relative_to(root)]
+        if out:
+            raise InputError(
+                *(
+                    f"{self.directory / path.relative_to(root)} is a link to {path.readlink()}, out of the run's "
+                    "directory; put what it leads to in its place, or delete it"
+                    for path in out
+                )
+            )
+        return self
 
     def facts(self) -> dict[str, Any]:
-        """What run.json holds now."""
-        return json.loads((self.directory / "run.json").read_text(encoding="utf-8"))
+        """What run.json holds now, of the shape of `facts.RunFacts`.
+
+        Raises:
+            InputError: It is missing or damaged; says how.
+        """
+        return shapes.read_run(self.directory / "run.json")
+
+    def values(self) -> dict[str, Any]:
+        """The resolved recipe in upstream's keys, as recipe.yaml holds it.
+
+        Raises:
+            InputError: It is missing or damaged, or says what no recipe may say.
+        """
+        return {key: item.value for key, item in shapes.read_recipe(self.recipe).items()}
+
+    def log_entries(self) -> list[dict[str, Any]]:
+        """What was logged so far.
+
+        Raises:
+            InputError: A line is damaged; says which.
+        """
+        return shapes.read_log(self.log)
+
+    def evaluation(self, split: str) -> dict[str, Any]:
+        """The metrics of a split, of the shape of `facts.Metrics`.
+
+        Raises:
+            InputError: There are none, or they or the predictions are not what the evaluation wrote.
+        """
+        again = f"make evaluate RUN={self.name}" + ("" if split == "test" else f" SPLIT={split}")
+        if not self.metrics(split).is_file():
+            raise InputError(f"{self.name} is not evaluated on {split} (no {self.metrics(split).name}); {again}")
+        written = self.facts().get("evaluated", {}).get(split, {})
+        files = [(name, file["bytes"], file["sha256"]) for name, file in written.items()]
+        if damaged := difference(self.directory, files):
+            raise InputError(f"{self.directory} is not as it was evaluated: {damaged}; make it anew: {again}")
+        return shapes.read_metrics(self.metrics(split), again)
+
+    def predicted(self, split: str) -> list[dict[str, Any]]:
+        """The predictions of a split, row by row.
+
+        Raises:
+            InputError: There are none, or a line is damaged.
+        """
+        again = f"make evaluate RUN={self.name}" + ("" if split == "test" else f" SPLIT={split}")
+        if not self.predictions(split).is_file():
+            raise InputError(f"{self.name} is not evaluated on {split} (no {self.predictions(split).name}); {again}")
+        return shapes.read_lines(self.predictions(split), f"make it anew: {again}")
 
     def write(self, facts: dict[str, Any]) -> None:
-        """Replace run.json as a whole, so that a reader never sees half of it."""
-        write_whole(self.directory / "run.json", json.dumps({"schema": SCHEMA, **facts}, indent=2, default=str) + "\n")
+        """Replace run.json as a whole, so that a reader never sees half of it, and keep the journal of its status.
+
+        Where the disk is full, what was not written to its end makes room for it.
+
+        Raises:
+            InputError: It cannot be written.
+            RuntimeError: A run of this status cannot get that one; two have written, or this program is wrong.
+        """
+        before = self.facts() if self.exists else {}
+        was, becomes = before.get("status"), facts["status"]
+        if becomes != was:
+            if becomes not in TRANSITIONS[was]:
+                raise RuntimeError(f"{self.directory} is {was} and cannot become {becomes}: has another written it?")
+            event = {"at": provenance.now(), "status": becomes, "step": self._step(facts)}
+            facts = {**facts, "journal": [*facts.get("journal", before.get("journal", [])), event]}
+        try:
+            if becomes == "running" and not self.reserve.exists():
+                self._hold_space()
+            if not self._written(facts):
+                self._make_room(becomes)
+                if becomes == "failed":
+                    reason = f"no space was left on the disk of {self.directory}; make room"
+                    facts = {**facts, "error": f"{reason}: {facts['error']}" if facts.get("error") else reason}
+                write_whole(self.directory / "run.json", as_json(facts))
+        except OSError as error:
+            raise InputError(
+                f"{self.directory}/run.json cannot be written: {error.strerror}; it says what was so before. Make "
+                f"room or give write access, then continue with: make resume NAME={self.name}"
+            ) from None
+
+    def _make_room(self, status: str) -> None:
+        """Delete what was not written to its end (checkpoints without a manifest, what a failed run trained), and let
+        go of what is held for this.
+        """
+        unfinished = [path for path in self.directory.glob("checkpoint-*") if not (path / MANIFEST).exists()]
+        for path in [*unfinished, *([self.adapter] if status == "failed" else [])]:
+            shutil.rmtree(path, ignore_errors=True)
+        self.reserve.unlink(missing_ok=True)
+
+    def _hold_space(self) -> None:
+        # Not zeros, which some file systems store as nothing.
+        self.reserve.write_bytes(os.urandom(RESERVED))
+
+    def _written(self, facts: Mapping[str, Any]) -> bool:
+        """Write run.json, and say whether the disk had room for it."""
+        try:
+            write_whole(self.directory / "run.json", as_json(facts))
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return False
+            raise
+        return True
+
+    def _step(self, facts: Mapping[str, Any]) -> int:
+        """How many steps a run has when it gets the status that these facts say."""
+        if facts["status"] == "running":
+            return facts["resumed"][-1]["step"] if facts.get("resumed") else 0
+        if facts["status"] != "failed" and "measured" in facts:
+            return facts["measured"]["step"]
+        with suppress(InputError):
+            return max((entry["step"] for entry in self.log_entries()), default=0)
+        return 0
 
     def update(self, **facts: Any) -> None:
         """Set some facts of run.json and keep the others."""
@@ -123,6 +274,17 @@ class Run:
     def locked(self) -> AbstractContextManager[int]:
         """Hold the run, as `lock.hold` says."""
         return lock.hold(self.directory)
+
+
+def begun(facts: Mapping[str, Any]) -> str:
+    """The text of the first run.json of a run."""
+    first = {"at": provenance.now(), "status": "running", "step": 0}
+    return as_json({**facts, "status": "running", "journal": [first]})
+
+
+def as_json(facts: Mapping[str, Any]) -> str:
+    """The text of a run.json."""
+    return json.dumps({"schema": SCHEMA, **facts}, indent=2, default=str) + "\n"
 
 
 def seal(checkpoint: Path) -> None:
@@ -158,7 +320,7 @@ def adapter_damage(run: Run) -> str | None:
     facts = run.facts()
     if facts["status"] != "finished":
         return f"the run is {facts['status']}, not finished"
-    files = facts["measured"].get("saved")
+    files = facts.get("measured", {}).get("saved")
     if not files:
         return "run.json holds no checksums of it; it was trained before they were recorded"
     return difference(run.adapter, [(name, file["bytes"], file["sha256"]) for name, file in files.items()])

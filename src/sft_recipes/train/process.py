@@ -3,6 +3,7 @@
 The outcome is in run.json, because launchers do not hand exit codes through.
 """
 
+import contextlib
 import os
 import sys
 import time
@@ -38,7 +39,7 @@ def main() -> int:
         except InputError as error:
             # The same on every process, so each leaves quietly and the launcher reports no crash.
             if main_process:
-                run.update(status="failed", problems=error.problems)
+                run.update(problems=error.problems)
         except torch.OutOfMemoryError as error:
             # A long row can be too much for one process alone, while the main one waits for it. The first says so.
             time.sleep(rank)
@@ -55,9 +56,10 @@ def _failed(run: Run, reason: str) -> int:
     if debugging():
         traceback.print_exc()
     if run.facts()["status"] == "running":
-        with run.output.open("a", encoding="utf-8") as file:
-            traceback.print_exc(file=file)
+        # First what fits on a disk that is full.
         run.update(status="failed", error=reason)
+        with contextlib.suppress(OSError), run.output.open("a", encoding="utf-8") as file:
+            traceback.print_exc(file=file)
     return 1
 
 
