@@ -14,7 +14,7 @@ from conftest import ROOT, TINY, alpaca_rows, write_rows
 
 import sft_recipes
 from sft_recipes.api import RunResult, as_table
-from sft_recipes.launch import launch
+from sft_recipes.launch import launch, processes
 from sft_recipes.plan import job as jobs
 
 pytest_plugins = ["finished"]
@@ -162,11 +162,11 @@ def test_what_a_child_says_is_passed_on_where_stdout_is_no_file(
         "print('from the child', flush=True)\n"
         f"print('its errors', file=sys.stderr); Run(Path({str(run.directory)!r})).update(status='failed', error='x')"
     )
-    monkeypatch.setattr(launch, "command", lambda run: [sys.executable, "-c", code])
+    monkeypatch.setattr(processes, "command", lambda run: [sys.executable, "-c", code])
     notebook = Notebook()
     monkeypatch.setattr(sys, "stdout", notebook)
-    with run.locked() as lock:
-        assert launch.launch(run, lock) == launch.FAILED
+    with run.locked():
+        assert launch.launch(run) == launch.FAILED
     assert notebook.getvalue() == "from the child\nits errors\n"
 
 
@@ -174,9 +174,9 @@ def test_a_program_that_cannot_be_started_leaves_no_running_run(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = launch.create(jobs.check("tiny"), "lost")
-    monkeypatch.setattr(launch, "command", lambda run: ["/no/such/program"])
-    with run.locked() as lock:
-        assert launch.launch(run, lock) == launch.FAILED
+    monkeypatch.setattr(processes, "command", lambda run: ["/no/such/program"])
+    with run.locked():
+        assert launch.launch(run) == launch.FAILED
     assert run.facts()["status"] == "failed" and "/no/such/program" in run.facts()["error"]
 
 
