@@ -33,8 +33,8 @@ from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Topology
-from sft_recipes.runs import provenance
-from sft_recipes.runs.run import Run, newest_whole
+from sft_recipes.runs import checkpoints, outcome, provenance
+from sft_recipes.runs.run import Run
 from sft_recipes.terminal import count, duration, say
 
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 3
@@ -134,8 +134,12 @@ def create(job: Job, run_name: str | None) -> Run:
     return run
 
 
-def resume(name: str | Path) -> tuple[int, Run]:
+def resume(name: str | Path, *, forget_best: bool = False) -> tuple[int, Run]:
     """Continue a run from its newest whole checkpoint, exactly as it was started.
+
+    Args:
+        name: The run's, or its directory's path.
+        forget_best: Have the best checkpoint sought from there on, where the one so far is damaged.
 
     Raises:
         InputError: There is no such run, it is finished, or its data or processes are not there any more.
@@ -154,7 +158,7 @@ def resume(name: str | Path) -> tuple[int, Run]:
             f"the data of {run.directory} have changed since it was started; put them back, or start a new run"
         )
     say("topology", chosen.describe())
-    return finish(run, continue_run(run)), run
+    return finish(run, continue_run(run, forget_best=forget_best)), run
 
 
 def open_for_resume(name: str | Path) -> Run:
@@ -169,40 +173,78 @@ def open_for_resume(name: str | Path) -> Run:
     return run
 
 
-def continue_run(run: Run) -> int:
+def continue_run(run: Run, *, forget_best: bool = False) -> int:
     """Launch an existing run again from its newest whole checkpoint."""
     with run.locked() as lock:
-        facts = run.facts()
-        if facts["status"] == "finished":
-            raise InputError(f"{run.directory} is finished; start a new run under another NAME=")
-        checkpoint, skipped = newest_whole(run.directory)
-        for sentence in skipped:
-            say("resume", sentence)
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        say(
-            "resume",
-            f"{run.directory} continues from {checkpoint.name}"
-            if checkpoint
-            else "no whole checkpoint yet: from step 0",
-        )
-        before = facts["versions"]
-        changed = [
-            f"{name} {before[name]} -> {here}" for name, here in provenance.versions().items() if here != before[name]
-        ]
-        if changed:
-            say("resume", f"exact only with the same packages; since the start: {', '.join(changed)}")
-        # What was logged after the checkpoint is done again.
-        if run.log.exists():
-            entries = [entry for entry in json_lines(run.log, cut_off=True) if entry["step"] <= step]
-            write_whole(run.log, "".join(json.dumps(entry) + "\n" for entry in entries))
-        run.update(
-            status="running",
-            resume_from=str(checkpoint) if checkpoint else None,
-            resumed=[*facts.get("resumed", []), {"at": provenance.now(), "step": step, "skipped": skipped}],
-            problems=None,
-            error=None,
-        )
+        rewind(run, forget_best=forget_best)
         return launch(run, lock)
+
+
+def rewind(run: Run, *, forget_best: bool = False) -> None:
+    """Put a run back to its newest whole checkpoint, from which the next launch continues.
+
+    Raises:
+        InputError: It is finished, or the checkpoint with its best weights is damaged and not to be forgotten.
+    """
+    facts = run.facts()
+    if facts["status"] == "finished":
+        raise InputError(f"{run.directory} is finished; start a new run under another NAME=")
+    checkpoint, skipped = checkpoints.newest_whole(run)
+    for sentence in skipped:
+        say("resume", sentence)
+    problem = checkpoints.best_damage(run, checkpoint) if checkpoint else None
+    if problem and not forget_best:
+        raise InputError(problem)
+    if forget_best and not problem:
+        raise InputError(f"{run.directory} has lost no best checkpoint; continue it without FORGET_BEST")
+    step = checkpoints.step_of(checkpoint) if checkpoint else 0
+    said = (
+        f"{run.directory} continues from {checkpoint.name}" if checkpoint else "no whole checkpoint yet: from step 0"
+    )
+    say("resume", f"{said}; the best is sought from there on" if forget_best else said)
+    before = facts["versions"]
+    changed = [
+        f"{name} {before[name]} -> {here}" for name, here in provenance.versions().items() if here != before[name]
+    ]
+    if changed:
+        say("resume", f"exact only with the same packages; since the start: {', '.join(changed)}")
+    launches = facts.get("launches", [])
+    reached = _rewind_log(run, checkpoint)
+    if launches and launches[-1]["to_step"] is None:
+        # It was killed; the log tells how far it came.
+        launches[-1]["to_step"] = reached
+    run.update(
+        status="running",
+        resume_from=checkpoint.name if checkpoint else None,
+        resumed=[
+            *facts.get("resumed", []),
+            {"at": provenance.now(), "step": step, "skipped": skipped, "forget_best": forget_best},
+        ],
+        launches=launches,
+        problems=None,
+        error=None,
+        diverged=None,
+    )
+
+
+def _rewind_log(run: Run, checkpoint: Path | None) -> int | None:
+    """Keep the lines that the log had when the checkpoint was written, and give the last step that it told of.
+
+    What was logged after it is done again.
+    """
+    state = checkpoints.state(checkpoint) if checkpoint else None
+    number = state["stateful_callbacks"]["Record"]["attributes"]["log_lines"] if state else 0
+    try:
+        entries = json_lines(run.log, cut_off=True)
+        kept, reached = entries[:number], entries[-1]["step"] if entries else None
+    except (OSError, ValueError, KeyError, TypeError):
+        kept, reached = [], None
+    if state and len(kept) < number:
+        say("resume", f"{run.log} is damaged; its lines are taken from the checkpoint, without their times and speeds")
+        kept = state["log_history"]
+    if kept or run.log.exists():
+        write_whole(run.log, "".join(json.dumps(entry) + "\n" for entry in kept))
+    return reached
 
 
 def check_same_config(run: Run, job: Job) -> None:
@@ -308,7 +350,7 @@ def output_streams() -> dict[str, Any]:
 def conclude(run: Run, facts: dict[str, Any]) -> int:
     """Say how the run ended and where its files are; the exit code says the same."""
     rehearsal, status = facts.get("rehearsal"), facts["status"]
-    checkpoint, _ = newest_whole(run.directory)
+    checkpoint, _ = checkpoints.newest_whole(run)
     if status == "interrupted" and rehearsal:
         say("stopped", "a rehearsal is not continued; start it again")
     elif status == "interrupted":
@@ -317,8 +359,9 @@ def conclude(run: Run, facts: dict[str, Any]) -> int:
     elif status != "finished":
         what = f"the rehearsal of {facts['recipe']} failed: " if rehearsal else ""
         print(f"error: {what}{facts.get('error', 'failed')}", file=sys.stderr)
-        if checkpoint and not rehearsal:
-            say("failed", f"{checkpoint.name} is whole; continue with: make resume NAME={run.name}")
+        if checkpoint and not rehearsal and not facts.get("diverged"):
+            again = f"continue with: make resume NAME={run.name}"
+            say("failed", checkpoints.best_damage(run, checkpoint) or f"{checkpoint.name} is whole; {again}")
     elif rehearsal:
         steps, evaluations = facts["measured"]["step"], len(facts["measured"]["eval_loss"])
         done = f"{count(steps, 'step')}, {count(evaluations, 'evaluation')}, "
@@ -343,11 +386,8 @@ def say_measured(measured: dict[str, Any]) -> None:
     if measured["tokens_per_second"]:
         text += f", {measured['tokens_per_second']:,.0f} tokens/s"
     say("finished", f"{text}, peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB per process")
-    evaluations = measured["eval_loss"]
-    if len(evaluations) > 1:
-        first, best = evaluations[0], min(evaluations, key=lambda entry: entry["eval_loss"])
-        since = "before training" if first["step"] == 0 else f"at step {first['step']}"
-        say("held out", f"loss {first['eval_loss']:.4f} {since} -> {best['eval_loss']:.4f} at step {best['step']}")
+    if said := outcome.held_out(measured):
+        say("held out", "\n".join(said))
 
 
 def _trained(facts: dict[str, Any]) -> str:
