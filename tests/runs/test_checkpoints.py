@@ -157,9 +157,7 @@ def test_a_checkpoint_that_lacks_a_file_is_not_sealed_and_a_manifest_that_lacks_
         path = written(tmp_path, names=names)
         content = (path / name).read_bytes()
         (path / name).unlink()
-        with pytest.raises(
-            RuntimeError, match=r" was not written, so no run"
-        ):
+        with pytest.raises(RuntimeError, match=r" was not written, so no run"):
             seal(path, topology)
         (path / name).write_bytes(content)
         seal(path, topology)

@@ -11,14 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
+from accelerate.state import AcceleratorState, PartialState
 from safetensors.torch import load_file
 from transformers import TrainerCallback
+from trl import SFTTrainer
 
 from sft_recipes.data import preparation
 from sft_recipes.errors import InputError
 from sft_recipes.launch import launch
 from sft_recipes.runs import checkpoints
 from sft_recipes.runs.run import Run
+from sft_recipes.train import train as worker
 from sft_recipes.train.trainer import Trainer
 
 pytest_plugins = ["finished"]
@@ -94,10 +98,15 @@ def kill(run: Run, step: int) -> None:
 
 
 def back(run: Run, **how: bool) -> Run:
-    """The run, put back to its newest whole checkpoint, with its rows prepared in the project of this test."""
-    preparation.prepare(**run.facts()["data"]["source"], cache=preparation.CACHE)
+    """The run, put back to its newest whole checkpoint, with its rows prepared."""
+    prepared(run)
     launch.rewind(run, **how)
     return run
+
+
+def prepared(run: Run) -> None:
+    """Its rows, in the project of this test."""
+    preparation.prepare(**run.facts()["data"]["source"], cache=preparation.CACHE)
 
 
 def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[Any], Any]) -> None:
@@ -186,6 +195,25 @@ def test_a_damaged_log_is_made_again_from_the_checkpoint(finished: Train, capsys
     assert "log.jsonl is damaged; its lines are taken from the checkpoint" in " ".join(capsys.readouterr().out.split())
     again = [json.loads(line) for line in run.log.read_text().splitlines()]
     assert timeless(again) == timeless([line for line in lines if line["step"] <= 8])
+
+
+def test_an_uninterrupted_run_takes_the_steps_of_stock_trl(
+    finished: Train, train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = finished("whole", **OFTEN | {"max_steps": 12})
+    prepared(run)
+    recipe = yaml.safe_load(run.recipe.read_text()) | {"output_dir": "stock", "run_name": "stock"}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    monkeypatch.setattr(worker, "Trainer", SFTTrainer)
+    stock = worker.build(recipe)
+    worker.correct(stock, recipe, run.facts()["own"])
+    stock.train()
+    stock.save_model("stock")
+    logged = timeless([json.loads(line) for line in run.log.read_text().splitlines()])
+    assert timeless(stock.state.log_history) == logged
+    theirs, ours = (load_file(path / "adapter_model.safetensors") for path in (Path("stock"), run.adapter))
+    assert all(torch.equal(theirs[key], value) for key, value in ours.items())
 
 
 # Numbers that are none
@@ -288,7 +316,7 @@ def test_damage_to_newest_and_best_is_found_before_anything_is_trained(finished:
 
 
 def test_a_best_checkpoint_that_is_lost_is_said_and_forgotten_only_when_asked(
-    finished: Train, train_here: Train, monkeypatch: pytest.MonkeyPatch
+    finished: Train, train_here: Train, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     run = finished("whole", **FIRST_IS_BEST)
     kill(run, 8)
@@ -296,10 +324,21 @@ def test_a_best_checkpoint_that_is_lost_is_said_and_forgotten_only_when_asked(
         launch.rewind(run, forget_best=True)
     back(run)
     at_step(monkeypatch, 10, lambda model: shutil.rmtree(run.directory / "checkpoint-4"))
-    with pytest.raises(RuntimeError, match=r"checkpoint-4 holds the best weights so far.*: it is not there"):
+    with pytest.raises(checkpoints.DamagedBest, match=r"checkpoint-4 holds the best weights .*: it is not there"):
         train_here(run=run)
-    assert not run.adapter.exists()
-    with pytest.raises(InputError, match=r"checkpoint-4 holds the best weights so far.*: it is not there"):
+    facts = run.facts()
+    assert (facts["status"], facts["diverged"], run.adapter.exists()) == ("failed", False, False)
+    assert "FORGET_BEST=1" in facts["error"]
+    capsys.readouterr()
+    assert launch.conclude(run, facts) == launch.FAILED
+    said = capsys.readouterr()
+    assert said.err.count("FORGET_BEST=1") == 1 and not said.out
+    # What fails for another reason says so beside it.
+    launch.conclude(run, facts | {"error": "out of luck"})
+    assert "FORGET_BEST=1" in capsys.readouterr().out
+    launch.conclude(run, facts | {"error": "in the weights", "diverged": True})
+    assert not capsys.readouterr().out
+    with pytest.raises(InputError, match=r"checkpoint-4 holds the best weights .*: it is not there"):
         launch.rewind(run)
     # At its end nothing is left to be evaluated: the best is that of the checkpoint itself.
     train_here(run=back(run, forget_best=True))

@@ -361,7 +361,9 @@ def conclude(run: Run, facts: dict[str, Any]) -> int:
         print(f"error: {what}{facts.get('error', 'failed')}", file=sys.stderr)
         if checkpoint and not rehearsal and not facts.get("diverged"):
             again = f"continue with: make resume NAME={run.name}"
-            say("failed", checkpoints.best_damage(run, checkpoint) or f"{checkpoint.name} is whole; {again}")
+            left = checkpoints.best_damage(run, checkpoint) or f"{checkpoint.name} is whole; {again}"
+            if left != facts.get("error"):
+                say("failed", left)
     elif rehearsal:
         steps, evaluations = facts["measured"]["step"], len(facts["measured"]["eval_loss"])
         done = f"{count(steps, 'step')}, {count(evaluations, 'evaluation')}, "

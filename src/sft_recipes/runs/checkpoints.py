@@ -17,6 +17,10 @@ _STATE, _INDEX = "trainer_state.json", "model.safetensors.index.json"
 _STEP = re.compile(r"checkpoint-(\d+)")
 
 
+class DamagedBest(Exception):
+    """The checkpoint whose weights a run would end with cannot be used; the message says why, and what to do."""
+
+
 def at(directory: Path, step: int) -> Path:
     """Where a run of that directory keeps its checkpoint of a step."""
     return directory / f"checkpoint-{step}"
@@ -122,7 +126,7 @@ def newest_whole(run: Run) -> tuple[Path | None, list[str]]:
 
 def best_damage(run: Run, checkpoint: Path) -> str | None:
     """Why the run cannot end with its best weights if it is continued from a checkpoint, and what to do; or None."""
-    step = state(checkpoint)["best_global_step"]
+    step = state(checkpoint).get("best_global_step")
     loaded = yaml.safe_load(run.recipe.read_text(encoding="utf-8")).get("load_best_model_at_end")
     return unusable_best(run, at(run.directory, step)) if step and loaded else None
 

@@ -33,7 +33,7 @@ def held_out(measured: dict[str, Any]) -> list[str]:
     elif last["eval_loss"] > first["eval_loss"]:
         worse = f" after that: it became {last['eval_loss']:.4f} {_when(last)}"
     if worse is not None:
-        said.append(f"training made it worse{worse}; the weights that were kept are those of step {kept}")
+        said.append(f"training made it worse{worse}; the weights kept are those of step {kept}")
     return said
 
 

@@ -19,6 +19,7 @@ from sft_recipes.files import sealed
 from sft_recipes.models import base_model
 from sft_recipes.models.census import beside_text, config_of
 from sft_recipes.models.loading import keep_four_bit, refusals, stored_quantisation
+from sft_recipes.runs.checkpoints import DamagedBest
 from sft_recipes.runs.run import Run
 from sft_recipes.train import verify
 from sft_recipes.train.callbacks import GracefulStop, Progress, Record, StopOnNaN
@@ -31,7 +32,7 @@ def train(run: Run) -> None:
     Raises:
         InputError: What the recipe asks for cannot be had, or did not take effect.
         FloatingPointError: The loss, the gradient or a weight became NaN or infinite.
-        RuntimeError: The best checkpoint, whose weights the run would end with, is damaged.
+        DamagedBest: The best checkpoint, whose weights the run would end with, cannot be used.
     """
     facts = run.facts()
     own, prepared = facts["own"], facts["data"]
@@ -102,8 +103,8 @@ def launched(trainer: Trainer, facts: Mapping[str, Any]) -> Iterator[None]:
     note()
     try:
         yield
-    except FloatingPointError as error:
-        note(status="failed", error=str(error), diverged=True)
+    except (FloatingPointError, DamagedBest) as error:
+        note(status="failed", error=str(error), diverged=isinstance(error, FloatingPointError))
         raise
     finally:
         this |= {"to_step": trainer.state.global_step, "seconds": round(time.time() - trainer.record.began, 2)}

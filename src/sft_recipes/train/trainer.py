@@ -35,6 +35,7 @@ class Trainer(SFTTrainer):
         facts = run.facts()
         self.topology = facts["topology"]
         self.forget_best = bool(facts.get("resumed") and facts["resumed"][-1].get("forget_best"))
+        self.args.output_dir = str(run.directory)
         # Upstream deletes older checkpoints before the new one is whole.
         self.save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
 
@@ -199,7 +200,7 @@ class Trainer(SFTTrainer):
         best = Path(self.state.best_model_checkpoint)
         # Upstream warns where it is missing, and ends with the last weights.
         if problem := checkpoints.unusable_best(self.run, best):
-            raise RuntimeError(problem)
+            raise checkpoints.DamagedBest(problem)
         with self._adapter_dtypes_kept(self.model):
             super()._load_best_model()
         self.kept_step = checkpoints.step_of(best)
