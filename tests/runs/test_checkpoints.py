@@ -23,6 +23,7 @@ SHARDS = [f"global_step5/zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for ran
 # What each topology leaves in a checkpoint, as far as a run cannot be continued without it.
 LEFT = [
     (SINGLE, FILES),
+    (SINGLE | {"fp16": True}, [*FILES, "scaler.pt"]),
     (SINGLE | {"backend": "ddp", "processes": 2}, [*FILES[:3], *RANKS]),
     (ZERO2, ["latest", "global_step5/mp_rank_00_model_states.pt", *SHARDS, *RANKS]),
     (

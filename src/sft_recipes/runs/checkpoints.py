@@ -36,6 +36,12 @@ def state(checkpoint: Path) -> dict[str, Any]:
     return json.loads((checkpoint / _STATE).read_text(encoding="utf-8"))
 
 
+def place(run: Run) -> dict[str, Any]:
+    """Where and in what precision a run trains, which decides what its checkpoints hold."""
+    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+    return {**run.facts()["topology"], "fp16": bool(recipe.get("fp16"))}
+
+
 def needed(topology: Mapping[str, Any], step: int) -> Iterator[str]:
     """The files without which no run on that topology can be continued exactly, as patterns of their names.
 
@@ -53,6 +59,8 @@ def needed(topology: Mapping[str, Any], step: int) -> Iterator[str]:
             yield rf"global_step{step}/{part}mp_rank_00_model_states\.pt"
         return
     yield r"scheduler\.pt"
+    if topology.get("fp16"):
+        yield r"scaler\.pt"
     if backend == "fsdp":
         yield r"pytorch_model_fsdp\.bin|pytorch_model_fsdp_0/\.metadata"
         yield r"optimizer\.bin|optimizer_0/\.metadata"
@@ -115,7 +123,7 @@ def damage(checkpoint: Path, topology: Mapping[str, Any]) -> str | None:
 def newest_whole(run: Run) -> tuple[Path | None, list[str]]:
     """The newest checkpoint of a run that is whole, and one sentence about each newer one that is not."""
     skipped: list[str] = []
-    topology = run.facts()["topology"]
+    topology = place(run)
     for path in sorted(_all(run.directory), key=step_of, reverse=True):
         reason = damage(path, topology)
         if reason is None:
@@ -133,7 +141,7 @@ def best_damage(run: Run, checkpoint: Path) -> str | None:
 
 def unusable_best(run: Run, best: Path) -> str | None:
     """Why the best checkpoint of a run cannot be used, and what to do; None where it is whole."""
-    reason = damage(best, run.facts()["topology"])
+    reason = damage(best, place(run))
     return reason and (
         f"{best} holds the best weights so far, those that the run would end with, and it cannot be used: {reason}. "
         f"Put it back from a backup and write make resume NAME={run.name}, or have the best sought from the newest "

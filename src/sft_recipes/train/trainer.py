@@ -33,7 +33,7 @@ class Trainer(SFTTrainer):
         """Say whose checkpoints these are, before training."""
         self.run, self.record, self.stop = run, record, stop
         facts = run.facts()
-        self.topology = facts["topology"]
+        self.topology = checkpoints.place(run)
         self.forget_best = bool(facts.get("resumed") and facts["resumed"][-1].get("forget_best"))
         self.args.output_dir = str(run.directory)
         # Upstream deletes older checkpoints before the new one is whole.
