@@ -43,7 +43,7 @@ rehearse: ## run RECIPE for a few steps with a tiny model on CPU processes, to s
 audit: ## check another tool's SFT configuration FILE, and translate it into the recipe OUT
 train: ## fine-tune RECIPE into runs/NAME (MODEL=, DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1, SEEDS="42 43")
 sweep: ## RECIPE with every value of OVER="learning_rate=1e-4,2e-4 lora_r=16,32", compared (TRIALS=20 by Optuna, JOBS=, OUT=)
-resume: ## continue the interrupted run NAME from its newest whole checkpoint
+resume: ## continue the interrupted run NAME from its newest whole checkpoint (FORGET_BEST=1 where its best is lost)
 reproduce: ## train the finished RUN again from its directory alone, and say what differs (NAME=)
 evaluate: ## RUN on rows it has not seen, with intervals and a verdict (SPLIT=validation, BASE=1, DATA=, SET=)
 report: ## write RUN's report.html anew

@@ -201,6 +201,8 @@ def test_targets_that_are_made_together_share_their_variables(checkout: Path) ->
 def test_a_switch_that_is_turned_off_is_off() -> None:
     variables = {"RECIPE": "tiny", "TRACE": "0", "FETCH": "1", "GIVEN": "RECIPE TRACE FETCH"}
     assert cli.from_make("plan", variables) == ["plan", "--fetch", "--", "tiny"]
+    variables = {"GIVEN": "NAME FORGET_BEST", "NAME": "x", "FORGET_BEST": "1"}
+    assert cli.from_make("resume", variables) == ["resume", "--forget-best", "--", "x"]
 
 
 def test_default_without_gpus_says_what_is_missing_and_three_ways_on(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from sft_recipes.errors import EvaluationFailed, InputError, Interrupted, TrainingFailed
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.runs import outcome
 from sft_recipes.terminal import count, visible
 
 if TYPE_CHECKING:
@@ -141,8 +142,8 @@ class RunResult:
         measured = facts.get("measured") or {}
         if measured:
             yield "trained", count(measured["step"], "step")
-        for entry in measured.get("eval_loss", [])[-1:]:
-            yield "held out", f"loss {entry['eval_loss']:.4f} at step {entry['step']}"
+            for sentence in outcome.held_out(measured):
+                yield "held out", sentence
         if metrics := self.metrics:
             yield "verdict", metrics["verdict"]["text"]
         if self._run.report.is_file():

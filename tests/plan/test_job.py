@@ -33,7 +33,6 @@ REFUSED = [
     ("cpu", "load_best_model_at_end=false early_stopping_patience=2"),
     ("cpu", "eval_strategy=steps save_strategy=epoch"),
     ("cpu", f"{ALIKE} eval_steps=5 save_steps=7"),
-    ("cpu", "save_total_limit=1"),
     ("cpu", "task=generation labels=[a,b]"),
     ("ddp", "bf16=false"),
     ("fsdp2", ""),

@@ -520,7 +520,7 @@ def test_generation_is_compared_by_its_primary_metric() -> None:
     assert facts["metrics"][:3] == ["rougeL", "exact_match", "chrf"]
 
 
-def test_a_resumed_run_has_no_training_time() -> None:
+def test_a_resumed_run_of_which_only_the_last_launch_was_measured_has_no_training_time() -> None:
     gold = golds()
     make_run("a", predicted(gold, 0.8, 1))
     make_run("b", predicted(gold, 0.8, 2), resumed=[{"at": "", "step": 50}])
@@ -529,6 +529,9 @@ def test_a_resumed_run_has_no_training_time() -> None:
     assert (a["hardware"], a["trainable_parameters"]) == ("CPU, 2 cores", 139264)
     text = dict(tables.render(compare.compare(["a", "b"])))["cost"]
     assert "not known (resumed)" in text
+    # Since launches are listed, the figures are those of all of them.
+    make_run("c", predicted(gold, 0.8, 3), resumed=[{"step": 50}], launches=[{"from_step": 0}, {"from_step": 50}])
+    assert compare.compare(["a", "c"])["runs"][1]["cost"]["training_seconds"] == 30.12
 
 
 HOSTILE = "a|b\n`c` <script>alert(1)</script> \x1b[31m [x](y) \\"

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -586,6 +587,22 @@ def test_a_failed_run_says_so_first(run: Run, look: Callable[..., Any]) -> None:
     said = words(look(report.write(run)))
     assert "The run is failed: RuntimeError: <disk> full" in said
     assert "No step was logged." in said and "The run ended before this was seen." in said
+
+
+def test_a_resumed_run_lists_its_launches_and_names_the_loss_of_what_it_kept(run: Run) -> None:
+    facts = run.facts()
+    measured = facts["measured"] | {"kept_step": 4}
+    measured["eval_loss"] = [{"step": step, "eval_loss": loss} for step, loss in ((0, 1.2), (4, 2.5), (8, 3.0))]
+    resumed = [{"at": facts["started"], "step": 4, "skipped": []}]
+    launches = [{"from_step": 0, "to_step": 6, "seconds": None}, {"from_step": 4, "to_step": 8, "seconds": 12.0}]
+    run.write(facts | {"measured": measured, "resumed": resumed, "launches": launches})
+    said = re.sub(r"<[^>]*>", " ", report.write(run).read_text(encoding="utf-8"))
+    assert "loss 1.2000 before training -&gt; 2.5000 at step 4; training made it worse" in said
+    assert "from step 0 to 6, where it was killed" in said and "from step 4 to 8 in 12 s" in said
+    assert "last launch" not in said
+    # Of before launches were listed.
+    run.write(facts | {"resumed": resumed})
+    assert "speed and memory are those of the last launch" in report.write(run).read_text(encoding="utf-8")
 
 
 def test_a_line_that_a_crash_cut_off_is_no_obstacle(run: Run) -> None:

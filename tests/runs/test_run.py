@@ -1,10 +1,7 @@
-"""The run directory: names, whole files, the lock, and which checkpoint can be trusted."""
+"""The run directory: names, whole files and the lock."""
 
-import json
-import re
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ from finished import BARE, bare
 
 from sft_recipes.errors import InputError
 from sft_recipes.files import write_whole
-from sft_recipes.runs.run import MANIFEST, Run, damage, newest_whole, seal
+from sft_recipes.runs.run import Run
 
 BAD_NAMES = ["../up", "/tmp/x", "a/b", ".hidden", "", "x; touch pwned", "-rf", "a b", "a\n", "ü", "a" * 300]  # noqa: S108
 
@@ -107,142 +104,3 @@ def test_a_run_is_locked_until_the_process_that_trains_it_ends_even_by_a_kill(tm
         pass
     with run.locked():
         pass
-
-
-# Checkpoints
-
-
-FILES = {
-    "adapter_model.safetensors": bytes(range(256)) * 64,
-    "global_step5/optimizer.pt": b"optimizer" * 500,
-    "trainer_state.json": b'{"global_step": 5}',
-}
-
-
-def checkpoint(directory: Path, step: int | str = 5) -> Path:
-    path = directory / f"checkpoint-{step}"
-    for name, content in FILES.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(content)
-    seal(path)
-    return path
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def zero(path: Path) -> None:
-    path.write_bytes(b"")
-
-
-def zero_fill(path: Path) -> None:
-    path.write_bytes(bytes(path.stat().st_size))
-
-
-def flip(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 64] = bytes(255 - byte for byte in content[middle : middle + 64])
-    path.write_bytes(content)
-
-
-def append(path: Path) -> None:
-    path.write_bytes(path.read_bytes() + b"\0")
-
-
-def replace_by_directory(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def test_a_sealed_checkpoint_is_whole_and_the_manifest_names_every_file(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path)
-    assert damage(path) is None
-    assert json.loads((path / MANIFEST).read_text())["files"].keys() == FILES.keys()
-    assert {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()} == {*FILES, MANIFEST}
-
-
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize(
-    ("harm", "reason"),
-    [
-        (truncate, r"has \d+ bytes instead of \d+"),
-        (zero, r"has 0 bytes instead of \d+"),
-        (append, r"has \d+ bytes instead of \d+"),
-        (zero_fill, "does not match its checksum"),
-        (flip, "does not match its checksum"),
-        (Path.unlink, "is missing"),
-        (replace_by_directory, "is missing"),
-    ],
-)
-def test_every_damage_to_every_file_is_found(
-    name: str, harm: Callable[[Path], None], reason: str, tmp_path: Path
-) -> None:
-    path = checkpoint(tmp_path)
-    harm(path / name)
-    assert re.fullmatch(f"{re.escape(name)} {reason}", damage(path) or "")
-
-
-@pytest.mark.parametrize("harm", [truncate, zero, zero_fill, flip, replace_by_directory])
-def test_a_damaged_manifest_is_no_manifest(harm: Callable[[Path], None], tmp_path: Path) -> None:
-    path = checkpoint(tmp_path)
-    harm(path / MANIFEST)
-    if harm is truncate:
-        truncate(path / MANIFEST)  # the first byte was only the newline
-    assert damage(path) == "its manifest cannot be read"
-
-
-@pytest.mark.parametrize(
-    "manifest",
-    ["[]", "null", "3", "{}", '{"files": []}', '{"files": {"trainer_state.json": {}}}', '{"files": {"a": 1}}'],
-)
-def test_a_manifest_of_another_shape_is_no_manifest(manifest: str, tmp_path: Path) -> None:
-    path = checkpoint(tmp_path)
-    (path / MANIFEST).write_text(manifest)
-    assert damage(path) is not None
-
-
-def test_a_checkpoint_without_manifest_was_never_finished(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path)
-    (path / MANIFEST).unlink()
-    assert damage(path) == "it was never finished (no manifest)"
-
-
-def test_a_foreign_file_does_no_harm(tmp_path: Path) -> None:
-    path = checkpoint(tmp_path)
-    (path / "notes.txt").write_text("mine")
-    assert damage(path) is None
-
-
-def test_the_newest_checkpoint_is_the_one_with_the_largest_number(tmp_path: Path) -> None:
-    for step in (9, 10, 2):
-        checkpoint(tmp_path, step)
-    checkpoint(tmp_path, "abc")
-    checkpoint(tmp_path, "11-copy")
-    (tmp_path / "checkpoint-99x").mkdir()
-    assert newest_whole(tmp_path) == (tmp_path / "checkpoint-10", [])
-
-
-def test_each_newer_checkpoint_that_is_damaged_is_named_with_its_reason(tmp_path: Path) -> None:
-    for step in (5, 10, 15, 20):
-        checkpoint(tmp_path, step)
-    truncate(tmp_path / "checkpoint-5" / "trainer_state.json")
-    (tmp_path / "checkpoint-15" / MANIFEST).unlink()
-    flip(tmp_path / "checkpoint-20" / "adapter_model.safetensors")
-    found, skipped = newest_whole(tmp_path)
-    assert found == tmp_path / "checkpoint-10"
-    assert skipped == [
-        "checkpoint-20 is skipped: adapter_model.safetensors does not match its checksum",
-        "checkpoint-15 is skipped: it was never finished (no manifest)",
-    ]
-
-
-def test_no_whole_checkpoint_is_none(tmp_path: Path) -> None:
-    assert newest_whole(tmp_path) == (None, [])
-    assert newest_whole(tmp_path / "absent") == (None, [])
-    (tmp_path / "checkpoint-3").mkdir()
-    (tmp_path / "checkpoint-4").write_text("a file")
-    found, skipped = newest_whole(tmp_path)
-    assert found is None
-    assert [sentence.split()[0] for sentence in skipped] == ["checkpoint-4", "checkpoint-3"]

@@ -20,7 +20,8 @@ from sft_recipes.errors import InputError
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
 from sft_recipes.runs import lock
-from sft_recipes.runs.run import Run, damage, newest_whole
+from sft_recipes.runs.checkpoints import damage, newest_whole
+from sft_recipes.runs.run import Run
 from sft_recipes.train import process, verify
 from sft_recipes.train import train as worker
 from sft_recipes.train.callbacks import Record
@@ -63,9 +64,8 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def resumed(run: Run) -> Run:
-    """The run, told to continue as `launch.continue_run` tells it."""
-    checkpoint, _ = newest_whole(run.directory)
-    run.update(status="running", resume_from=str(checkpoint) if checkpoint else None)
+    """The run, put back to its newest whole checkpoint."""
+    launch.rewind(run)
     return run
 
 
@@ -92,7 +92,7 @@ def test_the_run_directory_holds_what_it_promises(train_here: Train) -> None:
     run = train_here(name="files", logging_steps=2)
     present = {path.name for path in run.directory.iterdir()}
     assert {"recipe.yaml", "run.json", "log.jsonl", "adapter", "checkpoint-8"} <= present
-    assert damage(run.directory / "checkpoint-8") is None
+    assert damage(run.directory / "checkpoint-8", run.facts()["topology"]) is None
     assert not (run.adapter / "training_args.bin").exists()
     log = [json.loads(line) for line in run.log.read_text().splitlines()]
     assert [entry["step"] for entry in log if "loss" in entry] == [2, 4, 6, 8]
@@ -136,7 +136,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
         run = train_here(name="parts", **settings)
     assert run.facts()["status"] == "interrupted"
     assert not run.adapter.exists()
-    assert newest_whole(run.directory)[0] == run.directory / f"checkpoint-{stop_at}"
+    assert newest_whole(run)[0] == run.directory / f"checkpoint-{stop_at}"
     train_here(run=resumed(run))
     assert run.facts()["status"] == "finished"
     assert equal(adapter_of(run), adapter_of(whole))
@@ -182,7 +182,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
         run = train_here(name="parts", **settings)
     optimizer = run.directory / "checkpoint-5" / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:-100])
-    checkpoint, skipped = newest_whole(run.directory)
+    checkpoint, skipped = newest_whole(run)
     assert checkpoint == run.directory / "checkpoint-4"
     assert len(skipped) == 1 and "checkpoint-5 is skipped: optimizer.pt has" in skipped[0]
     train_here(run=resumed(run))

@@ -19,7 +19,8 @@ from sft_recipes.errors import InputError
 from sft_recipes.launch import rehearse
 from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes
-from sft_recipes.runs.run import MANIFEST, Run
+from sft_recipes.runs.facts import MANIFEST
+from sft_recipes.runs.run import Run
 
 # Of the demo: what trains on one GPU as it does on a CPU, and in bfloat16 where a backend computes in it.
 BFLOAT16 = "dtype=bfloat16 bf16=true"

@@ -101,7 +101,9 @@ def _variables(command: str) -> dict[str, Any]:
     """The parameters of a command by the variables that make has for them."""
     found = program(False).commands.get(command)
     return {
-        (each.name if each.param_type_name == "argument" else each.opts[-1].lstrip("-")).upper(): each
+        (
+            each.name if each.param_type_name == "argument" else each.opts[-1].lstrip("-").replace("-", "_")
+        ).upper(): each
         for each in (found.params if found else ())
     }
 

@@ -168,11 +168,14 @@ def train(
 
 
 @command(TRAIN)
-def resume(name: Annotated[str, argument("NAME", "the run's name", known_runs, opened)]) -> Result:
+def resume(
+    name: Annotated[str, argument("NAME", "the run's name", known_runs, opened)],
+    forget_best: Annotated[bool, flag("forget-best", "seek the best anew, where its checkpoint is lost")] = False,
+) -> Result:
     """Continue an interrupted run from its newest whole checkpoint."""
     from sft_recipes.launch import launch
 
-    code, run = launch.resume(name)
+    code, run = launch.resume(name, forget_best=forget_best)
     return Result(run.facts(), code=code)
 
 

@@ -4,7 +4,6 @@ This process never imports torch, so that whatever is wrong with the input is sa
 """
 
 import dataclasses
-import json
 import os
 import shutil
 import sys
@@ -16,8 +15,8 @@ from sft_recipes.data import preparation
 from sft_recipes.demo import demo_base
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import evaluate
-from sft_recipes.files import write_whole
 from sft_recipes.launch.processes import Processes
+from sft_recipes.launch.rewind import rewind
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan
 from sft_recipes.plan.job import Job, Where
@@ -25,8 +24,8 @@ from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Topology
-from sft_recipes.runs import identity, provenance
-from sft_recipes.runs.run import Run, newest_whole
+from sft_recipes.runs import checkpoints, identity, outcome, provenance
+from sft_recipes.runs.run import Run
 from sft_recipes.terminal import count, duration, outliving, say
 
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 3
@@ -140,8 +139,12 @@ def surroundings(gpus: list[topology.Gpu]) -> dict[str, Any]:
 
 
 @outliving()
-def resume(name: str | Path) -> tuple[int, Run]:
+def resume(name: str | Path, *, forget_best: bool = False) -> tuple[int, Run]:
     """Continue a run from its newest whole checkpoint, exactly as it was started.
+
+    Args:
+        name: The run's, or its directory's path.
+        forget_best: Have the best checkpoint sought from there on, where the one so far is damaged.
 
     Raises:
         InputError: There is no such run, it is finished, it is not as it was, or its processes cannot be had any more.
@@ -149,7 +152,7 @@ def resume(name: str | Path) -> tuple[int, Run]:
     run = open_for_resume(name)
     identity.check(run, training=True)
     say("topology", runnable(run).describe())
-    return finish(run, continue_run(run)), run
+    return finish(run, continue_run(run, forget_best=forget_best)), run
 
 
 def runnable(run: Run) -> Topology:
@@ -183,38 +186,10 @@ def open_for_resume(name: str | Path) -> Run:
     return run
 
 
-def continue_run(run: Run) -> int:
+def continue_run(run: Run, *, forget_best: bool = False) -> int:
     """Launch an existing run again from its newest whole checkpoint."""
     with run.locked():
-        facts = run.facts()
-        if facts["status"] == "finished":
-            raise InputError(f"{run.directory} is finished; start a new run under another NAME=")
-        checkpoint, skipped = newest_whole(run.directory)
-        for sentence in skipped:
-            say("resume", sentence)
-        step = int(checkpoint.name.rpartition("-")[2]) if checkpoint else 0
-        say(
-            "resume",
-            f"{run.directory} continues from {checkpoint.name}"
-            if checkpoint
-            else "no whole checkpoint yet: from step 0",
-        )
-        if changed := provenance.changed(facts):
-            say("resume", f"exact only with the same packages; since the start: {', '.join(changed)}")
-        # What was logged after the checkpoint is done again.
-        if run.log.exists():
-            entries = [entry for entry in run.log_entries() if entry["step"] <= step]
-            write_whole(run.log, "".join(json.dumps(entry) + "\n" for entry in entries))
-        if facts["status"] == "running":
-            # Nobody holds its lock, so it was killed before it could say so.
-            run.update(status="interrupted")
-        run.update(
-            status="running",
-            resume_from=str(checkpoint) if checkpoint else None,
-            resumed=[*facts.get("resumed", []), {"at": provenance.now(), "step": step, "skipped": skipped}],
-            problems=None,
-            error=None,
-        )
+        rewind(run, forget_best=forget_best)
         return launch(run)
 
 
@@ -277,7 +252,7 @@ def launch(run: Run) -> int:
 def conclude(run: Run, facts: dict[str, Any]) -> int:
     """Say how the run ended and where its files are; the exit code says the same."""
     rehearsal, status = facts.get("rehearsal"), facts["status"]
-    checkpoint, _ = newest_whole(run.directory)
+    checkpoint, _ = checkpoints.newest_whole(run)
     if status == "interrupted" and rehearsal:
         say("stopped", "a rehearsal is not continued; start it again")
     elif status == "interrupted":
@@ -286,8 +261,11 @@ def conclude(run: Run, facts: dict[str, Any]) -> int:
     elif status != "finished":
         what = f"the rehearsal of {facts['recipe']} failed: " if rehearsal else ""
         print(f"error: {what}{facts.get('error', 'failed')}", file=sys.stderr)
-        if checkpoint and not rehearsal:
-            say("failed", f"{checkpoint.name} is whole; continue with: make resume NAME={run.name}")
+        if checkpoint and not rehearsal and not facts.get("diverged"):
+            again = f"continue with: make resume NAME={run.name}"
+            left = checkpoints.best_damage(run, checkpoint) or f"{checkpoint.name} is whole; {again}"
+            if left != facts.get("error"):
+                say("failed", left)
     elif rehearsal:
         steps, evaluations = facts["measured"]["step"], len(facts["measured"]["eval_loss"])
         done = f"{count(steps, 'step')}, {count(evaluations, 'evaluation')}, "
@@ -312,11 +290,8 @@ def say_measured(measured: dict[str, Any]) -> None:
     if measured["tokens_per_second"]:
         text += f", {measured['tokens_per_second']:,.0f} tokens/s"
     say("finished", f"{text}, peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB per process")
-    evaluations = measured["eval_loss"]
-    if len(evaluations) > 1:
-        first, best = evaluations[0], min(evaluations, key=lambda entry: entry["eval_loss"])
-        since = "before training" if first["step"] == 0 else f"at step {first['step']}"
-        say("held out", f"loss {first['eval_loss']:.4f} {since} -> {best['eval_loss']:.4f} at step {best['step']}")
+    if said := outcome.held_out(measured):
+        say("held out", "\n".join(said))
 
 
 def _trained(facts: dict[str, Any]) -> str:

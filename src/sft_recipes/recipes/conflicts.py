@@ -91,12 +91,6 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
             yield wrong("save_strategy", "load_best_model_at_end needs save_strategy equal to eval_strategy")
         elif recipe["save_strategy"] == "steps" and every != recipe["save_steps"]:
             yield wrong("save_steps", "load_best_model_at_end needs save_steps equal to eval_steps")
-    if recipe["load_best_model_at_end"] and recipe["save_total_limit"] == 1:
-        yield wrong(
-            "save_total_limit",
-            "save_total_limit: 1 leaves no whole checkpoint while the next is written",
-            "write 2",
-        )
     yield from (wrong(key, text) for key, text in task.problems(recipe.own()))
 
 

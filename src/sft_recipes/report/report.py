@@ -14,6 +14,7 @@ from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.report import charts, page, quality, tables
 from sft_recipes.report.quality import OUTCOMES
 from sft_recipes.report.table import Cell, Code, Table, pairs
+from sft_recipes.runs import outcome
 from sft_recipes.runs.facts import as_written
 from sft_recipes.runs.run import Run
 
@@ -47,7 +48,9 @@ def write(run: Run) -> Path:
             "report.html",
             title=f"{run.name}: {facts['recipe']}",
             run=run.name,
-            facts={"measured": None, "seconds": None, "ended": None, "error": None, "resumed": []} | facts,
+            held_out=outcome.held_out(facts["measured"]) if facts.get("measured") else [],
+            facts={"measured": None, "seconds": None, "ended": None, "error": None, "resumed": [], "launches": []}
+            | facts,
             metrics=metrics,
             outcome=OUTCOMES[metrics["verdict"]["outcome"]] if metrics else None,
             quality=quality.shown(metrics, predictions) if metrics else None,

@@ -59,8 +59,10 @@ class Evaluated:
         kinds = sorted({gpu.partition(",")[0] for gpu in self.facts["gpus"]})
         cpu = f"CPU, {count(self.facts['cpus'], 'core')}"
         return {
-            # Of a resumed run only the last launch was measured.
-            "training_seconds": None if self.facts.get("resumed") else measured["training_seconds"],
+            # Before launches were listed, only the last of a resumed run was measured.
+            "training_seconds": None
+            if self.facts.get("resumed") and not self.facts.get("launches")
+            else measured["training_seconds"],
             "seconds": self.facts["seconds"],
             "tokens_per_second": measured["tokens_per_second"],
             "peak_memory_bytes": measured["peak_memory_bytes"],

@@ -17,6 +17,8 @@ from sft_recipes.recipes import recipe as recipes
 
 # The version of run.json, log.jsonl and manifest.json; it grows when a reader of today would misread them.
 SCHEMA = 1
+MANIFEST = "manifest.json"
+"""Of a checkpoint, written last."""
 
 Status = Literal["running", "interrupted", "failed", "finished"]
 # What a run may become, from what it is. One that was killed is found `running` without a lock, and is `interrupted`.

@@ -1,10 +1,9 @@
-"""The run directory: what is written, by whom, and which checkpoint can be trusted."""
+"""The run directory: what is written, by whom, and whether the adapter can be trusted."""
 
 import datetime
 import errno
 import json
 import os
-import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
@@ -13,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError, did_you_mean
-from sft_recipes.files import digest_of, sealed, write_whole
+from sft_recipes.files import digest_of, write_whole
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.runs import facts as shapes
 from sft_recipes.runs import lock, provenance
-from sft_recipes.runs.facts import SCHEMA, TRANSITIONS
+from sft_recipes.runs.facts import MANIFEST, SCHEMA, TRANSITIONS
 
 RUNS = Path("runs")
-MANIFEST = "manifest.json"
 # Bytes that a run holds so that it can still say how it ended when the disk is full.
 RESERVED = 64 * 1024
 
@@ -287,30 +285,6 @@ def as_json(facts: Mapping[str, Any]) -> str:
     return json.dumps({"schema": SCHEMA, **facts}, indent=2, default=str) + "\n"
 
 
-def seal(checkpoint: Path) -> None:
-    """Write the manifest of a complete checkpoint, after everything it names is on the disk.
-
-    Upstream neither writes checkpoints atomically nor looks inside one before resuming from it; the manifest, written
-    last, is what makes a checkpoint whole.
-    """
-    files = sealed(checkpoint, besides=MANIFEST)
-    write_whole(checkpoint / MANIFEST, json.dumps({"schema": SCHEMA, "files": files}, indent=1) + "\n")
-
-
-def damage(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be trusted, or None when every file is as it was sealed."""
-    try:
-        manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        files = [(name, file["bytes"], file["sha256"]) for name, file in manifest["files"].items()]
-    except FileNotFoundError:
-        return "it was never finished (no manifest)"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return "its manifest cannot be read"
-    if not files or manifest.get("schema") != SCHEMA:
-        return "its manifest is of another version, or names no file"
-    return difference(checkpoint, files)
-
-
 def adapter_damage(run: Run) -> str | None:
     """Why the adapter of a run (or its whole model, where there is no adapter) cannot be trusted, or None.
 
@@ -338,20 +312,3 @@ def difference(directory: Path, files: list[tuple[str, int, str]]) -> str | None
             if digest_of(file).hexdigest() != sha256:
                 return f"{name} does not match its checksum"
     return None
-
-
-def newest_whole(directory: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and one sentence about each newer one that is not."""
-    skipped: list[str] = []
-    numbered = [
-        (int(match[1]), path) for path in directory.glob("checkpoint-*") if (match := _STEP.fullmatch(path.name))
-    ]
-    for _, path in sorted(numbered, reverse=True):
-        reason = damage(path)
-        if reason is None:
-            return path, skipped
-        skipped.append(f"{path.name} is skipped: {reason}")
-    return None, skipped
-
-
-_STEP = re.compile(r"checkpoint-(\d+)")

@@ -10,35 +10,55 @@ from typing import Any
 import torch
 from tqdm import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
-from sft_recipes.runs import lock
+from sft_recipes.runs import checkpoints, lock
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import duration
 
 
-class Record(TrainerCallback):
-    """Writes log.jsonl, one object a logging step, and measures tokens per second.
+class Record(TrainerCallback, ExportableState):
+    """Writes log.jsonl, one object a logging step, and measures what the run takes over all its launches.
 
-    Tokens are those of the attention mask over all processes (TRL's `num_tokens`), padding not counted; seconds are
-    those within optimizer steps, evaluation and saving not counted.
+    Tokens are those of the attention mask over all processes (TRL's `num_tokens`), padding not counted; their seconds
+    are those within optimizer steps, evaluation and saving not counted.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
         self.training_seconds = 0.0
-        self._began = 0.0
-        self._at_last_log = (0, 0.0)
+        self.seconds_before = 0.0
+        """Of the launches before this one, up to the checkpoint that it continues from."""
+        self.log_lines = 0
+        """How many lines of log.jsonl are this run's: those after them are of steps that are done again."""
+        self.peak_memory_bytes = 0
+        self.began = time.time()
+        self._began_step = 0.0
+        self.at_last_log = (0, 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """What training took until now, with loading, evaluating and saving."""
+        return self.seconds_before + time.time() - self.began
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Over all logged steps of this process, None before the first."""
-        tokens, seconds = self._at_last_log
+        """Over all logged steps of the run, None before the first."""
+        tokens, seconds = self.at_last_log
         return tokens / seconds if tokens and seconds else None
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it, in the form that upstream gives the states of callbacks."""
+        kept = ("training_seconds", "log_lines", "peak_memory_bytes", "at_last_log")
+        return {
+            "args": {},
+            "attributes": {"seconds_before": self.seconds, **{name: getattr(self, name) for name in kept}},
+        }
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._began = time.perf_counter()
+        self._began_step = time.perf_counter()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -46,7 +66,7 @@ class Record(TrainerCallback):
         if args.device.type != "cpu":
             # It is still at work on what it was given, most of all the last backward pass.
             torch.accelerator.synchronize()
-        self.training_seconds += time.perf_counter() - self._began
+        self.training_seconds += time.perf_counter() - self._began_step
 
     def on_log(
         self,
@@ -58,16 +78,17 @@ class Record(TrainerCallback):
     ) -> None:
         logs = logs if logs is not None else {}
         if "loss" in logs and "num_tokens" in logs:
-            tokens, seconds = self._at_last_log
+            tokens, seconds = self.at_last_log
             now = int(logs["num_tokens"])
             if self.training_seconds > seconds and now > tokens:
                 # Added to the logs themselves, so that trackers and the terminal show the same figure.
                 logs["tokens_per_second"] = round((now - tokens) / (self.training_seconds - seconds), 1)
-            self._at_last_log = (now, self.training_seconds)
+            self.at_last_log = (now, self.training_seconds)
         if state.is_world_process_zero:
             entry = {"step": state.global_step, "epoch": state.epoch, "time": round(time.time(), 3), **logs}
             with self.run.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+            self.log_lines += 1
 
 
 class Progress(TrainerCallback):
@@ -134,8 +155,21 @@ class Progress(TrainerCallback):
             print(text, flush=True)
 
 
+def diverged(run: Run, what: str) -> FloatingPointError:
+    """The error of a run whose numbers are none any more, with what is left of it."""
+    checkpoint, _ = checkpoints.newest_whole(run)
+    left = f"{checkpoint.name} is whole and from before that" if checkpoint else "no checkpoint is whole"
+    return FloatingPointError(
+        f"{what}: training has diverged, and would again from where it was saved; {left}. Start a new run with a "
+        "smaller learning_rate or more warmup_steps"
+    )
+
+
 class StopOnNaN(TrainerCallback):
     """Stops a run whose loss or gradient is not a number any more, on the first logging step that shows it."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
 
     def on_log(
         self,
@@ -148,10 +182,7 @@ class StopOnNaN(TrainerCallback):
         for key in ("loss", "grad_norm", "eval_loss"):
             value = (logs or {}).get(key)
             if value is not None and not math.isfinite(value):
-                raise FloatingPointError(
-                    f"{key} is {value} at step {state.global_step}: training has diverged; the checkpoints before it "
-                    "are good. Try a smaller learning_rate or more warmup_steps"
-                )
+                raise diverged(self.run, f"{key} is {value} at step {state.global_step}")
 
 
 class GracefulStop(TrainerCallback):

@@ -4,11 +4,8 @@ Called once in each process of a launch (`process.py`); everything it needs to k
 """
 
 import contextlib
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +19,11 @@ from sft_recipes.files import sealed
 from sft_recipes.models import base_model
 from sft_recipes.models.census import beside_text, config_of
 from sft_recipes.models.loading import keep_four_bit, refusals, stored_quantisation
-from sft_recipes.runs.run import Run, seal
+from sft_recipes.runs.checkpoints import DamagedBest
+from sft_recipes.runs.run import Run
 from sft_recipes.train import verify
 from sft_recipes.train.callbacks import GracefulStop, Progress, Record, StopOnNaN
+from sft_recipes.train.trainer import Trainer
 
 
 def train(run: Run, *, launched: bool = False) -> None:
@@ -37,7 +36,8 @@ def train(run: Run, *, launched: bool = False) -> None:
 
     Raises:
         InputError: What the recipe asks for cannot be had, or did not take effect.
-        FloatingPointError: The loss or the gradient became NaN or infinite.
+        FloatingPointError: The loss, the gradient or a weight became NaN or infinite.
+        DamagedBest: The best checkpoint, whose weights the run would end with, cannot be used.
     """
     facts = run.facts()
     own, prepared = facts["own"], facts["data"]
@@ -47,8 +47,9 @@ def train(run: Run, *, launched: bool = False) -> None:
     # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
     verify.model_files(recipe, conversational=prepared["conversational"])
     record, stop = Record(run), GracefulStop(run, launched=launched)
-    trainer = build(recipe, [StopOnNaN(), stop])
-    main = trainer.args.process_index == 0
+    trainer = build(recipe, [StopOnNaN(run), stop])
+    trainer.belongs_to(run, record, stop)
+    main = trainer.is_world_process_zero()
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     # Before the trackers, so that they get the tokens per second too.
@@ -70,35 +71,28 @@ def train(run: Run, *, launched: bool = False) -> None:
 
     trainer.add_callback(AtStart(check_start))
     trainer.add_callback(Progress())
-    began = time.time()
-    trainer.train(resume_from_checkpoint=facts.get("resume_from"))
-
-    measured = {
-        "step": trainer.state.global_step,
-        "training_seconds": round(time.time() - began, 2),
-        "tokens_per_second": record.tokens_per_second and round(record.tokens_per_second, 1),
-        "peak_memory_bytes": peak_memory(trainer),
-        "best_checkpoint": trainer.state.best_model_checkpoint,
-        "eval_loss": [
-            {"step": entry["step"], "eval_loss": entry["eval_loss"]}
-            for entry in trainer.state.log_history
-            if "eval_loss" in entry
-        ],
-    }
-    if stop.stopped:
-        if main:
-            run.update(status="interrupted", measured=measured)
-    else:
-        trainer.save_model(str(run.adapter))
-        trainer.accelerator.wait_for_everyone()
-        if recipe.get("use_peft"):
-            measured["adapter"] = verify.saved_adapter(trainer, run.adapter)
-        if main:
-            # A pickle of the arguments, which nothing reads and nobody should have to trust.
-            (run.adapter / "training_args.bin").unlink(missing_ok=True)
-            # The model card is written anew after each evaluation.
-            measured["saved"] = sealed(run.adapter, besides="README.md")
-            run.update(status="finished", measured=measured)
+    record.began = time.time()
+    checkpoint = facts.get("resume_from")
+    with noted(trainer, facts):
+        output = trainer.train(resume_from_checkpoint=str(run.directory / checkpoint) if checkpoint else None)
+        measured = {
+            "step": trainer.state.global_step,
+            "kept_step": trainer.kept_step,
+            "train_loss": output.training_loss,
+            "training_seconds": round(record.seconds, 2),
+            "tokens_per_second": record.tokens_per_second and round(record.tokens_per_second, 1),
+            "peak_memory_bytes": trainer.peak_memory(),
+            "best_checkpoint": trainer.state.best_model_checkpoint,
+            "eval_loss": [
+                {"step": entry["step"], "eval_loss": entry["eval_loss"]}
+                for entry in trainer.state.log_history
+                if "eval_loss" in entry
+            ],
+        }
+        if not stop.stopped:
+            measured |= save(trainer, recipe)
+    if main:
+        run.update(status="interrupted" if stop.stopped else "finished", measured=measured)
     trainer.end()
 
 
@@ -114,6 +108,43 @@ def without_inference_kernel() -> None:
     deepspeed.ops.__compatible_ops__ = {}
 
 
+@contextlib.contextmanager
+def noted(trainer: Trainer, facts: Mapping[str, Any]) -> Iterator[None]:
+    """Note in run.json what this launch does: from which step to which, and in how many seconds."""
+    step, run = int((facts.get("resume_from") or "-0").rpartition("-")[2]), trainer.run
+    this: dict[str, Any] = {"from_step": step, "to_step": None, "seconds": None}
+    launches = [*facts.get("launches", []), this]
+
+    def note(**more: Any) -> None:
+        if trainer.is_world_process_zero():
+            run.update(launches=launches, **more)
+
+    note()
+    try:
+        yield
+    except (FloatingPointError, DamagedBest) as error:
+        note(status="failed", error=str(error), diverged=isinstance(error, FloatingPointError))
+        raise
+    finally:
+        this |= {"to_step": trainer.state.global_step, "seconds": round(time.time() - trainer.record.began, 2)}
+        note()
+
+
+def save(trainer: Trainer, recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Save the trained weights, read them back, and give what is known of them."""
+    directory, facts = trainer.run.adapter, {}
+    trainer.save_model(str(directory))
+    trainer.accelerator.wait_for_everyone()
+    if recipe.get("use_peft"):
+        facts["adapter"] = verify.saved_adapter(trainer, directory)
+    if trainer.is_world_process_zero():
+        # A pickle of the arguments, which nothing reads and nobody should have to trust.
+        (directory / "training_args.bin").unlink(missing_ok=True)
+        # The model card is written anew after each evaluation.
+        facts["saved"] = sealed(directory, besides="README.md")
+    return facts
+
+
 def correct(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Set what upstream makes otherwise than asked: the adapters' dtype, and how a CPU holds 4-bit weights."""
     keep_four_bit(trainer.model)
@@ -126,7 +157,7 @@ def correct(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, An
 
 def build(
     recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = (), *, base: Any = None, tokenizer: Any = None
-) -> "Trainer":
+) -> Trainer:
     """The trainer of a resolved recipe, with its model loaded and its rows tokenised.
 
     Training, preview and benchmark all come this way, so that none can show another trainer than the one that trains.
@@ -183,34 +214,6 @@ def build(
     return trainer
 
 
-class Trainer(SFTTrainer):
-    """SFTTrainer whose adapters keep their dtype when they are loaded, and whose checkpoints are sealed when whole."""
-
-    @contextlib.contextmanager
-    def _adapter_dtypes_kept(self, model: torch.nn.Module) -> Iterator[None]:
-        # PEFT loads adapters as float32 whatever they were, so a resumed bfloat16 run would be another run.
-        before = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
-        yield
-        for name, parameter in model.named_parameters():
-            if name in before and parameter.dtype != before[name]:
-                parameter.data = parameter.data.to(before[name])
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
-        with self._adapter_dtypes_kept(model or self.model):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_best_model(self) -> None:
-        with self._adapter_dtypes_kept(self.model):
-            super()._load_best_model()
-
-    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        # Each process writes its own files; only when all are done is the checkpoint whole.
-        self.accelerator.wait_for_everyone()
-        if self.is_world_process_zero():
-            seal(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
-
-
 class AtStart(TrainerCallback):
     """Calls a function when model, optimizer and schedule are ready and no step has been taken."""
 
@@ -219,13 +222,3 @@ class AtStart(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.check()
-
-
-def peak_memory(trainer: SFTTrainer) -> int:
-    """The largest process's peak: bytes that torch allocated on its GPU, or the resident set on a CPU."""
-    if trainer.accelerator.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        # Linux gives KiB, macOS bytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return int(trainer.accelerator.gather(torch.tensor([peak], device=trainer.accelerator.device)).max())

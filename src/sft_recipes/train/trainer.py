@@ -1,0 +1,224 @@
+"""SFTTrainer whose checkpoints can be trusted, and whose resumed runs are the runs that were interrupted."""
+
+import contextlib
+import resource
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerControl
+from transformers.trainer_callback import DefaultFlowCallback, ExportableState
+from trl import SFTTrainer
+
+from sft_recipes.runs import checkpoints
+from sft_recipes.runs.run import Run
+from sft_recipes.train.callbacks import GracefulStop, Record, diverged
+
+
+class Trainer(SFTTrainer):
+    """SFTTrainer that changes no step of a run, and what upstream leaves out around the steps.
+
+    Checkpoints are known to be finite before they are written, sealed when whole, and rotated only then. A resumed
+    run has everything the interrupted one had: the sums of its losses and tokens, its callbacks, the evaluation that
+    was still to come, and whether it had ended.
+    """
+
+    kept_step: int
+    """The step whose weights the model holds at the end."""
+
+    def belongs_to(self, run: Run, record: Record, stop: GracefulStop) -> None:
+        """Say whose checkpoints these are, before training."""
+        self.run, self.record, self.stop = run, record, stop
+        facts = run.facts()
+        self.topology = checkpoints.place(run)
+        self.forget_best = bool(facts.get("resumed") and facts["resumed"][-1].get("forget_best"))
+        self.args.output_dir = str(run.directory)
+        # Upstream deletes older checkpoints before the new one is whole.
+        self.save_total_limit, self.args.save_total_limit = self.args.save_total_limit, None
+
+    @contextlib.contextmanager
+    def _adapter_dtypes_kept(self, model: torch.nn.Module) -> Iterator[None]:
+        # PEFT loads adapters as float32 whatever they were, so a resumed bfloat16 run would be another run.
+        before = {name: p.dtype for name, p in model.named_parameters() if p.requires_grad}
+        yield
+        for name, parameter in model.named_parameters():
+            if name in before and parameter.dtype != before[name]:
+                parameter.data = parameter.data.to(before[name])
+
+    # Saving
+
+    def check_finite(self) -> None:
+        """Refuse to go on with weights, or a state of the optimizer, that hold a NaN or an infinity in any process.
+
+        Raises:
+            FloatingPointError: They do; in all processes together.
+        """
+        trained = (parameter for parameter in self.model.parameters() if parameter.requires_grad)
+        largest = [_largest(tensors, self.args.device) for tensors in (trained, _states(self.optimizer))]
+        found = self.accelerator.gather(torch.stack(largest).unsqueeze(0))
+        for what, finite in zip(("weights", "optimizer's state"), found.isfinite().all(dim=0).tolist(), strict=True):
+            if not finite:
+                raise diverged(self.run, f"a NaN or an infinity is in the {what} after step {self.state.global_step}")
+
+    def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        self.check_finite()
+        self.state.stateful_callbacks["Trainer"] = {"args": {}, "attributes": self._sums()}
+        self.record.peak_memory_bytes = self.peak_memory()
+        checkpoint = checkpoints.at(self.run.directory, self.state.global_step)
+        if self.is_world_process_zero():
+            # Of a launch that came further, and was continued from before it.
+            checkpoints.remove(checkpoint)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
+        # Each process writes its own files; only when all are done is the checkpoint whole.
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            checkpoints.seal(checkpoint, self.topology)
+            best = self.state.best_model_checkpoint
+            checkpoints.rotate(checkpoint, self.save_total_limit, Path(best) if best else None)
+
+    def _sums(self) -> dict[str, Any]:
+        """What is summed up since the start and since the last line of the log, which upstream starts anew."""
+        return {
+            "loss_since_log": self.accelerator.gather(self._tr_loss.reshape(1)).tolist(),
+            "loss_until_log": self._total_loss_scalar,
+            "last_logged": self._globalstep_last_logged,
+            "num_tokens": self._total_train_tokens,
+            "metrics_since_log": {name: [*values] for name, values in self._metrics["train"].items()},
+            "training": self.model.training,
+        }
+
+    def peak_memory(self) -> int:
+        """The largest process's peak in all launches: bytes that torch allocated on its GPU, or resident on a CPU."""
+        if self.accelerator.device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated()
+        else:
+            # Linux gives KiB, macOS bytes.
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        largest = self.accelerator.gather(torch.tensor([peak], device=self.accelerator.device)).max()
+        return max(int(largest), self.record.peak_memory_bytes)
+
+    # Resuming
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: torch.nn.Module | None = None) -> None:
+        with self._adapter_dtypes_kept(model or self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_callback_state(self) -> None:
+        # Upstream makes the callbacks anew and puts them behind all others; the log then lacks what they add to it.
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, ExportableState):
+                stored = self.state.stateful_callbacks[type(callback).__name__]["attributes"]
+                for name in callback.state()["attributes"]:
+                    setattr(callback, name, stored[name])
+
+    def _init_training_state(
+        self,
+        max_steps: int,
+        num_update_steps_per_epoch: int,
+        num_train_epochs: int,
+        resume_from_checkpoint: str | None,
+        trial: Any,
+    ) -> tuple[int, int]:
+        place = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        self._ended = False
+        if resume_from_checkpoint is None:
+            return place
+        self.args.eval_on_start = False
+        state = self.state
+        # By its step, since the path is that of the directory in which the run was started.
+        best = checkpoints.at(self.run.directory, state.best_global_step) if state.best_global_step else None
+        state.best_model_checkpoint = str(best) if best else None
+        if self.forget_best:
+            state.best_metric = state.best_global_step = state.best_model_checkpoint = None
+            for entry in state.log_history:
+                if entry["step"] == state.global_step and "eval_loss" in entry:
+                    self._seek_best(entry, resume_from_checkpoint)
+        control = state.stateful_callbacks["TrainerControl"]["args"]
+        self._ended = control["should_training_stop"] or state.global_step >= max_steps
+        # Upstream would train one step of an epoch that the run had left, and none of an epoch that is complete.
+        return (num_train_epochs - 1, 0) if self._ended else place
+
+    def _run_epoch(self, **epoch: Any) -> None:
+        checkpoint = epoch["resume_from_checkpoint"]
+        if checkpoint is None or epoch["epoch"] != epoch["epochs_trained"]:
+            super()._run_epoch(**epoch)
+            return
+        self._restore_sums()
+        with contextlib.ExitStack() as stack:
+            if self._owes_evaluation(epoch["num_update_steps_per_epoch"]):
+                # It draws random numbers, so what upstream restores before the next step is what is left after it.
+                self._load_rng_state(checkpoint)
+                self._seek_best(self._evaluate(epoch["trial"], epoch["ignore_keys_for_eval"]), checkpoint)
+                after = stack.enter_context(tempfile.TemporaryDirectory())
+                self._save_rng_state(after)
+                epoch["resume_from_checkpoint"] = after
+            if self._ended or self.control.should_training_stop:
+                self.control.should_training_stop = True
+            else:
+                super()._run_epoch(**epoch)
+
+    def _restore_sums(self) -> None:
+        sums = self.state.stateful_callbacks["Trainer"]["attributes"]
+        self._tr_loss += sums["loss_since_log"][self.args.process_index]
+        self._total_loss_scalar = sums["loss_until_log"]
+        self._globalstep_last_logged = sums["last_logged"]
+        self._total_train_tokens = sums["num_tokens"]
+        self._metrics["train"].update(sums["metrics_since_log"])
+        self._initial_global_step = 0
+        self.model.train(sums["training"])
+
+    def _owes_evaluation(self, steps_per_epoch: int) -> bool:
+        """Whether the step of the checkpoint is one that is evaluated, and was saved before it was."""
+        state, due, flow = self.state, TrainerControl(), DefaultFlowCallback()
+        flow.on_step_end(self.args, state, due)
+        if self._ended or state.global_step % steps_per_epoch == 0:
+            flow.on_epoch_end(self.args, state, due)
+        done = any(entry["step"] == state.global_step and "eval_loss" in entry for entry in state.log_history)
+        return due.should_evaluate and not done
+
+    def _seek_best(self, metrics: dict[str, Any], checkpoint: str) -> None:
+        if self._determine_best_metric(metrics, None):
+            self.state.best_model_checkpoint = checkpoint
+
+    # Ending
+
+    def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        self.check_finite()
+        self.kept_step = self.state.global_step
+        return super()._finalize_training(trial, num_train_samples, start_time - self.record.seconds_before)
+
+    def _load_best_model(self) -> None:
+        if self.stop.stopped:
+            # Nothing is made of the weights in memory; what was saved is what goes on.
+            return
+        best = Path(self.state.best_model_checkpoint)
+        # Upstream warns where it is missing, and ends with the last weights.
+        if problem := checkpoints.unusable_best(self.run, best):
+            raise checkpoints.DamagedBest(problem)
+        with self._adapter_dtypes_kept(self.model):
+            super()._load_best_model()
+        self.kept_step = checkpoints.step_of(best)
+
+
+def _states(optimizer: Any) -> Iterator[torch.Tensor]:
+    """The tensors of an optimizer's state, and those it updates: float32 copies, where an engine keeps such."""
+    for parameter, state in optimizer.state.items():
+        yield parameter
+        yield from (value for value in state.values() if isinstance(value, torch.Tensor))
+
+
+def _largest(tensors: Any, device: torch.device) -> torch.Tensor:
+    """The largest magnitude in what this process holds of the tensors; NaN where one is, and nothing is copied."""
+    norms = [torch.zeros((), device=device)]
+    for tensor in tensors:
+        held = getattr(tensor, "ds_tensor", tensor).detach()
+        held = held.to_local() if hasattr(held, "to_local") else held
+        if held.is_floating_point() and held.numel():
+            norms.append(torch.linalg.vector_norm(held, float("inf")).to(device, torch.float32))
+    return torch.stack(norms).max()
