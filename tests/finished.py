@@ -40,9 +40,10 @@ def bare(name: str, runs: Path = Path("runs"), **facts: Any) -> Run:
 
 
 def restate(run: Run, **facts: Any) -> None:
-    """Set facts of run.json as no run would, past the transitions of its status."""
+    """Set facts of run.json as no run would, past the transitions of its status; None takes one away."""
     path = run.directory / "run.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **facts}))
+    changed = {**json.loads(path.read_text()), **facts}
+    path.write_text(json.dumps({key: value for key, value in changed.items() if facts.get(key, 0) is not None}))
 
 
 @pytest.fixture

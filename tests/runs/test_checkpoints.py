@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from finished import BARE, bare
 
 from sft_recipes.runs.checkpoints import MANIFEST, best_damage, damage, newest_whole, rotate, seal
 from sft_recipes.runs.run import Run
@@ -57,9 +58,7 @@ def checkpoint(directory: Path, step: int | str = 5, **state: Any) -> Path:
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    run = Run(tmp_path / "seen")
-    run.directory.mkdir()
-    run.write({"topology": SINGLE})
+    run = bare("seen", tmp_path, topology=BARE["topology"] | SINGLE)
     run.recipe.write_text("load_best_model_at_end: true\n")
     return run
 

@@ -48,7 +48,7 @@ def known(project: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     metrics |= {"primary": "macro_f1", "settings": {}, "models": {}, "baselines": {}, "verdict": {}, "measured": {}}
     made.metrics("test").write_text(json.dumps(metrics))
     made.predictions("test").write_text('{"row": 1, "leaked": false}\n')
-    made.update(status="finished", measured={"step": 2, "saved": sealed(made.adapter)})
+    made.update(status="finished", measured={"step": 2, "eval_loss": [], "saved": sealed(made.adapter)})
     return made
 
 

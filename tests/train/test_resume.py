@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
+from finished import restate
 from safetensors.torch import load_file
 from transformers import TrainerCallback
 from trl import SFTTrainer
@@ -94,7 +95,7 @@ def kill(run: Run, step: int) -> None:
     for path in run.directory.glob("checkpoint-*"):
         if checkpoints.step_of(path) > step:
             shutil.rmtree(path)
-    run.update(status="running", measured=None)
+    restate(run, status="running", measured=None)
 
 
 def back(run: Run, **how: bool) -> Run:

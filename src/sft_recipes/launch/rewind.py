@@ -53,6 +53,7 @@ def rewind(run: Run, *, forget_best: bool = False) -> None:
         problems=None,
         error=None,
         diverged=None,
+        disk_was_full=None,
     )
 
 

@@ -218,19 +218,26 @@ class Run:
             event = {"at": provenance.now(), "status": becomes, "step": self._step(facts)}
             facts = {**facts, "journal": [*facts.get("journal", before.get("journal", [])), event]}
         try:
-            if becomes == "running" and not self.reserve.exists():
+            if becomes == "running" != was and not self.reserve.exists():
                 self._hold_space()
-            if not self._written(facts):
+            full = shutil.disk_usage(self.directory).free < RESERVED
+            if full or not self._written(self._explained(facts, was)):
                 self._make_room(becomes)
-                if becomes == "failed":
-                    reason = f"no space was left on the disk of {self.directory}; make room"
-                    facts = {**facts, "error": f"{reason}: {facts['error']}" if facts.get("error") else reason}
-                write_whole(self.directory / "run.json", as_json(facts))
+                write_whole(
+                    self.directory / "run.json", as_json(self._explained({**facts, "disk_was_full": True}, was))
+                )
         except OSError as error:
             raise InputError(
                 f"{self.directory}/run.json cannot be written: {error.strerror}; it says what was so before. Make "
                 f"room or give write access, then continue with: make resume NAME={self.name}"
             ) from None
+
+    def _explained(self, facts: dict[str, Any], was: str | None) -> dict[str, Any]:
+        """The facts with the reason why a run failed, which what failed need not know."""
+        if not (facts["status"] == "failed" != was and facts.get("disk_was_full")):
+            return facts
+        reason = f"no space was left on the disk of {self.directory}; make room"
+        return {**facts, "error": f"{reason}: {facts['error']}" if facts.get("error") else reason}
 
     def _make_room(self, status: str) -> None:
         """Delete what was not written to its end (checkpoints without a manifest, what a failed run trained), and let
