@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import yaml
 
 from sft_recipes.errors import InputError, nearest
-from sft_recipes.recipes import conflicts, schema
+from sft_recipes.recipes import conflicts, schema, secrets
 
 RECIPES = Path("recipes")
 MODELS = Path("models")
@@ -99,9 +99,9 @@ class _Loader(yaml.SafeLoader):
                 return {"true": True, "false": False}[text.lower()]
             return {"int": int, "float": float, "str": str}[kind](text)
         except (ValueError, KeyError):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{node.value[:40]!a} cannot be read", node.start_mark
-            ) from None
+            # What cannot be read is not quoted: it may be a secret.
+            said = f"a value cannot be read as {kind}"
+            raise yaml.constructor.ConstructorError(None, None, said, node.start_mark) from None
 
 
 for _kind in ("bool", "int", "float", "str"):
@@ -179,7 +179,8 @@ def read(path: Path) -> dict[str, Value]:
         try:
             values[key] = Value(loader.construct_object(value_node, deep=True), where)
         except yaml.YAMLError as error:
-            problems.append(f"{where}: {key}: {getattr(error, 'problem', error)}; write a plain value")
+            said = f"{key}: {getattr(error, 'problem', error)}; write a plain value"
+            problems.append(f"{where}: {secrets.masked(said)}")
     if problems:
         raise InputError(*problems)
     return values
@@ -204,19 +205,23 @@ def parse_overrides(text: Overrides) -> dict[str, Value]:
         words = [word for part in ([text] if isinstance(text, str) else text) for word in shlex.split(part)]
     except ValueError as error:
         raise InputError(f'SET: {error}; write SET="learning_rate=1e-4 lora_r=16"') from None
+    # What is wrong is quoted, unless a secret was to be set: without quotes, it is a word of its own.
+    secret = any(map(secrets.named, re.findall(r"[\w-]+", " ".join(words))))
     values: dict[str, Value] = {}
     problems = []
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            problems.append(f'SET: {word!r} is not key=value; write SET="learning_rate=1e-4 lora_r=16"')
+            shown = "what stands there" if secret else secrets.masked(repr(word))
+            problems.append(f'SET: {shown} is not key=value; write SET="learning_rate=1e-4 lora_r=16"')
             continue
         if key in values:
             problems.append(f"SET: {key} appears twice; keep one")
         try:
             values[key] = Value(yaml.load(value, Loader=_Loader), "SET")  # noqa: S506, a SafeLoader
         except (yaml.YAMLError, RecursionError):
-            problems.append(f"SET: {key}: {value!r} is not a YAML value; quote it")
+            shown = "what stands there" if secret else secrets.masked(repr(value))
+            problems.append(f"SET: {key}: {shown} is not a YAML value; quote it")
     if problems:
         raise InputError(*problems)
     return values
@@ -297,8 +302,11 @@ def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPE
         except InputError as error:
             problems += error.problems
     values = {key: item for key, item in {**values, **given}.items() if key != "extends"}
+    # What the base says is shown beside what the recipe says instead.
+    secret = (secrets.problems(extended.values) if extended else {}) | secrets.problems(values)
+    problems += secret.values()
     for key, item in values.items():
-        if found := schema.problem(key, item.value):
+        if key not in secret and (found := schema.problem(key, item.value)):
             problems.append(f"{item.origin}: {found}")
     loaded = Recipe(path.stem, values, extended)
     if not problems:
