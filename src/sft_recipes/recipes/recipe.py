@@ -135,6 +135,9 @@ def find(kind: str, name: Any, directory: Path, origin: str = "") -> Path:
         raise InputError(f"{where}invalid {kind} name {name!r}: {LETTERS}; there are {', '.join(have)}")
     path = directory / f"{name}.yaml"
     if path.is_file():
+        # What is wrong with a recipe is quoted, and a link may lead to what is nobody's recipe.
+        if path.resolve().parent != directory.resolve():
+            raise InputError(f"{where}{path} is a link that leads out of {directory}/; copy the file there")
         return path
     if not have:
         raise InputError(f"{where}no {kind}s in {directory.absolute()}; run from the project's root")
@@ -334,7 +337,7 @@ def write_new(name: str, base: str, directory: Path = RECIPES) -> Path:
     if not NAME.fullmatch(name):
         raise InputError(f"NAME: invalid recipe name {name!r}: {LETTERS}")
     path = directory / f"{name}.yaml"
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise InputError(f"{path} exists and is never overwritten; choose another NAME=")
     load(base, directory=directory)
     lines = find("recipe", base, directory).read_text(encoding="utf-8").splitlines()
