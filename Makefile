@@ -22,7 +22,7 @@ PROGRAM := $(BIN)/sft-recipes
 INSTALLED := $(VENV)/.sft-recipes
 INSTALLED_TEST := $(VENV)/.sft-recipes-test
 
-.PHONY: help install $(COMMANDS) lint types test test-fast check benchmark benchmark-scoring docs
+.PHONY: help install $(COMMANDS) lint types test test-fast check benchmark benchmark-scoring docs compat audit-dependencies sbom
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -89,6 +89,23 @@ benchmark: $(INSTALLED) ## the demo through us and through stock trl sft, side b
 
 benchmark-scoring: $(INSTALLED) ## the demo run RUN scored by likelihood and by generation, in rows a second
 	@$(BIN)/python scripts/benchmark_scoring.py "$${RUN:?name a demo run: make benchmark-scoring RUN=my_demo}"
+
+compat: ## train the demo against the lowest and the highest versions that pyproject.toml allows, in fresh environments
+	@$(PYTHON) scripts/compat.py
+
+# Of no use to whoever trains, so not installed with the rest.
+TOOLS := .cache/tools
+$(TOOLS)/bin/%:
+	@test -x $(TOOLS)/bin/python || $(PYTHON) -m venv $(TOOLS)
+	@$(TOOLS)/bin/python -m pip install --quiet --disable-pip-version-check pip-audit cyclonedx-bom
+
+audit-dependencies: $(TOOLS)/bin/pip-audit ## known vulnerabilities of the packages in constraints.txt, asked of PyPI
+	@$< --requirement constraints.txt --no-deps --disable-pip --strict
+
+sbom: $(INSTALLED) $(TOOLS)/bin/cyclonedx-py ## what is installed, with licences and what needs what, as CycloneDX in .cache/sbom.json
+	@$(TOOLS)/bin/cyclonedx-py environment $(BIN)/python --pyproject pyproject.toml --output-reproducible \
+		--output-file .cache/sbom.json
+	@echo "wrote .cache/sbom.json"
 
 docs: $(INSTALLED) ## regenerate what the pages show of recipes, wings, rules and the demo, which is trained for it
 	@$(BIN)/python scripts/update_pages.py

@@ -60,8 +60,8 @@ def quiet() -> None:
 
     Warnings about what a run computes (`UserWarning`) stay: one of them has told of gradients that were lost.
     """
-    # Deprecations that upstream's own calls of upstream raise.
-    warnings.filterwarnings("ignore", category=FutureWarning)
+    # Deprecations that upstream's own calls of upstream raise. Our tests make them errors, which come before the last.
+    warnings.filterwarnings("ignore", category=FutureWarning, append=True)
     # That a kernel for inference, which training never calls, is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # That DeepSpeed's accumulation is taken, which is the recipe's own; what a step takes is verified.

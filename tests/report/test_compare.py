@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import random
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -603,6 +604,23 @@ def test_a_board_for_each_set_of_runs_that_compare_would_take() -> None:
         "near": "not distinguishable",
         "poor": "worse",
         "elsewhere": "",
+    }
+
+
+def test_a_foreign_run_of_a_hostile_name_is_escaped_in_every_leaderboard() -> None:
+    name = "a|b\n`c` <img src=x onerror=alert(1)> \x1b[31m"
+    make_run(name, predicted(golds(), 0.8, 1), recipe={"chat_template_path": HOSTILE})
+    make_run("b", predicted(golds(), 0.8, 2))
+    facts = compare.leaderboard()
+    text = "\n".join(text for _, text in tables.render(facts))
+    page = tables.as_markdown(facts)
+    assert "\x1b" not in text + page
+    assert "<img" not in page and "&lt;img" in page
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in page.splitlines() if line.startswith("|")}) == 1
+    assert {row["kind"] for row in csv.DictReader(io.StringIO(tables.as_csv(facts), newline=""))} == {
+        "run",
+        "base",
+        "baseline",
     }
 
 

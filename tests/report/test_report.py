@@ -15,6 +15,7 @@ import pytest
 from sft_recipes.errors import InputError
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
+from sft_recipes.plan import preview
 from sft_recipes.report import charts, quality, report
 from sft_recipes.runs.run import Run
 
@@ -778,3 +779,16 @@ def test_hostile_text_in_a_comparison_is_shown_and_runs_nothing(look: Callable[.
     text = opened.evaluate("document.body.textContent")
     assert text.count("onerror=alert(2)") > 25 and text.count("{{ 7*7 }}{% raw %}") > 10
     assert fits(opened)
+
+
+def test_hostile_rows_in_a_preview_are_shown_and_run_nothing(look: Callable[..., Any], tmp_path: Path) -> None:
+    row = {"row": 7, "tokens": 9, "supervised": 3, "tokens_lost": 2, "supervised_lost": 1, "lost": False}
+    row |= {"segments": [["masked", HOSTILE], ["trained", f"</pre>{HOSTILE}"], ["lost", HOSTILE]]}
+    facts = {"recipe": HOSTILE, "model": HOSTILE, "max_length": 9, "packing": False, "of": 1, "tokens_lost": 2}
+    page = tmp_path / "preview.html"
+    page.write_text(preview.as_html({**facts, "rows": [row]}), encoding="utf-8")
+    opened = look(page)
+    assert opened.evaluate("document.querySelectorAll('script, img, [onerror]').length") == 0
+    text = opened.evaluate("document.body.textContent")
+    assert text.count("onerror=alert(2)") >= 4
+    assert "\u202e" not in text and "\x1b" not in text

@@ -1,6 +1,7 @@
 """Which command is meant, and how does what it found look in a terminal?
 
-`commands` has one function a command, `options` what their arguments mean, `app` what all of them have.
+`commands` has one function a command, `options` what their arguments mean, `app` what all of them have, and `faults`
+what is said of what nobody has foreseen.
 """
 
 from sft_recipes.cli import commands  # noqa: F401, which declares them

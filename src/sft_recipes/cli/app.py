@@ -17,6 +17,7 @@ from typer import Exit, Option, Typer, TyperException
 from typer.core import TyperGroup
 
 from sft_recipes.errors import InputError, did_you_mean
+from sft_recipes.recipes import secrets
 from sft_recipes.terminal import print_lines
 
 NAME = "sft-recipes"
@@ -39,6 +40,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             arguments = from_make(arguments[1], os.environ)
         except InputError as error:
             return _refused(error.problems)
+    as_json = "--json" in arguments
+    if what := next(filter(None, map(secrets.what_in, arguments)), None):
+        # A command line is kept in run.json, and by the shell.
+        return _refused([f"the command line holds {what}: {secrets.REMEDY}"], as_json=as_json)
     # A terminal of another encoding is shown what it can be shown.
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
@@ -47,12 +52,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = program(sys.stdout.isatty()).main(arguments or ["--help"], prog_name=NAME, standalone_mode=False)
         return code if arguments else 2
     except InputError as error:
-        return _refused(error.problems, as_json="--json" in arguments)
+        return _refused(error.problems, as_json=as_json)
     except TyperException as error:
         where = f" (see {context.command_path} --help)" if (context := getattr(error, "ctx", None)) else ""
-        return _refused([f"{' '.join(error.format_message().split())}{where}"], as_json="--json" in arguments)
+        return _refused([f"{' '.join(error.format_message().split())}{where}"], as_json=as_json)
     except BrokenPipeError:
         return _no_reader()
+    except Exception as error:
+        from sft_recipes.cli import faults
+
+        return _refused([faults.line_of(error)], as_json=as_json, code=1)
 
 
 @functools.cache
@@ -108,12 +117,13 @@ def _variables(command: str) -> dict[str, Any]:
     }
 
 
-def _refused(problems: Sequence[str], *, as_json: bool = False) -> int:
+def _refused(problems: Sequence[str], *, as_json: bool = False, code: int = 2) -> int:
+    problems = [secrets.masked(problem) for problem in problems]
     if as_json:
-        print(json.dumps({"problems": list(problems)}, indent=2))
+        print(json.dumps({"problems": problems}, indent=2))
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr)
-    return 2
+    return code
 
 
 def _no_reader() -> int:

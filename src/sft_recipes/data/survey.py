@@ -21,6 +21,7 @@ from sft_recipes.data import packing, tokens
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.data.tokens import Size, Tokenizer
 from sft_recipes.files import write_whole
+from sft_recipes.recipes import secrets
 
 # Part of every cached survey: raise it when the same rows would be counted differently.
 SURVEY_VERSION = 4
@@ -46,12 +47,6 @@ _JSON_ASKED = re.compile(r"\bjson\b")
 _NOTHING = {"", "nan", "null", "n/a", "{}", "[]", '""', "...", "-"}
 # Bounded as addresses are (RFC 5321), so that a long row is read in one pass.
 _EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,}\b")
-_KEY = re.compile(
-    r"\bsk-[\w-]{20,}|\bhf_[A-Za-z0-9]{20,}|\bAKIA[A-Z0-9]{16}\b|\bgh[pousr]_[A-Za-z0-9]{30,}"
-    r"|-----BEGIN (?:[A-Z]+ )?PRIVATE KEY"
-)
-# Of each alternative, so that most rows need no search.
-_KEY_MARKS = ("sk-", "hf_", "AKIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "PRIVATE KEY")
 # Control tokens of the common families, where no tokenizer names its own.
 _CONTROL = re.compile(r"<\|[a-z_0-9]+\|>|</?s>|\[/?INST\]|<(?:bos|eos|pad|start_of_turn|end_of_turn)>")
 # The field of a JSON answer that is likeliest to be the class, where several could be.
@@ -288,7 +283,7 @@ class _Split:
             "json_unparsed": looks_json and not parsed,
             "asked_unparsed": asks_json and not parsed,
             "emails": "@" in whole and _EMAIL.search(whole),
-            "keys": any(mark in whole for mark in _KEY_MARKS) and _KEY.search(whole),
+            "keys": secrets.shaped(whole),
             "special_tokens": self.control.search(whole),
             "unstopped": not stopped,
             "double_bos": size.double_bos,

@@ -18,7 +18,7 @@ from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.interop import importers
 from sft_recipes.interop.importers import PROCESSES, TOOLS, Translation
 from sft_recipes.recipes import recipe as recipes
-from sft_recipes.recipes import schema, topology
+from sft_recipes.recipes import schema, secrets, topology
 from sft_recipes.recipes.recipe import Value
 from sft_recipes.terminal import count, table
 
@@ -27,14 +27,6 @@ OUTCOMES = ("kept", "translated", "added", "dropped", "missing", "inexpressible"
 OPEN = ("missing", "inexpressible", "unknown")
 
 _BATCH = "gradient_accumulation_steps"
-_SECRET_KEY = re.compile(
-    r"(?:hub|auth|access|api|hf|ms|om|wandb)_?token$|^token$|api_?key|secret|password|webhook", re.IGNORECASE
-)
-# Tokens by the prefixes of their issuers, and a name and password before the host of an address.
-_SECRET_VALUE = re.compile(
-    r"\b(?:hf_[A-Za-z0-9]{16,}|gh[pos]_[A-Za-z0-9]{16,}|github_pat_\w{16,}|sk-[\w-]{16,}|AKIA[A-Z0-9]{12,}|xox[bp]-[\w-]{8,})"
-    r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
-)
 _HEADINGS = {
     "Model and quantisation": r"model_|dtype|attn_|load_in_|bnb_|use_bnb|chat_template|eos_token",
     "Data": r"train_file|validation_|data_|dataset_|max_length|packing|eval_packing|completion_only|assistant_only",
@@ -213,11 +205,9 @@ class _Result:
 
     def take(self, key: str, value: Any, file: Mapping[str, Any]) -> None:
         """One key that the file sets."""
-        if _SECRET_KEY.search(key) and value is not None:
-            return self.add(key, "dropped", schema.REFUSED["hub_token"])
-        if _holds_secret(value):
-            words = "a secret stands in its value; tokens come from the environment (HF_TOKEN), so take it out"
-            return self.add(key, "inexpressible", words)
+        if said := next(secrets.secrets_of(key, value), None):
+            outcome = "dropped" if secrets.named(key) else "inexpressible"
+            return self.add(key, outcome, f"{said}: {secrets.REMEDY}")
         if key in ("chat_template", "chat_template_jinja") and isinstance(value, str) and "{" in value:
             why = "its text is written to a .jinja file beside the recipe"
             self.apply(key, None, Translation("translated", why, {"chat_template_path": "chat_template.jinja"}))
@@ -293,11 +283,7 @@ class _Result:
 
 
 def _read(path: Path) -> dict[str, Value]:
-    try:
-        values = recipes.read(path)
-    except InputError as error:
-        # The loader quotes what it cannot read, which here may be a secret.
-        raise InputError(*(_masked(problem) for problem in error.problems)) from None
+    values = recipes.read(path)
     if "extends" in values:
         raise InputError(f"{path} is a recipe already; `sft-recipes show {path}` checks it")
     return values
@@ -401,25 +387,5 @@ def _shown(value: Any) -> str:
 
 def _plain(words: str, longest: int = 1000) -> str:
     """One printable line without secrets."""
-    line = "".join(char if char.isprintable() else " " for char in _SECRET_VALUE.sub("[secret]", words))
+    line = "".join(char if char.isprintable() else " " for char in secrets.masked(words))
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
-
-
-def _masked(problem: str) -> str:
-    named = re.match(r".*?:\d+: (?P<key>\w+)(?=: )", problem)
-    if named and _SECRET_KEY.search(named["key"]):
-        return f"{named[0]}: cannot be read"
-    return _plain(problem)
-
-
-def _holds_secret(value: Any) -> bool:
-    if isinstance(value, str):
-        return bool(_SECRET_VALUE.search(value))
-    if isinstance(value, list):
-        return any(map(_holds_secret, value))
-    if isinstance(value, dict):
-        return any(
-            (isinstance(key, str) and bool(_SECRET_KEY.search(key)) and item is not None) or _holds_secret(item)
-            for key, item in value.items()
-        )
-    return False

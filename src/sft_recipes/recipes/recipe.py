@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 import yaml
 
 from sft_recipes.errors import InputError, nearest
-from sft_recipes.recipes import conflicts, schema
+from sft_recipes.recipes import conflicts, schema, secrets
 
 RECIPES = Path("recipes")
 MODELS = Path("models")
@@ -99,9 +99,9 @@ class _Loader(yaml.SafeLoader):
                 return {"true": True, "false": False}[text.lower()]
             return {"int": int, "float": float, "str": str}[kind](text)
         except (ValueError, KeyError):
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{node.value[:40]!a} cannot be read", node.start_mark
-            ) from None
+            # What cannot be read is not quoted: it may be a secret.
+            said = f"a value cannot be read as {kind}"
+            raise yaml.constructor.ConstructorError(None, None, said, node.start_mark) from None
 
 
 for _kind in ("bool", "int", "float", "str"):
@@ -135,6 +135,9 @@ def find(kind: str, name: Any, directory: Path, origin: str = "") -> Path:
         raise InputError(f"{where}invalid {kind} name {name!r}: {LETTERS}; there are {', '.join(have)}")
     path = directory / f"{name}.yaml"
     if path.is_file():
+        # What is wrong with a recipe is quoted, and a link may lead to what is nobody's recipe.
+        if path.resolve().parent != directory.resolve():
+            raise InputError(f"{where}{path} is a link that leads out of {directory}/; copy the file there")
         return path
     if not have:
         raise InputError(f"{where}no {kind}s in {directory.absolute()}; run from the project's root")
@@ -179,7 +182,8 @@ def read(path: Path) -> dict[str, Value]:
         try:
             values[key] = Value(loader.construct_object(value_node, deep=True), where)
         except yaml.YAMLError as error:
-            problems.append(f"{where}: {key}: {getattr(error, 'problem', error)}; write a plain value")
+            said = f"{key}: {getattr(error, 'problem', error)}; write a plain value"
+            problems.append(f"{where}: {secrets.masked(said)}")
     if problems:
         raise InputError(*problems)
     return values
@@ -204,19 +208,23 @@ def parse_overrides(text: Overrides) -> dict[str, Value]:
         words = [word for part in ([text] if isinstance(text, str) else text) for word in shlex.split(part)]
     except ValueError as error:
         raise InputError(f'SET: {error}; write SET="learning_rate=1e-4 lora_r=16"') from None
+    # What is wrong is quoted, unless a secret was to be set: without quotes, it is a word of its own.
+    secret = any(map(secrets.named, re.findall(r"[\w-]+", " ".join(words))))
     values: dict[str, Value] = {}
     problems = []
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            problems.append(f'SET: {word!r} is not key=value; write SET="learning_rate=1e-4 lora_r=16"')
+            shown = "what stands there" if secret else secrets.masked(repr(word))
+            problems.append(f'SET: {shown} is not key=value; write SET="learning_rate=1e-4 lora_r=16"')
             continue
         if key in values:
             problems.append(f"SET: {key} appears twice; keep one")
         try:
             values[key] = Value(yaml.load(value, Loader=_Loader), "SET")  # noqa: S506, a SafeLoader
         except (yaml.YAMLError, RecursionError):
-            problems.append(f"SET: {key}: {value!r} is not a YAML value; quote it")
+            shown = "what stands there" if secret else secrets.masked(repr(value))
+            problems.append(f"SET: {key}: {shown} is not a YAML value; quote it")
     if problems:
         raise InputError(*problems)
     return values
@@ -297,6 +305,10 @@ def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPE
         except InputError as error:
             problems += error.problems
     values = {key: item for key, item in {**values, **given}.items() if key != "extends"}
+    if extended:
+        # What the base says is shown beside what the recipe says instead.
+        inherited = {key: item for key, item in extended.values.items() if values.get(key) != item}
+        problems += secrets.problems(inherited).values()
     problems += refused(values)
     loaded = Recipe(path.stem, values, extended)
     if not problems:
@@ -314,8 +326,11 @@ def refused(values: Mapping[str, Value], *, resolved: bool = False) -> list[str]
         values: with their origins.
         resolved: as `schema.problem` takes it.
     """
-    found = ((item.origin, schema.problem(key, item.value, resolved=resolved)) for key, item in values.items())
-    return [f"{origin}: {text}" for origin, text in found if text]
+    secret = secrets.problems(values)
+    found = {
+        key: schema.problem(key, item.value, resolved=resolved) for key, item in values.items() if key not in secret
+    }
+    return [*secret.values(), *(f"{values[key].origin}: {text}" for key, text in found.items() if text)]
 
 
 def _facts(model: Mapping[str, Value], recipe: Mapping[str, Value]) -> dict[str, Value]:
@@ -335,7 +350,7 @@ def write_new(name: str, base: str, directory: Path = RECIPES) -> Path:
     if not NAME.fullmatch(name):
         raise InputError(f"NAME: invalid recipe name {name!r}: {LETTERS}")
     path = directory / f"{name}.yaml"
-    if path.exists():
+    if path.exists() or path.is_symlink():
         raise InputError(f"{path} exists and is never overwritten; choose another NAME=")
     load(base, directory=directory)
     lines = find("recipe", base, directory).read_text(encoding="utf-8").splitlines()

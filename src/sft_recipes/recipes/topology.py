@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError
-from sft_recipes.recipes import conflicts, schema
+from sft_recipes.recipes import conflicts, schema, secrets
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.terminal import count
@@ -229,6 +229,8 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
         name, directory = Path(name).stem, Path(name).parent
     path = recipes.find("accelerate config", name, directory)
     values = recipes.read(path)
+    if secret := secrets.problems(values):
+        raise InputError(*secret.values())
     config = {key: item.value for key, item in values.items()}
     problems = []
     for key, item in values.items():
