@@ -35,6 +35,8 @@ REFUSED = [
     ("cpu", f"{ALIKE} eval_steps=5 save_steps=7"),
     ("cpu", "save_total_limit=1"),
     ("cpu", "task=generation labels=[a,b]"),
+    ("cpu", "dataloader_prefetch_factor=2 dataloader_num_workers=0"),
+    ("cpu", "tf32=true"),
     ("ddp", "bf16=false"),
     ("fsdp2", ""),
     ("zero3", "load_in_4bit=false load_in_8bit=true"),

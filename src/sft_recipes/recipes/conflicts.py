@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sft_recipes.recipes import schema, task
+from sft_recipes.recipes import arguments, places, schema, task
 from sft_recipes.terminal import count
 
 if TYPE_CHECKING:
@@ -97,7 +97,11 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
             "save_total_limit: 1 leaves no whole checkpoint while the next is written",
             "write 2",
         )
-    yield from (wrong(key, text) for key, text in task.problems(recipe.own()))
+    for key in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
+        if recipe[key] and not recipe["dataloader_num_workers"]:
+            yield wrong(key, f"{key} needs dataloader_num_workers above 0", "set both, or drop it")
+    found = (*places.problems(recipe), *arguments.problems(recipe), *task.problems(recipe.own()))
+    yield from (wrong(key, text) for key, text in found)
 
 
 def of_topology(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
@@ -106,6 +110,9 @@ def of_topology(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
     def wrong(reason: str, remedy: str) -> Conflict:
         return Conflict("unsupported-pair", "topology", reason, remedy)
 
+    for key in ("fp16", "tf32"):
+        if topology.use_cpu and recipe[key]:
+            yield wrong(f"{key}: true needs a GPU, and {topology.name} runs on the CPU", f"set {key}: false")
     zero3, deepspeed, fsdp = topology.zero_stage == 3, topology.backend == "deepspeed", topology.backend == "fsdp"
     storage = recipe["bnb_4bit_quant_storage"] or "uint8"
     precision = topology.config.get("mixed_precision", "no")
@@ -190,8 +197,7 @@ def of_machine(
     yield from missing_tools(recipe, topology, compilers=not missing)
     name = recipe["model_name_or_path"]
     path = Path(name).expanduser()
-    local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if local and path not in built and not (path / "config.json").is_file():
+    if places.is_local(name) and path not in built and not (path / "config.json").is_file():
         origin = recipe.values["model_name_or_path"].origin
         yield Conflict(
             "model-missing",
