@@ -12,6 +12,7 @@ from sft_recipes.recipes import schema
 if TYPE_CHECKING:
     from sft_recipes.recipes.recipe import Recipe
 
+WEIGHTS: frozenset[str] = frozenset(schema.DATA["of_model_init"]["weights"])
 WAYS: frozenset[str] = frozenset(schema.DATA["of_model_init"]["ways"])
 REFUSED: dict[str, str] = {key: why for why, keys in schema.DATA["of_model_init"]["refused"].items() for key in keys}
 

@@ -286,7 +286,8 @@ def of_rehearsal(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
             "ACCEL=ddp rehearses everything else of the recipe",
         )
     for key in ("fp16", "tf32"):
-        if recipe[key]:
+        # On a CPU a training is refused for it too.
+        if recipe[key] and not topology.use_cpu:
             yield wrong(f"{key}: true needs a GPU, so it cannot be rehearsed", f"SET='{key}=false' rehearses the rest")
     attention = recipe["attn_implementation"]
     if attention not in (None, "sdpa", "eager"):

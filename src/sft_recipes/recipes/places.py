@@ -47,7 +47,9 @@ def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
     """What is wrong with the names themselves, as (key, problem)."""
     for key, noun in (("model_name_or_path", "saved model"), ("dataset_name", "dataset")):
         name = recipe[key]
-        if name and not is_local(name) and not _REPOSITORY.fullmatch(name):
+        if name and name.startswith("~") and not name.startswith("~/"):
+            yield key, f"{key}: {shown(name)} is in nobody's home; write the directory in full"
+        elif name and not is_local(name) and not _REPOSITORY.fullmatch(name):
             yield key, f"{key}: {shown(name)} is no directory of a {noun}, and no Hub id such as ORG/NAME"
     name = recipe["chat_template_path"]
     if not name:
