@@ -18,7 +18,7 @@ from typer import BadParameter, Exit, Option, Typer, TyperException
 from typer.core import TyperCommand, TyperGroup
 
 from sft_recipes.errors import InputError, did_you_mean
-from sft_recipes.terminal import print_lines
+from sft_recipes.terminal import print_lines, say_error
 
 NAME = "sft-recipes"
 # What Python makes of the bytes of a command line that are not UTF-8.
@@ -113,7 +113,7 @@ def _refused(problems: Sequence[str], *, as_json: bool = False) -> int:
     if as_json:
         print(json.dumps({"problems": list(problems)}, indent=2))
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        say_error(problem)
     return 2
 
 

@@ -27,6 +27,9 @@ GROUPS = "groups.json"
 PREPARATION_VERSION = 1
 
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"}
+# Characters of a row, a million tokens of English: more than any model reads. A tokenizer takes a second and 50 MiB for
+# a quarter of a million of them, and a row that is a whole file would take all there is.
+LONGEST_ROW = 4_000_000
 # Rows between two calls of a progress function.
 PROGRESS_ROWS = 1000
 
@@ -206,6 +209,9 @@ def _write(
                 faults: list[str] = []
                 rules.recognise(source.name, row, problems)
                 line = json.dumps(rules.normalise(row, faults), ensure_ascii=False)
+                if len(line) > LONGEST_ROW:
+                    most = f"a row has at most {LONGEST_ROW:,}, which is more than a model reads"
+                    faults.append(f"the row has {len(line):,} characters; {most}, so write it as several rows")
                 target = "validation" if share and split == "train" and _chosen(line, share) else split
                 # Rows for the evaluation at the end must have it; others may.
                 group = rules.group(row, faults if target == evaluated else [])

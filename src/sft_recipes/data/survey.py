@@ -7,11 +7,10 @@ One pass over each prepared split, with a few numbers kept per row; what is coun
 import collections
 import contextlib
 import hashlib
-import itertools
 import json
 import re
 from array import array
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -28,6 +27,7 @@ CACHE = Path(".cache/surveys")
 
 # Rows that are tokenised together, and after which progress is told.
 BATCH = 1000
+BATCH_CHARACTERS = 1_000_000
 # Examples kept of each problem.
 EXAMPLES = 5
 # Classes that a classification has at most, and rows of each on average at least.
@@ -223,7 +223,7 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
     for split, facts in prepared.splits.items():
         counted = splits[split] = _Split(control)
         with (prepared.directory / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
-            while batch := [json.loads(line) for line in itertools.islice(lines, BATCH)]:
+            for batch in _batches(lines):
                 for row, size in zip(batch, tokens.sizes(measure, batch, counted.rows, facts["source"]), strict=True):
                     counted.add(row, size)
                 done += len(batch)
@@ -252,6 +252,19 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
             for split, counted in splits.items()
         },
     }
+
+
+def _batches(lines: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
+    """Rows in batches of which no tokenizer needs much memory."""
+    batch, characters = [], 0
+    for line in lines:
+        batch.append(json.loads(line))
+        characters += len(line)
+        if len(batch) == BATCH or characters > BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 class _Split:
