@@ -171,7 +171,9 @@ def _array_values(text: str, decoder: json.JSONDecoder) -> Iterator[tuple[str, A
 
 def _json_problem(error: Exception) -> str:
     if not isinstance(error, json.JSONDecodeError):
-        return f"not readable as JSON ({error}); write a plain object"
+        # Python's own words are about Python.
+        why = "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
+        return f"not readable as JSON ({why}); write a plain object"
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].strip()
     if after.startswith("'"):
         return "single quotes, as Python prints a dict, are not JSON; write double quotes, e.g. with json.dumps"

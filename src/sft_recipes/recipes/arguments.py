@@ -44,7 +44,7 @@ def _schedule(kind: str, given: Mapping[str, Any]) -> Iterator[str]:
     for key, value in given.items():
         if key not in taken:
             takes = f"it takes {', '.join(taken)}" if taken else "it takes none"
-            yield f"{kind} takes no {key}{did_you_mean(key, taken)}; {takes}"
+            yield f"{kind} takes no {key}; {takes}"
             continue
         entry = taken[key] | {"choices": extra["choices"].get(key)}
         if found := schema.fault(key, value, entry, limits.get(key, {})):
@@ -66,9 +66,9 @@ def _model(given: Mapping[str, Any]) -> Iterator[str]:
         return
     known = upstream()["quantisation"]
     if not isinstance(quantised, dict):
-        yield f"quantization_config: {schema.as_yaml(quantised)} is no mapping; write {{quant_method: mxfp4}}"
+        yield f"quantization_config: {schema.short(quantised)} is no mapping; write {{quant_method: mxfp4}}"
     elif not (quantised.get("load_in_4bit") or quantised.get("load_in_8bit")):
         method = quantised.get("quant_method")
         if method not in known:
             hint = did_you_mean(str(method), known) or f"; there are {listed(known)}"
-            yield f"quantization_config: quant_method: {schema.as_yaml(method)} is no method of transformers{hint}"
+            yield f"quantization_config: quant_method: {schema.short(method)} is no method of transformers{hint}"

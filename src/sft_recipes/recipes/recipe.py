@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from sft_recipes.errors import InputError, nearest
+from sft_recipes.errors import InputError, nearest, shown
 from sft_recipes.files import open_regular
 from sft_recipes.recipes import conflicts, schema
 
@@ -185,6 +185,9 @@ def read(path: Path) -> dict[str, Value]:
             problems.append(f"{where}: a key is a word, not a list or a mapping")
             continue
         key = key_node.value
+        if len(key) > schema.LONGEST_KEY:
+            problems.append(f"{where}: {schema.problem(key, None)}")
+            continue
         if key in values:
             problems.append(f"{where}: {key} appears twice, first at {values[key].origin}; keep one")
             continue
@@ -221,14 +224,17 @@ def parse_overrides(text: Overrides) -> dict[str, Value]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            problems.append(f'SET: {word!r} is not key=value; write SET="learning_rate=1e-4 lora_r=16"')
+            problems.append(f'SET: {shown(word)} is not key=value; write SET="learning_rate=1e-4 lora_r=16"')
+            continue
+        if len(key) > schema.LONGEST_KEY:
+            problems.append(f"SET: {schema.problem(key, None)}")
             continue
         if key in values:
             problems.append(f"SET: {key} appears twice; keep one")
         try:
             values[key] = Value(yaml.load(value, Loader=_Loader), "SET")  # noqa: S506, a SafeLoader
         except (yaml.YAMLError, RecursionError):
-            problems.append(f"SET: {key}: {value!r} is not a YAML value; quote it")
+            problems.append(f"SET: {key}: {shown(value)} is not a YAML value; quote it")
     if problems:
         raise InputError(*problems)
     return values

@@ -33,6 +33,7 @@ TEXTS: dict[str, dict[str, Any]] = {key: limits for limits in DATA["texts"] for 
 LARGEST_NUMBER = 2**31 - 1
 _AT_MOST = f"at most {LARGEST_NUMBER}"
 DEEPEST = 8
+LONGEST_KEY = 100
 # Halves of characters, and control characters but tab and line end.
 _STRANGE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
@@ -91,18 +92,20 @@ def known() -> dict[str, dict[str, Any]]:
 
 def problem(key: str, value: Any) -> str | None:
     """What is wrong with `key: value`, with what to write instead; None if nothing is."""
+    if len(key) > LONGEST_KEY:
+        return f"{key:.40}...: no such key; none has more than {LONGEST_KEY} characters"
     if found := _unfit(value):
-        return f"{key!s:.100}: {found}"
+        return f"{key}: {found}"
     if key in RENAMED:
-        instead = string.Template(RENAMED[key]).safe_substitute(value=_short(value))
+        instead = string.Template(RENAMED[key]).safe_substitute(value=short(value))
         return f"{key} is not a key of TRL {_trl_version()}: {instead}"
     if key in REFUSED:
         return f"{key} does not belong in a recipe: {REFUSED[key]}"
     entry = known().get(key)
     if entry is None:
         if isinstance(value, dict):
-            return f"{key}: no such key; a recipe is flat, so move {', '.join(map(str, value))} to the top level"
-        return f"{key!s:.100}: no such key{did_you_mean(str(key), known()) or '; `sft-recipes keys` lists them'}"
+            return f"{key}: no such key; a recipe is flat, so move {', '.join(value):.200} to the top level"
+        return f"{key}: no such key{did_you_mean(key, known()) or '; `sft-recipes keys` lists them'}"
     if found := fault(key, value, entry, RANGES.get(key, {})):
         return f"{key}: {found}"
     if isinstance(value, str) and key in TEXTS and not re.fullmatch(TEXTS[key]["pattern"], value):
@@ -117,14 +120,14 @@ def fault(key: str, value: Any, entry: Mapping[str, Any], limits: Mapping[str, A
     for item in (value if isinstance(value, list) else [value]) if entry.get("choices") else ():
         if isinstance(item, str) and item not in entry["choices"]:
             names = ", ".join(each or "an empty text" for each in entry["choices"])
-            return f"{_short(item)} is not one of {names}{did_you_mean(item, entry['choices'])}"
+            return f"{short(item)} is not one of {names}{did_you_mean(item, entry['choices'])}"
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         within = limits.get("from", -math.inf) <= value <= limits.get("to", LARGEST_NUMBER)
         within = within and limits.get("above", -math.inf) < value < limits.get("below", math.inf)
         within = within and not (limits.get("whole") and value > 1 and value != int(value))
         if not within and value != limits.get("or"):
             too_large = value > LARGEST_NUMBER and "to" not in limits
-            return f"{_short(value)} is out of range; it must be {_AT_MOST if too_large else limits['says']}"
+            return f"{short(value)} is out of range; it must be {_AT_MOST if too_large else limits['says']}"
     return None
 
 
@@ -141,7 +144,7 @@ def _unfit(value: Any) -> str | None:
             return f"{part} is out of range; it must be finite"
         if isinstance(part, dict):
             if wrong := [name for name in part if not isinstance(name, str)]:
-                return f"the name {_short(wrong[0])} in a mapping is no text; put it in quotes"
+                return f"the name {short(wrong[0])} in a mapping is no text; put it in quotes"
             parts += [(each, depth + 1) for pair in part.items() for each in pair]
         elif isinstance(part, list):
             if depth == 0 and "" in part:
@@ -150,7 +153,7 @@ def _unfit(value: Any) -> str | None:
         elif not isinstance(part, (str, int, float, bool, type(None))):
             return f"a {type(part).__name__} is no value of a recipe; write text, a number, a list or a mapping"
         elif depth and isinstance(part, int) and abs(part) > LARGEST_NUMBER:
-            return f"{_short(part)} is out of range; it must be {_AT_MOST}"
+            return f"{short(part)} is out of range; it must be {_AT_MOST}"
     return None
 
 
@@ -159,7 +162,7 @@ def _no_place(value: Any) -> str | None:
     if not isinstance(value, str):
         return None
     if value.strip() != value or not value:
-        return f"{_short(value)} is blank, or begins or ends with white space; write a name, or null for none"
+        return f"{short(value)} is blank, or begins or ends with white space; write a name, or null for none"
     if "\n" in value or "\t" in value:
         return f"{shown(value)} holds a line end or a tab; write the name alone"
     if len(value.encode()) > 4000 or any(len(part.encode()) > 255 for part in value.split("/")):
@@ -167,7 +170,8 @@ def _no_place(value: Any) -> str | None:
     return None
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as a recipe writes it, short enough for a message."""
     text = as_yaml(value) if not isinstance(value, int) or abs(value) < 10**80 else "a number of more than 80 digits"
     return text if len(text) <= 200 else f"{text[:200]}..."
 
@@ -207,12 +211,12 @@ def _mismatch(key: str, value: Any, types: list[str]) -> str:
     expected = " or ".join(_WORDS[name] for name in types if name != "null")
     hint = ""
     if isinstance(value, str) and any(name.startswith("list") for name in types):
-        hint = f"; write [{_short(', '.join(part.strip() for part in value.split(',')))}]"
-    elif isinstance(value, list) and len(value) == 1 and not isinstance(value[0], list):
-        hint = f"; write {key}: {_short(value[0])}"
+        hint = f"; write [{short(', '.join(part.strip() for part in value.split(',')))}]"
+    elif isinstance(value, list) and len(value) == 1 and any(_fits(value[0], name) for name in types):
+        hint = f"; write {key}: {short(value[0])}"
     elif isinstance(value, str) and "str" not in types and {"int", "float"} & set(types):
         hint = "; write it without quotes or units"
-    return f"expected {expected}, got {shown(value) if isinstance(value, str) else _short(value)}{hint}"
+    return f"expected {expected}, got {shown(value) if isinstance(value, str) else short(value)}{hint}"
 
 
 @functools.cache

@@ -243,14 +243,14 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
     for section, known in SECTIONS.items():
         for key, value in config.get(section, {}).items():
             if key not in known:
-                problems.append(f"{path}: {section}.{key} is not a fact of where a recipe runs; drop it")
+                problems.append(f"{path}: {section}.{key!s:.100} is not a fact of where a recipe runs; drop it")
             elif wrong := _no_choice(value, known[key]):
                 problems.append(f"{path}: {section}.{key}: {wrong}")
     kind = config.get("distributed_type")
     if kind == "MULTI_CPU":
         problems.append(f"{path}: accelerate runs MULTI_CPU as one process; write MULTI_GPU with use_cpu: true")
     elif not isinstance(kind, str) or kind not in BACKENDS:
-        problems.append(f"{path}: distributed_type: {kind} is not one of {', '.join(BACKENDS)}")
+        problems.append(f"{path}: distributed_type: {schema.short(kind)} is not one of {', '.join(BACKENDS)}")
     elif kind == "FSDP" and config.get("use_cpu"):
         problems.append(f"{path}: accelerate turns FSDP on CPU into DDP; use ddp or zero3 with use_cpu: true")
     stage = config.get("deepspeed_config", {}).get("zero_stage")
@@ -259,11 +259,11 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
     elif kind == "FSDP" and config.get("fsdp_config", {}).get("fsdp_version") != 2:
         problems.append(f"{path}: fsdp_config.fsdp_version must be 2")
     if not isinstance(config.get("use_cpu", False), bool):
-        problems.append(f"{path}: use_cpu: {config['use_cpu']} must be true or false")
+        problems.append(f"{path}: use_cpu: {schema.short(config['use_cpu'])} must be true or false")
     if config.get("mixed_precision", "no") not in ("no", "bf16", "fp16"):
         problems.append(f"{path}: mixed_precision must be 'no', bf16 or fp16")
     if config.get("num_machines", 1) != 1:
-        problems.append(f"{path}: num_machines: {config['num_machines']}; these configs are for one machine")
+        problems.append(f"{path}: num_machines: {schema.short(config['num_machines'])}; these configs are for one machine")
     if processes is not None:
         config["num_processes"] = processes
     number = config.get("num_processes")
@@ -280,7 +280,7 @@ def _no_choice(value: Any, choices: list[Any]) -> str | None:
     # True equals 1, and is no number of anything.
     if not choices or any(value == each and type(value) is type(each) for each in choices):
         return None
-    return f"{schema.as_yaml(value)} is not one of {', '.join(map(schema.as_yaml, choices))}"
+    return f"{schema.short(value)} is not one of {', '.join(map(schema.as_yaml, choices))}"
 
 
 def accumulation(recipe: Recipe, topology: Topology) -> int:
