@@ -1,5 +1,6 @@
 """Bad input of every kind, one table a kind in tests/bad_inputs, each with the exact messages and exit code 2."""
 
+import json
 import os
 import re
 import shlex
@@ -14,6 +15,13 @@ from conftest import ROOT
 from sft_recipes import cli
 
 TABLES = ROOT / "tests" / "bad_inputs"
+SCHEMAS: dict[str, Any] = {
+    "nowhere": {"$ref": "#/$defs/none"},
+    "away": {"properties": {"a": {"$ref": "http://localhost:1/schema.json"}}},
+    "file": {"items": {"$ref": "file:///etc/passwd"}},
+    "pattern": {"pattern": "("},
+    "objekt": {"type": "objekt"},
+}
 
 
 def cases() -> list[Any]:
@@ -45,6 +53,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     (place / "model").symlink_to(tiny_model)
     for split, rows in {"train": 64, "validation": 8}.items():
         write_rows(place / "data" / f"{split}.jsonl", alpaca_rows(rows, seed=rows))
+    for name, schema in SCHEMAS.items():
+        (place / f"{name}.json").write_text(json.dumps(schema), encoding="utf-8")
     (place / "not_utf8.jinja").write_bytes(b"\xff\xfe")
     for name in ("pipe.yaml", "pipe.jsonl", "pipe.jinja", "pipe.json"):
         os.mkfifo(place / name)
@@ -77,3 +87,61 @@ def test_bad_input_gets_its_message(
 
 def test_there_are_enough_of_them() -> None:
     assert len(cases()) >= 100
+
+
+# A window's title, a red text, the screen cleared, a reversed reading direction, a bell, a carriage return.
+HOSTILE = "\x1b]0;title\x07\x1b[31mred\x1b[2J\u202eabc\x07\rover"
+
+
+def hostile(place: Path) -> None:
+    """Files that are whole, with texts that would work on a terminal."""
+    rows = [{"instruction": f"{HOSTILE} {number}", "output": HOSTILE, HOSTILE: 1} for number in range(8)]
+    (place / "data" / f"{HOSTILE}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (place / "recipes" / "hostile.yaml").write_text(
+        f"extends: default\ndescription: 'right \u202e to left'\n# {HOSTILE!a}\n", encoding="utf-8"
+    )
+    (place / f"{HOSTILE}.yaml").write_text(f"{json.dumps(HOSTILE)}: 1\nlearning_rate: 1e-4\n", encoding="utf-8")
+
+
+@pytest.mark.parametrize("on_terminal", [False, True])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["list"],
+        ["models"],
+        ["show", "hostile", "--why"],
+        ["show", HOSTILE],
+        ["show", "tiny", f"--set=description={json.dumps(HOSTILE)}"],
+        ["show", "tiny", f"--set={HOSTILE}=3"],
+        ["plan", "hostile", "--accel=cpu", "--data=data/train.jsonl"],
+        ["plan", "tiny", f"--data=data/{HOSTILE}.jsonl"],
+        ["plan", "tiny", f"--accel={HOSTILE}"],
+        ["plan", "tiny", "--data=rows.jsonl"],
+        ["diff", "tiny", "hostile", "--accel=cpu", "--data=data/train.jsonl"],
+        ["why", HOSTILE],
+        ["audit", f"{HOSTILE}.yaml"],
+        ["report", HOSTILE],
+        ["compare", HOSTILE],
+        [HOSTILE],
+        ["plan", f"--{HOSTILE}"],
+    ],
+    ids=lambda arguments: " ".join(arguments).replace(HOSTILE, "HOSTILE"),
+)
+def test_nothing_that_is_printed_works_on_the_terminal(
+    arguments: list[str],
+    on_terminal: bool,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
+) -> None:
+    monkeypatch.chdir(place)
+    hostile(place)
+    (place / "rows.jsonl").write_text((place / "data" / f"{HOSTILE}.jsonl").read_text("utf-8"), encoding="utf-8")
+    if on_terminal:
+        # Colours are another test's; without them, whatever is no character of a text is somebody else's.
+        monkeypatch.setenv("NO_COLOR", "1")
+        monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    cli.main(arguments)
+    said = capsys.readouterr()
+    assert said.out or said.err
+    assert [char for char in said.out + said.err if not char.isprintable() and char != "\n"] == []

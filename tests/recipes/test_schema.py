@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from sft_recipes.recipes import schema
+from sft_recipes.recipes import arguments, schema
 
 
 def test_upstream_json_is_what_the_installed_trl_has() -> None:
@@ -21,8 +21,31 @@ def test_upstream_json_is_what_the_installed_trl_has() -> None:
     assert spec and spec.loader
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    stored = json.loads(resources.files("sft_recipes.recipes").joinpath("upstream.json").read_text(encoding="utf-8"))
-    assert stored == json.loads(json.dumps(script.snapshot())), "run python scripts/snapshot_upstream.py"
+    for name, taken in {"upstream.json": script.snapshot(), "arguments.json": script.arguments()}.items():
+        stored = json.loads(resources.files("sft_recipes.recipes").joinpath(name).read_text(encoding="utf-8"))
+        assert stored == json.loads(json.dumps(taken)), "run python scripts/snapshot_upstream.py"
+
+
+@pytest.mark.parametrize("kind", arguments.upstream()["schedules"])
+def test_what_is_accepted_of_a_schedule_upstream_takes(kind: str) -> None:
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.9)
+    extra = schema.DATA["schedules"]
+    least = {key: (extra["choices"].get(key) or [0.5])[0] for key in arguments.upstream()["schedules"][kind]}
+    for key, entry in arguments.upstream()["schedules"][kind].items():
+        if "int" in entry["types"]:
+            least[key] = 1
+        elif "bool" in entry["types"]:
+            least[key] = True
+    # Of two ways to say the same, one.
+    least.pop("min_lr_rate", None)
+    assert [*arguments.of_schedule(kind, least)] == []
+    get_scheduler(kind, optimizer, 1, 10, least)
+    if kind not in ("constant", "constant_with_warmup"):
+        with pytest.raises(TypeError):
+            get_scheduler(kind, optimizer, 1, 10, {"nonsense": 3})
 
 
 def test_renamed_keys_are_gone_from_trl_or_deprecated_in_it() -> None:

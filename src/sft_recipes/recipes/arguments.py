@@ -30,15 +30,21 @@ def upstream() -> dict[str, Any]:
 def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
     """What upstream's functions would refuse, as (key, problem)."""
     kind = recipe["lr_scheduler_type"]
-    for problem in _schedule(kind, recipe["lr_scheduler_kwargs"] or {}):
+    given = recipe["lr_scheduler_kwargs"] or {}
+    found = [*of_schedule(kind, given)]
+    for problem in found:
         yield "lr_scheduler_kwargs", f"lr_scheduler_kwargs: {problem}"
+    if not found and kind == "polynomial" and (end := given.get("lr_end", 1e-7)) >= recipe["learning_rate"]:
+        rate = schema.short(recipe["learning_rate"])
+        yield "lr_scheduler_kwargs", f"lr_scheduler_kwargs: lr_end {schema.short(end)} is not below learning_rate {rate}"
     if kind in ("reduce_lr_on_plateau", "greedy") and recipe["eval_strategy"] == "no":
         yield "lr_scheduler_type", f"lr_scheduler_type: {kind} needs evaluations, but eval_strategy is no"
     for problem in _model(recipe["model_init_kwargs"] or {}):
         yield "model_init_kwargs", f"model_init_kwargs: {problem}"
 
 
-def _schedule(kind: str, given: Mapping[str, Any]) -> Iterator[str]:
+def of_schedule(kind: str, given: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the arguments of a schedule."""
     taken, extra = upstream()["schedules"][kind], schema.DATA["schedules"]
     limits = {key: each for each in extra["ranges"] for key in each["keys"]}
     for key, value in given.items():
