@@ -25,7 +25,9 @@ bounded = settings(
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 LEGAL = {"model_name_or_path": "org/model", "train_file": "rows.jsonl"}
-TEXTS = st.text(max_size=20) | st.sampled_from(["", " ", "no", "2e-4", "a\nb", "\x1b[31m", "../x", "~x", "x" * 5000, "[", "{{"])
+TEXTS = st.text(max_size=20) | st.sampled_from(
+    ["", " ", "no", "2e-4", "a\nb", "\x1b[31m", "../x", "~x", "x" * 5000, "[", "{{"]
+)
 NUMBERS = st.integers() | st.floats() | st.sampled_from([10**20, -1, 0, 2**31, 10**400])
 PLAIN = st.none() | st.booleans() | NUMBERS | TEXTS
 VALUES = st.recursive(
@@ -84,7 +86,9 @@ def test_recipe_files_of_any_bytes(content: bytes) -> None:
     read_or_refused(recipes.load, "mine")
 
 
-WORDS = st.builds("{}={}".format, KEYS, TEXTS | VALUES.map(str)) | st.text("=[]{}'\"\\ ,:#&*!|>%@`-?\n\t" + string.digits)
+WORDS = st.builds("{}={}".format, KEYS, TEXTS | VALUES.map(str)) | st.text(
+    "=[]{}'\"\\ ,:#&*!|>%@`-?\n\t" + string.digits
+)
 
 
 @bounded
@@ -103,9 +107,13 @@ def test_accelerate_configs(values: dict[str, Any], processes: int | None) -> No
         read_or_refused(topology.resolve, recipes.load("base"), chosen)
 
 
-FIELDS = st.sampled_from("messages conversations prompt completion instruction input output system role from".split())
+FIELDS = st.sampled_from(
+    ["messages", "conversations", "prompt", "completion", "instruction", "input", "output", "system", "role", "from"]
+)
 TURNS = st.lists(
-    st.fixed_dictionaries({"role": st.sampled_from(["user", "assistant", "system", "human"]) | VALUES, "content": VALUES}),
+    st.fixed_dictionaries(
+        {"role": st.sampled_from(["user", "assistant", "system", "human"]) | VALUES, "content": VALUES}
+    ),
     max_size=4,
 )
 ROWS = st.dictionaries(FIELDS | TEXTS, VALUES | TURNS, max_size=4)

@@ -196,14 +196,16 @@ def test_a_template_that_does_not_come_to_an_end_or_fails(
 def test_a_row_that_is_a_whole_file_is_refused_before_it_is_counted(project: Path) -> None:
     rows = [*alpaca_rows(3, seed=3), {"instruction": "x", "output": "y" * LONGEST_ROW}]
     write_rows(project / "data" / "long.jsonl", rows)
-    with pytest.raises(InputError, match=r"long.jsonl:4: the row has 4,000,\d\d\d characters; a row has at most 4,000,000"):
+    with pytest.raises(
+        InputError, match=r"long.jsonl:4: the row has 4,000,\d\d\d characters; a row has at most 4,000,000"
+    ):
         surveyed(train_file="data/long.jsonl")
 
 
 def test_batches_are_small_where_rows_are_long() -> None:
     long, short = json.dumps({"prompt": "x" * 400_000}), json.dumps({"prompt": "x"})
-    assert [len(batch) for batch in survey._batches([long] * 7)] == [3, 3, 1]
-    assert [len(batch) for batch in survey._batches([short] * 2500)] == [1000, 1000, 500]
+    assert [len(batch) for batch in tokens.batches([long] * 7)] == [3, 3, 1]
+    assert [len(batch) for batch in tokens.batches([short] * 2500)] == [1000, 1000, 500]
 
 
 def test_a_survey_is_kept_until_rows_tokenizer_or_template_change(project: Path) -> None:

@@ -137,7 +137,8 @@ class _Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
-        for each in self.params:
+        parameters: list[Any] = self.params
+        for each in parameters:
             value = given.get(each.name or "")
             for text in value if isinstance(value, (list, tuple)) else [value]:
                 if isinstance(text, str) and not text.strip():

@@ -27,8 +27,8 @@ GROUPS = "groups.json"
 PREPARATION_VERSION = 1
 
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"}
-# Characters of a row, a million tokens of English: more than any model reads. A tokenizer takes a second and 50 MiB for
-# a quarter of a million of them, and a row that is a whole file would take all there is.
+# Characters of a row, a million tokens of English, which is more than models read. A tokenizer takes seconds and
+# 200 MiB for each million characters, so a row that is a whole file by mistake would take all there is.
 LONGEST_ROW = 4_000_000
 # Rows between two calls of a progress function.
 PROGRESS_ROWS = 1000

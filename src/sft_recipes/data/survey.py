@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -25,9 +25,6 @@ from sft_recipes.files import write_whole
 SURVEY_VERSION = 4
 CACHE = Path(".cache/surveys")
 
-# Rows that are tokenised together, and after which progress is told.
-BATCH = 1000
-BATCH_CHARACTERS = 1_000_000
 # Examples kept of each problem.
 EXAMPLES = 5
 # Classes that a classification has at most, and rows of each on average at least.
@@ -223,7 +220,7 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
     for split, facts in prepared.splits.items():
         counted = splits[split] = _Split(control)
         with (prepared.directory / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
-            for batch in _batches(lines):
+            for batch in tokens.batches(lines):
                 for row, size in zip(batch, tokens.sizes(measure, batch, counted.rows, facts["source"]), strict=True):
                     counted.add(row, size)
                 done += len(batch)
@@ -252,19 +249,6 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
             for split, counted in splits.items()
         },
     }
-
-
-def _batches(lines: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
-    """Rows in batches of which no tokenizer needs much memory."""
-    batch, characters = [], 0
-    for line in lines:
-        batch.append(json.loads(line))
-        characters += len(line)
-        if len(batch) == BATCH or characters > BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
 
 
 class _Split:

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ from sft_recipes.recipes.recipe import Recipe
 BYTES_PER_TOKEN = 4
 # <|im_start|>, the role, a line end; <|im_end|>, a line end: ChatML, the commonest template.
 TURN_OPENING, TURN_CLOSING = 3, 2
+# Rows that are tokenised together, and after which progress is told.
+BATCH = 1000
+BATCH_CHARACTERS = 1_000_000
 # A row takes a template milliseconds; one that loops for ever is not waited for.
 SECONDS_A_ROW = 10
 
@@ -124,6 +127,19 @@ def ways(prepared: Prepared, tokenizer: Tokenizer | None) -> tuple[Any, Measure,
         return loaded, estimate, f"{guess}: the chat template does not mark the assistant's turns", "marks"
     exact = functools.partial(_measure, loaded, template, frozenset(tokenizer.stop_ids(loaded)))
     return loaded, exact, "the tokenizer and chat template, as TRL applies them", None
+
+
+def batches(lines: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
+    """Rows in batches of which no tokenizer needs much memory."""
+    batch, characters = [], 0
+    for line in lines:
+        batch.append(json.loads(line))
+        characters += len(line)
+        if len(batch) == BATCH or characters > BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
 
 
 def sizes(measure: Measure, batch: list[dict[str, Any]], before: int, source: str) -> list[Size]:

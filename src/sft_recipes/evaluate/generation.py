@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 from jsonschema import Draft202012Validator

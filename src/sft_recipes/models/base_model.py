@@ -22,6 +22,7 @@ CACHE = Path(".cache/models")
 # What configs, tokenizers and chat templates are kept in; never weights, and never code.
 FETCHED = ("*.json", "*.jinja", "*.model", "*.txt")
 
+
 @dataclasses.dataclass(frozen=True)
 class Group:
     """Parameters of one shape: `path` is the module's, with `*` for layer numbers."""

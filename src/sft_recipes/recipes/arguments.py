@@ -36,7 +36,10 @@ def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
         yield "lr_scheduler_kwargs", f"lr_scheduler_kwargs: {problem}"
     if not found and kind == "polynomial" and (end := given.get("lr_end", 1e-7)) >= recipe["learning_rate"]:
         rate = schema.short(recipe["learning_rate"])
-        yield "lr_scheduler_kwargs", f"lr_scheduler_kwargs: lr_end {schema.short(end)} is not below learning_rate {rate}"
+        yield (
+            "lr_scheduler_kwargs",
+            f"lr_scheduler_kwargs: lr_end {schema.short(end)} is not below learning_rate {rate}",
+        )
     if kind in ("reduce_lr_on_plateau", "greedy") and recipe["eval_strategy"] == "no":
         yield "lr_scheduler_type", f"lr_scheduler_type: {kind} needs evaluations, but eval_strategy is no"
     for problem in _model(recipe["model_init_kwargs"] or {}):

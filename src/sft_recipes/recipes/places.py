@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from sft_recipes.recipes.recipe import Recipe
 
 # As huggingface_hub's `validate_repo_id` has it.
-_REPOSITORY = re.compile(r"(?!.*(?:--|\.\.))(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII)
+_REPOSITORY = re.compile(
+    r"(?!.*(?:--|\.\.))(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII
+)
 # By its suffix TRL tells a template from a model whose template it would take.
 TEMPLATES = (".jinja", ".j2")
 # The longest template of a model that transformers knows has a tenth of it.

@@ -212,7 +212,9 @@ def parse_overrides(text: Overrides) -> dict[str, Value]:
     """
     if isinstance(text, Mapping):
         return {
-            str(key): value if isinstance(value, Value) else Value(str(value) if isinstance(value, Path) else value, "SET")
+            str(key): value
+            if isinstance(value, Value)
+            else Value(str(value) if isinstance(value, Path) else value, "SET")
             for key, value in text.items()
         }
     try:

@@ -263,7 +263,9 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
     if config.get("mixed_precision", "no") not in ("no", "bf16", "fp16"):
         problems.append(f"{path}: mixed_precision must be 'no', bf16 or fp16")
     if config.get("num_machines", 1) != 1:
-        problems.append(f"{path}: num_machines: {schema.short(config['num_machines'])}; these configs are for one machine")
+        problems.append(
+            f"{path}: num_machines: {schema.short(config['num_machines'])}; these configs are for one machine"
+        )
     if processes is not None:
         config["num_processes"] = processes
     number = config.get("num_processes")
