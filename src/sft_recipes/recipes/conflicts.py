@@ -197,7 +197,7 @@ def of_machine(
     yield from missing_tools(recipe, topology, compilers=not missing)
     name = recipe["model_name_or_path"]
     path = Path(name).expanduser()
-    if places.is_local(name) and path not in built and not (path / "config.json").is_file():
+    if places.is_path(name) and path not in built and not (path / "config.json").is_file():
         origin = recipe.values["model_name_or_path"].origin
         yield Conflict(
             "model-missing",

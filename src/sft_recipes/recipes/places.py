@@ -22,9 +22,14 @@ TEMPLATES = (".jinja", ".j2")
 _LARGEST = 2**20
 
 
+def is_path(name: str) -> bool:
+    """Whether a name can only be that of a file or directory."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
 def is_local(name: str) -> bool:
     """Whether a name can only be that of a file or directory, or is one that exists."""
-    return name.startswith((".", "/", "~")) or name.count("/") > 1 or os.path.lexists(name)
+    return is_path(name) or os.path.lexists(name)
 
 
 def template(name: str) -> str:
