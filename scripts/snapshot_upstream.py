@@ -1,18 +1,22 @@
-"""Write src/sft_recipes/recipes/upstream.json: the fields of TRL's three dataclasses, their types and defaults.
+"""Write what the recipe loader knows of upstream, so that it answers without importing torch.
 
-The recipe loader reads the snapshot, so that it answers without importing torch. A test keeps the file equal to the
-installed TRL. Run after an upgrade: `python scripts/snapshot_upstream.py`.
+src/sft_recipes/recipes/upstream.json has the fields of TRL's three dataclasses, their types and defaults;
+arguments.json beside it the arguments of each learning rate schedule, and the methods of quantisation. A test keeps
+both equal to what is installed. Run after an upgrade: `python scripts/snapshot_upstream.py`.
 """
 
 import dataclasses
 import enum
+import inspect
 import json
 import types
 import typing
 from pathlib import Path
 from typing import Any
 
-TARGET = Path(__file__).parents[1] / "src" / "sft_recipes" / "recipes" / "upstream.json"
+RECIPES = Path(__file__).parents[1] / "src" / "sft_recipes" / "recipes"
+# What transformers' `get_scheduler` hands over itself, and what resuming restores.
+NOT_GIVEN = {"self", "optimizer", "num_warmup_steps", "num_training_steps", "last_epoch"}
 
 
 def type_names(hint: Any) -> list[str]:
@@ -21,6 +25,8 @@ def type_names(hint: Any) -> list[str]:
         return sorted({name for arm in typing.get_args(hint) for name in type_names(arm)})
     if typing.get_origin(hint) is list:
         return ["list[str]"] if typing.get_args(hint) == (str,) else ["list"]
+    if typing.get_origin(hint) is typing.Literal:
+        return sorted({name for value in typing.get_args(hint) for name in type_names(type(value))})
     if typing.get_origin(hint) is dict:
         return ["dict"]
     if isinstance(hint, type) and issubclass(hint, enum.Enum):
@@ -64,5 +70,31 @@ def snapshot() -> dict[str, dict[str, Any]]:
     return dict(sorted(fields.items()))
 
 
+def arguments() -> dict[str, Any]:
+    """The arguments of each schedule, with types and whether they are required, and the methods of quantisation."""
+    import torch
+    from transformers import optimization
+    from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+    schedules: dict[str, Any] = {kind.value: made for kind, made in optimization.TYPE_TO_SCHEDULER_FUNCTION.items()}
+    # Their functions hand everything on to a class.
+    schedules["reduce_lr_on_plateau"] = torch.optim.lr_scheduler.ReduceLROnPlateau.__init__
+    schedules["greedy"] = optimization.GreedyLR.__init__
+    found: dict[str, Any] = {}
+    for name, made in sorted(schedules.items()):
+        hints = typing.get_type_hints(made)
+        found[name] = {
+            key: {
+                # A list has one value for each of the optimizer's groups, which no recipe knows.
+                "types": [n for n in type_names(hints.get(key, type(each.default))) if n != "list"],
+                "required": each.default is inspect.Parameter.empty,
+            }
+            for key, each in inspect.signature(made).parameters.items()
+            if key not in NOT_GIVEN
+        }
+    return {"schedules": found, "quantisation": sorted(AUTO_QUANTIZATION_CONFIG_MAPPING)}
+
+
 if __name__ == "__main__":
-    TARGET.write_text(json.dumps(snapshot(), indent=1) + "\n", encoding="utf-8")
+    for name, taken in {"upstream.json": snapshot(), "arguments.json": arguments()}.items():
+        (RECIPES / name).write_text(json.dumps(taken, indent=1) + "\n", encoding="utf-8")

@@ -76,7 +76,7 @@ def test_everything_that_is_offered_is_there() -> None:
 
 
 def test_a_plan_is_an_object_and_a_table(project: Path) -> None:
-    text = TINY.replace("A tiny model on a CPU.", json.dumps(HOSTILE))
+    text = TINY.replace("A tiny model on a CPU.", json.dumps("".join(filter(str.isprintable, HOSTILE))))
     (project / "recipes" / "hostile.yaml").write_text(text)
     plan = sft_recipes.plan("recipes/hostile.yaml", {"learning_rate": 1e-3})
     assert plan.schedule["steps"] == plan["schedule"]["steps"] == 8

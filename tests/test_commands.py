@@ -270,7 +270,7 @@ def test_every_command_says_what_it_does_and_what_each_option_means(name: str, c
         (["trian", "tiny"], "No such command 'trian'. Did you mean 'train'?"),
         (["plan"], "Missing argument 'RECIPE'."),
         (["plan", "tiny", "--acel", "cpu"], "No such option: --acel (Possible options: --accel"),
-        (["plan", "tiny", "--gpus", "0"], "'0' is not a whole number above 0"),
+        (["plan", "tiny", "--gpus", "0"], "the string '0' is not a whole number from 1 to 1000000"),
         (["fit", "tiny"], "Missing option '--vram'."),
         (["evaluate", "run", "--split", "train"], "'train' is not one of 'test', 'validation'"),
     ],

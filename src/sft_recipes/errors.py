@@ -58,7 +58,10 @@ def shown(value: Any) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)
+    """Names in quotes, short enough for a message: long ones are cut, and after twenty the others are counted."""
+    quoted = [repr(name) if len(name) <= 60 else f"{name[:60]!r}..." for name in names]
+    more = f" and {len(quoted) - 20} more" if len(quoted) > 20 else ""
+    return ", ".join(quoted[:20]) + more
 
 
 def nearest(name: str, known: Collection[str]) -> str:

@@ -1,14 +1,36 @@
 """Files that are whole or not there, and what tells that they are the same."""
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import secrets
+import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a file that a user has named; a directory, a pipe or a device, which may never end, is not read.
+
+    Raises:
+        OSError: It cannot be read; `strerror` says why.
+    """
+    try:
+        # Opening a pipe waits for a writer otherwise.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except ValueError:
+        raise OSError(errno.EINVAL, "Its name holds a character that no name can hold") from None
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "Is a directory")
+    raise OSError(errno.EINVAL, "Not a file, but a pipe or a device")
 
 
 @contextlib.contextmanager

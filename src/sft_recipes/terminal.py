@@ -1,8 +1,13 @@
-"""How a run speaks: one line a decision, folded and coloured on a terminal and plain in a pipe, and numbers."""
+"""How a run speaks: one line a decision, folded and coloured on a terminal and plain in a pipe, and numbers.
+
+Whatever is printed goes through here, where characters that do not print become visible: descriptions, file names and
+labels are anybody's text, and must not move the cursor, reverse the reading direction or hide anything.
+"""
 
 import contextlib
 import io
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,10 +19,13 @@ if TYPE_CHECKING:
 
 STYLES = {"blocking": "bold red", "warning": "yellow", "info": "cyan", "verdict": "bold"}
 LABEL = 10
+# The colours that `table` and a preview give, which no text of others gets this far with.
+_COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
 
 
 def say(label: str, text: str) -> None:
     """Print one decision: what it is about, then what was decided. Continuation lines are indented."""
+    label, text = printable(label), printable(text)
     if console := _console():
         from rich.table import Table
         from rich.text import Text
@@ -28,7 +36,7 @@ def say(label: str, text: str) -> None:
         grid.add_row(Text(label, style=STYLES.get(label, "dim")), Text(text))
         console.print(grid)
         return
-    first, *rest = text.splitlines()
+    first, *rest = text.removesuffix("\n").split("\n")
     for line in [f"{label:<{LABEL}} {first}", *(f"{'':<{LABEL}} {line}" for line in rest)]:
         print(line, flush=True)
 
@@ -36,14 +44,21 @@ def say(label: str, text: str) -> None:
 def print_lines(lines: str | Iterable[tuple[str, str]]) -> None:
     """Print a whole text, or what `say` takes line by line."""
     if isinstance(lines, str):
-        print(lines)
+        parts = _COLOUR.split(lines) if in_colour() else [lines]
+        print("".join(part if index % 2 else printable(part) for index, part in enumerate(parts)))
         return
     for label, text in lines:
         say(label, text)
 
 
+def say_error(text: str) -> None:
+    """Print what is wrong, to those who read errors."""
+    print(f"error: {printable(text)}", file=sys.stderr)
+
+
 def table(rows: Sequence[Sequence[str]], *, indent: int = 0) -> str:
     """Rows in columns as wide as their longest cell; on a terminal, cells are folded to fit it beside an indent."""
+    rows = [[printable(cell) for cell in row] for row in rows]
     if console := _console():
         from rich.table import Table
         from rich.text import Text
@@ -96,16 +111,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def visible(text: str) -> str:
-    """The text with line ends marked and every other character that does not print written as its escape.
-
-    Rows are anybody's text: what would move the cursor, reverse the reading direction or hide must not reach a
-    terminal.
-    """
+def printable(text: str) -> str:
+    """The text with every character but line ends that does not print written as its escape."""
+    if text.isprintable():
+        return text
     return "".join(
-        "↵\n" if char == "\n" else char if char.isprintable() else char.encode("unicode_escape").decode()
-        for char in text
+        char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def visible(text: str) -> str:
+    """The same, with line ends marked, as the rows of data are shown."""
+    return printable(text).replace("\n", "↵\n")
 
 
 @contextlib.contextmanager

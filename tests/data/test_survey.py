@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import pytest
 from conftest import alpaca_rows, write_rows
 
 from sft_recipes.data import survey, tokens
-from sft_recipes.data.preparation import Prepared, prepare
+from sft_recipes.data.preparation import LONGEST_ROW, Prepared, prepare
 from sft_recipes.errors import InputError
 from sft_recipes.plan import job as jobs
 from sft_recipes.recipes import recipe
@@ -169,6 +170,42 @@ def test_the_chat_template_names_the_row_that_it_refuses(project: Path) -> None:
 
 
 # The tokenizer and the cache
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        ("{% for a in range(90000) %}{% for b in range(90000) %}x{% endfor %}{% endfor %}", "takes longer than 0.2 s"),
+        ("{{ 1 / 0 }}", "row 1: the model's chat template refuses it: division by zero; rewrite the row, or set"),
+        ("{{ messages[0].content + 1 }}", "row 1: the model's chat template refuses it: can only concatenate str"),
+        ("{{ range(10 ** 9) | list }}", "row 1: the model's chat template refuses it: Range too big"),
+        ("{% nonsense %}", "row 1: the model's chat template refuses it: Encountered unknown tag 'nonsense'"),
+    ],
+)
+def test_a_template_that_does_not_come_to_an_end_or_fails(
+    project: Path, monkeypatch: pytest.MonkeyPatch, template: str, reason: str
+) -> None:
+    monkeypatch.setattr(tokens, "SECONDS_A_ROW", 0.2)
+    (project / "mine.jinja").write_text(template, encoding="utf-8")
+    before = sys.gettrace()
+    with pytest.raises(InputError, match=re.escape(reason)):
+        surveyed(chat_template_path="mine.jinja")
+    assert sys.gettrace() is before
+
+
+def test_a_row_that_is_a_whole_file_is_refused_before_it_is_counted(project: Path) -> None:
+    rows = [*alpaca_rows(3, seed=3), {"instruction": "x", "output": "y" * LONGEST_ROW}]
+    write_rows(project / "data" / "long.jsonl", rows)
+    with pytest.raises(
+        InputError, match=r"long.jsonl:4: the row has 4,000,\d\d\d characters; a row has at most 4,000,000"
+    ):
+        surveyed(train_file="data/long.jsonl")
+
+
+def test_batches_are_small_where_rows_are_long() -> None:
+    long, short = json.dumps({"prompt": "x" * 400_000}), json.dumps({"prompt": "x"})
+    assert [len(batch) for batch in tokens.batches([long] * 7)] == [3, 3, 1]
+    assert [len(batch) for batch in tokens.batches([short] * 2500)] == [1000, 1000, 500]
 
 
 def test_a_survey_is_kept_until_rows_tokenizer_or_template_change(project: Path) -> None:

@@ -17,6 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import baselines, classification, generation, metrics
 from sft_recipes.evaluate.statistics import f1_interval, wilson
+from sft_recipes.recipes import json_schemas
 
 LABELS = ["cat", "dog", "emu", "fox"]
 Rows = list[dict[str, Any]]
@@ -579,12 +580,12 @@ def test_a_schema_is_checked_before_use_and_nothing_is_fetched(monkeypatch: pyte
         "$defs": {"c": {"type": "string"}},
     }
     with pytest.raises(InputError) as error:
-        generation.validator(schema)
+        json_schemas.validator(schema)
     assert len(error.value.problems) == 2
     assert "'https://example.com/a.json', which is not in it, and nothing is fetched" in error.value.problems[1]
     with pytest.raises(InputError, match="not valid at"):
-        generation.validator({"type": "text"})
-    assert not generation.is_valid("NaN", generation.validator(True))
+        json_schemas.validator({"type": "text"})
+    assert not generation.is_valid("NaN", json_schemas.validator(True))
     del schema["properties"]
-    assert generation.is_valid('["x"]', generation.validator(schema))
-    assert not generation.is_valid("[1]", generation.validator(schema))
+    assert generation.is_valid('["x"]', json_schemas.validator(schema))
+    assert not generation.is_valid("[1]", json_schemas.validator(schema))

@@ -526,8 +526,7 @@ def test_our_own_loader_has_the_last_word(tmp_path: Path) -> None:
     [("2e-4", "'2e-4'"), ("010", "'010'"), ("no", "'no'"), ("a: b # c", "'a: b # c'"), ("", "''"), ("é", "é")],
 )
 def test_text_stays_text_in_both_yamls(tmp_path: Path, value: str, written: str) -> None:
-    made = audited(tmp_path, f"model_name_or_path: a/b\nuse_peft: false\ndataset_name: {json.dumps(value or 'x')}\n")
-    made.recipe["description"] = value
+    made = audited(tmp_path, f"model_name_or_path: a/b\nuse_peft: false\ndescription: {json.dumps(value)}\n")
     out = tmp_path / "new.yaml"
     write(made, out)
     assert recipes.load(out)["description"] == value

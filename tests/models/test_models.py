@@ -9,6 +9,7 @@ import pytest
 
 from sft_recipes.errors import InputError
 from sft_recipes.models import base_model, census
+from sft_recipes.plan import job as jobs
 from sft_recipes.recipes import recipe
 from sft_recipes.runs.run import Run
 
@@ -77,3 +78,39 @@ def test_the_modules_are_counted_once(project: Path, monkeypatch: pytest.MonkeyP
 def test_the_process_that_counts_gives_what_is_counted_here(project: Path) -> None:
     config = json.loads(Path("model/config.json").read_text())
     assert counted_apart(config) == [list(group) for group in census.take(config)]
+
+
+def test_arguments_that_the_model_has_no_value_for_are_refused(project: Path) -> None:
+    job = jobs.resolve("tiny", overrides={"model_init_kwargs": {"rms_norm_eps": 0.5, "nonsense": 3, "variant": "x"}})
+    with pytest.raises(
+        InputError, match=r"^SET: model_init_kwargs: nonsense is no value of this model's config"
+    ) as found:
+        _ = job.model
+    assert len(found.value.problems) == 1
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{", "\xff"])
+def test_a_config_that_is_none_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(InputError, match=r"config.json cannot be read as a model's config: "):
+        base_model.find_config(str(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_pickle_of_weights_that_would_run_code_is_refused_in_our_words(tmp_path: Path) -> None:
+    import torch
+
+    from sft_recipes.models.loading import refusals
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "pwned",)
+
+    torch.save({"weight": Evil()}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(InputError) as refused, refusals():
+        torch.load(tmp_path / "pytorch_model.bin", weights_only=True)
+    assert refused.value.problems == [
+        "the weights are a pickle that holds more than tensors, which would run as code; name a checkpoint of "
+        "safetensors"
+    ]
+    assert not (tmp_path / "pwned").exists()

@@ -175,13 +175,19 @@ def test_overrides_are_words_as_a_shell_splits_them_and_values_of_yaml(text: Any
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("lora_r", ["SET: 'lora_r' is not key=value"]),
-        ("=3", ["SET: '=3' is not key=value"]),
+        ("lora_r", ["SET: the string 'lora_r' is not key=value"]),
+        ("=3", ["SET: the string '=3' is not key=value"]),
         ("lora_r=1 lora_r=2", ["SET: lora_r appears twice; keep one"]),
         ("description='open", ["SET: No closing quotation"]),
-        ("x=[a, b]", ["SET: x: '[a,' is not a YAML value; quote it", "SET: 'b]' is not key=value"]),
-        ("seed=!!python/name:os.system", ["SET: seed: '!!python/name:os.system' is not a YAML value"]),
-        ("seed=!!int x lora_r", ["SET: seed: '!!int", "SET: 'x' is", "SET: 'lora_r' is"]),
+        (
+            "x=[a, b]",
+            ["SET: x: the string '[a,' is not a YAML value; quote it", "SET: the string 'b]' is not key=value"],
+        ),
+        ("seed=!!python/name:os.system", ["SET: seed: the string '!!python/name:os.system' is not a YAML value"]),
+        (
+            "seed=!!int x lora_r",
+            ["SET: seed: the string '!!int", "SET: the string 'x' is", "SET: the string 'lora_r' is"],
+        ),
     ],
 )
 def test_wrong_overrides_are_all_named(text: str, expected: list[str]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from sft_recipes.recipes import schema
+from sft_recipes.recipes import arguments, schema
 
 
 def test_upstream_json_is_what_the_installed_trl_has() -> None:
@@ -21,8 +21,31 @@ def test_upstream_json_is_what_the_installed_trl_has() -> None:
     assert spec and spec.loader
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    stored = json.loads(resources.files("sft_recipes.recipes").joinpath("upstream.json").read_text(encoding="utf-8"))
-    assert stored == json.loads(json.dumps(script.snapshot())), "run python scripts/snapshot_upstream.py"
+    for name, taken in {"upstream.json": script.snapshot(), "arguments.json": script.arguments()}.items():
+        stored = json.loads(resources.files("sft_recipes.recipes").joinpath(name).read_text(encoding="utf-8"))
+        assert stored == json.loads(json.dumps(taken)), "run python scripts/snapshot_upstream.py"
+
+
+@pytest.mark.parametrize("kind", arguments.upstream()["schedules"])
+def test_what_is_accepted_of_a_schedule_upstream_takes(kind: str) -> None:
+    import torch
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.9)
+    extra = schema.DATA["schedules"]
+    least = {key: (extra["choices"].get(key) or [0.5])[0] for key in arguments.upstream()["schedules"][kind]}
+    for key, entry in arguments.upstream()["schedules"][kind].items():
+        if "int" in entry["types"]:
+            least[key] = 1
+        elif "bool" in entry["types"]:
+            least[key] = True
+    # Of two ways to say the same, one.
+    least.pop("min_lr_rate", None)
+    assert [*arguments.of_schedule(kind, least)] == []
+    get_scheduler(kind, optimizer, 1, 10, least)
+    if kind not in ("constant", "constant_with_warmup"):
+        with pytest.raises(TypeError):
+            get_scheduler(kind, optimizer, 1, 10, {"nonsense": 3})
 
 
 def test_renamed_keys_are_gone_from_trl_or_deprecated_in_it() -> None:
@@ -55,7 +78,7 @@ def test_own_keys_are_not_also_keys_of_trl() -> None:
 
 
 def test_own_keys_have_types_that_are_known() -> None:
-    names = {name for entry in schema.upstream().values() for name in entry["types"]}
+    names = {name for entry in schema.upstream().values() for name in entry["types"]} | {"dict[str, str]"}
     assert all(set(entry["types"]) <= names for entry in schema.own().values())
     assert all(set(entry) <= {"class", "types", "default", "choices"} for entry in schema.own().values())
 
@@ -98,7 +121,7 @@ def test_the_default_of_every_key_is_a_value_it_may_have(key: str) -> None:
         ("lora_target_modules", [1, 2], "expected a list of texts, got [1, 2]"),
         ("lora_target_modules", [True], "expected a list of texts, got [true]"),
         ("max_length", {"a": 1}, 'expected a whole number, got {"a": 1}'),
-        ("data_columns", "prompt", "expected a mapping, got the string 'prompt'"),
+        ("data_columns", "prompt", "expected a mapping of texts to texts, got the string 'prompt'"),
         ("description", 3, "expected text, got 3"),
         # null
         ("seed", None, "expected a whole number, got null"),
@@ -124,9 +147,9 @@ def test_the_default_of_every_key_is_a_value_it_may_have(key: str) -> None:
         ("lora_dropout", 1.0, "0 or more and below 1"),
         ("adam_beta2", 1, "0 or more and below 1"),
         ("validation_split_size", 5, "0 or more and below 1"),
-        ("lora_r", 0, "a number above 0"),
+        ("lora_r", 0, "a whole number from 1 to 16384"),
         ("lora_alpha", -1, "a number above 0"),
-        ("num_train_epochs", 0, "a number above 0"),
+        ("num_train_epochs", 0, "above 0, and at most 1000000"),
         ("num_train_epochs", float("inf"), "out of range"),
         ("weight_decay", float("inf"), "out of range"),
         ("weight_decay", float("nan"), "out of range"),
@@ -134,7 +157,7 @@ def test_the_default_of_every_key_is_a_value_it_may_have(key: str) -> None:
         ("global_batch_size", 0, "a number above 0"),
         ("max_length", -512, "a number above 0"),
         ("save_total_limit", 0, "a number above 0"),
-        ("warmup_steps", -1, "0 or more"),
+        ("warmup_steps", -1, "and not below 0"),
         ("weight_decay", -0.1, "0 or more"),
         ("max_steps", 0, "above 0, or -1 for all epochs"),
         ("seed", -1, "a whole number from 0 to 4294967295"),

@@ -118,7 +118,7 @@ def test_a_schema_is_checked_before_it_is_used(tmp_path: Path) -> None:
     path = tmp_path / "schema.json"
     keys = own(task="generation", json_schema=str(path))
     path.write_text('{"type": "objekt"}')
-    assert "is not a JSON schema" in task.problems(keys)[0][1]
+    assert "the JSON schema is not valid at $.type" in task.problems(keys)[0][1]
     path.write_text('{"type": "object"}')
     assert task.problems(keys) == []
     assert task.task_of(keys, []).schema == {"type": "object"}

@@ -7,20 +7,23 @@ import inspect
 import itertools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Annotated, Any
 
-from typer import Exit, Option, Typer, TyperException
-from typer.core import TyperGroup
+from typer import BadParameter, Exit, Option, Typer, TyperException
+from typer.core import TyperCommand, TyperGroup
 
 from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.recipes import secrets
-from sft_recipes.terminal import print_lines
+from sft_recipes.terminal import print_lines, say_error
 
 NAME = "sft-recipes"
+# What Python makes of the bytes of a command line that are not UTF-8.
+_UNDECODED = re.compile("[\ud800-\udfff]")
 
 
 @dataclasses.dataclass
@@ -35,7 +38,7 @@ class Result:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0 fine, 1 failed while running, 2 wrong input, 3 interrupted and resumable."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if arguments[:1] == ["--make"]:
+    if arguments[:1] == ["--make"] and len(arguments) == 2:
         try:
             arguments = from_make(arguments[1], os.environ)
         except InputError as error:
@@ -122,7 +125,7 @@ def _refused(problems: Sequence[str], *, as_json: bool = False, code: int = 2) -
     if as_json:
         print(json.dumps({"problems": problems}, indent=2))
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
+        say_error(problem)
     return code
 
 
@@ -139,6 +142,22 @@ class _Grouped(TyperGroup):
         for panel, commands in itertools.groupby(self.commands.values(), attrgetter("rich_help_panel")):
             with formatter.section(panel):
                 formatter.write_dl([(each.name, each.help) for each in commands])
+
+
+class _Command(TyperCommand):
+    """A command none of whose arguments and options is given and says nothing."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        given, _, _ = self.make_parser(ctx).parse_args(args=list(args))
+        parameters: list[Any] = self.params
+        for each in parameters:
+            value = given.get(each.name or "")
+            for text in value if isinstance(value, (list, tuple)) else [value]:
+                if isinstance(text, str) and not text.strip():
+                    raise BadParameter("it is empty; give it a value, or leave it out", ctx=ctx, param=each)
+                if isinstance(text, str) and not text.isascii() and _UNDECODED.search(text):
+                    raise BadParameter(f"{text!a} holds bytes that are not UTF-8", ctx=ctx, param=each)
+        return super().parse_args(ctx, args)
 
 
 app = Typer(cls=_Grouped, pretty_exceptions_enable=False)
@@ -190,7 +209,7 @@ def command(panel: str) -> Callable[[Callable[..., Result]], Callable[..., Resul
             parameters=[each.replace(kind=inspect.Parameter.KEYWORD_ONLY) for each in parameters],
             return_annotation=int,
         )
-        app.command(function.__name__.rstrip("_"), rich_help_panel=panel)(run)
+        app.command(function.__name__.rstrip("_"), cls=_Command, rich_help_panel=panel)(run)
         return function
 
     return declare

@@ -22,6 +22,7 @@ from sft_recipes.cli.options import (
     RecipeName,
     RunName,
     Split,
+    amount,
     argument,
     flag,
     known_runs,
@@ -29,6 +30,7 @@ from sft_recipes.cli.options import (
     number,
     opened,
     option,
+    output,
     word,
 )
 from sft_recipes.errors import InputError
@@ -62,7 +64,7 @@ def plan(
 @command(BEFORE)
 def fit(
     recipe: RecipeName,
-    vram: Annotated[float, option("GIB", "memory of one GPU, in GiB")],
+    vram: Annotated[float, amount("GIB", "memory of one GPU, in GiB")],
     changes: Changes,
     gpus: Annotated[int, number("N", "how many GPUs")] = 1,
 ) -> Result:
@@ -80,7 +82,7 @@ def preview(
     changes: Changes,
     rows: Annotated[int, number("N", "how many rows")] = 5,
     seed: Annotated[int | None, option("N", "random rows instead of the first")] = None,
-    html: Annotated[Path | None, option("FILE", "write a page instead")] = None,
+    html: Annotated[Path | None, output("FILE", "write a page instead")] = None,
 ) -> Result:
     """Show rows as the trainer sees them."""
     from sft_recipes.plan import preview
@@ -124,7 +126,7 @@ def audit(
     file: Annotated[Path, argument("FILE", "YAML of TRL, alignment-handbook, Axolotl, LLaMA-Factory")],
     tool: Annotated[str | None, option("NAME", "whose it is, where its keys do not tell")] = None,
     gpus: Annotated[int | None, number("N", "processes it was written for, where it does not say")] = None,
-    out: Annotated[Path | None, option("FILE", "write the recipe there")] = None,
+    out: Annotated[Path | None, output("FILE", "write the recipe there")] = None,
 ) -> Result:
     """Check another tool's SFT configuration, and translate it into a recipe."""
     from sft_recipes.interop import audit
@@ -199,7 +201,7 @@ def sweep(
     trials: Annotated[int | None, number("N", "let Optuna choose so many; all combinations without it")] = None,
     jobs: Annotated[int | None, number("N", "trials at a time; one for each GPU without it")] = None,
     name: Annotated[str | None, option("NAME", "the runs are NAME-t000 and so on")] = None,
-    out: Annotated[Path | None, option("FILE", "write the best as this recipe")] = None,
+    out: Annotated[Path | None, output("FILE", "write the best as this recipe")] = None,
 ) -> Result:
     """Train a recipe with several values, compare them, and write the best as a recipe."""
     from sft_recipes.launch import sweep
@@ -245,7 +247,7 @@ def report(run: RunName) -> Result:
 def compare(
     runs: Annotated[list[str], argument("RUN...", "the runs' names", known_runs, opened)],
     split: Split = "test",
-    out: Annotated[Path | None, option("FILE", "write a page (.html), Markdown (.md) or CSV (.csv)")] = None,
+    out: Annotated[Path | None, output("FILE", "write a page (.html), Markdown (.md) or CSV (.csv)")] = None,
 ) -> Result:
     """Say what runs changed, what came of it, and which differences are real."""
     from sft_recipes.report import compare, report
@@ -257,7 +259,7 @@ def compare(
 @command(BETTER)
 def leaderboard(
     split: Split = "test",
-    out: Annotated[Path | None, option("FILE", "write Markdown (.md) or CSV (.csv)")] = None,
+    out: Annotated[Path | None, output("FILE", "write Markdown (.md) or CSV (.csv)")] = None,
 ) -> Result:
     """Rank the evaluated runs, as far as they can be told apart."""
     from sft_recipes.report import compare
@@ -286,7 +288,7 @@ def _tables(facts: Any, out: Path | None, page: Any = None) -> Result:
 def predict(
     run: RunName,
     rows: Annotated[Path, option("FILE", "rows with prompts", None, "--input")],
-    out: Annotated[Path | None, option("FILE", "JSON lines; beside the input without it")] = None,
+    out: Annotated[Path | None, output("FILE", "JSON lines; beside the input without it")] = None,
 ) -> Result:
     """Write what a run answers to the rows of a file."""
     from sft_recipes.deploy import predict
@@ -419,7 +421,7 @@ def new(
 @command(RECIPES)
 def export(
     recipe: RecipeName,
-    out: Annotated[Path, option("FILE", "the YAML file to write")],
+    out: Annotated[Path, output("FILE", "the YAML file to write")],
     job: Job,
 ) -> Result:
     """Write a resolved recipe that stock `trl sft --config` reads."""

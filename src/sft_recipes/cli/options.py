@@ -1,7 +1,10 @@
 """The arguments and options that commands share; what they are called and mean is their help."""
 
 import dataclasses
+import errno
 import json
+import os
+import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -9,16 +12,31 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, BadParameter, Option
 
+from sft_recipes.errors import shown
 from sft_recipes.recipes import recipe as recipes
 
 Known = Callable[[], list[str]] | None
 
 
+# More processes, rows, trials or seconds than anybody has asked for; more would be counted for a long time.
+MOST = 1_000_000
+
+
 def _whole(given: str | int) -> int:
     text = str(given)
-    if not text.isdigit() or int(text) < 1:
-        raise BadParameter(f"{text!r} is not a whole number above 0")
+    if not re.fullmatch("[0-9]{1,7}", text) or not 1 <= int(text) <= MOST:
+        raise BadParameter(f"{shown(text)} is not a whole number from 1 to {MOST}")
     return int(text)
+
+
+def _amount(given: str | float) -> float:
+    try:
+        amount = float(given)
+    except ValueError:
+        amount = 0.0
+    if not 0 < amount <= MOST:
+        raise BadParameter(f"{shown(str(given))} is not a number above 0 and at most {MOST}")
+    return amount
 
 
 def names_in(directory: str) -> Callable[[], list[str]]:
@@ -55,14 +73,41 @@ def option(metavar: str, text: str, known: Known = None, *names: str) -> Any:
     return Option(*names, metavar=metavar, help=text, autocompletion=known)
 
 
+def output(metavar: str, text: str) -> Any:
+    """An option that names a file to write, which is known to be possible before anything is done for it."""
+    return Option(metavar=metavar, help=text, callback=_writable)
+
+
+def _writable(path: Path | None) -> Path | None:
+    try:
+        if path is None:
+            return None
+        if path.is_dir():
+            raise BadParameter(f"{path} is a directory; name a file in it")
+        if not path.parent.is_dir():
+            raise BadParameter(f"{path} cannot be written: there is no directory {path.parent}")
+        if not os.access(path.parent, os.W_OK):
+            raise BadParameter(f"{path} cannot be written: {os.strerror(errno.EACCES)}")
+        if path.exists() and not path.is_file():
+            raise BadParameter(f"{path} is a pipe or a device; name a file")
+    except OSError as error:
+        raise BadParameter(f"{shown(str(path))} cannot be written: {error.strerror}") from None
+    return path
+
+
 def flag(name: str, text: str) -> Any:
     """A switch that is off where it is not given."""
     return Option(f"--{name}", metavar="", help=text)
 
 
 def number(metavar: str, text: str) -> Any:
-    """An option that takes a whole number above 0."""
+    """An option that takes a whole number from 1 to `MOST`."""
     return Option(metavar=metavar, help=text, parser=_whole)
+
+
+def amount(metavar: str, text: str) -> Any:
+    """An option that takes a number above 0."""
+    return Option(metavar=metavar, help=text, parser=_amount)
 
 
 RecipeName = Annotated[str, argument("RECIPE", "a name in recipes/, such as default", names_in("recipes"))]

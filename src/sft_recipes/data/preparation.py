@@ -27,6 +27,9 @@ GROUPS = "groups.json"
 PREPARATION_VERSION = 1
 
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"}
+# Characters of a row, a million tokens of English, which is more than models read. A tokenizer takes seconds and
+# 200 MiB for each million characters, so a row that is a whole file by mistake would take all there is.
+LONGEST_ROW = 4_000_000
 # Rows between two calls of a progress function.
 PROGRESS_ROWS = 1000
 
@@ -210,6 +213,9 @@ def _write(
                 faults: list[str] = []
                 rules.recognise(source.name, row, problems)
                 line = json.dumps(rules.normalise(row, faults), ensure_ascii=False)
+                if len(line) > LONGEST_ROW:
+                    most = f"a row has at most {LONGEST_ROW:,}, which is more than a model reads"
+                    faults.append(f"the row has {len(line):,} characters; {most}, so write it as several rows")
                 target = "validation" if share and split == "train" and _chosen(line, share) else split
                 # Rows for the evaluation at the end must have it; others may.
                 group = rules.group(row, faults if target == evaluated else [])
@@ -255,7 +261,8 @@ def _write(
 
 def _chosen(line: str, share: float) -> bool:
     """Whether a row is one of the validation share: by its content alone, so equal rows stay on one side."""
-    return int.from_bytes(hashlib.sha256(line.encode()).digest()[:8], "big") < share * 2**64
+    # A row with half of a character is refused, but not here.
+    return int.from_bytes(hashlib.sha256(line.encode(errors="surrogatepass")).digest()[:8], "big") < share * 2**64
 
 
 def _split_off_answers(path: Path) -> None:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError, listed, nearest, shown
+from sft_recipes.files import open_regular
 
 # How many problems of a file are shown; the others are counted.
 SHOWN = 20
@@ -52,17 +54,17 @@ class Source:
 def file_source(name: str, key: str | None = None) -> Source:
     """A file of rows, which the recipe names by `key`."""
     path = Path(name)
-    if path.is_dir():
-        raise InputError(f"{name} is a directory; name one file, or give the directory as dataset_name")
     digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             head = file.read(1024)
             file.seek(0)
             while block := file.read(1 << 20):
                 digest.update(block)
+    except IsADirectoryError:
+        raise InputError(f"{name} is a directory; name one file, or give the directory as dataset_name") from None
     except FileNotFoundError:
-        siblings = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        siblings = [each.name for each in path.parent.iterdir()] if os.access(path.parent, os.R_OK) else []
         raise InputError(
             f"{name}: no such file{nearest(path.name, siblings)}; correct the path"
             + (f", or name your own file with SET={key}=..." if key else "")
@@ -169,7 +171,9 @@ def _array_values(text: str, decoder: json.JSONDecoder) -> Iterator[tuple[str, A
 
 def _json_problem(error: Exception) -> str:
     if not isinstance(error, json.JSONDecodeError):
-        return f"not readable as JSON ({error}); write a plain object"
+        # Python's own words are about Python.
+        why = "nested too deeply" if isinstance(error, RecursionError) else "a number of too many digits"
+        return f"not readable as JSON ({why}); write a plain object"
     before, after = error.doc[: error.pos].rstrip(), error.doc[error.pos :].strip()
     if after.startswith("'"):
         return "single quotes, as Python prints a dict, are not JSON; write double quotes, e.g. with json.dumps"

@@ -7,7 +7,6 @@ One pass over each prepared split, with a few numbers kept per row; what is coun
 import collections
 import contextlib
 import hashlib
-import itertools
 import json
 import re
 from array import array
@@ -27,8 +26,6 @@ from sft_recipes.recipes import secrets
 SURVEY_VERSION = 4
 CACHE = Path(".cache/surveys")
 
-# Rows that are tokenised together, and after which progress is told.
-BATCH = 1000
 # Examples kept of each problem.
 EXAMPLES = 5
 # Classes that a classification has at most, and rows of each on average at least.
@@ -218,7 +215,7 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
     for split, facts in prepared.splits.items():
         counted = splits[split] = _Split(control)
         with (prepared.directory / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
-            while batch := [json.loads(line) for line in itertools.islice(lines, BATCH)]:
+            for batch in tokens.batches(lines):
                 for row, size in zip(batch, tokens.sizes(measure, batch, counted.rows, facts["source"]), strict=True):
                     counted.add(row, size)
                 done += len(batch)

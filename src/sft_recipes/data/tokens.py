@@ -3,13 +3,16 @@
 No torch: `transformers` renders and tokenises.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,7 @@ import numpy as np
 
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.errors import InputError
+from sft_recipes.recipes import places
 from sft_recipes.recipes.recipe import Recipe
 
 # Bytes of UTF-8 per token, for text without a tokenizer: "1 token ~= 4 chars in English" (OpenAI, "What are tokens and
@@ -25,6 +29,11 @@ from sft_recipes.recipes.recipe import Recipe
 BYTES_PER_TOKEN = 4
 # <|im_start|>, the role, a line end; <|im_end|>, a line end: ChatML, the commonest template.
 TURN_OPENING, TURN_CLOSING = 3, 2
+# Rows that are tokenised together, and after which progress is told.
+BATCH = 1000
+BATCH_CHARACTERS = 1_000_000
+# A row takes a template milliseconds; one that loops for ever is not waited for.
+SECONDS_A_ROW = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,9 +85,9 @@ def find_tokenizer(recipe: Recipe) -> Tokenizer | None:
         directory = Path(cached).parent
     template = None
     if template_path:
-        if not template_path.endswith((".jinja", ".j2")) or not Path(template_path).is_file():
+        if not template_path.endswith(places.TEMPLATES):
             return None
-        template = Path(template_path).read_text(encoding="utf-8")
+        template = places.template(template_path)
     decisive = [metadata.version("transformers"), metadata.version("trl"), template, recipe["eos_token"]]
     digest = hashlib.sha256(json.dumps(decisive).encode())
     for file in (
@@ -120,21 +129,66 @@ def ways(prepared: Prepared, tokenizer: Tokenizer | None) -> tuple[Any, Measure,
     return loaded, exact, "the tokenizer and chat template, as TRL applies them", None
 
 
+def batches(lines: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
+    """Rows in batches of which no tokenizer needs much memory."""
+    batch, characters = [], 0
+    for line in lines:
+        batch.append(json.loads(line))
+        characters += len(line)
+        if len(batch) == BATCH or characters > BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
 def sizes(measure: Measure, batch: list[dict[str, Any]], before: int, source: str) -> list[Size]:
+    """The tokens of rows, of which `before` have been counted already.
+
+    Raises:
+        InputError: The chat template refuses a row, or does not come to an end.
+    """
     from jinja2 import TemplateError
 
+    # A template can do whatever Python's operators can.
+    refusals = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
     try:
+        if not before:
+            with _at_most(SECONDS_A_ROW):
+                measure(batch[:1])
         return measure(batch)
-    except TemplateError:
+    except TimeoutError:
+        raise InputError(
+            f"{source} row 1: the model's chat template takes longer than {SECONDS_A_ROW} seconds; set "
+            "chat_template_path to a template that comes to an end"
+        ) from None
+    except refusals:
         for number, row in enumerate(batch, before + 1):
             try:
                 measure([row])
-            except TemplateError as error:
+            except refusals as error:
                 raise InputError(
                     f"{source} row {number}: the model's chat template refuses it: {error}; rewrite the row, or set "
                     "chat_template_path to a template that takes it"
                 ) from None
         raise
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raises a `TimeoutError` in Python code, as a template is, that takes longer."""
+    before, end = sys.gettrace(), time.monotonic() + seconds
+
+    def look(frame: Any, event: str, argument: Any) -> Any:
+        if time.monotonic() > end:
+            raise TimeoutError
+        return look
+
+    sys.settrace(look)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
 
 
 def _measure(loaded: Any, template: str | None, stops: frozenset[int], batch: list[dict[str, Any]]) -> list[Size]:

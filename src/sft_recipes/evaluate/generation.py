@@ -1,19 +1,13 @@
 """How near a generated text is to its reference, row by row."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError
 from numpy.typing import NDArray
-from referencing import Registry
-from referencing.exceptions import Unresolvable
-from referencing.jsonschema import DRAFT202012
 
-from sft_recipes.errors import InputError
 from sft_recipes.evaluate.baselines import tokens
 
 SCORES = ("exact_match", "rougeL", "chrf", "valid_json")
@@ -24,46 +18,6 @@ class Words:
 
     def tokenize(self, text: str) -> list[str]:
         return tokens(text)
-
-
-def validator(schema: Any) -> Draft202012Validator:
-    """What decides whether an answer is valid JSON of this schema (Draft 2020-12).
-
-    Nothing is fetched: a reference to another document is an error.
-
-    Raises:
-        InputError: The schema is none, or refers to what it does not hold.
-    """
-    try:
-        Draft202012Validator.check_schema(schema)
-    except SchemaError as error:
-        raise InputError(f"the JSON schema is not valid at {error.json_path}: {error.message}") from None
-    whole = DRAFT202012.create_resource(schema)
-    registry = Registry().with_resource("", whole).crawl()
-    missing = sorted(set(_unresolvable(schema, registry.resolver())))
-    if missing:
-        raise InputError(
-            *(
-                f"the JSON schema refers to {reference!r}, which is not in it, and nothing is fetched; "
-                "write that definition below $defs and refer to it as #/$defs/NAME"
-                for reference in missing
-            )
-        )
-    return Draft202012Validator(schema, registry=registry)
-
-
-def _unresolvable(node: Any, resolver: Any) -> Iterator[str]:
-    """The references of a schema that lead nowhere."""
-    if isinstance(node, dict):
-        resolver = resolver.in_subresource(DRAFT202012.create_resource(node))
-        for key in ("$ref", "$dynamicRef"):
-            if isinstance(node.get(key), str):
-                try:
-                    resolver.lookup(node[key])
-                except Unresolvable:
-                    yield node[key]
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _unresolvable(child, resolver)
 
 
 def is_valid(text: str, checker: Draft202012Validator) -> bool:

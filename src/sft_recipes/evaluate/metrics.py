@@ -28,6 +28,7 @@ from sft_recipes.evaluate.statistics import (
     wilson,
 )
 from sft_recipes.evaluate.verdict import verdict
+from sft_recipes.recipes import json_schemas
 
 Row = Mapping[str, Any]
 Train = Sequence[tuple[str, str]]
@@ -238,7 +239,7 @@ def _class_sample(gold: Codes, said: Mapping[str, Codes], classes: int, positive
 
 
 def _text_sample(rows: Sequence[Row], said: Mapping[str, Sequence[str]], json_schema: Any) -> _Sample:
-    checker = None if json_schema is None else generation.validator(json_schema)
+    checker = None if json_schema is None else json_schemas.validator(json_schema)
     scores = generation.SCORES if checker else generation.SCORES[:-1]
     references = [row["reference"] for row in rows]
     data = np.stack([generation.scores(references, texts, checker) for texts in said.values()], axis=1)

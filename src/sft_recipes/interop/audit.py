@@ -345,7 +345,10 @@ def _problems(audit: Audit) -> list[str]:
     """What our own loader says of the recipe, as `sft-recipes show` would."""
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "recipe.yaml"
-        path.write_text(text(audit), encoding="utf-8")
+        template = path.with_name("chat_template.jinja") if audit.template is not None else None
+        if template:
+            template.write_text(audit.template or "", encoding="utf-8")
+        path.write_text(text(audit, template), encoding="utf-8")
         try:
             recipe = recipes.load(path)
             if recipe["accelerate_config"] and topology.CONFIGS.is_dir():

@@ -13,32 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes import children
-from sft_recipes.errors import InputError, hub_reason
+from sft_recipes.errors import InputError, hub_reason, shown
 from sft_recipes.files import write_whole
+from sft_recipes.recipes import arguments
 from sft_recipes.recipes.recipe import Recipe
 
 CACHE = Path(".cache/models")
 # What configs, tokenizers and chat templates are kept in; never weights, and never code.
 FETCHED = ("*.json", "*.jinja", "*.model", "*.txt")
-# Arguments of from_pretrained that have keys of their own, or say where the weights lie, how they are read and whose
-# code runs. What is not among them may change what the model computes.
-_APART = {
-    "quantization_config",
-    "revision",
-    "dtype",
-    "attn_implementation",
-    "device_map",
-    "max_memory",
-    "offload_folder",
-    "offload_buffers",
-    "low_cpu_mem_usage",
-    "use_safetensors",
-    "use_kernels",
-    "cache_dir",
-    "local_files_only",
-    "token",
-    "trust_remote_code",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,9 +166,12 @@ def find_config(name: str, revision: str = "main") -> tuple[dict[str, Any], str]
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read as a model's config: {error}") from None
+    if not isinstance(config, dict):
+        raise InputError(f"{path} cannot be read as a model's config: it holds {shown(config)}, not an object")
+    return config
 
 
 def _census(config: dict[str, Any]) -> tuple[Group, ...]:
@@ -219,4 +204,27 @@ def dequantised(recipe: Mapping[str, Any]) -> bool:
 
 def further_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What else a resolved recipe's `model_init_kwargs` say that its base must be loaded with to compute the same."""
-    return {key: value for key, value in (recipe.get("model_init_kwargs") or {}).items() if key not in _APART}
+    given = recipe.get("model_init_kwargs") or {}
+    return {key: value for key, value in given.items() if key not in arguments.WAYS | arguments.REFUSED.keys()}
+
+
+def check_arguments(recipe: Recipe, config: Mapping[str, Any]) -> None:
+    """The recipe's `model_init_kwargs` are values that the model's config has.
+
+    Raises:
+        InputError: One is not, so that the model could not be built with it.
+    """
+    given = further_arguments({"model_init_kwargs": recipe["model_init_kwargs"]}).keys() - arguments.WEIGHTS
+    if not given:
+        return
+    failure = "transformers cannot read this config"
+    lacking = json.loads(children.call("sft_recipes.models.census", config, *sorted(given), failure=failure))
+    known = ", ".join(sorted(arguments.WAYS | arguments.WEIGHTS))
+    if lacking:
+        raise InputError(
+            *(
+                f"{recipe.values['model_init_kwargs'].origin}: model_init_kwargs: {key} is no value of this model's "
+                f"config, and none of {known}; drop it"
+                for key in lacking
+            )
+        )

@@ -1,7 +1,7 @@
 """Count a model's parameters as upstream builds them, on the meta device.
 
 `python -m sft_recipes.models.census < config.json` prints a JSON list of [path, shape, count, kind], as
-`base_model.Group` holds them.
+`base_model.Group` holds them; with names behind it, those that the config does not know.
 """
 
 import json
@@ -62,4 +62,7 @@ def config_of(values: dict[str, Any]) -> Any:
 
 
 if __name__ == "__main__":
-    print(json.dumps(take(json.load(sys.stdin))))
+    given = json.load(sys.stdin)
+    names = sys.argv[1:]
+    known = config_of(given) if names else None
+    print(json.dumps([name for name in names if not hasattr(known, name)] if names else take(given)))

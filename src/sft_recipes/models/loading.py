@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -28,6 +29,12 @@ def refusals() -> Iterator[None]:
     """What upstream refuses when it is given its arguments is wrong input, and its message says what."""
     try:
         yield
+    except pickle.UnpicklingError:
+        # Upstream's words tell how to run it all the same.
+        raise InputError(
+            "the weights are a pickle that holds more than tensors, which would run as code; name a checkpoint of "
+            "safetensors"
+        ) from None
     except (ValueError, ImportError) as error:
         raise InputError(f"refused by TRL or transformers: {error}") from error
 

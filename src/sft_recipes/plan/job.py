@@ -112,8 +112,15 @@ class Job:
 
     @functools.cached_property
     def model(self) -> Model | None:
-        """What is known of the base model without its weights; None where its config is not at hand."""
-        return base_model.find(self.recipe["model_name_or_path"], str(self.recipe["model_revision"]))
+        """What is known of the base model without its weights; None where its config is not at hand.
+
+        Raises:
+            InputError: Its config cannot be read, or has not the values that the recipe changes in it.
+        """
+        found = base_model.find(self.recipe["model_name_or_path"], str(self.recipe["model_revision"]))
+        if found:
+            base_model.check_arguments(self.recipe, found.config)
+        return found
 
     @functools.cached_property
     def data(self) -> Survey | None:

@@ -54,4 +54,6 @@ def _evaluations(recipe: Recipe, steps: int, per_epoch: int) -> int | None:
         every = recipe["eval_steps"] or recipe["logging_steps"]
         every = math.ceil(steps * every) if every < 1 else int(every)
     delay = (recipe["eval_delay"] or 0) * (per_epoch if recipe["eval_strategy"] == "epoch" else 1)
-    return sum(min(number * every, steps) >= delay for number in range(1, math.ceil(steps / every) + 1))
+    # Those before the end, from the first that is not delayed, and the one at the end.
+    before = math.ceil(steps / every) - max(math.ceil(delay / every), 1)
+    return max(before, 0) + (steps >= delay)

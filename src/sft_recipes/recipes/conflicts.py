@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from sft_recipes.recipes import schema, task
+from sft_recipes.recipes import arguments, places, schema, task
 from sft_recipes.terminal import count
 
 if TYPE_CHECKING:
@@ -91,7 +91,11 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
             yield wrong("save_strategy", "load_best_model_at_end needs save_strategy equal to eval_strategy")
         elif recipe["save_strategy"] == "steps" and every != recipe["save_steps"]:
             yield wrong("save_steps", "load_best_model_at_end needs save_steps equal to eval_steps")
-    yield from (wrong(key, text) for key, text in task.problems(recipe.own()))
+    for key in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
+        if recipe[key] and not recipe["dataloader_num_workers"]:
+            yield wrong(key, f"{key} needs dataloader_num_workers above 0", "set both, or drop it")
+    found = (*places.problems(recipe), *arguments.problems(recipe), *task.problems(recipe.own()))
+    yield from (wrong(key, text) for key, text in found)
 
 
 def of_topology(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
@@ -100,6 +104,9 @@ def of_topology(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
     def wrong(reason: str, remedy: str) -> Conflict:
         return Conflict("unsupported-pair", "topology", reason, remedy)
 
+    for key in ("fp16", "tf32"):
+        if topology.use_cpu and recipe[key]:
+            yield wrong(f"{key}: true needs a GPU, and {topology.name} runs on the CPU", f"set {key}: false")
     zero3, deepspeed, fsdp = topology.zero_stage == 3, topology.backend == "deepspeed", topology.backend == "fsdp"
     storage = recipe["bnb_4bit_quant_storage"] or "uint8"
     precision = topology.config.get("mixed_precision", "no")
@@ -184,8 +191,7 @@ def of_machine(
     yield from missing_tools(recipe, topology, compilers=not missing)
     name = recipe["model_name_or_path"]
     path = Path(name).expanduser()
-    local = name.startswith((".", "/", "~")) or name.count("/") > 1
-    if local and path not in built and not (path / "config.json").is_file():
+    if places.is_path(name) and path not in built and not (path / "config.json").is_file():
         origin = recipe.values["model_name_or_path"].origin
         yield Conflict(
             "model-missing",
@@ -274,7 +280,8 @@ def of_rehearsal(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
             "ACCEL=ddp rehearses everything else of the recipe",
         )
     for key in ("fp16", "tf32"):
-        if recipe[key]:
+        # On a CPU a training is refused for it too.
+        if recipe[key] and not topology.use_cpu:
             yield wrong(f"{key}: true needs a GPU, so it cannot be rehearsed", f"SET='{key}=false' rehearses the rest")
     attention = recipe["attn_implementation"]
     if attention not in (None, "sdpa", "eager"):

@@ -5,6 +5,7 @@ Nothing here imports torch: a wrong recipe is answered in a fraction of a second
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
@@ -13,7 +14,8 @@ from typing import Any, ClassVar
 
 import yaml
 
-from sft_recipes.errors import InputError, nearest
+from sft_recipes.errors import InputError, nearest, shown
+from sft_recipes.files import open_regular
 from sft_recipes.recipes import conflicts, schema, secrets
 
 RECIPES = Path("recipes")
@@ -89,6 +91,13 @@ class _Loader(yaml.SafeLoader):
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not read; write the value", mark)
         return super().compose_node(parent, index)
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        """A mapping, none of whose names is there twice: PyYAML keeps the last one in silence."""
+        names = [name.value for name, _ in node.value if isinstance(name, yaml.ScalarNode)]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise yaml.constructor.ConstructorError(None, None, f"{twice[:40]!a} appears twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
     def construct_plain(self, node: yaml.ScalarNode) -> Any:
         """A truth value, number or text. PyYAML would read 010 as octal eight; YAML 1.2 says ten."""
         kind = node.tag.rpartition(":")[2]
@@ -151,10 +160,10 @@ def read(path: Path) -> dict[str, Value]:
         InputError: The file cannot be read as a flat mapping, or names a key twice.
     """
     try:
-        raw = path.read_bytes()
-        if len(raw) > LARGEST:
-            raise InputError(f"{path}: {len(raw)} bytes are too many for a recipe; at most {LARGEST}")
-        loader = _Loader(raw.decode("utf-8"))
+        with open_regular(path) as file:
+            if (size := os.fstat(file.fileno()).st_size) > LARGEST:
+                raise InputError(f"{path}: {size} bytes are too many for a recipe; at most {LARGEST}")
+            loader = _Loader(file.read().decode("utf-8"))
         node = loader.get_single_node()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
@@ -175,7 +184,13 @@ def read(path: Path) -> dict[str, Value]:
     problems = []
     for key_node, value_node in node.value:
         where = f"{path}:{key_node.start_mark.line + 1}"
-        key = str(key_node.value)
+        if not isinstance(key_node, yaml.ScalarNode):
+            problems.append(f"{where}: a key is a word, not a list or a mapping")
+            continue
+        key = key_node.value
+        if len(key) > schema.LONGEST_KEY:
+            problems.append(f"{where}: {schema.problem(key, None)}")
+            continue
         if key in values:
             problems.append(f"{where}: {key} appears twice, first at {values[key].origin}; keep one")
             continue
@@ -201,7 +216,9 @@ def parse_overrides(text: Overrides) -> dict[str, Value]:
     """
     if isinstance(text, Mapping):
         return {
-            key: value if isinstance(value, Value) else Value(str(value) if isinstance(value, Path) else value, "SET")
+            str(key): value
+            if isinstance(value, Value)
+            else Value(str(value) if isinstance(value, Path) else value, "SET")
             for key, value in text.items()
         }
     try:
@@ -215,16 +232,19 @@ def parse_overrides(text: Overrides) -> dict[str, Value]:
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or not key:
-            shown = "what stands there" if secret else secrets.masked(repr(word))
-            problems.append(f'SET: {shown} is not key=value; write SET="learning_rate=1e-4 lora_r=16"')
+            quoted = "what stands there" if secret else secrets.masked(shown(word))
+            problems.append(f'SET: {quoted} is not key=value; write SET="learning_rate=1e-4 lora_r=16"')
+            continue
+        if len(key) > schema.LONGEST_KEY:
+            problems.append(f"SET: {schema.problem(key, None)}")
             continue
         if key in values:
             problems.append(f"SET: {key} appears twice; keep one")
         try:
             values[key] = Value(yaml.load(value, Loader=_Loader), "SET")  # noqa: S506, a SafeLoader
         except (yaml.YAMLError, RecursionError):
-            shown = "what stands there" if secret else secrets.masked(repr(value))
-            problems.append(f"SET: {key}: {shown} is not a YAML value; quote it")
+            quoted = "what stands there" if secret else secrets.masked(shown(value))
+            problems.append(f"SET: {key}: {quoted} is not a YAML value; quote it")
     if problems:
         raise InputError(*problems)
     return values

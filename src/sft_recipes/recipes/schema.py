@@ -7,6 +7,7 @@ TRL takes ten seconds and a misspelt key deserves an answer at once. Everything 
 import functools
 import json
 import math
+import re
 import string
 from collections.abc import Mapping
 from importlib import resources
@@ -29,6 +30,14 @@ REFUSED: dict[str, str] = {key: why for why, keys in DATA["refused"].items() for
 # Those of them that follow from topology and run, so that a resolved recipe holds them.
 DERIVED = frozenset(DATA["derived"])
 RANGES: dict[str, dict[str, Any]] = {key: limits for limits in DATA["ranges"] for key in limits["keys"]}
+TEXTS: dict[str, dict[str, Any]] = {key: limits for limits in DATA["texts"] for key in limits["keys"]}
+# What counts steps, rows and bytes here and upstream is no larger.
+LARGEST_NUMBER = 2**31 - 1
+_AT_MOST = f"at most {LARGEST_NUMBER}"
+DEEPEST = 8
+LONGEST_KEY = 100
+# Halves of characters, and control characters but tab and line end.
+_STRANGE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def as_yaml(value: Any) -> str:
@@ -75,7 +84,12 @@ def own() -> dict[str, dict[str, Any]]:
 @functools.cache
 def known() -> dict[str, dict[str, Any]]:
     """Every key a recipe may set."""
-    return {**{key: entry for key, entry in upstream().items() if key not in REFUSED | RENAMED}, **own()}
+    # A mapping as text is JSON, as a command line of TRL gives it; a recipe has mappings.
+    return {
+        key: {**entry, "types": [name for name in entry["types"] if name != "str" or "dict" not in entry["types"]]}
+        for key, entry in upstream().items()
+        if key not in REFUSED | RENAMED
+    } | own()
 
 
 def problem(key: str, value: Any, *, resolved: bool = False) -> str | None:
@@ -86,8 +100,12 @@ def problem(key: str, value: Any, *, resolved: bool = False) -> str | None:
         value: as it was read.
         resolved: whether the recipe is a resolved one, which also holds what follows from topology and run.
     """
+    if len(key) > LONGEST_KEY:
+        return f"{key:.40}...: no such key; none has more than {LONGEST_KEY} characters"
+    if found := _unfit(value):
+        return f"{key}: {found}"
     if key in RENAMED:
-        instead = string.Template(RENAMED[key]).safe_substitute(value=as_yaml(value))
+        instead = string.Template(RENAMED[key]).safe_substitute(value=short(value))
         return f"{key} is not a key of TRL {_trl_version()}: {instead}"
     derived = resolved and key in DERIVED
     if key in REFUSED and not derived:
@@ -95,25 +113,76 @@ def problem(key: str, value: Any, *, resolved: bool = False) -> str | None:
     entry = upstream()[key] if derived else known().get(key)
     if entry is None:
         if isinstance(value, dict):
-            return f"{key}: no such key; a recipe is flat, so move {', '.join(map(str, value))} to the top level"
+            return f"{key}: no such key; a recipe is flat, so move {', '.join(value):.200} to the top level"
         return f"{key}: no such key{did_you_mean(key, known()) or '; `sft-recipes keys` lists them'}"
+    if found := fault(key, value, entry, RANGES.get(key, {})):
+        return f"{key}: {found}"
+    if isinstance(value, str) and key in TEXTS and not re.fullmatch(TEXTS[key]["pattern"], value):
+        return f"{key}: {shown(value)} is not {TEXTS[key]['says']}"
+    return f"{key}: {found}" if key in DATA["places"] and (found := _no_place(value)) else None
+
+
+def fault(key: str, value: Any, entry: Mapping[str, Any], limits: Mapping[str, Any]) -> str | None:
+    """What is wrong with the value of a key, by its types, its choices and the limits of a number."""
     if not any(_fits(value, name) for name in entry["types"]):
-        return f"{key}: {_mismatch(key, value, entry['types'])}"
-    limited = entry.get("choices")
-    if limited and value is not None:
-        for item in value if isinstance(value, list) else [value]:
-            if item not in limited:
-                names = ", ".join(map(str, limited))
-                return f"{key}: {as_yaml(item)} is not one of {names}{did_you_mean(str(item), map(str, limited))}"
-    if isinstance(value, float) and not math.isfinite(value):
-        return f"{key}: {as_yaml(value)} is out of range; it must be finite"
-    if key in RANGES and isinstance(value, (int, float)) and not isinstance(value, bool):
-        limits = RANGES[key]
-        within = limits.get("from", -math.inf) <= value <= limits.get("to", math.inf)
+        return _mismatch(key, value, entry["types"])
+    for item in (value if isinstance(value, list) else [value]) if entry.get("choices") else ():
+        if isinstance(item, str) and item not in entry["choices"]:
+            names = ", ".join(each or "an empty text" for each in entry["choices"])
+            return f"{short(item)} is not one of {names}{did_you_mean(item, entry['choices'])}"
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        within = limits.get("from", -math.inf) <= value <= limits.get("to", LARGEST_NUMBER)
         within = within and limits.get("above", -math.inf) < value < limits.get("below", math.inf)
+        within = within and not (limits.get("whole") and value > 1 and value != int(value))
         if not within and value != limits.get("or"):
-            return f"{key}: {as_yaml(value)} is out of range; it must be {limits['says']}"
+            too_large = value > LARGEST_NUMBER and "to" not in limits
+            return f"{short(value)} is out of range; it must be {_AT_MOST if too_large else limits['says']}"
     return None
+
+
+def _unfit(value: Any) -> str | None:
+    """What nobody can have meant, at any depth: what has no place in a file of text, or in a number of a machine."""
+    parts = [(value, 0)]
+    while parts:
+        part, depth = parts.pop()
+        if depth > DEEPEST:
+            return f"nested more than {DEEPEST} deep; a recipe is flat"
+        if isinstance(part, str) and (strange := _STRANGE.search(part)):
+            return f"holds {strange[0]!a}, which is no character of a text; take it out"
+        if isinstance(part, float) and not math.isfinite(part):
+            return f"{part} is out of range; it must be finite"
+        if isinstance(part, dict):
+            if wrong := [name for name in part if not isinstance(name, str)]:
+                return f"the name {short(wrong[0])} in a mapping is no text; put it in quotes"
+            parts += [(each, depth + 1) for pair in part.items() for each in pair]
+        elif isinstance(part, list):
+            if depth == 0 and "" in part:
+                return "holds an empty text; take it out"
+            parts += [(each, depth + 1) for each in part]
+        elif not isinstance(part, (str, int, float, bool, type(None))):
+            return f"a {type(part).__name__} is no value of a recipe; write text, a number, a list or a mapping"
+        elif depth and isinstance(part, int) and abs(part) > LARGEST_NUMBER:
+            return f"{short(part)} is out of range; it must be {_AT_MOST}"
+    return None
+
+
+def _no_place(value: Any) -> str | None:
+    """Why a text can be the name neither of a file nor of a repository."""
+    if not isinstance(value, str):
+        return None
+    if value.strip() != value or not value:
+        return f"{short(value)} is blank, or begins or ends with white space; write a name, or null for none"
+    if "\n" in value or "\t" in value:
+        return f"{shown(value)} holds a line end or a tab; write the name alone"
+    if len(value.encode()) > 4000 or any(len(part.encode()) > 255 for part in value.split("/")):
+        return f"{shown(value)} is too long for a name of a file; write a shorter one"
+    return None
+
+
+def short(value: Any) -> str:
+    """A value as a recipe writes it, short enough for a message."""
+    text = as_yaml(value) if not isinstance(value, int) or abs(value) < 10**80 else "a number of more than 80 digits"
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 _PYTHON: dict[str, type | tuple[type, ...]] = {
@@ -132,6 +201,7 @@ _WORDS = {
     "dict": "a mapping",
     "list": "a list",
     "list[str]": "a list of texts",
+    "dict[str, str]": "a mapping of texts to texts",
 }
 
 
@@ -140,6 +210,8 @@ def _fits(value: Any, name: str) -> bool:
         return name == "bool"
     if name == "list[str]":
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if name == "dict[str, str]":
+        return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
     return name in _PYTHON and isinstance(value, _PYTHON[name])
 
 
@@ -148,12 +220,12 @@ def _mismatch(key: str, value: Any, types: list[str]) -> str:
     expected = " or ".join(_WORDS[name] for name in types if name != "null")
     hint = ""
     if isinstance(value, str) and any(name.startswith("list") for name in types):
-        hint = f"; write [{', '.join(part.strip() for part in value.split(','))}]"
-    elif isinstance(value, list) and len(value) == 1 and not isinstance(value[0], list):
-        hint = f"; write {key}: {as_yaml(value[0])}"
+        hint = f"; write [{short(', '.join(part.strip() for part in value.split(',')))}]"
+    elif isinstance(value, list) and len(value) == 1 and any(_fits(value[0], name) for name in types):
+        hint = f"; write {key}: {short(value[0])}"
     elif isinstance(value, str) and "str" not in types and {"int", "float"} & set(types):
         hint = "; write it without quotes or units"
-    return f"expected {expected}, got {shown(value) if isinstance(value, str) else as_yaml(value)}{hint}"
+    return f"expected {expected}, got {shown(value) if isinstance(value, str) else short(value)}{hint}"
 
 
 @functools.cache

@@ -5,7 +5,6 @@ import dataclasses
 import json
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError, listed, nearest, shown
@@ -97,21 +96,14 @@ def problems(own: Mapping[str, Any]) -> list[tuple[str, str]]:
             wrong("label_pattern", f"label_pattern: {pattern} is not a regular expression: {error}")
     if labels is not None and (len(labels) < 2 or len(set(labels)) < len(labels)):
         wrong("labels", f"labels: {as_yaml(labels)}: write two or more different classes")
-    if own["json_schema"] is not None and (problem := _schema_problem(own["json_schema"])):
-        wrong("json_schema", problem)
+    if own["json_schema"] is not None:
+        from sft_recipes.recipes import json_schemas
+
+        try:
+            json_schemas.read(own["json_schema"])
+        except InputError as error:
+            found += [("json_schema", problem) for problem in error.problems]
     return found
-
-
-def _schema_problem(name: str) -> str | None:
-    from jsonschema import Draft202012Validator, SchemaError
-
-    try:
-        Draft202012Validator.check_schema(json.loads(Path(name).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        return f"json_schema: {name} cannot be read as JSON: {error}"
-    except SchemaError as error:
-        return f"json_schema: {name} is not a JSON schema (draft 2020-12): {error.message}"
-    return None
 
 
 def task_of(own: Mapping[str, Any], answers: Iterable[str]) -> Task:
@@ -126,7 +118,9 @@ def task_of(own: Mapping[str, Any], answers: Iterable[str]) -> Task:
     """
     rest = {"field": own["label_field"], "pattern": own["label_pattern"], "max_new_tokens": own["max_new_tokens"]}
     if own["task"] == "generation":
-        schema = json.loads(Path(own["json_schema"]).read_text(encoding="utf-8")) if own["json_schema"] else None
+        from sft_recipes.recipes import json_schemas
+
+        schema = json_schemas.read(own["json_schema"]) if own["json_schema"] else None
         return Task("generation", "generation", (), candidates={}, schema=schema, decisions=(), **rest)
     whole = own["label_field"] is None and own["label_pattern"] is None
     rows: collections.Counter[str] = collections.Counter()

@@ -18,8 +18,14 @@ from sft_recipes.terminal import count
 
 CONFIGS = Path("accelerate_configs")
 
-# What an accelerate config may say here.
-KEYS: frozenset[str] = frozenset(schema.DATA["of_accelerate"])
+# What an accelerate config may say here, and in its sections.
+KEYS: dict[str, list[Any]] = schema.DATA["of_accelerate"]
+SECTIONS: dict[str, dict[str, list[Any]]] = {
+    "deepspeed_config": schema.DATA["of_deepspeed"],
+    "fsdp_config": schema.DATA["of_fsdp"],
+}
+# More than any one machine has GPUs or cores.
+MOST_PROCESSES = 1024
 BACKENDS = {"NO": "single", "MULTI_GPU": "ddp", "DEEPSPEED": "deepspeed", "FSDP": "fsdp"}
 
 
@@ -236,39 +242,54 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
     for key, item in values.items():
         if key not in KEYS:
             problems.append(f"{item.origin}: {key} is not a fact of where a recipe runs; drop it")
-    for key in ("deepspeed_config", "fsdp_config"):
+        elif wrong := _no_choice(item.value, KEYS[key]):
+            problems.append(f"{item.origin}: {key}: {wrong}")
+    for key in SECTIONS:
         if not isinstance(config.get(key, {}), dict):
             raise InputError(*problems, f"{path}: {key} must be a mapping, written in this file")
-    for key in config.get("deepspeed_config", {}):
-        if key not in schema.DATA["of_deepspeed"]:
-            problems.append(f"{path}: deepspeed_config.{key} is not a fact of where a recipe runs; drop it")
+    for section, known in SECTIONS.items():
+        for key, value in config.get(section, {}).items():
+            if key not in known:
+                problems.append(f"{path}: {section}.{key!s:.100} is not a fact of where a recipe runs; drop it")
+            elif wrong := _no_choice(value, known[key]):
+                problems.append(f"{path}: {section}.{key}: {wrong}")
     kind = config.get("distributed_type")
     if kind == "MULTI_CPU":
         problems.append(f"{path}: accelerate runs MULTI_CPU as one process; write MULTI_GPU with use_cpu: true")
     elif not isinstance(kind, str) or kind not in BACKENDS:
-        problems.append(f"{path}: distributed_type: {kind} is not one of {', '.join(BACKENDS)}")
+        problems.append(f"{path}: distributed_type: {schema.short(kind)} is not one of {', '.join(BACKENDS)}")
     elif kind == "FSDP" and config.get("use_cpu"):
         problems.append(f"{path}: accelerate turns FSDP on CPU into DDP; use ddp or zero3 with use_cpu: true")
-    if kind == "DEEPSPEED" and config.get("deepspeed_config", {}).get("zero_stage") not in (1, 2, 3):
+    stage = config.get("deepspeed_config", {}).get("zero_stage")
+    if kind == "DEEPSPEED" and (stage is True or stage not in (1, 2, 3)):
         problems.append(f"{path}: deepspeed_config.zero_stage must be 1, 2 or 3")
     elif kind == "FSDP" and config.get("fsdp_config", {}).get("fsdp_version") != 2:
         problems.append(f"{path}: fsdp_config.fsdp_version must be 2")
     if not isinstance(config.get("use_cpu", False), bool):
-        problems.append(f"{path}: use_cpu: {config['use_cpu']} must be true or false")
+        problems.append(f"{path}: use_cpu: {schema.short(config['use_cpu'])} must be true or false")
     if config.get("mixed_precision", "no") not in ("no", "bf16", "fp16"):
         problems.append(f"{path}: mixed_precision must be 'no', bf16 or fp16")
     if config.get("num_machines", 1) != 1:
-        problems.append(f"{path}: num_machines: {config['num_machines']}; these configs are for one machine")
+        problems.append(
+            f"{path}: num_machines: {schema.short(config['num_machines'])}; these configs are for one machine"
+        )
     if processes is not None:
         config["num_processes"] = processes
     number = config.get("num_processes")
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        problems.append(f"{path}: num_processes must be a whole number above 0")
+    if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= MOST_PROCESSES:
+        problems.append(f"{path}: num_processes must be a whole number above 0, and at most {MOST_PROCESSES}")
     elif kind == "NO" and number > 1:
         problems.append(f"{name} is one process, not {number}; choose ACCEL=ddp, zero2 or zero3")
     if problems:
         raise InputError(*problems)
     return Topology(name, config, origin)
+
+
+def _no_choice(value: Any, choices: list[Any]) -> str | None:
+    # True equals 1, and is no number of anything.
+    if not choices or any(value == each and type(value) is type(each) for each in choices):
+        return None
+    return f"{schema.short(value)} is not one of {', '.join(map(schema.as_yaml, choices))}"
 
 
 def accumulation(recipe: Recipe, topology: Topology) -> int:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import generation, statistics, terms
-from sft_recipes.recipes import schema
+from sft_recipes.recipes import json_schemas, schema
 from sft_recipes.terminal import count
 
 Facts = dict[str, Any]
@@ -94,9 +93,9 @@ def with_scores(name: str, facts: Facts, values: Facts, evaluation: Facts, rows:
 
 def _checker(name: str, path: str | None) -> Draft202012Validator | None:
     try:
-        return None if path is None else generation.validator(json.loads(Path(path).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{name}: its json_schema {path} cannot be read ({error}); put it back") from None
+        return None if path is None else json_schemas.validator(json_schemas.read(path))
+    except InputError as error:
+        raise InputError(*(f"{name}: {problem}; put it back" for problem in error.problems)) from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sft_recipes.environment import debugging, quiet
 from sft_recipes.errors import InputError
+from sft_recipes.recipes import secrets
 from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import outliving
@@ -57,7 +58,7 @@ def _failed(run: Run, reason: str) -> int:
         traceback.print_exc()
     if run.facts()["status"] == "running":
         # First what fits on a disk that is full.
-        run.update(status="failed", error=reason)
+        run.update(status="failed", error=secrets.masked(reason))
         with contextlib.suppress(OSError), run.output.open("a", encoding="utf-8") as file:
             traceback.print_exc(file=file)
     return 1

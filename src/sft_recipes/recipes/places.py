@@ -1,0 +1,77 @@
+"""Where a recipe's model, rows and chat template lie: in a file, in a directory, or in a repository of the Hub."""
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sft_recipes.errors import InputError, shown
+from sft_recipes.files import open_regular
+
+if TYPE_CHECKING:
+    from sft_recipes.recipes.recipe import Recipe
+
+# As huggingface_hub's `validate_repo_id` has it.
+_REPOSITORY = re.compile(
+    r"(?!.*(?:--|\.\.))(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII
+)
+# By its suffix TRL tells a template from a model whose template it would take.
+TEMPLATES = (".jinja", ".j2")
+# The longest template of a model that transformers knows has a tenth of it.
+_LARGEST = 2**20
+
+
+def is_path(name: str) -> bool:
+    """Whether a name can only be that of a file or directory."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
+
+
+def is_local(name: str) -> bool:
+    """Whether a name can only be that of a file or directory, or is one that exists."""
+    return is_path(name) or os.path.lexists(name)
+
+
+def template(name: str) -> str:
+    """The text of a chat template file.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    try:
+        with open_regular(Path(name)) as file:
+            text = file.read(_LARGEST + 1)
+        if len(text) > _LARGEST:
+            raise InputError(f"chat_template_path: {name} has more than {_LARGEST} bytes; it is no template")
+        return text.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"chat_template_path: {name} cannot be read: {error.strerror}; correct the path") from None
+    except UnicodeDecodeError:
+        raise InputError(f"chat_template_path: {name} is not UTF-8 text; save it as UTF-8") from None
+
+
+def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
+    """What is wrong with the names themselves, as (key, problem)."""
+    for key, noun in (("model_name_or_path", "saved model"), ("dataset_name", "dataset")):
+        name = recipe[key]
+        if name and name.startswith("~") and not name.startswith("~/"):
+            yield key, f"{key}: {shown(name)} is in nobody's home; write the directory in full"
+        elif name and not is_local(name) and not _REPOSITORY.fullmatch(name):
+            yield key, f"{key}: {shown(name)} is no directory of a {noun}, and no Hub id such as ORG/NAME"
+    name = recipe["chat_template_path"]
+    if not name:
+        return
+    instead = "name a .jinja file, or a model whose template is to be taken"
+    if name.endswith(TEMPLATES):
+        try:
+            template(name)
+        except InputError as error:
+            yield "chat_template_path", str(error)
+    elif Path(name).is_dir():
+        if not any((Path(name) / file).is_file() for file in ("tokenizer_config.json", "tokenizer.json")):
+            yield "chat_template_path", f"chat_template_path: {name} is a directory without a tokenizer; {instead}"
+    elif is_local(name):
+        wrong = "has not the suffix .jinja" if Path(name).exists() else "does not exist"
+        yield "chat_template_path", f"chat_template_path: {name} {wrong}; {instead}"
+    elif not _REPOSITORY.fullmatch(name):
+        yield "chat_template_path", f"chat_template_path: {shown(name)} is no file and no Hub id; {instead}"
