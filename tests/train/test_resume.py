@@ -118,10 +118,26 @@ def at_step(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[Any], Any
             if state.global_step + 1 == step:
                 act(model)
 
+    with_callback(monkeypatch, Act())
+
+
+def in_evaluation(monkeypatch: pytest.MonkeyPatch, step: int, act: Callable[[Any], Any]) -> None:
+    """Have the next runs do something with the model while they are evaluated after this step."""
+
+    class Act(TrainerCallback):
+        def on_prediction_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+            if state.global_step == step:
+                act(model)
+
+    with_callback(monkeypatch, Act())
+
+
+def with_callback(monkeypatch: pytest.MonkeyPatch, callback: TrainerCallback) -> None:
+
     built = Trainer.__init__
 
     def build(self: Any, *arguments: Any, callbacks: list, **kwargs: Any) -> None:
-        built(self, *arguments, callbacks=[*callbacks, Act()], **kwargs)
+        built(self, *arguments, callbacks=[*callbacks, callback], **kwargs)
 
     monkeypatch.setattr(Trainer, "__init__", build)
 
@@ -150,27 +166,46 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
 
 
 @pytest.mark.parametrize(
-    ("settings", "step"),
+    ("settings", "step", "moment"),
     [
         # Saved where no checkpoint was due, with half of what the next line of the log sums up.
-        pytest.param(OFTEN | {"max_steps": 12}, 7, id="between-logging-steps"),
+        pytest.param(OFTEN | {"max_steps": 12}, 7, at_step, id="between-logging-steps"),
         # Saved before the evaluation at the end of the epoch, which is the one that early stopping counts last.
-        pytest.param({"num_train_epochs": 4, "learning_rate": 1e-9}, 8, id="before-an-evaluation"),
+        pytest.param({"num_train_epochs": 4, "learning_rate": 1e-9}, 8, at_step, id="before-an-evaluation"),
+        # Not evaluated to its end, however long that would take; dropout draws what the evaluation would have drawn.
+        pytest.param(
+            OFTEN | {"max_steps": 12, "per_device_eval_batch_size": 2, "lora_dropout": 0.05},
+            8,
+            in_evaluation,
+            id="within-an-evaluation",
+        ),
+        pytest.param(
+            {"num_train_epochs": 2, "per_device_eval_batch_size": 2}, 16, in_evaluation, id="within-the-last"
+        ),
     ],
 )
 def test_a_stopped_run_ends_as_if_it_had_not_been(
-    finished: Train, train_here: Train, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], step: int
+    finished: Train,
+    train_here: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    step: int,
+    moment: Callable[..., None],
 ) -> None:
     uninterrupted = everything(finished("whole", **settings))
     shutil.rmtree("runs/whole")
     with monkeypatch.context() as context:
-        at_step(context, step, lambda model: os.kill(os.getpid(), signal.SIGTERM))
+        moment(context, step, lambda model: os.kill(os.getpid(), signal.SIGTERM))
         # Of the same name, since that of its directory is part of the trainer's state.
         run = train_here(name="whole", **settings)
     assert run.facts()["status"] == "interrupted"
     assert checkpoints.newest_whole(run)[0] == checkpoints.at(run.directory, step)
     train_here(run=back(run))
-    same(everything(run), uninterrupted)
+    ended = everything(run)
+    if step == run.facts()["measured"]["step"]:
+        # No step was left, so the last checkpoint is of before the evaluation.
+        del ended["state"], uninterrupted["state"]
+    same(ended, uninterrupted)
     launches = run.facts()["launches"]
     assert [(each["from_step"], each["to_step"]) for each in launches] == [(0, step), (step, launches[1]["to_step"])]
     measured = run.facts()["measured"]

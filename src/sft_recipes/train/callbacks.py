@@ -91,6 +91,10 @@ class Record(TrainerCallback, ExportableState):
             self.log_lines += 1
 
 
+EVERY = 60.0
+"""Seconds between the lines of a long evaluation."""
+
+
 class Progress(TrainerCallback):
     """A progress bar on a terminal, a plain line a logging step elsewhere."""
 
@@ -98,6 +102,8 @@ class Progress(TrainerCallback):
         self.bar: tqdm | None = None
         self._began = 0.0
         self._first_step = 0
+        self._batches = 0
+        self._said = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -129,6 +135,7 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "eval_loss" in logs:
+            self._batches = 0
             self._line(f"{'evaluation':<10} step {state.global_step}: held-out loss {logs['eval_loss']:.4f}")
         elif "loss" in logs:
             parts = [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
@@ -141,6 +148,21 @@ class Progress(TrainerCallback):
             left = (time.perf_counter() - self._began) / done * (state.max_steps - state.global_step) if done else 0.0
             step = f"step {state.global_step}/{state.max_steps}"
             self._line(f"{'training':<10} {step}  {'  '.join(parts)}  ETA {duration(left)}")
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Show how far an evaluation is: in the bar, or a line a minute."""
+        self._batches += 1
+        now = time.perf_counter()
+        self._said = now if self._batches == 1 else self._said
+        if not state.is_world_process_zero or (self.bar is None and now - self._said < EVERY):
+            return
+        self._said, done = now, f"{self._batches:,} of {len(kwargs['eval_dataloader']):,} batches"
+        if self.bar is not None:
+            self.bar.set_description_str(f"evaluating {done}")
+        else:
+            self._line(f"{'evaluation':<10} step {state.global_step}: {done}")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -185,11 +207,16 @@ class StopOnNaN(TrainerCallback):
                 raise diverged(self.run, f"{key} is {value} at step {state.global_step}")
 
 
+class Stopped(Exception):
+    """An evaluation was stopped on the way; it is done again when the run goes on."""
+
+
 class GracefulStop(TrainerCallback):
     """On a signal, a stop file or the end of the command that launched it: save after the step, then stop.
 
     All processes do so together. One may be told alone, so each asks the others at every step; were they to save at
-    different steps, the collective calls within a save would hang.
+    different steps, the collective calls within a save would hang. An evaluation, which may take longer than anybody
+    waits, is left at its next batch (`Trainer._maybe_log_save_evaluate` then saves).
     """
 
     def __init__(self, run: Run, *, launched: bool) -> None:
@@ -205,18 +232,29 @@ class GracefulStop(TrainerCallback):
     def _tell(self, number: int, frame: object) -> None:
         self._told = True
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def _asked(self, args: TrainingArguments) -> bool:
+        """Whether any process was told to stop; all of them must ask together."""
         told = self._told or self.run.stop.exists()
         told = told or (self.launched and lock.command_gone(self.run.directory))
         if torch.distributed.is_initialized():
             flag = torch.tensor(int(told), device=args.device)
             torch.distributed.all_reduce(flag, op=torch.distributed.ReduceOp.MAX)
             told = bool(flag.item())
-        if told and state.global_step < state.max_steps:
+        return told
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._asked(args) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = True
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._asked(args):
+            self.stopped = True
+            raise Stopped
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Only now: a checkpoint that holds should_training_stop would stop the resumed run at once.

@@ -22,7 +22,7 @@ from sft_recipes.models.loading import keep_four_bit, refusals, stored_quantisat
 from sft_recipes.runs.checkpoints import DamagedBest
 from sft_recipes.runs.run import Run
 from sft_recipes.train import verify
-from sft_recipes.train.callbacks import GracefulStop, Progress, Record, StopOnNaN
+from sft_recipes.train.callbacks import GracefulStop, Progress, Record, StopOnNaN, Stopped
 from sft_recipes.train.trainer import Trainer
 
 
@@ -74,11 +74,16 @@ def train(run: Run, *, launched: bool = False) -> None:
     record.began = time.time()
     checkpoint = facts.get("resume_from")
     with noted(trainer, facts):
-        output = trainer.train(resume_from_checkpoint=str(run.directory / checkpoint) if checkpoint else None)
+        try:
+            resumed = str(run.directory / checkpoint) if checkpoint else None
+            train_loss = trainer.train(resume_from_checkpoint=resumed).training_loss
+        except Stopped:
+            # In the evaluation before the first step of this launch, which goes on from where it began.
+            train_loss = None
         measured = {
             "step": trainer.state.global_step,
             "kept_step": trainer.kept_step,
-            "train_loss": output.training_loss,
+            "train_loss": train_loss,
             "training_seconds": round(record.seconds, 2),
             "tokens_per_second": record.tokens_per_second and round(record.tokens_per_second, 1),
             "peak_memory_bytes": trainer.peak_memory(),

@@ -15,7 +15,7 @@ from trl import SFTTrainer
 
 from sft_recipes.runs import checkpoints
 from sft_recipes.runs.run import Run
-from sft_recipes.train.callbacks import GracefulStop, Record, diverged
+from sft_recipes.train.callbacks import GracefulStop, Record, Stopped, diverged
 
 
 class Trainer(SFTTrainer):
@@ -26,7 +26,8 @@ class Trainer(SFTTrainer):
     was still to come, and whether it had ended.
     """
 
-    kept_step: int
+    control: TrainerControl
+    kept_step = 0
     """The step whose weights the model holds at the end."""
 
     def belongs_to(self, run: Run, record: Record, stop: GracefulStop) -> None:
@@ -47,6 +48,20 @@ class Trainer(SFTTrainer):
         for name, parameter in model.named_parameters():
             if name in before and parameter.dtype != before[name]:
                 parameter.data = parameter.data.to(before[name])
+
+    # Stopping
+
+    def _maybe_log_save_evaluate(self, *given: Any, **named: Any) -> None:
+        with tempfile.TemporaryDirectory() as before:
+            if self.control.should_evaluate:
+                self._save_rng_state(before)
+            try:
+                super()._maybe_log_save_evaluate(*given, **named)
+            except Stopped:
+                # As if it had not begun: a resumed run does it first, since no log tells of it.
+                self._load_rng_state(before)
+                self._save_checkpoint(self.model, None)
+                self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     # Saving
 
