@@ -21,7 +21,7 @@ from sft_recipes.models.census import beside_text, config_of
 from sft_recipes.models.loading import keep_four_bit, refusals, stored_quantisation
 from sft_recipes.runs.checkpoints import DamagedBest
 from sft_recipes.runs.run import Run
-from sft_recipes.train import verify
+from sft_recipes.train import engine, verify
 from sft_recipes.train.callbacks import GracefulStop, Progress, Record, StopOnNaN, Stopped
 from sft_recipes.train.trainer import Trainer
 
@@ -42,7 +42,8 @@ def train(run: Run, *, launched: bool = False) -> None:
     facts = run.facts()
     own, prepared = facts["own"], facts["data"]
     if facts["topology"]["backend"] == "deepspeed":
-        without_inference_kernel()
+        engine.without_inference_kernel()
+        engine.allow_its_state()
     recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
     # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
     verify.model_files(recipe, conversational=prepared["conversational"])
@@ -99,18 +100,6 @@ def train(run: Run, *, launched: bool = False) -> None:
     if main:
         run.update(status="interrupted" if stop.stopped else "finished", measured=measured)
     trainer.end()
-
-
-def without_inference_kernel() -> None:
-    """Keep DeepSpeed from building what it would at the start of any run on a CPU, and calls for inference alone.
-
-    That takes a compiler and half a minute, and a build that is killed leaves a lock, for which every later run would
-    wait without end.
-    """
-    import deepspeed.ops
-
-    # Which operations can be built, asked by nothing but that build.
-    deepspeed.ops.__compatible_ops__ = {}
 
 
 @contextlib.contextmanager
