@@ -143,7 +143,7 @@ class RunResult:
         if measured:
             yield "trained", count(measured["step"], "step")
             for sentence in outcome.held_out(measured):
-                yield "held out", sentence
+                yield "eval loss", sentence
         if metrics := self.metrics:
             yield "verdict", metrics["verdict"]["text"]
         if self._run.report.is_file():

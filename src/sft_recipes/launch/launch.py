@@ -292,13 +292,13 @@ def conclude(run: Run, facts: dict[str, Any]) -> int:
 
 
 def say_measured(measured: dict[str, Any]) -> None:
-    """Say how long a finished training took, and what became of the held-out loss."""
+    """Say how long a finished training took, and what became of the eval loss."""
     text = f"{count(measured['step'], 'step')} in {duration(measured['training_seconds'])}"
     if measured["tokens_per_second"]:
         text += f", {measured['tokens_per_second']:,.0f} tokens/s"
     say("finished", f"{text}, peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB per process")
     if said := outcome.held_out(measured):
-        say("held out", "\n".join(said))
+        say("eval loss", "\n".join(said))
 
 
 def _trained(facts: dict[str, Any]) -> str:
