@@ -102,7 +102,7 @@ def test_runs_differ_in_their_seed_alone_and_a_stop_says_what_is_left(
     assert (code, [run.name for run in runs]) == (launch.INTERRUPTED, ["tiny-seed1", "tiny-seed2"])
     assert [run.facts()["status"] for run in runs] == ["finished", "interrupted"]
     assert not Path("runs/tiny-seed3").exists()
-    assert "first: make resume NAME=tiny-seed2" in said
+    assert "runs/tiny-seed2 is interrupted, not finished; finish it first: make resume NAME=tiny-seed2" in said
     assert "make train RECIPE=tiny SEEDS=3 ACCEL=cpu SET=max_steps=40" in said
     assert "make compare" not in said
     recipe, other = (recipes.read(run.recipe) for run in runs)

@@ -126,7 +126,7 @@ DDP = "distributed_type: MULTI_GPU\nnum_processes: 2\n"
         ("distributed_type: MULTI_GPU\nnum_processes: 2.0\n", "num_processes must be a whole number above 0"),
         ("distributed_type: MULTI_GPU\nnum_processes: true\n", "num_processes must be a whole number above 0"),
         ("distributed_type: MULTI_GPU\n", "num_processes must be a whole number above 0"),
-        ('distributed_type: "NO"\nnum_processes: 2\n', "is one process, not 2; choose ACCEL=ddp, zero2 or zero3"),
+        ('distributed_type: "NO"\nnum_processes: 2\n', "mine.yaml: distributed_type: NO is one process, not 2"),
         (f"{DDP}num_machines: 2\n", "num_machines: 2; these configs are for one machine"),
         (f"{DDP}use_cpu: no\n", "use_cpu"),
         (f"{DDP}use_cpu: 'false'\n", "use_cpu"),

@@ -11,7 +11,7 @@ from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan.job import Where
 from sft_recipes.recipes import recipe as recipes
-from sft_recipes.runs.run import RUNS, Run
+from sft_recipes.runs.run import RUNS, Run, unfinished
 from sft_recipes.terminal import outliving, say
 
 # numpy, which `transformers.set_seed` seeds too, takes no larger one.
@@ -72,8 +72,9 @@ def train_seeds(
                 break
     finally:
         # Also when a run is refused or stopped before it began, after others were trained.
-        if runs and code != launch.FINISHED:
-            say("left", f"first: make resume NAME={runs[-1].name}")
+        # One that has finished was stopped in its evaluation, which has said how it goes on.
+        if runs and (sentence := unfinished(runs[-1])):
+            say("left", sentence)
         if left := numbers[len(runs) :] if runs else []:
             # As the others were trained.
             again: dict[str, Any] = {"RECIPE": name, "SEEDS": " ".join(map(str, left)), "NAME": run_name}

@@ -280,7 +280,8 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
         asked = f"{path}: num_processes" if processes is None else f"GPUS={processes!r:.40}"
         problems.append(f"{asked} must be a whole number above 0, and at most {MOST_PROCESSES}")
     elif kind == "NO" and number > 1:
-        problems.append(f"{name} is one process, not {number}; choose ACCEL=ddp, zero2 or zero3")
+        one = f"{path}: distributed_type: NO" if processes is None else name
+        problems.append(f"{one} is one process, not {number}; choose ACCEL=ddp, zero2 or zero3")
     if problems:
         raise InputError(*problems)
     return Topology(name, config, origin)

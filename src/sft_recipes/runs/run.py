@@ -308,7 +308,7 @@ def unfinished(run: Run) -> str | None:
 
 
 def adapter_damage(run: Run) -> str | None:
-    """Why the adapter of a run (or its whole model, where there is no adapter) cannot be used, and what to do, or None.
+    """Why the adapter of a run (or the whole model where there is none) cannot be used, with a remedy, or None.
 
     Compared with what training recorded in run.json, so that neither a damaged file nor the adapter of another run
     passes for this one's.
