@@ -18,7 +18,7 @@ from sft_recipes.recipes import schema
 from sft_recipes.report.paired import statistic, tested
 from sft_recipes.report.results import SEEDS, Entry, Evaluated, Facts, estimates, with_scores
 from sft_recipes.runs.run import RUNS, Run
-from sft_recipes.terminal import count
+from sft_recipes.terminal import count, printable
 
 Key = TypeVar("Key")
 
@@ -93,7 +93,7 @@ def leaderboard(split: str = "test", runs: Path = RUNS) -> Facts:
         try:
             run = read(Run(path.parent), split)
         except InputError as error:
-            left_out.append({"run": path.parent.name, "reason": "; ".join(error.problems)})
+            left_out.append({"run": path.parent.name, "reason": printable("; ".join(error.problems))})
         else:
             boards.setdefault(tuple(equal for equal, _ in comparable(run).values()), []).append(run)
     if not boards and not left_out:
