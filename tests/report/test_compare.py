@@ -544,23 +544,23 @@ HOSTILE = "a|b\n`c` <script>alert(1)</script> [x](y) \\"
 def test_what_comes_from_the_runs_is_escaped_in_every_form() -> None:
     gold = golds()
     make_run("a", predicted(gold, 0.8, 1))
-    make_run("b", predicted(gold, 0.8, 2), recipe={"eos_token": HOSTILE, "lora_r": 64})
+    make_run("b", predicted(gold, 0.8, 2), recipe={"project": HOSTILE, "lora_r": 64})
     make_run(
         "c",
         predicted(gold, 0.8, 2),
-        recipe={"eos_token": "=cmd|' /C calc'!A0", "max_steps": -1},
+        recipe={"project": "=cmd|' /C calc'!A0"},
     )
     facts = compare.compare(["a", "b", "c"])
     text = "\n".join(text for _, text in tables.render(facts))
     assert "\x1b" not in text and "a|b\\n`c`" in text
     page = tables.as_markdown(facts)
-    row = next(line for line in page.splitlines() if line.startswith("| eos_token"))
+    row = next(line for line in page.splitlines() if line.startswith("| project"))
     assert r"a\|b\\n\`c\` &lt;script&gt;alert(1)&lt;/script&gt;" in row
     assert len([mark for k, mark in enumerate(row) if mark == "|" and row[k - 1] != "\\"]) == 5
     lines = {line["name"]: line for line in csv.DictReader(io.StringIO(tables.as_csv(facts), newline=""))}
-    assert lines["b"]["eos_token"] == HOSTILE
-    assert lines["c"]["eos_token"] == "'=cmd|' /C calc'!A0"
-    assert (lines["c"]["max_steps"], lines["b"]["lora_r"], lines["base"]["lora_r"]) == ("-1", "64", "")
+    assert lines["b"]["project"] == HOSTILE
+    assert lines["c"]["project"] == "'=cmd|' /C calc'!A0"
+    assert (lines["b"]["lora_r"], lines["base"]["lora_r"]) == ("64", "")
     assert float(lines["a"]["macro_f1"]) == facts["entries"][0]["metrics"]["macro_f1"]["value"]
 
 
@@ -612,7 +612,7 @@ def test_a_board_for_each_set_of_runs_that_compare_would_take() -> None:
 
 def test_a_foreign_run_of_a_hostile_name_is_escaped_in_every_leaderboard() -> None:
     name = "a|b\n`c` <img src=x onerror=alert(1)> \x1b[31m"
-    make_run(name, predicted(golds(), 0.8, 1), recipe={"eos_token": HOSTILE})
+    make_run(name, predicted(golds(), 0.8, 1), recipe={"project": HOSTILE})
     make_run("b", predicted(golds(), 0.8, 2))
     (make_run("damaged \x1b[2J <img>", predicted(golds(), 0.8, 2)) / "run.json").write_text("[]")
     facts = compare.leaderboard()
