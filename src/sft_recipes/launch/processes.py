@@ -7,7 +7,6 @@ training processes take them when they are ready to.
 """
 
 import contextlib
-import io
 import os
 import signal
 import subprocess
@@ -24,7 +23,7 @@ from sft_recipes.environment import quiet_environment
 from sft_recipes.recipes.topology import Topology
 from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run
-from sft_recipes.terminal import say
+from sft_recipes.terminal import is_file, say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK = 0.2
@@ -107,7 +106,7 @@ class Processes:
             stopped = stopped + LOOK if asleep and len(processes) > 1 else 0.0
             if stopped > PATIENCE:
                 reason = f"process {asleep[0]} was stopped (SIGSTOP) for {PATIENCE:.0f} s and the others waited for it"
-                self.run.update(status="failed", error=f"{reason}; all were ended")
+                self.run.fail(f"{reason}; all were ended", cause=True)
                 self._kill()
                 return
 
@@ -140,14 +139,9 @@ def _blocked() -> Iterator[None]:
 
 
 def output_streams() -> dict[str, Any]:
-    """Where a child process writes: where this one does, or to us who pass it on, if that is no file of the system's.
-
-    A notebook, for one, puts an object of its own in the place of sys.stdout.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.fileno()
-            return {"stdout": sys.stdout}
+    """Where a child process writes: where this one does, or, if that is no file, to us who pass it on."""
+    if is_file(sys.stdout):
+        return {"stdout": sys.stdout}
     return {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
 
 
