@@ -14,6 +14,7 @@ from typing import Any
 from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.files import digest_of, write_whole
 from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import secrets
 from sft_recipes.runs import facts as shapes
 from sft_recipes.runs import lock, provenance
 from sft_recipes.runs.facts import MANIFEST, SCHEMA, TRANSITIONS
@@ -275,6 +276,19 @@ class Run:
     def update(self, **facts: Any) -> None:
         """Set some facts of run.json and keep the others."""
         self.write({**self.facts(), **facts})
+
+    def fail(self, error: str, *, cause: bool = False, **facts: Any) -> bool:
+        """Write down that a run has failed, if it is running, and say whether it was.
+
+        Args:
+            error: why.
+            cause: what was written down before as the reason is only the consequence, and gives way.
+            facts: more of run.json.
+        """
+        was = self.facts()["status"]
+        if fails := was == "running" or (cause and was == "failed"):
+            self.update(status="failed", error=secrets.masked(error), **facts)
+        return fails
 
     def locked(self) -> AbstractContextManager[int]:
         """Hold the run, as `lock.hold` says."""

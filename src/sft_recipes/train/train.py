@@ -109,15 +109,16 @@ def noted(trainer: Trainer, facts: Mapping[str, Any]) -> Iterator[None]:
     this: dict[str, Any] = {"from_step": step, "to_step": None, "seconds": None}
     launches = [*facts.get("launches", []), this]
 
-    def note(**more: Any) -> None:
+    def note() -> None:
         if trainer.is_world_process_zero():
-            run.update(launches=launches, **more)
+            run.update(launches=launches)
 
     note()
     try:
         yield
     except (FloatingPointError, DamagedBest) as error:
-        note(status="failed", error=str(error), diverged=isinstance(error, FloatingPointError))
+        if trainer.is_world_process_zero():
+            run.fail(str(error), diverged=isinstance(error, FloatingPointError))
         raise
     finally:
         this |= {"to_step": trainer.state.global_step, "seconds": round(time.time() - trainer.record.began, 2)}

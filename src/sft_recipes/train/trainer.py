@@ -52,9 +52,11 @@ class Trainer(SFTTrainer):
     # Stopping
 
     def _maybe_log_save_evaluate(self, *given: Any, **named: Any) -> None:
+        if not self.control.should_evaluate:
+            super()._maybe_log_save_evaluate(*given, **named)
+            return
         with tempfile.TemporaryDirectory() as before:
-            if self.control.should_evaluate:
-                self._save_rng_state(before)
+            self._save_rng_state(before)
             try:
                 super()._maybe_log_save_evaluate(*given, **named)
             except Stopped:
