@@ -17,11 +17,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import psutil
-import yaml
 
 from sft_recipes.environment import quiet_environment
-from sft_recipes.recipes.topology import Topology
-from sft_recipes.runs import lock
+from sft_recipes.runs import identity, lock
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import is_file, say
 
@@ -156,11 +154,10 @@ def command(run: Run) -> list[str]:
 
 def environment(run: Run) -> dict[str, str]:
     """The environment of the training processes: nothing phones home or chatters, and one process sees one GPU."""
-    chosen = run.facts()["topology"]
-    variables = quiet_environment(on_cpu=chosen["use_cpu"], one_gpu=chosen["backend"] == "single")
+    chosen = identity.launched_with(run, run.facts())
+    variables = quiet_environment(on_cpu=chosen.use_cpu, one_gpu=chosen.backend == "single")
     variables["TENSORBOARD_LOGGING_DIR"] = str(run.directory / "tensorboard")
-    config = yaml.safe_load(run.accelerate.read_text(encoding="utf-8"))
-    if Topology(chosen["name"], config, "").computes_on_cpu:
+    if chosen.computes_on_cpu:
         # Each process takes its share of the cores; torchrun's own default is one.
-        variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // chosen["processes"])))
+        variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // chosen.processes)))
     return variables

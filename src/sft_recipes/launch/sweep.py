@@ -30,7 +30,7 @@ from sft_recipes.plan.job import Job, Where
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.runs.run import RUNS, Run
-from sft_recipes.terminal import count, duration, outliving, say
+from sft_recipes.terminal import count, duration, outliving, say, say_error
 
 # The version of sweep.json; it grows when a reader of today would misread it.
 SCHEMA = 1
@@ -306,7 +306,7 @@ class Sweep:
             return code
         done = [each for each in trials if each["state"] == "finished"]
         if not done:
-            print("error: no trial finished; the runs say why", file=sys.stderr)
+            say_error("no trial finished; the runs say why")
             return launch.FAILED
         runs = [Run(RUNS / name) for name in dict.fromkeys(each["run"] for each in done)][:COMPARED]
         if all(run.metrics("test").is_file() for run in runs):

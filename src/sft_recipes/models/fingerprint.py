@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.files import digest_of, write_whole
+from sft_recipes.files import sha256, write_whole
 from sft_recipes.models.base_model import CACHE, FETCHED
 from sft_recipes.terminal import say
 
@@ -79,8 +79,7 @@ def _hashed(paths: list[Path]) -> dict[str, str]:
         say("base", f"reading {size / 1e9:.1f} GB of {paths[0].parent} once, to know it again")
     for path in paths:
         if path in new:
-            with path.open("rb") as file:
-                kept[str(path.resolve())] = [*asked[path], digest_of(file).hexdigest()]
+            kept[str(path.resolve())] = [*asked[path], sha256(path)]
         found[path.name] = kept[str(path.resolve())][-1]
     if new:
         CACHE.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError, did_you_mean
-from sft_recipes.files import digest_of, write_whole
+from sft_recipes.files import difference, write_whole
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import secrets
 from sft_recipes.runs import facts as shapes
@@ -186,8 +186,7 @@ class Run:
         if not self.metrics(split).is_file():
             raise InputError(f"{self.name} is not evaluated on {split} (no {self.metrics(split).name}); {again}")
         written = self.facts().get("evaluated", {}).get(split, {})
-        files = [(name, file["bytes"], file["sha256"]) for name, file in written.items()]
-        if damaged := difference(self.directory, files):
+        if damaged := difference(self.directory, written):
             raise InputError(f"{self.directory} is not as it was evaluated: {damaged}; make it anew: {again}")
         return shapes.read_metrics(self.metrics(split), again)
 
@@ -318,18 +317,4 @@ def adapter_damage(run: Run) -> str | None:
     files = facts.get("measured", {}).get("saved")
     if not files:
         return "run.json holds no checksums of it; it was trained before they were recorded"
-    return difference(run.adapter, [(name, file["bytes"], file["sha256"]) for name, file in files.items()])
-
-
-def difference(directory: Path, files: list[tuple[str, int, str]]) -> str | None:
-    """The first file, of (name, bytes, SHA-256), that is not as it should be."""
-    for name, size, sha256 in files:
-        path = directory / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        with path.open("rb") as file:
-            if digest_of(file).hexdigest() != sha256:
-                return f"{name} does not match its checksum"
-    return None
+    return difference(run.adapter, files)
