@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes import children
-from sft_recipes.demo import demo_base, demo_data
+from sft_recipes.demo import demo_base
 from sft_recipes.errors import InputError
 from sft_recipes.files import sha256
 from sft_recipes.models import base_model
@@ -38,7 +38,7 @@ class Base:
     @property
     def directory(self) -> Path:
         """Where the tiny model is, or will be: another directory whenever another model would be built."""
-        sources = [Path(__file__), Path(demo_base.__file__), Path(demo_data.__file__), *_files(self.tokenizer)]
+        sources = [Path(__file__), *demo_base.SOURCES, *_files(self.tokenizer)]
         contents = [*map(sha256, sources)]
         key = json.dumps([self.config, contents, metadata.version("transformers")], sort_keys=True)
         return CACHE / hashlib.sha256(key.encode()).hexdigest()[:16]
