@@ -19,6 +19,7 @@ from sft_recipes.demo import demo_base
 from sft_recipes.errors import InputError
 from sft_recipes.files import sha256
 from sft_recipes.models import base_model
+from sft_recipes.recipes import places
 
 CACHE = Path(".cache/rehearsal")
 # A multiple of 64, the block size of NF4: a layer of other widths would be padded, which the real ones are not.
@@ -66,14 +67,10 @@ def fetch(name: str, revision: str) -> str:
 
 
 def _tokenizer(name: str, revision: str) -> Path | None:
-    directories = [Path(name).expanduser()]
-    if not directories[0].is_dir() and not directories[0].is_absolute() and not name.startswith("."):
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(name, "tokenizer_config.json", revision=revision)
-        directories = [Path(cached).parent] if isinstance(cached, str) else []
+    local = Path(name).expanduser()
+    directory = local if local.is_dir() else places.directory_with("tokenizer_config.json", name, revision)
     words = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
-    return next((each for each in directories if any((each / name).is_file() for name in words)), None)
+    return directory if directory and any((directory / word).is_file() for word in words) else None
 
 
 def _files(directory: Path | None) -> list[Path]:

@@ -182,9 +182,7 @@ class Run:
         Raises:
             InputError: There are none, or they or the predictions are not what the evaluation wrote.
         """
-        again = f"make evaluate RUN={self.name}" + ("" if split == "test" else f" SPLIT={split}")
-        if not self.metrics(split).is_file():
-            raise InputError(f"{self.name} is not evaluated on {split} (no {self.metrics(split).name}); {again}")
+        again = self._evaluated_by(self.metrics(split), split)
         written = self.facts().get("evaluated", {}).get(split, {})
         if damaged := difference(self.directory, written):
             raise InputError(f"{self.directory} is not as it was evaluated: {damaged}; make it anew: {again}")
@@ -196,10 +194,15 @@ class Run:
         Raises:
             InputError: There are none, or a line is damaged.
         """
+        path = self.predictions(split)
+        return shapes.read_lines(path, f"make it anew: {self._evaluated_by(path, split)}")
+
+    def _evaluated_by(self, path: Path, split: str) -> str:
+        """The command that makes a file of an evaluation anew; an `InputError` with it where there is none."""
         again = f"make evaluate RUN={self.name}" + ("" if split == "test" else f" SPLIT={split}")
-        if not self.predictions(split).is_file():
-            raise InputError(f"{self.name} is not evaluated on {split} (no {self.predictions(split).name}); {again}")
-        return shapes.read_lines(self.predictions(split), f"make it anew: {again}")
+        if not path.is_file():
+            raise InputError(f"{self.name} is not evaluated on {split} (no {path.name}); {again}")
+        return again
 
     def write(self, facts: dict[str, Any]) -> None:
         """Replace run.json as a whole, so that a reader never sees half of it, and keep the journal of its status.

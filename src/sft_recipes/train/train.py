@@ -81,25 +81,30 @@ def train(run: Run, *, launched: bool = False) -> None:
         except Stopped:
             # In the evaluation before the first step of this launch, which goes on from where it began.
             train_loss = None
-        measured = {
-            "step": trainer.state.global_step,
-            "kept_step": trainer.kept_step,
-            "train_loss": train_loss,
-            "training_seconds": round(record.seconds, 2),
-            "tokens_per_second": record.tokens_per_second and round(record.tokens_per_second, 1),
-            "peak_memory_bytes": trainer.peak_memory(),
-            "best_checkpoint": trainer.state.best_model_checkpoint,
-            "eval_loss": [
-                {"step": entry["step"], "eval_loss": entry["eval_loss"]}
-                for entry in trainer.state.log_history
-                if "eval_loss" in entry
-            ],
-        }
+        measured = measurements(trainer) | {"train_loss": train_loss}
         if not stop.stopped:
             measured |= save(trainer, recipe)
     if main:
         run.update(status="interrupted" if stop.stopped else "finished", measured=measured)
     trainer.end()
+
+
+def measurements(trainer: Trainer) -> dict[str, Any]:
+    """What is known of a training when it has ended, of all its launches, as run.json holds it."""
+    state, speed = trainer.state, trainer.record.tokens_per_second
+    return {
+        "step": state.global_step,
+        "kept_step": trainer.kept_step,
+        "training_seconds": round(trainer.record.seconds, 2),
+        "tokens_per_second": speed and round(speed, 1),
+        "peak_memory_bytes": trainer.peak_memory(),
+        "best_checkpoint": state.best_model_checkpoint,
+        "eval_loss": [
+            {"step": entry["step"], "eval_loss": entry["eval_loss"]}
+            for entry in state.log_history
+            if "eval_loss" in entry
+        ],
+    }
 
 
 @contextlib.contextmanager
