@@ -142,7 +142,7 @@ def test_a_gpu_is_given_to_each_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     ("facts", "code", "state", "stops"),
     [
         ({"status": "failed", "error": "OSError: no space left on device"}, 1, "FAIL", True),
-        ({"status": "failed", "error": "FloatingPointError: loss is nan"}, 1, "FAIL", False),
+        ({"status": "failed", "error": "loss is nan at step 1", "diverged": True}, 1, "FAIL", False),
         ({"status": "interrupted"}, 3, "RUNNING", True),
         ({"status": "finished"}, 3, "RUNNING", True),
         ({"status": "finished"}, 1, "COMPLETE", False),

@@ -238,9 +238,8 @@ class Sweep:
             self.stopping = max(self.stopping, 1)
         else:
             self.study.tell(trial, state=TrialState.FAIL)
-            error = (run.facts().get("error") or "") if status == "failed" else ""
-            states = {each.state for each in self.study.trials}
-            if not error.startswith("FloatingPointError") and TrialState.COMPLETE not in states:
+            diverged = run.exists and run.facts().get("diverged")
+            if not diverged and TrialState.COMPLETE not in {each.state for each in self.study.trials}:
                 say("trial", f"{run.name} failed before any has a result, and others may fail as it did; stopping")
                 self.broken, self.stopping = True, max(self.stopping, 1)
         self.write()
