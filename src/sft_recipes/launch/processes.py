@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
@@ -48,7 +48,7 @@ class Processes:
         """
         self.run.stop.unlink(missing_ok=True)
         watch = threading.Thread(target=self._watch, daemon=True)
-        with self._signals_taken():
+        with signals_taken(self._ask):
             with _blocked():
                 self._process = process = subprocess.Popen(
                     command(self.run), env=environment(self.run), start_new_session=True, **output_streams()
@@ -68,19 +68,6 @@ class Processes:
                 watch.join()
                 self.run.stop.unlink(missing_ok=True)
         return process.returncode
-
-    @contextlib.contextmanager
-    def _signals_taken(self) -> Iterator[None]:
-        # Python lets no other thread handle signals, and nohup wants SIGHUP to be ignored.
-        main = threading.current_thread() is threading.main_thread()
-        without_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        taken = SIGNALS[: 2 if without_terminal else 3] if main else ()
-        before = {number: signal.signal(number, self._ask) for number in taken}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
         # A terminal that closes hangs up more than once.
@@ -124,6 +111,21 @@ def _is_stopped(pid: int) -> bool:
     with contextlib.suppress(psutil.Error):
         return psutil.Process(pid).status() == psutil.STATUS_STOPPED
     return False
+
+
+@contextlib.contextmanager
+def signals_taken(ask: Callable[[int, Any], None]) -> Iterator[None]:
+    """Have the signals that ask for a stop handled by a function."""
+    # Python lets no other thread handle signals, and nohup wants SIGHUP to be ignored.
+    main = threading.current_thread() is threading.main_thread()
+    without_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    taken = [each for each in SIGNALS if main and not (each == signal.SIGHUP and without_terminal)]
+    before = {number: signal.signal(number, ask) for number in taken}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

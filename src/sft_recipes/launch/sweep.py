@@ -23,7 +23,7 @@ from sft_recipes.demo import demo_base
 from sft_recipes.errors import InputError
 from sft_recipes.files import write_whole
 from sft_recipes.launch import launch, seeds, space
-from sft_recipes.launch.processes import SIGNALS
+from sft_recipes.launch.processes import signals_taken
 from sft_recipes.launch.space import Choices, Space
 from sft_recipes.plan import plan
 from sft_recipes.plan.job import Job, Where
@@ -120,8 +120,7 @@ class Sweep:
 
     def run(self) -> int:
         """Train what is left: 0 when it has ended, 3 if it was stopped, 1 if the first trial failed."""
-        handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
-        try:
+        with signals_taken(self._ask):
             left = self._left()
             while True:
                 while not self.stopping and len(self.active) < self.jobs and (trial := next(left, None)):
@@ -131,9 +130,6 @@ class Sweep:
                 time.sleep(SECONDS)
                 for each in [*self.active]:
                     self._watch(each)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
         if self.stopping and number == signal.SIGHUP:
