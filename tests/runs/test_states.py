@@ -157,3 +157,25 @@ def test_a_run_that_is_refused_when_it_is_continued_is_what_it_was(
     with pytest.raises(InputError, match="cannot be loaded"):
         launch.start(job, "never")
     assert not Path("runs/never").exists()
+
+
+def test_a_process_killed_after_the_run_has_ended_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that crashes while it closes its libraries; before that, it is the cause of what others said."""
+    from sft_recipes.train import accelerate_launch
+
+    said = {}
+    for status in ("finished", "interrupted", "failed", "running"):
+        run = bare(status, tmp_path, status=status)
+        monkeypatch.setattr("sys.argv", ["launch", str(run.directory), "name"])
+        assert accelerate_launch._ended(-9, "process 7 (rank 1)") == 137
+        said[status] = run.facts()["status"], "killed by SIGKILL" in run.facts().get("error", "")
+    assert said == {
+        "finished": ("finished", False),
+        "interrupted": ("interrupted", False),
+        "failed": ("failed", True),
+        "running": ("failed", True),
+    }
+    assert not run.fail("its connection was reset")
+    assert "SIGKILL" in run.facts()["error"]

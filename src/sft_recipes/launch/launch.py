@@ -231,7 +231,7 @@ def launch(run: Run) -> int:
         with outliving(run.output):
             code = processes.work()
     except OSError as error:
-        run.update(status="failed", error=f"the processes cannot be started: {error}")
+        run.fail(f"the processes cannot be started: {error}")
         return conclude(run, run.facts())
     facts = run.facts()
     if facts["status"] == "running":
