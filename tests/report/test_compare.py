@@ -538,6 +538,7 @@ def test_a_resumed_run_of_which_only_the_last_launch_was_measured_has_no_trainin
 HOSTILE = "a|b\n`c` <script>alert(1)</script> \x1b[31m [x](y) \\"
 
 
+@pytest.mark.promise("hostile", "HTML, Markdown and escape codes in every form of a comparison")
 def test_what_comes_from_the_runs_is_escaped_in_every_form() -> None:
     gold = golds()
     make_run("a", predicted(gold, 0.8, 1))
@@ -607,6 +608,7 @@ def test_a_board_for_each_set_of_runs_that_compare_would_take() -> None:
     }
 
 
+@pytest.mark.promise("hostile", "a hostile name of a run in a leaderboard")
 def test_a_foreign_run_of_a_hostile_name_is_escaped_in_every_leaderboard() -> None:
     name = "a|b\n`c` <img src=x onerror=alert(1)> \x1b[31m"
     make_run(name, predicted(golds(), 0.8, 1), recipe={"chat_template_path": HOSTILE})
