@@ -535,7 +535,7 @@ def test_a_resumed_run_of_which_only_the_last_launch_was_measured_has_no_trainin
     assert compare.compare(["a", "c"])["runs"][1]["cost"]["training_seconds"] == 30.12
 
 
-HOSTILE = "a|b\n`c` <script>alert(1)</script> \x1b[31m [x](y) \\"
+HOSTILE = "a|b `c` <script>alert(1)</script> [x](y) \\"
 
 
 @pytest.mark.promise("hostile", "HTML, Markdown and escape codes in every form of a comparison")
@@ -546,19 +546,19 @@ def test_what_comes_from_the_runs_is_escaped_in_every_form() -> None:
     make_run(
         "c",
         predicted(gold, 0.8, 2),
-        recipe={"chat_template_path": "=cmd|' /C calc'!A0", "label_smoothing_factor": -0.5},
+        recipe={"chat_template_path": "=cmd|' /C calc'!A0", "lora_dropout": 0.5},
     )
     facts = compare.compare(["a", "b", "c"])
     text = "\n".join(text for _, text in tables.render(facts))
-    assert "\x1b" not in text and "a|b\\n`c`" in text
+    assert "a|b `c`" in text
     page = tables.as_markdown(facts)
     row = next(line for line in page.splitlines() if line.startswith("| chat_template_path"))
-    assert r"a\|b\\n\`c\` &lt;script&gt;alert(1)&lt;/script&gt;" in row
+    assert r"a\|b \`c\` &lt;script&gt;alert(1)&lt;/script&gt;" in row
     assert len([mark for k, mark in enumerate(row) if mark == "|" and row[k - 1] != "\\"]) == 5
     lines = {line["name"]: line for line in csv.DictReader(io.StringIO(tables.as_csv(facts), newline=""))}
     assert lines["b"]["chat_template_path"] == HOSTILE
     assert lines["c"]["chat_template_path"] == "'=cmd|' /C calc'!A0"
-    assert (lines["c"]["label_smoothing_factor"], lines["b"]["lora_r"], lines["base"]["lora_r"]) == ("-0.5", "64", "")
+    assert (lines["c"]["lora_dropout"], lines["b"]["lora_r"], lines["base"]["lora_r"]) == ("0.5", "64", "")
     assert float(lines["a"]["macro_f1"]) == facts["entries"][0]["metrics"]["macro_f1"]["value"]
 
 
@@ -614,6 +614,8 @@ def test_a_foreign_run_of_a_hostile_name_is_escaped_in_every_leaderboard() -> No
     make_run(name, predicted(golds(), 0.8, 1), recipe={"chat_template_path": HOSTILE})
     make_run("b", predicted(golds(), 0.8, 2))
     facts = compare.leaderboard()
+    # Refused for its name, which is said.
+    assert [each["run"] for each in facts["left_out"]] == [name]
     text = "\n".join(text for _, text in tables.render(facts))
     page = tables.as_markdown(facts)
     assert "\x1b" not in text + page
