@@ -107,6 +107,7 @@ def refused_as_data(target: str, variables: dict[str, str], variable: str, cwd: 
     assert not list(cwd.rglob("pwned"))
 
 
+@pytest.mark.promise("bad-input", "make variables that a shell or make would run")
 @pytest.mark.parametrize("value", HOSTILE)
 @pytest.mark.parametrize("variable", ["RECIPE", "ACCEL", "NAME", "SET"])
 def test_make_variables_are_data(checkout: Path, capsys: pytest.CaptureFixture, variable: str, value: str) -> None:
@@ -396,6 +397,7 @@ def test_one_process_at_a_time_trains_a_run(project: Path, capsys: pytest.Captur
     assert "is in use by another process" in capsys.readouterr().err
 
 
+@pytest.mark.promise("same-run", "other rows, a finished run, an unknown one, and resumed")
 @pytest.mark.parametrize("change", ["data", "finished", "unknown"])
 def test_resume_refuses_what_is_not_the_same_run(project: Path, capsys: pytest.CaptureFixture, change: str) -> None:
     run = launch.create(jobs.check("tiny"), "known")

@@ -55,6 +55,7 @@ def test_a_file_is_read_once_and_again_when_it_was_replaced(model: Path, monkeyp
     assert read[3:] == ["model.safetensors"]
 
 
+@pytest.mark.promise("same-run", "the cache of the base's hashes damaged")
 def test_a_damaged_cache_of_hashes_is_made_anew(model: Path) -> None:
     first = fingerprint.fingerprint(str(model))
     for text in ("", "[1]", '{"x"'):

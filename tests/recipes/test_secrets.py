@@ -53,6 +53,7 @@ def test_every_key_that_a_recipe_or_a_config_has_is_no_secret() -> None:
     assert not [key for key in of_models if secrets.named(key)]
 
 
+@pytest.mark.promise("secrets", "keys named as secrets, at any depth of a recipe")
 @pytest.mark.parametrize(
     "key", ["token", "hub_token", "api_key", "wandbApiKey", "AWS-Secret-Access-Key", "db_password", "Authorization"]
 )
@@ -82,6 +83,7 @@ def test_what_is_no_secret_passes(tmp_path: Path) -> None:
     recipes.load(path)
 
 
+@pytest.mark.promise("secrets", "values of known shapes anywhere in recipes and overrides")
 @pytest.mark.parametrize("value", SHAPES)
 def test_a_value_of_a_known_shape_is_refused_wherever_it_stands(tmp_path: Path, value: str) -> None:
     quoted = json.dumps(value)
@@ -106,6 +108,7 @@ def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
     assert "SET: description holds what looks like an access token" in said
 
 
+@pytest.mark.promise("secrets", "tokens in a base recipe and an accelerate config")
 def test_models_bases_and_accelerate_configs_are_searched_too(project: Path) -> None:
     base = project / "recipes" / "default.yaml"
     base.write_text(base.read_text() + "model_init_kwargs: {token: word-of-mine}\n")
@@ -119,6 +122,7 @@ def test_models_bases_and_accelerate_configs_are_searched_too(project: Path) -> 
     assert "word-of-mine" not in str(error.value)
 
 
+@pytest.mark.promise("secrets", "tokens on the command line of plan, train and sweep")
 @pytest.mark.parametrize(
     "command", [["plan", "tiny"], ["train", "tiny", "--name", "x"], ["sweep", "tiny", "--over", "lora_r=4,8"]]
 )
@@ -157,6 +161,7 @@ def every_byte(directory: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.promise("secrets", "three secrets in the environment of a run that is trained, evaluated and reported")
 def test_no_secret_of_the_environment_reaches_a_file(
     project: Path, train_here: Callable[..., Any], scoring_here: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

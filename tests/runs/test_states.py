@@ -76,6 +76,7 @@ def read_only(runs: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(runs)], check=True)
 
 
+@pytest.mark.promise("disk", "the disk full or read-only when a run is made")
 @pytest.mark.parametrize(("harm", "reason"), [(full, "No space left on device"), (read_only, "Read-only file system")])
 def test_a_run_that_cannot_be_made_leaves_nothing(
     small_disk: Path, harm: Callable[[Path], None], reason: str, capsys: pytest.CaptureFixture
@@ -103,6 +104,7 @@ def test_a_name_that_is_a_link_to_nothing_is_taken(project: Path, capsys: pytest
     assert "runs/new exists and is never overwritten" in capsys.readouterr().err
 
 
+@pytest.mark.promise("disk", "the disk full when a run fails")
 def test_on_a_full_disk_a_run_still_says_that_it_failed(small_disk: Path) -> None:
     run = bare("full")
     for name in ("checkpoint-1", "checkpoint-2"):
@@ -119,6 +121,7 @@ def test_on_a_full_disk_a_run_still_says_that_it_failed(small_disk: Path) -> Non
     assert sorted(path.name for path in run.directory.iterdir()) == ["checkpoint-1", "run.json"]
 
 
+@pytest.mark.promise("disk", "the disk full to the last byte, and nothing that could make room")
 def test_where_nothing_makes_room_the_old_facts_stay(small_disk: Path) -> None:
     run = bare("full")
     run.reserve.unlink()
@@ -130,6 +133,7 @@ def test_where_nothing_makes_room_the_old_facts_stay(small_disk: Path) -> None:
     assert [path.name for path in run.directory.iterdir()] == ["run.json"]
 
 
+@pytest.mark.promise("disk", "the disk full when a checkpoint is written")
 @pytest.mark.slow
 def test_a_training_on_a_full_disk_ends_as_failed(
     small_disk: Path, launch_here: None, capsys: pytest.CaptureFixture

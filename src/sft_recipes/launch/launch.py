@@ -225,7 +225,7 @@ def check_same_config(run: Run, job: Job) -> None:
 
 def launch(run: Run) -> int:
     """Start the processes of a run that is held, and say how it ended."""
-    began = time.time()
+    began = time.monotonic()
     processes = Processes(run)
     try:
         with outliving(run.output):
@@ -244,7 +244,7 @@ def launch(run: Run) -> int:
         # Nothing was trained, so the name stays free for the corrected recipe.
         shutil.rmtree(run.directory)
         raise InputError(*facts["problems"])
-    facts |= {"ended": provenance.now(), "seconds": round(time.time() - began + facts.get("seconds", 0.0), 2)}
+    facts |= {"ended": provenance.now(), "seconds": round(time.monotonic() - began + facts.get("seconds", 0.0), 2)}
     run.write(facts)
     if facts.get("problems"):
         raise InputError(*facts["problems"])

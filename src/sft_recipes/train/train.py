@@ -72,7 +72,7 @@ def train(run: Run, *, launched: bool = False) -> None:
 
     trainer.add_callback(AtStart(check_start))
     trainer.add_callback(Progress())
-    record.began = time.time()
+    record.began = time.monotonic()
     checkpoint = facts.get("resume_from")
     with noted(trainer, facts):
         try:
@@ -126,7 +126,7 @@ def noted(trainer: Trainer, facts: Mapping[str, Any]) -> Iterator[None]:
             run.fail(str(error), diverged=isinstance(error, FloatingPointError))
         raise
     finally:
-        this |= {"to_step": trainer.state.global_step, "seconds": round(time.time() - trainer.record.began, 2)}
+        this |= {"to_step": trainer.state.global_step, "seconds": round(time.monotonic() - trainer.record.began, 2)}
         note()
 
 
