@@ -175,7 +175,7 @@ def test_everything_that_forbids_a_comparison_is_said_at_once() -> None:
     assert problems("fine", "fine", "rehearsed", "stopped", "unscored", "lost", "unknown") == [
         "fine is named twice; keep one",
         "rehearsed is a rehearsal, whose model is tiny and random: no result; leave it out",
-        "stopped is interrupted, not finished; make resume NAME=stopped",
+        "runs/stopped is interrupted, not finished; finish it first: make resume NAME=stopped",
         "unscored is not evaluated on test (no metrics.json); make evaluate RUN=unscored",
         "lost is not evaluated on test (no predictions.jsonl); make evaluate RUN=lost",
         "no run 'unknown' in runs/; there are fine, lost, rehearsed, stopped, unscored",

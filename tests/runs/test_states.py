@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from finished import bare
@@ -13,8 +14,9 @@ from sft_recipes.errors import InputError
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
 from sft_recipes.runs.facts import TRANSITIONS
-from sft_recipes.runs.run import MANIFEST
+from sft_recipes.runs.run import MANIFEST, unfinished
 
+Facts = dict[str, Any]
 ALLOWED = [(was, becomes) for was, those in TRANSITIONS.items() for becomes in those]
 
 
@@ -33,6 +35,23 @@ def test_a_run_becomes_what_it_may_and_nothing_else(was: str, becomes: str, tmp_
 
 def test_a_finished_run_stays_finished() -> None:
     assert not [becomes for was, becomes in ALLOWED if was == "finished"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"status": "interrupted"}, "is interrupted, not finished; finish it first: make resume NAME=first"),
+        ({"status": "failed"}, "is failed, not finished; finish it first: make resume NAME=first"),
+        ({"status": "failed", "diverged": True}, "has diverged and left nothing to use; start a new run with other"),
+        ({"status": "running"}, "was killed before it had finished; finish it first: make resume NAME=first"),
+    ],
+)
+def test_whoever_needs_a_finished_run_is_told_how_to_get_one(facts: Facts, expected: str, tmp_path: Path) -> None:
+    run = bare("first", tmp_path, **facts)
+    assert f"{run.directory} {expected}" in (unfinished(run) or "")
+    with run.locked():
+        waits = unfinished(run) == f"{run.directory} is being trained; wait for it"
+    assert waits == (facts["status"] == "running")
 
 
 def test_the_journal_tells_how_far_a_run_was_whenever_it_changed(project: Path) -> None:

@@ -405,6 +405,7 @@ def test_the_process_that_runs_out_of_memory_says_so(
     assert "OutOfMemoryError: 5 GiB" in run.output.read_text()
 
 
+@pytest.mark.promise("memory", "a GPU that is out of memory")
 def test_a_run_that_is_out_of_memory_says_what_fits(
     project: Path, launch_here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -434,6 +435,7 @@ def test_a_run_that_is_out_of_memory_says_what_fits(
     assert (again["per_device_train_batch_size"], again["global_batch_size"]) == (2, 8)
 
 
+@pytest.mark.promise("one-writer", "a training process of an earlier launch that comes late")
 def test_a_process_of_an_earlier_launch_does_not_join(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One that a killed command has started, and that gets to work only when another one has the run."""
     run = launch.create(jobs.check("tiny"), "late")

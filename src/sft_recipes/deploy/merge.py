@@ -131,8 +131,8 @@ def checked(name: str, out: Path | None) -> tuple[Run, Path, int]:
         problems.append(
             f"{run.directory} trained the whole model and has nothing to merge; {run.adapter} is that model"
         )
-    elif damaged := adapter_damage(run):
-        problems.append(f"{run.adapter} is not what was trained: {damaged}; restore it, or train again")
+    elif damage := adapter_damage(run):
+        problems.append(damage)
     if out.exists():
         problems.append(f"{out} exists and is never overwritten; name another OUT=, or delete it")
     elif not out.absolute().parent.is_dir():

@@ -86,7 +86,7 @@ def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str]]:
     if facts.get("rehearsal"):
         problems.append(f"{run.directory} is a rehearsal: its model is tiny and random, and no result")
     if damage := adapter_damage(run):
-        problems.append(f"{run.adapter} is not what was trained: {damage}")
+        problems.append(damage)
     elif not merged:
         directory, files = run.adapter, facts["measured"]["saved"]
         recipe = run.values()

@@ -100,6 +100,19 @@ def alone(directory: Path) -> bool:
         return False
 
 
+def held(directory: Path) -> bool:
+    """Whether a command or training processes hold the run, as those who only read it ask."""
+    for name in (LOCK, RANKS):
+        try:
+            with (directory / name).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            continue
+    return False
+
+
 def command_gone(directory: Path) -> bool:
     """Whether the command that holds the run has ended, as its training processes ask."""
     with (directory / LOCK).open("a") as file:

@@ -110,8 +110,8 @@ class Run:
         directory = runs / name
         if os.path.lexists(directory):
             raise InputError(
-                f"{directory} exists and is never overwritten; choose another NAME=, or continue it with "
-                f"make resume NAME={name}"
+                f"{directory} exists and is never overwritten; choose another NAME=, or if it has not finished, "
+                f"continue it with make resume NAME={name}"
             )
         return directory
 
@@ -308,16 +308,32 @@ def as_json(facts: Mapping[str, Any]) -> str:
     return json.dumps({"schema": SCHEMA, **facts}, indent=2, default=str) + "\n"
 
 
+def unfinished(run: Run) -> str | None:
+    """That a run has not finished, and what to do about it; None for one that has."""
+    facts = run.facts()
+    status, again = facts["status"], f"finish it first: make resume NAME={run.name}"
+    if status == "finished":
+        return None
+    if status == "running":
+        if lock.held(run.directory):
+            return f"{run.directory} is being trained; wait for it"
+        return f"{run.directory} was killed before it had finished; {again}"
+    if facts.get("diverged"):
+        return f"{run.directory} has diverged and left nothing to use; start a new run with other values"
+    return f"{run.directory} is {status}, not finished; {again}"
+
+
 def adapter_damage(run: Run) -> str | None:
-    """Why the adapter of a run (or its whole model, where there is no adapter) cannot be trusted, or None.
+    """Why the adapter of a run (or its whole model, where there is no adapter) cannot be used, and what to do, or None.
 
     Compared with what training recorded in run.json, so that neither a damaged file nor the adapter of another run
     passes for this one's.
     """
     facts = run.facts()
-    if facts["status"] != "finished":
-        return f"the run is {facts['status']}, not finished"
+    if sentence := unfinished(run):
+        return sentence
     files = facts.get("measured", {}).get("saved")
     if not files:
-        return "run.json holds no checksums of it; it was trained before they were recorded"
-    return difference(run.adapter, files)
+        return f"{run.directory}/run.json holds no checksums of {run.adapter}, so it is not known; train the run again"
+    found = difference(run.adapter, files)
+    return found and f"{run.adapter} is not what was trained: {found}; put it back from a copy, or train the run again"
