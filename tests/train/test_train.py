@@ -437,13 +437,14 @@ def test_a_run_that_is_out_of_memory_says_what_fits(
 
 @pytest.mark.promise("one-writer", "a training process of an earlier launch that comes late")
 def test_a_process_of_an_earlier_launch_does_not_join(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that a killed command has started, and that gets to work only when another one has the run."""
+    """One that gets to work only when its command has ended, or another one has the run."""
     run = launch.create(jobs.check("tiny"), "late")
     with run.locked():
         earlier = lock.launch_name(run.directory)
     before = run.facts()
+    monkeypatch.setattr(sys, "argv", ["process", str(run.directory), earlier])
+    assert process.main() == 0
     with run.locked():
-        monkeypatch.setattr(sys, "argv", ["process", str(run.directory), earlier])
         assert process.main() == 0
     assert run.facts() == before
     assert not run.log.exists()
