@@ -10,7 +10,8 @@ export GIVEN GOALS $(GIVEN)
 COMMANDS := list models plan preview fit diff gpu rules rehearse audit train sweep resume reproduce evaluate report \
 	compare leaderboard merge predict chat push new why show export pin
 ifeq ($(filter $(COMMANDS) train-%,$(GOALS)),)
-  override UNREAD := $(filter-out $(if $(filter benchmark-scoring,$(GOALS)),RUN),$(GIVEN))
+  override READ := $(if $(filter benchmark-scoring,$(GOALS)),RUN) $(if $(filter soak,$(GOALS)),KILLS SEED)
+  override UNREAD := $(filter-out $(READ),$(GIVEN))
   $(if $(UNREAD),$(error make $(GOALS) does not read $(UNREAD)))
 endif
 
@@ -22,7 +23,7 @@ PROGRAM := $(BIN)/sft-recipes
 INSTALLED := $(VENV)/.sft-recipes
 INSTALLED_TEST := $(VENV)/.sft-recipes-test
 
-.PHONY: help install $(COMMANDS) lint types test test-fast check benchmark benchmark-scoring docs compat audit-dependencies sbom
+.PHONY: help install $(COMMANDS) lint types test test-fast faults soak check benchmark benchmark-scoring docs compat audit-dependencies sbom
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -81,6 +82,12 @@ test: $(INSTALLED_TEST) ## all tests, and which ten took longest
 
 test-fast: $(INSTALLED_TEST) ## the tests that train nothing and start neither a browser nor a process that imports torch, in about a minute
 	@$(PYTEST) -m 'not slow'
+
+faults: $(INSTALLED_TEST) ## the tests that break something on purpose, and what became of each promise (docs/reliability.md)
+	@$(BIN)/python scripts/reliability.py
+
+soak: $(INSTALLED_TEST) ## kill -9 a run at random moments (KILLS=30 SEED=0) and continue it, until it is shown to be the same
+	@$(BIN)/python scripts/soak.py $(if $(filter KILLS,$(GIVEN)),--kills "$$KILLS") $(if $(filter SEED,$(GIVEN)),--seed "$$SEED")
 
 check: lint types test ## what CI runs
 

@@ -58,6 +58,35 @@ def alpaca_rows(number: int, seed: int) -> list[dict[str, str]]:
     return rows
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--faults", help="a file to write each outcome of a test of a promise to (scripts/reliability.py)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Workers report to the process that started them, which writes.
+    if (path := config.getoption("--faults")) and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Faults(Path(path)))
+
+
+class Faults:
+    """Writes what became of each promise that a test holds by breaking something, a line for each phase of a test."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        said: dict[str, list[Any]] = {"promise": [], "injected": []}
+        for name, value in report.user_properties:
+            said.get(name, []).append(value)
+        if said["promise"] and (report.when == "call" or not report.passed):
+            # Of a test that injects one thing only, the number need not be said.
+            row = {"promises": said["promise"], "number": sum(said["injected"]) or 1, "outcome": report.outcome}
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"test": report.nodeid, **row}) + "\n")
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What trains, scores or opens a browser is slow, whether the test says so or not.
@@ -71,6 +100,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         fixtures = {*getattr(item, "fixturenames", ())}
         if slow & fixtures:
             item.add_marker("slow")
+        item.user_properties += [("promise", list(mark.args)) for mark in item.iter_markers("promise")]
         marks = {*fixtures, *(mark.name for mark in item.iter_markers()), "quick"}
         kinds[next(kind for kind in kinds if kind in marks)].append(item)
     alone, long, train, rest = kinds.values()

@@ -61,6 +61,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     return place
 
 
+@pytest.mark.promise(
+    "bad-input", "recipes, configs, rows, files, models, arguments and make variables of tests/bad_inputs"
+)
 @pytest.mark.parametrize("case", cases())
 def test_bad_input_gets_its_message(
     case: dict[str, Any], place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
@@ -103,6 +106,7 @@ def hostile(place: Path) -> None:
     (place / f"{HOSTILE}.yaml").write_text(f"{json.dumps(HOSTILE)}: 1\nlearning_rate: 1e-4\n", encoding="utf-8")
 
 
+@pytest.mark.promise("hostile", "escape codes in rows, names and recipes, by command")
 @pytest.mark.parametrize("on_terminal", [False, True])
 @pytest.mark.parametrize(
     "arguments",

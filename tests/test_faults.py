@@ -21,6 +21,7 @@ def faulty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.promise("secrets", "a token in the message of a fault")
 def test_a_fault_is_one_line_and_its_details_are_kept(faulty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["rules"]) == 1
     said = capsys.readouterr()
@@ -66,6 +67,7 @@ def test_the_details_lie_in_the_temporary_folder_where_the_project_cannot_be_wri
     assert "the details cannot be written, SFT_RECIPES_DEBUG=1 prints them" in capsys.readouterr().err
 
 
+@pytest.mark.promise("disk", "the disk full when a plan writes")
 def test_a_full_disk_is_no_fault_of_the_program(
     project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

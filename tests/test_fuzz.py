@@ -16,6 +16,7 @@ from sft_recipes.interop import audit, importers
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, topology
 
+pytestmark = pytest.mark.promise("fuzz", "recipes, overrides, configs, rows, other tools' files drawn by hypothesis")
 # The same inputs each time, so that a failure is one for everybody; the deadline is what finds a hang.
 bounded = settings(
     max_examples=80,
@@ -49,10 +50,11 @@ def read_or_refused(read: Any, *arguments: Any, **named: Any) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record_property: Any) -> None:
     monkeypatch.chdir(tmp_path)
     Path("recipes").mkdir()
     Path("recipes/base.yaml").write_text(json.dumps(LEGAL), encoding="utf-8")
+    record_property("injected", bounded.max_examples)
 
 
 @bounded

@@ -11,6 +11,7 @@ BOMB = "a: &a [x, x]\n" + "".join(
 )
 
 
+@pytest.mark.promise("hostile", "bombs of YAML aliases")
 @pytest.mark.parametrize(
     ("file", "command"),
     [
@@ -40,6 +41,7 @@ def test_an_alias_on_the_command_line_is_refused_too(project: Path, capsys: pyte
     assert not (project / "runs").exists()
 
 
+@pytest.mark.promise("hostile", "links in the place of recipes")
 def test_a_link_in_the_place_of_a_recipe_shows_nothing_of_what_it_leads_to(
     project: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -76,6 +76,7 @@ def test_a_conversation_is_kept_until_it_is_reset(finished: Finished) -> None:
     assert "the model reads 512; /reset forgets what was said" in heard[1]
 
 
+@pytest.mark.promise("hostile", "a model that answers with escape codes")
 def test_what_would_move_the_cursor_is_written_out(finished: Finished, capsys: pytest.CaptureFixture) -> None:
     run = finished("talks", **TALKS)
     model, tokenizer = scoring.load(yaml.safe_load(run.recipe.read_text()), run.adapter, on_cpu=True)

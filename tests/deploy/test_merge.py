@@ -181,6 +181,7 @@ DAMAGES: dict[str, tuple[Callable[[Run, Run], Any], str]] = {
 }
 
 
+@pytest.mark.promise("damage", "the adapter damaged or swapped for another run's, when it is merged")
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_or_swapped_adapter_is_refused_before_anything_is_loaded(
     finished: Finished, monkeypatch: pytest.MonkeyPatch, damage: str
@@ -240,6 +241,7 @@ def one_lost(tensors: dict[str, torch.Tensor]) -> None:
     tensors.popitem()
 
 
+@pytest.mark.promise("damage", "the adapter changed between being written and being read back")
 @pytest.mark.parametrize(
     ("happening", "message"),
     [
@@ -294,10 +296,13 @@ def test_what_has_nothing_to_merge_or_no_room_is_refused_with_all_that_is_wrong(
     with pytest.raises(InputError, match="the base model model is not on this machine any more"):
         merge.merge("tuned")
     restate(run, status="interrupted")
-    with pytest.raises(InputError, match="runs/tuned is interrupted, not finished; finish it first"):
+    with pytest.raises(
+        InputError, match=r"^runs/tuned is interrupted, not finished; finish it first: make resume NAME=tuned$"
+    ):
         merge.merge("tuned")
 
 
+@pytest.mark.promise("kill", "SIGKILL in the middle of a merge")
 def test_a_merge_killed_on_the_way_leaves_nothing_under_the_name_and_does_not_hinder_the_next(
     finished: Finished, merge_here: Any
 ) -> None:

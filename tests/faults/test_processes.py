@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 import yaml
-from fault import fault
+from exactness import logged
+from finished import restate
 
 from sft_recipes.launch import launch, processes
 from sft_recipes.runs import lock
@@ -66,84 +69,111 @@ def two_processes(project: Path) -> None:
     path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"use_cpu": True, "num_processes": 2}))
 
 
+@pytest.mark.promise("one-writer", "SIGKILL of the command and of accelerate, and a resume while the training goes on")
 def test_a_command_that_is_killed_leaves_no_second_writer_and_loses_no_step(project: Path) -> None:
     run = Run(Path("runs/orphan"))
-    with fault("one-writer", "SIGKILL of the command and of accelerate, and a resume while the training goes on"):
-        process = start("orphan", stdout=subprocess.DEVNULL)
-        until(lambda: steps(run) >= 2)
-        (rank,) = lock.ranks(run.directory)
-        # It cannot save while the resume looks.
-        os.kill(rank, signal.SIGSTOP)
-        for each in (accelerate_of(process), process):
-            each.kill()
-        process.wait()
-        refused = subprocess.run([*COMMAND, "resume", "orphan"], capture_output=True, text=True)
-        assert refused.returncode == 2
-        assert (
-            f"still written by the training processes of a command that was killed (process {rank})" in refused.stderr
-        )
-        before = steps(run)
-        os.kill(rank, signal.SIGCONT)
-        until(lambda: lock.alone(run.directory))
-        assert run.facts()["status"] == "interrupted"
-        assert before <= steps(run) <= before + 2
-        assert [path.name for path in run.directory.glob("checkpoint-*")] == [f"checkpoint-{steps(run)}"]
+    process = start("orphan", stdout=subprocess.DEVNULL)
+    until(lambda: steps(run) >= 2)
+    (rank,) = lock.ranks(run.directory)
+    # It cannot save while the resume looks.
+    os.kill(rank, signal.SIGSTOP)
+    for each in (accelerate_of(process), process):
+        each.kill()
+    process.wait()
+    refused = subprocess.run([*COMMAND, "resume", "orphan"], capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert f"still written by the training processes of a command that was killed (process {rank})" in refused.stderr
+    before = steps(run)
+    os.kill(rank, signal.SIGCONT)
+    until(lambda: lock.alone(run.directory))
+    assert run.facts()["status"] == "interrupted"
+    assert before <= steps(run) <= before + 2
+    assert [path.name for path in run.directory.glob("checkpoint-*")] == [f"checkpoint-{steps(run)}"]
 
 
+@pytest.mark.promise("terminal", "the terminal closed: SIGHUP, and nothing can be printed any more")
 def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(project: Path) -> None:
     run = Run(Path("runs/hungup"))
-    with fault("terminal", "the terminal is closed: SIGHUP, and nothing can be printed any more"):
-        ours, theirs = pty.openpty()
-        termios.tcsetwinsize(theirs, (24, 80))
-        process = start("hungup", stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
-        os.close(theirs)
-        until(lambda: select.select([ours], [], [], 0)[0] and os.read(ours, 4096) and steps(run) >= 2)
-        os.close(ours)
-        # As the system does to the leader of a session whose terminal it is, and the shell does once more.
-        for _ in range(2):
-            process.send_signal(signal.SIGHUP)
-        assert process.wait(timeout=100) == launch.INTERRUPTED
-        assert run.facts()["status"] == "interrupted"
-        assert "make resume NAME=hungup" in run.output.read_text()
-        assert list(run.directory.glob("checkpoint-*"))
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 80))
+    process = start("hungup", stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
+    os.close(theirs)
+    until(lambda: select.select([ours], [], [], 0)[0] and os.read(ours, 4096) and steps(run) >= 2)
+    os.close(ours)
+    # As the system does to the leader of a session whose terminal it is, and the shell does once more.
+    for _ in range(2):
+        process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=100) == launch.INTERRUPTED
+    assert run.facts()["status"] == "interrupted"
+    assert "make resume NAME=hungup" in run.output.read_text()
+    assert list(run.directory.glob("checkpoint-*"))
 
 
+@pytest.mark.promise("terminal", "`train | head -1`")
+@pytest.mark.promise("stop", "SIGTERM to all processes of a launch at once")
 def test_a_reader_that_has_seen_enough_does_not_end_the_training(project: Path) -> None:
-    with fault("terminal", "`train | head -3`, and SIGTERM to all processes of a launch at once"):
-        process = start("read", stdout=subprocess.PIPE)
-        assert process.stdout
-        process.stdout.readline()
-        process.stdout.close()
-        run = Run(Path("runs/read"))
-        until(lambda: steps(run) >= 2)
-        everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-        for each in everybody:
-            each.terminate()
-        assert process.wait(timeout=100) == launch.INTERRUPTED
-        assert "training   step 2/" in run.output.read_text()
-        assert list(run.directory.glob("checkpoint-*"))
+    process = start("read", stdout=subprocess.PIPE)
+    assert process.stdout
+    process.stdout.readline()
+    process.stdout.close()
+    run = Run(Path("runs/read"))
+    until(lambda: steps(run) >= 2)
+    everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for each in everybody:
+        each.terminate()
+    assert process.wait(timeout=100) == launch.INTERRUPTED
+    assert "training   step 2/" in run.output.read_text()
+    assert list(run.directory.glob("checkpoint-*"))
 
 
+@pytest.mark.promise("dead-process", "SIGSTOP, and SIGKILL, of one of two training processes")
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_process_that_stands_still_or_dies_ends_the_others(
-    two_processes: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    number: signal.Signals,
+    two_processes: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture,
 ) -> None:
     monkeypatch.setattr(processes, "PATIENCE", 2.0)
-    for name, number, injected in (
-        ("still", signal.SIGSTOP, "SIGSTOP of one of two processes"),
-        ("dead", signal.SIGKILL, "SIGKILL of one of two processes"),
-    ):
-        with fault("dead-process", injected), ThreadPoolExecutor() as thread:
-            overrides = {**LONG, "accelerate_config": "ddp", "logging_steps": 1}
-            training = thread.submit(launch.train, "tiny", run_name=name, overrides=overrides)
-            run = Run(Path("runs") / name)
-            until(lambda run=run: steps(run) >= 2)
-            victim = lock.ranks(run.directory)[-1]
-            os.kill(victim, number)
-            code, _ = training.result(timeout=100)
-            assert code == launch.FAILED
-            assert lock.alone(run.directory)
-            said = capfd.readouterr()
-            assert f"process {victim} " in run.facts()["error"]
-            assert number.name in run.facts()["error"]
-            assert said.err.count("error: ") == 1
-            assert "Traceback" not in said.err + said.out
+    run = Run(Path("runs/struck"))
+    with ThreadPoolExecutor() as thread:
+        overrides = {**LONG, "accelerate_config": "ddp", "logging_steps": 1}
+        training = thread.submit(launch.train, "tiny", run_name="struck", overrides=overrides)
+        until(lambda: steps(run) >= 2)
+        victim = lock.ranks(run.directory)[-1]
+        os.kill(victim, number)
+        code, _ = training.result(timeout=100)
+    assert code == launch.FAILED
+    assert lock.alone(run.directory)
+    said = capfd.readouterr()
+    assert f"process {victim} " in run.facts()["error"]
+    assert number.name in run.facts()["error"]
+    assert said.err.count("error: ") == 1
+    assert "Traceback" not in said.err + said.out
+
+
+def together(*arguments: str) -> list[tuple[int, str]]:
+    """Exit codes and errors of two commands that are started at the same moment, the lower code first."""
+    streams: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    both = [subprocess.Popen([*COMMAND, *arguments], **streams) for _ in range(2)]
+    return sorted((each.wait(timeout=200), each.communicate()[1]) for each in both)
+
+
+@pytest.mark.promise("one-writer", "two commands at the same moment: train of one name, and resume of one run")
+def test_of_two_commands_at_once_one_has_the_run(project: Path, record_property: Callable[[str, int], None]) -> None:
+    """On a cold cache, so that both count the rows too."""
+    (won, _), (lost, said) = together("train", "tiny", "--name", "both", "--set", "max_steps=2")
+    assert (won, lost) == (0, 2)
+    assert "runs/both exists and is never overwritten" in said and said.count("error: ") == 1
+    run = Run(Path("runs/both"))
+    assert (run.facts()["status"], steps(run)) == ("finished", 2)
+    log = logged(run)
+    shutil.rmtree(run.adapter)
+    restate(run, status="interrupted", measured=None)
+    (won, _), (lost, said) = together("resume", "both")
+    assert (won, lost) == (0, 2)
+    assert "runs/both is in use by another process" in said or "is finished" in said
+    assert said.count("error: ") == 1
+    assert (run.facts()["status"], logged(run)) == ("finished", log)
+    assert len(run.facts()["launches"]) == 2
+    record_property("injected", 2)

@@ -20,6 +20,7 @@ def trained(finished: Any, launch_here: None) -> Any:
     return finished("tuned")
 
 
+@pytest.mark.promise("reproducible", "the recipe deleted")
 def test_a_run_comes_out_the_same_to_the_bit_without_its_recipe(trained: Any, capsys: pytest.CaptureFixture) -> None:
     Path("recipes/tiny.yaml").unlink()
     code, run = reproduce.reproduce("tuned")
@@ -33,6 +34,7 @@ def test_a_run_comes_out_the_same_to_the_bit_without_its_recipe(trained: Any, ca
     assert run.values()["output_dir"] == "runs/tuned-again"
 
 
+@pytest.mark.promise("reproducible", "other rows, Python and torch than those of the run")
 def test_what_is_not_the_same_is_said_before_and_the_weights_are_compared_after(
     trained: Any, capsys: pytest.CaptureFixture
 ) -> None:
@@ -55,7 +57,9 @@ def test_what_is_not_the_same_is_said_before_and_the_weights_are_compared_after(
 
 def test_what_cannot_be_reproduced_is_refused(project: Path) -> None:
     run = launch.create(jobs.check("tiny"), "begun")
-    with pytest.raises(InputError, match="runs/begun was killed before it had finished; finish it first: make"):
+    with pytest.raises(
+        InputError, match="runs/begun was killed before it had finished; finish it first: make resume NAME=begun"
+    ):
         reproduce.reproduce("begun")
     restate(run, rehearsal=True)
     with pytest.raises(InputError, match="is a rehearsal"):

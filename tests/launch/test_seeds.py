@@ -12,7 +12,7 @@ import pytest
 from finished import bare
 
 from sft_recipes.errors import InputError
-from sft_recipes.launch import launch, seeds
+from sft_recipes.launch import launch, processes, seeds
 from sft_recipes.recipes import recipe as recipes
 
 
@@ -110,3 +110,21 @@ def test_runs_differ_in_their_seed_alone_and_a_stop_says_what_is_left(
     assert different == {"seed", "data_seed", "output_dir", "run_name"}
     losses = [json.loads(run.log.read_text().splitlines()[0])["loss"] for run in runs]
     assert losses[0] != losses[1]
+
+
+@pytest.mark.slow
+def test_a_stop_after_the_last_step_is_no_reason_to_go_on(
+    project: Path, launch_here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Nothing is left to be saved, but another training and an evaluation are."""
+    work = processes.Processes.work
+
+    def asked_at_the_end(self: processes.Processes) -> int:
+        code = work(self)
+        self._ask(signal.SIGINT, None)
+        return code
+
+    monkeypatch.setattr(processes.Processes, "work", asked_at_the_end)
+    code, runs = seeds.train_seeds("tiny", "1 2", accel="cpu", overrides=["max_steps=2", "warmup_steps=0"])
+    assert (code, [run.facts()["status"] for run in runs]) == (launch.INTERRUPTED, ["finished"])
+    assert "after the last step; go on with: make report RUN=tiny-seed1" in capsys.readouterr().out

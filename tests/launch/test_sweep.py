@@ -1,5 +1,6 @@
 """A sweep: what it goes over, what it refuses before the first trial, and that it goes on, prunes and concludes."""
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -142,7 +143,7 @@ def test_a_gpu_is_given_to_each_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     ("facts", "code", "state", "stops"),
     [
         ({"status": "failed", "error": "OSError: no space left on device"}, 1, "FAIL", True),
-        ({"status": "failed", "error": "FloatingPointError: loss is nan"}, 1, "FAIL", False),
+        ({"status": "failed", "error": "loss is nan at step 1", "diverged": True}, 1, "FAIL", False),
         ({"status": "interrupted"}, 3, "RUNNING", True),
         ({"status": "finished"}, 3, "RUNNING", True),
         ({"status": "finished"}, 1, "COMPLETE", False),
@@ -166,6 +167,20 @@ def test_how_a_trial_ended_is_written_down(
     assert (found.state.name, bool(tried.stopping)) == (state, stops)
     assert found.value == (2.0 if state == "COMPLETE" else None)
     assert (Path("runs") / "s.sweep" / "sweep.json").is_file()
+
+
+def test_a_sweep_runs_in_any_thread_and_under_nohup(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (Path("runs") / "s.sweep").mkdir(parents=True)
+    tried = sweep.Sweep(Path("runs") / "s.sweep", {"recipe": "tiny", "over": "lora_r=4,8", "seed": 42}, None, 1)
+    tried.stopping = 1
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(tried.run).result(60) == launch.INTERRUPTED
+    before, heard = signal.signal(signal.SIGHUP, signal.SIG_IGN), []
+    try:
+        monkeypatch.setattr(tried, "_left", lambda: heard.append(signal.getsignal(signal.SIGHUP)) or iter(()))
+        assert (tried.run(), heard) == (launch.INTERRUPTED, [signal.SIG_IGN])
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def interrupt_when(there: Callable[[], bool]) -> None:

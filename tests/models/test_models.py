@@ -96,6 +96,7 @@ def test_a_config_that_is_none_is_named(tmp_path: Path, content: str) -> None:
         base_model.find_config(str(tmp_path))
 
 
+@pytest.mark.promise("foreign-run", "weights that are a pickle with code")
 @pytest.mark.slow
 def test_a_pickle_of_weights_that_would_run_code_is_refused_in_our_words(tmp_path: Path) -> None:
     import torch

@@ -53,6 +53,7 @@ def test_every_key_that_a_recipe_or_a_config_has_is_no_secret() -> None:
     assert not [key for key in of_models if secrets.named(key)]
 
 
+@pytest.mark.promise("secrets", "keys named as secrets, at any depth of a recipe")
 @pytest.mark.parametrize(
     "key", ["token", "hub_token", "api_key", "wandbApiKey", "AWS-Secret-Access-Key", "db_password", "Authorization"]
 )
@@ -76,12 +77,13 @@ def test_what_is_no_secret_passes(tmp_path: Path) -> None:
     path.write_text(
         "model_name_or_path: a/b\ntrain_file: https-notes@home:x.jsonl\nuse_peft: false\nload_in_4bit: false\n"
         "model_revision: 0123456789abcdef0123456789abcdef01234567\neos_token: <|im_end|>\n"
-        "model_init_kwargs: {token: true, pad_token_id: 0, num_key_value_heads: 4, key_mapping: {a: b}}\n"
+        "model_init_kwargs: {token: true, pad_token_id: 0, num_key_value_heads: 4, image_token: <i>}\n"
         "description: A task-specific-and-quite-long sk-learn-like-baseline, hf_transfer, and KEY=value\n"
     )
     recipes.load(path)
 
 
+@pytest.mark.promise("secrets", "values of known shapes anywhere in recipes and overrides")
 @pytest.mark.parametrize("value", SHAPES)
 def test_a_value_of_a_known_shape_is_refused_wherever_it_stands(tmp_path: Path, value: str) -> None:
     quoted = json.dumps(value)
@@ -106,6 +108,7 @@ def test_all_problems_are_said_at_once(tmp_path: Path) -> None:
     assert "SET: description holds what looks like an access token" in said
 
 
+@pytest.mark.promise("secrets", "tokens in a base recipe and an accelerate config")
 def test_models_bases_and_accelerate_configs_are_searched_too(project: Path) -> None:
     base = project / "recipes" / "default.yaml"
     base.write_text(base.read_text() + "model_init_kwargs: {token: word-of-mine}\n")
@@ -119,6 +122,7 @@ def test_models_bases_and_accelerate_configs_are_searched_too(project: Path) -> 
     assert "word-of-mine" not in str(error.value)
 
 
+@pytest.mark.promise("secrets", "tokens on the command line of plan, train and sweep")
 @pytest.mark.parametrize(
     "command", [["plan", "tiny"], ["train", "tiny", "--name", "x"], ["sweep", "tiny", "--over", "lora_r=4,8"]]
 )
@@ -157,6 +161,7 @@ def every_byte(directory: Path) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.promise("secrets", "three secrets in the environment of a run that is trained, evaluated and reported")
 def test_no_secret_of_the_environment_reaches_a_file(
     project: Path, train_here: Callable[..., Any], scoring_here: Callable[[], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

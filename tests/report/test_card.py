@@ -122,6 +122,7 @@ def test_a_base_and_data_of_the_hub_are_linked(finished: Finished) -> None:
     assert 'from_pretrained(\n    "Qwen/Qwen3-8B",\n    revision="main",\n' in text
 
 
+@pytest.mark.promise("hostile", "HTML, Markdown and templates in a model card")
 def test_what_recipe_and_rows_hold_stays_text(finished: Finished) -> None:
     run = finished(**FLOAT32)
     evil = "<img src=x onerror=alert(1)>|x\n# heading `code` [a](b)\x1b[2J {{ 7*7 }} {% include 'card.md' %}"

@@ -458,6 +458,7 @@ def test_a_dark_report_is_printed_dark_on_white_with_nothing_folded(run: Run, lo
     assert opened.pdf().startswith(b"%PDF")
 
 
+@pytest.mark.promise("hostile", "HTML and scripts in rows, labels and names of a report, in a browser")
 def test_hostile_text_is_shown_and_runs_nothing(run: Run, look: Callable[..., Any]) -> None:
     labels = [f"{HOSTILE} {n}" for n in range(3)]
     rows = classification_rows(60, labels, prompt=HOSTILE * 3 + "{n}")
@@ -598,7 +599,7 @@ def test_a_resumed_run_lists_its_launches_and_names_the_loss_of_what_it_kept(run
     launches = [{"from_step": 0, "to_step": 6, "seconds": None}, {"from_step": 4, "to_step": 8, "seconds": 12.0}]
     run.write(facts | {"measured": measured, "resumed": resumed, "launches": launches})
     said = re.sub(r"<[^>]*>", " ", report.write(run).read_text(encoding="utf-8"))
-    assert "loss 1.2000 before training -&gt; 2.5000 at step 4; training made it worse" in said
+    assert "1.2000 before training -&gt; 2.5000 at step 4; training made it worse" in said
     assert "from step 0 to 6, where it was killed" in said and "from step 4 to 8 in 12 s" in said
     assert "last launch" not in said
     # Of before launches were listed.
@@ -766,6 +767,7 @@ def test_a_comparison_is_drawn_and_says_what_was_compared(look: Callable[..., An
         assert expected in said
 
 
+@pytest.mark.promise("hostile", "HTML and scripts in a comparison, in a browser")
 def test_hostile_text_in_a_comparison_is_shown_and_runs_nothing(look: Callable[..., Any], tmp_path: Path) -> None:
     facts = compared([f"{HOSTILE} {n}" for n in range(3)])
     facts["notes"] = [HOSTILE]
@@ -781,6 +783,7 @@ def test_hostile_text_in_a_comparison_is_shown_and_runs_nothing(look: Callable[.
     assert fits(opened)
 
 
+@pytest.mark.promise("hostile", "HTML and scripts in the rows of a preview, in a browser")
 def test_hostile_rows_in_a_preview_are_shown_and_run_nothing(look: Callable[..., Any], tmp_path: Path) -> None:
     row = {"row": 7, "tokens": 9, "supervised": 3, "tokens_lost": 2, "supervised_lost": 1, "lost": False}
     row |= {"segments": [["masked", HOSTILE], ["trained", f"</pre>{HOSTILE}"], ["lost", HOSTILE]]}

@@ -97,6 +97,9 @@ def test_a_sealed_checkpoint_is_whole_and_the_manifest_names_every_file(tmp_path
     assert json.loads((path / MANIFEST).read_text())["files"].keys() == {*FILES, "trainer_state.json"}
 
 
+@pytest.mark.promise(
+    "damage", "each file of a checkpoint truncated, emptied, appended to, zeroed, flipped, deleted, made a folder"
+)
 @pytest.mark.parametrize("name", [*FILES, "trainer_state.json"])
 @pytest.mark.parametrize(
     ("harm", "reason"),
@@ -118,6 +121,7 @@ def test_every_damage_to_every_file_is_found(
     assert re.fullmatch(f"{re.escape(name)} {reason}", damage(path, SINGLE) or "")
 
 
+@pytest.mark.promise("damage", "the manifest of a checkpoint damaged")
 @pytest.mark.parametrize("harm", [truncate, zero, zero_fill, flip, replace_by_directory])
 def test_a_damaged_manifest_is_no_manifest(harm: Callable[[Path], None], tmp_path: Path) -> None:
     path = checkpoint(tmp_path)
@@ -127,6 +131,7 @@ def test_a_damaged_manifest_is_no_manifest(harm: Callable[[Path], None], tmp_pat
     assert damage(path, SINGLE) == "its manifest cannot be read"
 
 
+@pytest.mark.promise("damage", "a manifest of another shape")
 @pytest.mark.parametrize(
     "manifest",
     ["[]", "null", "3", "{}", '{"files": []}', '{"files": {"trainer_state.json": {}}}', '{"files": {"a": 1}}'],
@@ -137,6 +142,7 @@ def test_a_manifest_of_another_shape_is_no_manifest(manifest: str, tmp_path: Pat
     assert damage(path, SINGLE) is not None
 
 
+@pytest.mark.promise("kill", "a checkpoint that was never sealed")
 def test_a_checkpoint_without_manifest_was_never_finished(tmp_path: Path) -> None:
     path = checkpoint(tmp_path)
     (path / MANIFEST).unlink()
@@ -149,6 +155,9 @@ def test_a_foreign_file_does_no_harm(tmp_path: Path) -> None:
     assert damage(path, SINGLE) is None
 
 
+@pytest.mark.promise(
+    "damage", "a file that an exact continuation needs missing in checkpoint or manifest, by topology"
+)
 @pytest.mark.parametrize(("topology", "names"), LEFT)
 def test_a_checkpoint_that_lacks_a_file_is_not_sealed_and_a_manifest_that_lacks_one_is_not_believed(
     topology: dict[str, Any], names: list[str], tmp_path: Path
@@ -180,6 +189,7 @@ def test_each_shard_of_a_model_is_needed(tmp_path: Path) -> None:
         seal(path, SINGLE)
 
 
+@pytest.mark.promise("versions", "a checkpoint of an earlier version of ours")
 def test_a_checkpoint_of_another_step_or_version_is_not_used(tmp_path: Path) -> None:
     shutil.copytree(checkpoint(tmp_path, 4), tmp_path / "checkpoint-9")
     assert damage(tmp_path / "checkpoint-9", SINGLE) == "it is a copy of checkpoint-4"

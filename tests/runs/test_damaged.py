@@ -190,7 +190,7 @@ DAMAGE: dict[str, tuple[Callable[[Run], Any], tuple[str, ...], str]] = {
     "a recipe with a token": (
         added("recipe.yaml", "hub_token: x\n"),
         ("report", "compare", "reproduce", *WORK),
-        "hub_token does not belong in a recipe: tokens come from the environment (HF_TOKEN)",
+        "recipe.yaml:52: hub_token is named as a secret",
     ),
     "a recipe with another value": (
         lambda run: run.recipe.write_text(run.recipe.read_text().replace("lora_r: 8", "lora_r: 16")),
@@ -273,11 +273,16 @@ DAMAGE: dict[str, tuple[Callable[[Run], Any], tuple[str, ...], str]] = {
 }
 
 
+@pytest.mark.promise(
+    "foreign-run",
+    "each file of a run cut, of another shape, changed, leading elsewhere or asking for code, by command",
+)
 @pytest.mark.parametrize("name", DAMAGE)
 def test_a_damaged_run_is_one_message_and_is_left_as_it_is(
-    name: str, known: Run, capsys: pytest.CaptureFixture
+    name: str, known: Run, capsys: pytest.CaptureFixture, record_property: Callable[[str, int], None]
 ) -> None:
     harm, uses, message = DAMAGE[name]
+    record_property("injected", len(uses))
     shutil.copytree(known.directory, "runs/other")
     harm(known)
     for use in uses:
@@ -286,6 +291,7 @@ def test_a_damaged_run_is_one_message_and_is_left_as_it_is(
     assert main(["leaderboard"]) == 0, capsys.readouterr().err
 
 
+@pytest.mark.promise("damage", "metrics.json changed after the evaluation")
 def test_what_an_evaluation_wrote_is_sealed(known: Run, capsys: pytest.CaptureFixture) -> None:
     known.update(evaluated={"test": sealed(known.directory, only=["metrics.json", "predictions.jsonl"])})
     known.metrics("test").write_text(known.metrics("test").read_text().replace('"scored": 1', '"scored": 2'))
@@ -306,6 +312,7 @@ def test_a_run_that_wrote_down_less_is_not_asked_for_it(known: Run) -> None:
 # Where it lies
 
 
+@pytest.mark.promise("same-run", "the directory copied, or renamed, and resumed")
 def test_a_copied_or_renamed_run_is_not_resumed(known: Run, capsys: pytest.CaptureFixture) -> None:
     restate(known, status="interrupted")
     copy = Run(Path(shutil.copytree(known.directory, "runs/copy")))
@@ -319,6 +326,7 @@ def test_a_copied_or_renamed_run_is_not_resumed(known: Run, capsys: pytest.Captu
     assert contents(copy) and not known.directory.exists()
 
 
+@pytest.mark.promise("same-run", "the run resumed from another folder")
 def test_a_run_is_not_resumed_from_another_folder(
     known: Run, project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -346,6 +354,7 @@ def test_a_project_that_was_moved_as_a_whole_is_as_it_was(
     identity.check(Run.open("known"), training=True)
 
 
+@pytest.mark.promise("same-run", "recipe, rows and base changed at once")
 def test_everything_that_is_not_as_it_was_is_one_message(known: Run, capsys: pytest.CaptureFixture) -> None:
     other_base(known)
     added("recipe.yaml", "# a note\n")(known)
@@ -356,6 +365,7 @@ def test_everything_that_is_not_as_it_was_is_one_message(known: Run, capsys: pyt
     assert said == f"error: {CHANGED.format(changes)}\n"
 
 
+@pytest.mark.promise("foreign-run", "trust_remote_code written into the run's recipe.yaml")
 def test_a_foreign_run_runs_no_code_by_resume(known: Run, capsys: pytest.CaptureFixture) -> None:
     facts(lambda found: found.pop("identity"))(known)
     added("recipe.yaml", "model_init_kwargs: {trust_remote_code: true}\n")(known)

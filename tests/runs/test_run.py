@@ -78,6 +78,7 @@ def test_facts_are_written_and_updated_and_no_temporary_is_left(tmp_path: Path) 
     assert sorted(path.name for path in run.directory.iterdir()) == [".reserve", "run.json"]
 
 
+@pytest.mark.promise("disk", "a write that fails on the way")
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "run.json"
     write_whole(path, "old")
@@ -86,6 +87,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
+@pytest.mark.promise("one-writer", "a second holder of a run, and SIGKILL of the first")
 def test_a_run_is_locked_until_the_process_that_trains_it_ends_even_by_a_kill(tmp_path: Path) -> None:
     run = Run.create("first", "default", empty, tmp_path)
     code = (

@@ -95,6 +95,7 @@ def read_only(runs: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(runs)], check=True)
 
 
+@pytest.mark.promise("disk", "the disk full or read-only when a run is made")
 @pytest.mark.parametrize(("harm", "reason"), [(full, "No space left on device"), (read_only, "Read-only file system")])
 def test_a_run_that_cannot_be_made_leaves_nothing(
     small_disk: Path, harm: Callable[[Path], None], reason: str, capsys: pytest.CaptureFixture
@@ -122,6 +123,7 @@ def test_a_name_that_is_a_link_to_nothing_is_taken(project: Path, capsys: pytest
     assert "runs/new exists and is never overwritten" in capsys.readouterr().err
 
 
+@pytest.mark.promise("disk", "the disk full when a run fails")
 def test_on_a_full_disk_a_run_still_says_that_it_failed(small_disk: Path) -> None:
     run = bare("full")
     for name in ("checkpoint-1", "checkpoint-2"):
@@ -138,6 +140,7 @@ def test_on_a_full_disk_a_run_still_says_that_it_failed(small_disk: Path) -> Non
     assert sorted(path.name for path in run.directory.iterdir()) == ["checkpoint-1", "run.json"]
 
 
+@pytest.mark.promise("disk", "the disk full to the last byte, and nothing that could make room")
 def test_where_nothing_makes_room_the_old_facts_stay(small_disk: Path) -> None:
     run = bare("full")
     run.reserve.unlink()
@@ -149,6 +152,7 @@ def test_where_nothing_makes_room_the_old_facts_stay(small_disk: Path) -> None:
     assert [path.name for path in run.directory.iterdir()] == ["run.json"]
 
 
+@pytest.mark.promise("disk", "the disk full when a checkpoint is written")
 @pytest.mark.slow
 def test_a_training_on_a_full_disk_ends_as_failed(
     small_disk: Path, launch_here: None, capsys: pytest.CaptureFixture
@@ -176,3 +180,25 @@ def test_a_run_that_is_refused_when_it_is_continued_is_what_it_was(
     with pytest.raises(InputError, match="cannot be loaded"):
         launch.start(job, "never")
     assert not Path("runs/never").exists()
+
+
+def test_a_process_killed_after_the_run_has_ended_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that crashes while it closes its libraries; before that, it is the cause of what others said."""
+    from sft_recipes.train import accelerate_launch
+
+    said = {}
+    for status in ("finished", "interrupted", "failed", "running"):
+        run = bare(status, tmp_path, status=status)
+        monkeypatch.setattr("sys.argv", ["launch", str(run.directory), "name"])
+        assert accelerate_launch._ended(-9, "process 7 (rank 1)") == 137
+        said[status] = run.facts()["status"], "killed by SIGKILL" in run.facts().get("error", "")
+    assert said == {
+        "finished": ("finished", False),
+        "interrupted": ("interrupted", False),
+        "failed": ("failed", True),
+        "running": ("failed", True),
+    }
+    assert not run.fail("its connection was reset")
+    assert "SIGKILL" in run.facts()["error"]

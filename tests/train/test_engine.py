@@ -28,6 +28,7 @@ class Runs:
         return os.system, ("touch executed",)
 
 
+@pytest.mark.promise("foreign-run", "code in a checkpoint of DeepSpeed")
 @pytest.mark.slow
 def test_deepspeed_reads_its_own_state_and_runs_nobody_s_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import torch

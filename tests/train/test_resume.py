@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
+from exactness import everything, same, timeless
 from finished import restate
 from safetensors.torch import load_file
 from transformers import TrainerCallback
@@ -30,12 +32,6 @@ pytest_plugins = ["finished"]
 
 Train = Callable[..., Run]
 
-# What no two runs have in common.
-CLOCK = {
-    "time",
-    "tokens_per_second",
-    *(f"{part}_{key}" for part in ("train", "eval") for key in ("runtime", "samples_per_second", "steps_per_second")),
-}
 # Evaluated, and saved, twice an epoch of eight steps; the loss is logged at other steps than it is saved.
 OFTEN = {
     "num_train_epochs": 2,
@@ -54,39 +50,6 @@ NO_EVALUATION = {
     "load_best_model_at_end": False,
     "early_stopping_patience": 0,
 }
-
-
-def timeless(value: Any) -> Any:
-    """A value of JSON without what clocks say."""
-    if isinstance(value, dict):
-        return {key: timeless(each) for key, each in value.items() if key not in CLOCK}
-    return [timeless(each) for each in value] if isinstance(value, list) else value
-
-
-def everything(run: Run) -> dict[str, Any]:
-    """All that should be the same of a run that went on and of one that never stopped."""
-    last = checkpoints.newest_whole(run)[0]
-    assert last is not None
-    state, measured = checkpoints.state(last), run.facts()["measured"]
-    del state["stateful_callbacks"]["Record"]
-    found = {
-        "log": timeless([json.loads(line) for line in run.log.read_text().splitlines()]),
-        "state": timeless(state),
-        "measured": [measured[key] for key in ("step", "kept_step", "train_loss", "best_checkpoint", "eval_loss")],
-        "status": run.facts()["status"],
-    }
-    for path in (*last.glob("*.pt"), *last.glob("*.pth")):
-        found[path.name] = str(torch.load(path, weights_only=False))
-    for name, tensor in load_file(run.adapter / "adapter_model.safetensors").items():
-        found[name] = (tensor.dtype, tensor.numpy().tobytes())
-    return found
-
-
-def same(one: dict[str, Any], other: dict[str, Any]) -> None:
-    assert one.keys() == other.keys()
-    assert {key: one[key] for key in one if one[key] != other[key]} == {
-        key: other[key] for key in one if one[key] != other[key]
-    }
 
 
 def kill(run: Run, step: int) -> None:
@@ -142,6 +105,9 @@ def with_callback(monkeypatch: pytest.MonkeyPatch, callback: TrainerCallback) ->
     monkeypatch.setattr(Trainer, "__init__", build)
 
 
+@pytest.mark.promise(
+    "exact-resume", "killed after a save, and resumed: packed, within an epoch, early stopping, at its end"
+)
 @pytest.mark.parametrize(
     ("settings", "step", "trained"),
     [
@@ -165,6 +131,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(
     assert (before["from_step"], after["from_step"], after["to_step"]) == (0, step, step + trained)
 
 
+@pytest.mark.promise("exact-resume", "SIGTERM between two logging steps, before and within an evaluation, and resumed")
 @pytest.mark.parametrize(
     ("settings", "step", "moment"),
     [
@@ -213,6 +180,7 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     assert measured["training_seconds"] == pytest.approx(sum(each["seconds"] for each in launches), abs=1)
 
 
+@pytest.mark.promise("exact-resume", "killed before the first save, and resumed")
 def test_a_run_that_died_before_its_first_checkpoint_logs_nothing_twice(finished: Train, train_here: Train) -> None:
     settings = OFTEN | {"max_steps": 12}
     run = finished("whole", **settings)
@@ -222,6 +190,7 @@ def test_a_run_that_died_before_its_first_checkpoint_logs_nothing_twice(finished
     same(everything(run), uninterrupted)
 
 
+@pytest.mark.promise("damage", "log.jsonl with other bytes, when the run is resumed")
 def test_a_damaged_log_is_made_again_from_the_checkpoint(finished: Train, capsys: Any) -> None:
     run = finished("whole", **OFTEN | {"max_steps": 12})
     lines = [json.loads(line) for line in run.log.read_text().splitlines()]
@@ -231,6 +200,26 @@ def test_a_damaged_log_is_made_again_from_the_checkpoint(finished: Train, capsys
     assert "log.jsonl is damaged; its lines are taken from the checkpoint" in " ".join(capsys.readouterr().out.split())
     again = [json.loads(line) for line in run.log.read_text().splitlines()]
     assert timeless(again) == timeless([line for line in lines if line["step"] <= 8])
+
+
+@pytest.mark.promise("clock", "the clock set back by a day between two steps")
+def test_a_clock_that_is_set_back_changes_no_total(
+    project: Path, launch_here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    clock, behind = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: clock() - behind[0])
+    with monkeypatch.context() as context:
+        at_step(context, 5, lambda model: behind.__setitem__(0, 86_400.0))
+        code, run = launch.train("tiny", run_name="back")
+    assert code == launch.FINISHED
+    facts, lines = run.facts(), [json.loads(line) for line in run.log.read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [*range(1, 9)]
+    assert lines[-1]["time"] < lines[0]["time"] - 80_000
+    assert all(line["tokens_per_second"] > 0 for line in lines if "tokens_per_second" in line)
+    measured = facts["measured"]
+    seconds = [facts["seconds"], facts["launches"][0]["seconds"], measured["training_seconds"]]
+    assert all(0 < each < 1000 for each in (*seconds, measured["tokens_per_second"] / 1000))
+    assert measured["step"] == 8 and "-" not in capsys.readouterr().out.partition("finished ")[2].partition("\n")[0]
 
 
 def test_an_uninterrupted_run_takes_the_steps_of_stock_trl(
@@ -255,6 +244,7 @@ def test_an_uninterrupted_run_takes_the_steps_of_stock_trl(
 # Numbers that are none
 
 
+@pytest.mark.promise("nan", "a NaN in the weights between two logging steps, and where no step is logged")
 @pytest.mark.parametrize("logging_steps", [3, 100])
 def test_weights_that_are_not_finite_are_never_saved(
     train_here: Train, monkeypatch: pytest.MonkeyPatch, logging_steps: int
@@ -275,6 +265,7 @@ def test_weights_that_are_not_finite_are_never_saved(
     assert run.facts()["launches"][0]["to_step"] == 8
 
 
+@pytest.mark.promise("nan", "an infinity in the weights of a full fine-tune that saves and logs nothing")
 def test_a_run_whose_weights_are_not_finite_does_not_finish(
     train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,6 +283,7 @@ def test_a_run_whose_weights_are_not_finite_does_not_finish(
     assert not Path("runs/poisoned/adapter").exists()
 
 
+@pytest.mark.promise("nan", "an infinity in the optimizer's state")
 def test_a_state_of_the_optimizer_that_is_not_finite_is_found(
     train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -333,8 +325,13 @@ def forget(path: Path) -> None:
     (path.parent / checkpoints.MANIFEST).write_text(json.dumps(manifest))
 
 
+@pytest.mark.promise(
+    "damage", "each file of the newest and the best checkpoint truncated, flipped by a bit, zeroed, deleted, forgotten"
+)
 @pytest.mark.parametrize("name", FILES)
-def test_damage_to_newest_and_best_is_found_before_anything_is_trained(finished: Train, name: str) -> None:
+def test_damage_to_newest_and_best_is_found_before_anything_is_trained(
+    finished: Train, name: str, record_property: Any
+) -> None:
     whole = finished("whole", **FIRST_IS_BEST)
     assert whole.facts()["measured"]["kept_step"] == 4
     kill(whole, 12)
@@ -349,8 +346,10 @@ def test_damage_to_newest_and_best_is_found_before_anything_is_trained(finished:
         with pytest.raises(InputError, match=rf"checkpoint-4 holds the best weights .*{name}.* FORGET_BEST=1"):
             launch.rewind(run)
         assert (run.log.read_bytes(), run.facts()["status"]) == (log, "running")
+        record_property("injected", 2)
 
 
+@pytest.mark.promise("damage", "the best checkpoint deleted while the run goes on")
 def test_a_best_checkpoint_that_is_lost_is_said_and_forgotten_only_when_asked(
     finished: Train, train_here: Train, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -387,8 +386,9 @@ def test_a_best_checkpoint_that_is_lost_is_said_and_forgotten_only_when_asked(
     assert all(torch.equal(last[key], value) for key, value in ours.items())
 
 
+@pytest.mark.promise("kill", "SIGKILL at each file that a save opens, renames or deletes, with save_total_limit 1")
 def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(
-    train_here: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    train_here: Train, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, record_property: Any
 ) -> None:
     """With a limit of one: at each file that is opened, renamed or deleted, a process of its own is killed."""
     save, moments = Trainer._save_checkpoint, []
@@ -410,6 +410,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(
     assert [path.name for path in run.directory.glob("checkpoint-*")] == ["checkpoint-8"]
     # The old one until the new one is sealed, and from then on the new one.
     assert len(moments) > 20 and {*moments} == {"checkpoint-4", "checkpoint-8"} and moments == sorted(moments)
+    record_property("injected", len(moments))
 
 
 def dies(work: Callable[[], None], directory: Path, moment: int) -> bool:

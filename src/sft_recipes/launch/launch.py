@@ -225,13 +225,13 @@ def check_same_config(run: Run, job: Job) -> None:
 
 def launch(run: Run) -> int:
     """Start the processes of a run that is held, and say how it ended."""
-    began = time.time()
+    began = time.monotonic()
     processes = Processes(run)
     try:
         with outliving(run.output):
             code = processes.work()
     except OSError as error:
-        run.update(status="failed", error=f"the processes cannot be started: {error}")
+        run.fail(f"the processes cannot be started: {error}")
         return conclude(run, run.facts())
     facts = run.facts()
     if facts["status"] == "running":
@@ -244,11 +244,17 @@ def launch(run: Run) -> int:
         # Nothing was trained, so the name stays free for the corrected recipe.
         shutil.rmtree(run.directory)
         raise InputError(*facts["problems"])
-    facts |= {"ended": provenance.now(), "seconds": round(time.time() - began + facts.get("seconds", 0.0), 2)}
+    facts |= {"ended": provenance.now(), "seconds": round(time.monotonic() - began + facts.get("seconds", 0.0), 2)}
     run.write(facts)
     if facts.get("problems"):
         raise InputError(*facts["problems"])
-    return conclude(run, facts)
+    code = conclude(run, facts)
+    if code == FINISHED and processes.asked:
+        # It had ended when it was asked, and what follows a training can be had later.
+        later = "evaluate" if facts["own"].get("task") is not None else "report"
+        say("stopped", f"after the last step; go on with: make {later} RUN={run.name}")
+        return INTERRUPTED
+    return code
 
 
 def conclude(run: Run, facts: dict[str, Any]) -> int:

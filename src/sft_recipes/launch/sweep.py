@@ -23,14 +23,14 @@ from sft_recipes.demo import demo_base
 from sft_recipes.errors import InputError
 from sft_recipes.files import write_whole
 from sft_recipes.launch import launch, seeds, space
-from sft_recipes.launch.processes import SIGNALS
+from sft_recipes.launch.processes import signals_taken
 from sft_recipes.launch.space import Choices, Space
 from sft_recipes.plan import plan
 from sft_recipes.plan.job import Job, Where
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.runs.run import RUNS, Run
-from sft_recipes.terminal import count, duration, outliving, say
+from sft_recipes.terminal import count, duration, outliving, say, say_error
 
 # The version of sweep.json; it grows when a reader of today would misread it.
 SCHEMA = 1
@@ -120,8 +120,7 @@ class Sweep:
 
     def run(self) -> int:
         """Train what is left: 0 when it has ended, 3 if it was stopped, 1 if the first trial failed."""
-        handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
-        try:
+        with signals_taken(self._ask):
             left = self._left()
             while True:
                 while not self.stopping and len(self.active) < self.jobs and (trial := next(left, None)):
@@ -131,9 +130,6 @@ class Sweep:
                 time.sleep(SECONDS)
                 for each in [*self.active]:
                     self._watch(each)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
         if self.stopping and number == signal.SIGHUP:
@@ -238,9 +234,8 @@ class Sweep:
             self.stopping = max(self.stopping, 1)
         else:
             self.study.tell(trial, state=TrialState.FAIL)
-            error = (run.facts().get("error") or "") if status == "failed" else ""
-            states = {each.state for each in self.study.trials}
-            if not error.startswith("FloatingPointError") and TrialState.COMPLETE not in states:
+            diverged = run.exists and run.facts().get("diverged")
+            if not diverged and TrialState.COMPLETE not in {each.state for each in self.study.trials}:
                 say("trial", f"{run.name} failed before any has a result, and others may fail as it did; stopping")
                 self.broken, self.stopping = True, max(self.stopping, 1)
         self.write()
@@ -306,7 +301,7 @@ class Sweep:
             return code
         done = [each for each in trials if each["state"] == "finished"]
         if not done:
-            print("error: no trial finished; the runs say why", file=sys.stderr)
+            say_error("no trial finished; the runs say why")
             return launch.FAILED
         runs = [Run(RUNS / name) for name in dict.fromkeys(each["run"] for each in done)][:COMPARED]
         if all(run.metrics("test").is_file() for run in runs):

@@ -36,7 +36,7 @@ def render(facts: Facts) -> Iterator[tuple[str, str]]:
         for note in board["notes"]:
             yield "note", note
     for each in facts.get("left_out", []):
-        yield "left out", each["reason"]
+        yield "left out", table.one_line(each["reason"])
 
 
 def as_markdown(facts: Facts) -> str:

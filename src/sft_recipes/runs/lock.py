@@ -37,7 +37,12 @@ def hold(directory: Path) -> Iterator[int]:
             raise InputError(f"{directory} is in use by another process; wait for it, or stop it") from None
         except OSError as error:
             raise InputError(f"{directory} cannot be written: {error.strerror}; make room or give access") from None
-        yield descriptor
+        try:
+            yield descriptor
+        finally:
+            # A process that was started and gets to work only now finds nobody to work for.
+            with contextlib.suppress(OSError, InputError):
+                _begin(directory)
 
 
 def _begin(directory: Path) -> None:

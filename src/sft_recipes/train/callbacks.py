@@ -32,14 +32,14 @@ class Record(TrainerCallback, ExportableState):
         self.log_lines = 0
         """How many lines of log.jsonl are this run's: those after them are of steps that are done again."""
         self.peak_memory_bytes = 0
-        self.began = time.time()
+        self.began = time.monotonic()
         self._began_step = 0.0
         self.at_last_log = (0, 0.0)
 
     @property
     def seconds(self) -> float:
         """What training took until now, with loading, evaluating and saving."""
-        return self.seconds_before + time.time() - self.began
+        return self.seconds_before + time.monotonic() - self.began
 
     @property
     def tokens_per_second(self) -> float | None:

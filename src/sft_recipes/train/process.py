@@ -13,7 +13,6 @@ from typing import Any
 
 from sft_recipes.environment import debugging, quiet
 from sft_recipes.errors import InputError
-from sft_recipes.recipes import secrets
 from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import outliving
@@ -66,9 +65,8 @@ def _memory() -> dict[str, int]:
 def _failed(run: Run, reason: str, **facts: Any) -> int:
     if debugging():
         traceback.print_exc()
-    if run.facts()["status"] == "running":
-        # First what fits on a disk that is full.
-        run.update(status="failed", error=secrets.masked(reason), **facts)
+    # First what fits on a disk that is full.
+    if run.fail(reason, **facts):
         with contextlib.suppress(OSError), run.output.open("a", encoding="utf-8") as file:
             traceback.print_exc(file=file)
     return 1
