@@ -39,7 +39,7 @@ DEMO_SHOWN = (
     "adapter    r=",
     "schedule",
     "finished",
-    "held out",
+    "eval loss",
     "tuned",
     "base       macro F1",
     "trivial",

@@ -23,7 +23,7 @@ from sft_recipes.environment import quiet_environment
 from sft_recipes.launch import launch, processes
 from sft_recipes.plan import job as jobs
 from sft_recipes.recipes import conflicts, topology
-from sft_recipes.recipes.recipe import load
+from sft_recipes.recipes.recipe import dump, load
 
 HOSTILE = [
     "x; touch pwned",
@@ -558,24 +558,25 @@ def test_pages_show_what_the_scripts_write() -> None:
         os.chdir(directory)
 
 
-def gpu_run(project: Path, backend: str) -> launch.Run:
+def gpu_run(name: str) -> launch.Run:
     """A run that says it is on GPUs, without one."""
-    run = launch.create(jobs.check("tiny"), backend)
-    run.update(topology={**run.facts()["topology"], "backend": backend, "use_cpu": False})
+    run, chosen = launch.create(jobs.check("tiny"), name), topology.read(name, "a test", processes=1)
+    run.accelerate.write_text(dump(chosen.config))
+    run.update(topology=chosen.facts())
     return run
 
 
 @pytest.mark.parametrize(
-    ("visible", "backend", "expected"),
-    [(None, "single", "0"), ("2,3", "single", "2"), ("2,3", "ddp", "2,3"), (None, "ddp", None)],
+    ("visible", "accel", "expected"),
+    [(None, "single_gpu", "0"), ("2,3", "single_gpu", "2"), ("2,3", "ddp", "2,3"), (None, "ddp", None)],
 )
 def test_one_process_sees_one_gpu(
-    project: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, backend: str, expected: str | None
+    project: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, accel: str, expected: str | None
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    variables = processes.environment(gpu_run(project, backend))
+    variables = processes.environment(gpu_run(accel))
     assert variables.get("CUDA_VISIBLE_DEVICES") == expected
     assert variables["HF_HUB_DISABLE_TELEMETRY"] == "1"
 
@@ -592,10 +593,8 @@ def test_an_optimizer_in_host_memory_gets_its_share_of_the_cores(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr("os.cpu_count", lambda: 16)
-    run = gpu_run(project, "deepspeed")
     for name, threads in (("zero3", None), ("zero3_offload", "16")):
-        shutil.copy(project / "accelerate_configs" / f"{name}.yaml", run.accelerate)
-        assert processes.environment(run).get("OMP_NUM_THREADS") == threads
+        assert processes.environment(gpu_run(name)).get("OMP_NUM_THREADS") == threads
 
 
 def test_processes_find_ninja_beside_this_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -75,3 +75,15 @@ def test_markup_in_somebody_s_text_is_text(screen: Terminal, monkeypatch: pytest
     with contextlib.redirect_stdout(screen):
         terminal.say("row", "[bold]x[/bold] :smile:")
     assert "[bold]x[/bold] :smile:" in screen.getvalue()
+
+
+def test_in_jupyter_what_is_said_stays_in_the_notebook() -> None:
+    """Its stream names a descriptor (the server's own output), and is no file."""
+
+    class Cell(io.StringIO):
+        def fileno(self) -> int:
+            return 1
+
+    with contextlib.redirect_stdout(Cell()) as cell, terminal.outliving():
+        terminal.say("run", "runs/x")
+    assert cell.getvalue() == "run        runs/x\n"

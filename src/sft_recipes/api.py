@@ -143,7 +143,7 @@ class RunResult:
         if measured:
             yield "trained", count(measured["step"], "step")
             for sentence in outcome.held_out(measured):
-                yield "held out", sentence
+                yield "eval loss", sentence
         if metrics := self.metrics:
             yield "verdict", metrics["verdict"]["text"]
         if self._run.report.is_file():
@@ -293,7 +293,7 @@ def load_model(run: "str | Path | RunResult") -> tuple[Any, Any]:
 
     found = load_run(run)
     if damage := adapter_damage(found._run):
-        raise InputError(f"{found.adapter} is not what was trained: {damage}")
+        raise InputError(damage)
     identity.check(found._run)
     on_cpu = topology.no_gpu()
     quiet()

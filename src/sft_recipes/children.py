@@ -1,6 +1,7 @@
 """Work in a process of its own, on the CPU: what needs torch is asked for, and the asking process never imports it."""
 
 import json
+import resource
 import subprocess
 import sys
 from typing import Any
@@ -33,3 +34,9 @@ def call(module: str, payload: Any, *arguments: str, failure: str, **environment
         reason = done.stderr.strip().splitlines()[-1:] or [f"it ended with code {done.returncode} and said nothing"]
         raise InputError(f"{failure}: {reason[0]}")
     return done.stdout
+
+
+def peak_resident() -> int:
+    """The most bytes of memory that this process has had."""
+    # Linux gives KiB, macOS bytes.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

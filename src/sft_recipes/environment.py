@@ -30,6 +30,8 @@ def quiet_environment(*, on_cpu: bool, one_gpu: bool = False) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
+        # Whatever a library asks for: what torch reads here may be anybody's.
+        "TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1",
         # A notebook's is a module that need not be installed beside this Python, and nothing is drawn on a screen.
         "MPLBACKEND": "agg",
         # A GPU in sight is taken by some of the libraries, whatever the accelerate config says.

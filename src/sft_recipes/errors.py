@@ -1,7 +1,7 @@
 """What can be wrong with the input, and how it is said."""
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -64,16 +64,21 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(quoted[:20]) + more
 
 
-def nearest(name: str, known: Collection[str]) -> str:
+def closest(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """The one of those known that is most like a name; empty if none is like it."""
+    return next(iter(difflib.get_close_matches(name, list(known), 1, cutoff)), "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
     """The one of those known that a name may have meant, to be put behind it."""
-    near = difflib.get_close_matches(name, known, 1)
-    return f" (nearest: {near[0]!r})" if near else ""
+    near = closest(name, known)
+    return f" (nearest: {near!r})" if near else ""
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
     """A hint for the end of a sentence that refuses a name; empty if nothing known is like it."""
-    near = difflib.get_close_matches(name, list(known), 1, cutoff)
-    return f"; did you mean {near[0]}?" if near else ""
+    near = closest(name, known, cutoff)
+    return f"; did you mean {near}?" if near else ""
 
 
 def hub_reason(error: Exception) -> str:

@@ -8,7 +8,7 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -103,14 +103,25 @@ def sealed(directory: Path, besides: str = "", *, only: Collection[str] = ()) ->
     found = [directory / name for name in only] or directory.rglob("*")
     for path in sorted(path for path in found if path.is_file() and path.name != besides):
         with path.open("rb") as file:
-            digest = digest_of(file)
             os.fsync(file.fileno())
-        files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest.hexdigest()}
+        files[path.relative_to(directory).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
     return files
 
 
-def digest_of(file: Any) -> Any:
-    digest = hashlib.sha256()
-    while block := file.read(1 << 20):
-        digest.update(block)
-    return digest
+def difference(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The first of the files of a directory that is not as `sealed` gave it, in a few words; None if all are."""
+    for name, was in files.items():
+        path = directory / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != was["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {was['bytes']}"
+        if sha256(path) != was["sha256"]:
+            return f"{name} does not match its checksum"
+    return None
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -159,13 +159,20 @@ def outliving(log: Path | None = None) -> Iterator[None]:
         sys.stdout, sys.stderr = before
 
 
+def is_file(stream: Any) -> bool:
+    """Whether what is written to a stream goes to a file of the system's.
+
+    A notebook's does not, and Jupyter's names one nevertheless: the server's own output.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        return isinstance(stream, io.TextIOWrapper) and stream.fileno() >= 0
+    return False
+
+
 def _outliving(stream: Any, log: Path | None) -> Any:
-    try:
-        descriptor = stream.fileno()
-    except (OSError, ValueError, AttributeError):
-        # A notebook's or a test's is no file of the system's and does not close.
+    if not is_file(stream):
         return stream
-    raw, before = _Outliving(descriptor, log), getattr(stream.buffer, "raw", None)
+    raw, before = _Outliving(stream.fileno(), log), getattr(stream.buffer, "raw", None)
     if isinstance(before, _Outliving) and before.lost:
         raw.lose()
     return io.TextIOWrapper(io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True)

@@ -296,7 +296,9 @@ def test_what_has_nothing_to_merge_or_no_room_is_refused_with_all_that_is_wrong(
     with pytest.raises(InputError, match="the base model model is not on this machine any more"):
         merge.merge("tuned")
     restate(run, status="interrupted")
-    with pytest.raises(InputError, match="the run is interrupted, not finished"):
+    with pytest.raises(
+        InputError, match=r"^runs/tuned is interrupted, not finished; finish it first: make resume NAME=tuned$"
+    ):
         merge.merge("tuned")
 
 

@@ -168,7 +168,9 @@ def test_what_is_nothing_to_publish_is_refused_with_every_reason(
     with pytest.raises(InputError, match=r"is not what was trained: adapter_model\.safetensors has 100 bytes"):
         push.push("tuned", "org/name")
     restate(run, status="interrupted")
-    with pytest.raises(InputError, match="the run is interrupted, not finished"):
+    with pytest.raises(
+        InputError, match=r"^runs/tuned is interrupted, not finished; finish it first: make resume NAME=tuned$"
+    ):
         push.push("tuned", "org/name")
     assert not hub.asked
 

@@ -165,7 +165,7 @@ class Scratch:
     def __init__(self, directory: Path, run: Path, **job: Any) -> None:
         self.directory = directory
         self.job = {
-            "recipe": str(run / "recipe.yaml"),
+            "recipe": Run(run).values(),
             "tuned": str(run / "adapter"),
             "on_cpu": True,
             "models": ["base", "tuned"],

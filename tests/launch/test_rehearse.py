@@ -178,7 +178,7 @@ def test_a_rehearsal_of_one_process_is_whole_and_says_what_it_is(
     assert launch.conclude(run, facts | {"seconds": 9}) == launch.FINISHED
     said = capsys.readouterr().out
     assert "no result: the model was tiny and random" in said
-    assert "held out" not in said and "adapter    runs" not in said
+    assert "eval loss" not in said and "adapter    runs" not in said
 
 
 def test_a_run_in_earnest_is_no_rehearsal(project: Path) -> None:

@@ -57,7 +57,9 @@ def test_what_is_not_the_same_is_said_before_and_the_weights_are_compared_after(
 
 def test_what_cannot_be_reproduced_is_refused(project: Path) -> None:
     run = launch.create(jobs.check("tiny"), "begun")
-    with pytest.raises(InputError, match="runs/begun is running and has no checksums of what it trained"):
+    with pytest.raises(
+        InputError, match="runs/begun was killed before it had finished; finish it first: make resume NAME=begun"
+    ):
         reproduce.reproduce("begun")
     restate(run, rehearsal=True)
     with pytest.raises(InputError, match="is a rehearsal"):

@@ -1,5 +1,6 @@
 """A sweep: what it goes over, what it refuses before the first trial, and that it goes on, prunes and concludes."""
 
+import concurrent.futures
 import json
 import os
 import signal
@@ -116,7 +117,7 @@ def test_a_combination_that_would_not_start_is_named(project: Path) -> None:
         each.startswith('lora_target_modules ["q_porj"]') and "matches no linear layer" in each for each in found
     )
     assert any("global_batch_size 9" in each and "not reachable" in each for each in found)
-    with pytest.raises(InputError, match="trials are compared by the held-out loss"):
+    with pytest.raises(InputError, match="trials are compared by the eval loss"):
         never = "eval_strategy=no load_best_model_at_end=false early_stopping_patience=0"
         sweep.sweep("tiny", "lora_r=4,8", overrides=[never])
     with pytest.raises(
@@ -142,7 +143,7 @@ def test_a_gpu_is_given_to_each_trial(monkeypatch: pytest.MonkeyPatch) -> None:
     ("facts", "code", "state", "stops"),
     [
         ({"status": "failed", "error": "OSError: no space left on device"}, 1, "FAIL", True),
-        ({"status": "failed", "error": "FloatingPointError: loss is nan"}, 1, "FAIL", False),
+        ({"status": "failed", "error": "loss is nan at step 1", "diverged": True}, 1, "FAIL", False),
         ({"status": "interrupted"}, 3, "RUNNING", True),
         ({"status": "finished"}, 3, "RUNNING", True),
         ({"status": "finished"}, 1, "COMPLETE", False),
@@ -166,6 +167,20 @@ def test_how_a_trial_ended_is_written_down(
     assert (found.state.name, bool(tried.stopping)) == (state, stops)
     assert found.value == (2.0 if state == "COMPLETE" else None)
     assert (Path("runs") / "s.sweep" / "sweep.json").is_file()
+
+
+def test_a_sweep_runs_in_any_thread_and_under_nohup(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (Path("runs") / "s.sweep").mkdir(parents=True)
+    tried = sweep.Sweep(Path("runs") / "s.sweep", {"recipe": "tiny", "over": "lora_r=4,8", "seed": 42}, None, 1)
+    tried.stopping = 1
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(tried.run).result(60) == launch.INTERRUPTED
+    before, heard = signal.signal(signal.SIGHUP, signal.SIG_IGN), []
+    try:
+        monkeypatch.setattr(tried, "_left", lambda: heard.append(signal.getsignal(signal.SIGHUP)) or iter(()))
+        assert (tried.run(), heard) == (launch.INTERRUPTED, [signal.SIG_IGN])
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def interrupt_when(there: Callable[[], bool]) -> None:
@@ -208,9 +223,9 @@ def test_a_grid_goes_on_where_it_was_stopped_and_its_best_becomes_a_recipe(
         assert run.facts()["overrides"]["learning_rate"] == each["values"]["learning_rate"]
         assert each["eval_loss"] == min(entry["eval_loss"] for entry in run.facts()["measured"]["eval_loss"])
     assert json.loads(Path("runs/grid.sweep/sweep.json").read_text()) == facts
-    assert "grid-t001: the 1. held-out loss is" in said and "finished   30 steps" not in said
+    assert "grid-t001: eval loss " in said and "finished   30 steps" not in said
     assert "finished   30 steps" in Path("runs/grid.sweep/grid-t001.txt").read_text()
-    assert "the lowest of 2 held-out losses flatters itself" in said
+    assert "the lowest of 2 eval losses flatters itself" in said
     # As the trial was, and two files tell the whole story.
     best, trial = (
         recipes.load("best"),
@@ -246,7 +261,7 @@ def test_a_trial_that_is_worse_than_the_others_is_stopped_early(
     assert (good["state"], good["values"], good["evaluations"]) == ("finished", {"learning_rate": 1e-2}, 10)
     assert bad["state"] == "pruned" and bad["eval_loss"] > good["eval_loss"]
     assert bad["evaluations"] < 10 and bad["values"]["learning_rate"] < 1e-8
-    assert "pruned     study-t001: held-out loss" in said
+    assert "pruned     study-t001: eval loss" in said
     run = Run.open("study-t001")
     assert run.facts()["status"] == "interrupted"
     assert run.facts()["measured"]["step"] < 40 and not run.adapter.exists()

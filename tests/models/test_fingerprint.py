@@ -41,8 +41,8 @@ def test_a_directory_is_known_by_what_is_loaded_from_it(model: Path) -> None:
 
 def test_a_file_is_read_once_and_again_when_it_was_replaced(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
-    digest_of = fingerprint.digest_of
-    monkeypatch.setattr(fingerprint, "digest_of", lambda file: read.append(Path(file.name).name) or digest_of(file))
+    sha256 = fingerprint.sha256
+    monkeypatch.setattr(fingerprint, "sha256", lambda path: read.append(path.name) or sha256(path))
     first = fingerprint.fingerprint(str(model))
     assert sorted(read) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert fingerprint.fingerprint(str(model)) == first and len(read) == 3
@@ -76,7 +76,7 @@ def test_a_snapshot_of_the_hub_is_known_without_reading_its_weights(
             (repository / "blobs" / blob).write_text("{}")
             (snapshot / name).symlink_to(f"../../blobs/{blob}")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(fingerprint, "digest_of", None)
+    monkeypatch.setattr(fingerprint, "sha256", None)
     (repository / "refs").mkdir()
     found = {}
     for commit in ("a" * 40, "b" * 40):

@@ -342,7 +342,13 @@ def test_early_stopping_on_the_origin_s_losses_stops_only_where_the_run_ends(
     from trl import SFTConfig
 
     args = SFTConfig(
-        output_dir="unused", use_cpu=True, bf16=False, metric_for_best_model="eval_loss", greater_is_better=False
+        output_dir="unused",
+        use_cpu=True,
+        bf16=False,
+        # TRL's own default of it is deprecated by transformers.
+        gradient_checkpointing=None,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
     )
     default = load("default")
     callback = EarlyStoppingCallback(default["early_stopping_patience"], default["early_stopping_threshold"])

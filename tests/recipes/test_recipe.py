@@ -469,7 +469,8 @@ early_stopping_patience: 2
         ("validation_split_size=0", "eval_strategy needs held-out rows: set validation_file or validation_split_size"),
         (
             "load_best_model_at_end=false",
-            "early stopping needs load_best_model_at_end: true and metric_for_best_model",
+            "early stopping needs load_best_model_at_end: true and metric_for_best_model; set both, or "
+            "early_stopping_patience: 0",
         ),
         ("save_strategy=steps", "load_best_model_at_end needs save_strategy equal to eval_strategy"),
         (
@@ -488,7 +489,10 @@ def test_values_that_contradict_each_other(overrides: str, expected: str) -> Non
 
 def test_early_stopping_without_evaluations_is_a_contradiction() -> None:
     found = problems(WHOLE, "eval_strategy=no load_best_model_at_end=false")
-    assert "recipes/mine.yaml:12: early_stopping_patience needs evaluations, but eval_strategy is no" in found
+    assert found == [
+        "recipes/mine.yaml:12: early_stopping_patience needs evaluations, but eval_strategy is no; set "
+        "early_stopping_patience: 0, or eval_strategy: epoch"
+    ]
 
 
 @pytest.mark.parametrize(

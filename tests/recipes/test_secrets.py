@@ -77,7 +77,7 @@ def test_what_is_no_secret_passes(tmp_path: Path) -> None:
     path.write_text(
         "model_name_or_path: a/b\ntrain_file: https-notes@home:x.jsonl\nuse_peft: false\nload_in_4bit: false\n"
         "model_revision: 0123456789abcdef0123456789abcdef01234567\neos_token: <|im_end|>\n"
-        "model_init_kwargs: {token: true, pad_token_id: 0, num_key_value_heads: 4, key_mapping: {a: b}}\n"
+        "model_init_kwargs: {token: true, pad_token_id: 0, num_key_value_heads: 4, image_token: <i>}\n"
         "description: A task-specific-and-quite-long sk-learn-like-baseline, hf_transfer, and KEY=value\n"
     )
     recipes.load(path)

@@ -143,6 +143,13 @@ def test_a_wrong_config_is_refused(text: str, expected: str, tmp_path: Path) -> 
     assert expected in raised.value.problems[0]
 
 
+@pytest.mark.parametrize("number", [0, "2", 1025])
+def test_a_wrong_number_of_processes_is_of_whoever_asks_for_it(number: Any, tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(DDP)
+    with pytest.raises(InputError, match=rf"^GPUS={number!r} must be a whole number above 0, and at most 1024$"):
+        topology.read("mine", "a test", number, tmp_path)
+
+
 def test_all_that_is_wrong_in_a_config_is_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("distributed_type: XLA\nnum_processes: 0\nnum_machines: 2\nseed: 1\n")
     with pytest.raises(InputError) as raised:

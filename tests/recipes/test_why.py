@@ -104,7 +104,7 @@ def test_a_reason_is_the_recipe_s_own_or_that_of_the_default_s_value() -> None:
 def test_figures_come_from_committed_files() -> None:
     said = [text for label, text in lines("eval_on_start") if label == "evidence"]
     assert said == [
-        "The demo's held-out loss is 1.18 before training and 0.17 at step 150.\ndocs/demo/run.json (verified)"
+        "The demo's eval loss is 1.18 before training and 0.17 at step 150.\ndocs/demo/run.json (verified)"
     ]
 
 

@@ -175,7 +175,7 @@ def test_everything_that_forbids_a_comparison_is_said_at_once() -> None:
     assert problems("fine", "fine", "rehearsed", "stopped", "unscored", "lost", "unknown") == [
         "fine is named twice; keep one",
         "rehearsed is a rehearsal, whose model is tiny and random: no result; leave it out",
-        "stopped is interrupted, not finished; make resume NAME=stopped",
+        "runs/stopped is interrupted, not finished; finish it first: make resume NAME=stopped",
         "unscored is not evaluated on test (no metrics.json); make evaluate RUN=unscored",
         "lost is not evaluated on test (no predictions.jsonl); make evaluate RUN=lost",
         "no run 'unknown' in runs/; there are fine, lost, rehearsed, stopped, unscored",
@@ -531,34 +531,37 @@ def test_a_resumed_run_of_which_only_the_last_launch_was_measured_has_no_trainin
     text = dict(tables.render(compare.compare(["a", "b"])))["cost"]
     assert "not known (resumed)" in text
     # Since launches are listed, the figures are those of all of them.
-    make_run("c", predicted(gold, 0.8, 3), resumed=[{"step": 50}], launches=[{"from_step": 0}, {"from_step": 50}])
+    make_run(
+        "c", predicted(gold, 0.8, 3), resumed=[{"at": "", "step": 50}], launches=[{"from_step": 0}, {"from_step": 50}]
+    )
     assert compare.compare(["a", "c"])["runs"][1]["cost"]["training_seconds"] == 30.12
 
 
-HOSTILE = "a|b `c` <script>alert(1)</script> [x](y) \\"
+# What moves a cursor is refused in a recipe, and in a name below.
+HOSTILE = "a|b\n`c` <script>alert(1)</script> [x](y) \\"
 
 
 @pytest.mark.promise("hostile", "HTML, Markdown and escape codes in every form of a comparison")
 def test_what_comes_from_the_runs_is_escaped_in_every_form() -> None:
     gold = golds()
     make_run("a", predicted(gold, 0.8, 1))
-    make_run("b", predicted(gold, 0.8, 2), recipe={"chat_template_path": HOSTILE, "lora_r": 64})
+    make_run("b", predicted(gold, 0.8, 2), recipe={"project": HOSTILE, "lora_r": 64})
     make_run(
         "c",
         predicted(gold, 0.8, 2),
-        recipe={"chat_template_path": "=cmd|' /C calc'!A0", "lora_dropout": 0.5},
+        recipe={"project": "=cmd|' /C calc'!A0"},
     )
     facts = compare.compare(["a", "b", "c"])
     text = "\n".join(text for _, text in tables.render(facts))
-    assert "a|b `c`" in text
+    assert "a|b\\n`c`" in text
     page = tables.as_markdown(facts)
-    row = next(line for line in page.splitlines() if line.startswith("| chat_template_path"))
-    assert r"a\|b \`c\` &lt;script&gt;alert(1)&lt;/script&gt;" in row
+    row = next(line for line in page.splitlines() if line.startswith("| project"))
+    assert r"a\|b\\n\`c\` &lt;script&gt;alert(1)&lt;/script&gt;" in row
     assert len([mark for k, mark in enumerate(row) if mark == "|" and row[k - 1] != "\\"]) == 5
     lines = {line["name"]: line for line in csv.DictReader(io.StringIO(tables.as_csv(facts), newline=""))}
-    assert lines["b"]["chat_template_path"] == HOSTILE
-    assert lines["c"]["chat_template_path"] == "'=cmd|' /C calc'!A0"
-    assert (lines["c"]["lora_dropout"], lines["b"]["lora_r"], lines["base"]["lora_r"]) == ("0.5", "64", "")
+    assert lines["b"]["project"] == HOSTILE
+    assert lines["c"]["project"] == "'=cmd|' /C calc'!A0"
+    assert (lines["b"]["lora_r"], lines["base"]["lora_r"]) == ("64", "")
     assert float(lines["a"]["macro_f1"]) == facts["entries"][0]["metrics"]["macro_f1"]["value"]
 
 
@@ -611,11 +614,11 @@ def test_a_board_for_each_set_of_runs_that_compare_would_take() -> None:
 @pytest.mark.promise("hostile", "a hostile name of a run in a leaderboard")
 def test_a_foreign_run_of_a_hostile_name_is_escaped_in_every_leaderboard() -> None:
     name = "a|b\n`c` <img src=x onerror=alert(1)> \x1b[31m"
-    make_run(name, predicted(golds(), 0.8, 1), recipe={"chat_template_path": HOSTILE})
+    make_run(name, predicted(golds(), 0.8, 1), recipe={"project": HOSTILE})
     make_run("b", predicted(golds(), 0.8, 2))
+    (make_run("damaged \x1b[2J <img>", predicted(golds(), 0.8, 2)) / "run.json").write_text("[]")
     facts = compare.leaderboard()
-    # Refused for its name, which is said.
-    assert [each["run"] for each in facts["left_out"]] == [name]
+    assert [each["run"] for each in facts["left_out"]] == ["damaged \x1b[2J <img>"]
     text = "\n".join(text for _, text in tables.render(facts))
     page = tables.as_markdown(facts)
     assert "\x1b" not in text + page

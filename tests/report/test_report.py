@@ -599,7 +599,7 @@ def test_a_resumed_run_lists_its_launches_and_names_the_loss_of_what_it_kept(run
     launches = [{"from_step": 0, "to_step": 6, "seconds": None}, {"from_step": 4, "to_step": 8, "seconds": 12.0}]
     run.write(facts | {"measured": measured, "resumed": resumed, "launches": launches})
     said = re.sub(r"<[^>]*>", " ", report.write(run).read_text(encoding="utf-8"))
-    assert "loss 1.2000 before training -&gt; 2.5000 at step 4; training made it worse" in said
+    assert "1.2000 before training -&gt; 2.5000 at step 4; training made it worse" in said
     assert "from step 0 to 6, where it was killed" in said and "from step 4 to 8 in 12 s" in said
     assert "last launch" not in said
     # Of before launches were listed.

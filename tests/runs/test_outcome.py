@@ -1,4 +1,4 @@
-"""What is said of the held-out loss names the weights that were kept."""
+"""What is said of the eval loss names the weights that were kept."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ def measured(losses: dict[int, float], step: int, kept: int) -> dict[str, Any]:
     ("losses", "kept", "said"),
     [
         ({}, 12, []),
-        ({12: 0.5}, 12, ["loss 0.5000 at step 12"]),
-        ({0: 1.2, 8: 0.4, 12: 0.3}, 12, ["loss 1.2000 before training -> 0.3000 at step 12"]),
-        ({4: 0.6, 8: 0.4, 12: 0.5}, 8, ["loss 0.6000 at step 4 -> 0.4000 at step 8"]),
+        ({12: 0.5}, 12, ["0.5000 at step 12"]),
+        ({0: 1.2, 8: 0.4, 12: 0.3}, 12, ["1.2000 before training -> 0.3000 at step 12"]),
+        ({4: 0.6, 8: 0.4, 12: 0.5}, 8, ["0.6000 at step 4 -> 0.4000 at step 8"]),
         (
             {0: 1.1618, 8: 7.3, 12: 7.4},
             8,
             [
-                "loss 1.1618 before training -> 7.3000 at step 8",
+                "1.1618 before training -> 7.3000 at step 8",
                 "training made it worse; the weights kept are those of step 8",
             ],
         ),
@@ -31,7 +31,7 @@ def measured(losses: dict[int, float], step: int, kept: int) -> dict[str, Any]:
             {0: 1.2, 8: 0.4, 12: 7.4},
             8,
             [
-                "loss 1.2000 before training -> 0.4000 at step 8",
+                "1.2000 before training -> 0.4000 at step 8",
                 "training made it worse after that: it became 7.4000 at step 12; the weights kept are those of step 8",
             ],
         ),
@@ -39,7 +39,7 @@ def measured(losses: dict[int, float], step: int, kept: int) -> dict[str, Any]:
             {4: 0.6, 8: 0.4, 12: 0.5},
             12,
             [
-                "loss 0.6000 at step 4 -> 0.5000 at step 12",
+                "0.6000 at step 4 -> 0.5000 at step 12",
                 "training made it worse: it had been 0.4000 at step 8; the weights kept are those of step 12",
             ],
         ),
@@ -47,7 +47,7 @@ def measured(losses: dict[int, float], step: int, kept: int) -> dict[str, Any]:
             {0: 1.2, 8: 0.4},
             10,
             [
-                "loss 1.2000 before training -> 0.4000 at step 8; the weights that were kept, those of step 10, were "
+                "1.2000 before training -> 0.4000 at step 8; the weights that were kept, those of step 10, were "
                 "not evaluated"
             ],
         ),

@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from finished import bare
@@ -13,8 +14,9 @@ from sft_recipes.errors import InputError
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
 from sft_recipes.runs.facts import TRANSITIONS
-from sft_recipes.runs.run import MANIFEST
+from sft_recipes.runs.run import MANIFEST, unfinished
 
+Facts = dict[str, Any]
 ALLOWED = [(was, becomes) for was, those in TRANSITIONS.items() for becomes in those]
 
 
@@ -33,6 +35,23 @@ def test_a_run_becomes_what_it_may_and_nothing_else(was: str, becomes: str, tmp_
 
 def test_a_finished_run_stays_finished() -> None:
     assert not [becomes for was, becomes in ALLOWED if was == "finished"]
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"status": "interrupted"}, "is interrupted, not finished; finish it first: make resume NAME=first"),
+        ({"status": "failed"}, "is failed, not finished; finish it first: make resume NAME=first"),
+        ({"status": "failed", "diverged": True}, "has diverged and left nothing to use; start a new run with other"),
+        ({"status": "running"}, "was killed before it had finished; finish it first: make resume NAME=first"),
+    ],
+)
+def test_whoever_needs_a_finished_run_is_told_how_to_get_one(facts: Facts, expected: str, tmp_path: Path) -> None:
+    run = bare("first", tmp_path, **facts)
+    assert f"{run.directory} {expected}" in (unfinished(run) or "")
+    with run.locked():
+        waits = unfinished(run) == f"{run.directory} is being trained; wait for it"
+    assert waits == (facts["status"] == "running")
 
 
 def test_the_journal_tells_how_far_a_run_was_whenever_it_changed(project: Path) -> None:
@@ -161,3 +180,25 @@ def test_a_run_that_is_refused_when_it_is_continued_is_what_it_was(
     with pytest.raises(InputError, match="cannot be loaded"):
         launch.start(job, "never")
     assert not Path("runs/never").exists()
+
+
+def test_a_process_killed_after_the_run_has_ended_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As one that crashes while it closes its libraries; before that, it is the cause of what others said."""
+    from sft_recipes.train import accelerate_launch
+
+    said = {}
+    for status in ("finished", "interrupted", "failed", "running"):
+        run = bare(status, tmp_path, status=status)
+        monkeypatch.setattr("sys.argv", ["launch", str(run.directory), "name"])
+        assert accelerate_launch._ended(-9, "process 7 (rank 1)") == 137
+        said[status] = run.facts()["status"], "killed by SIGKILL" in run.facts().get("error", "")
+    assert said == {
+        "finished": ("finished", False),
+        "interrupted": ("interrupted", False),
+        "failed": ("failed", True),
+        "running": ("failed", True),
+    }
+    assert not run.fail("its connection was reset")
+    assert "SIGKILL" in run.facts()["error"]

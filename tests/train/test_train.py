@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -17,6 +18,7 @@ from exactness import plain
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from sft_recipes import cli
 from sft_recipes.errors import InputError
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
@@ -398,19 +400,51 @@ def test_the_process_that_runs_out_of_memory_says_so(
             monkeypatch.setattr(sys, "argv", ["process", str(run.directory), lock.launch_name(run.directory)])
             assert process.main() == 1
     assert run.facts()["status"] == "failed"
-    assert run.facts()["error"].startswith("out of GPU memory: 5 GiB Instead: halve per_device_train_batch_size")
+    assert run.facts()["error"] == "out of GPU memory: 5 GiB"
+    assert run.facts()["out_of_memory"] == {}
     assert "OutOfMemoryError: 5 GiB" in run.output.read_text()
+
+
+@pytest.mark.promise("memory", "a GPU that is out of memory")
+def test_a_run_that_is_out_of_memory_says_what_fits(
+    project: Path, launch_here: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """What torch had when it failed is more than was planned, and decides what is advised."""
+    step = worker.Trainer.training_step
+
+    def fail(self: Any, *arguments: Any, **options: Any) -> Any:
+        if self.state.global_step == 1:
+            raise torch.OutOfMemoryError("Tried to allocate 5 GiB. See the documentation.")
+        return step(self, *arguments, **options)
+
+    planned = launch.out_of_memory.planned(jobs.check("tiny"))
+    assert planned is not None
+    sizes = planned["micro_batches"]
+    assert [*sizes] == ["1", "2", "4"] and sizes["1"] < sizes["2"] < sizes["4"]
+    # Twice what was planned was there; half of the rows need a little more than half of it, and it holds a half.
+    measured = {"allocated": 2 * sizes["4"], "free": 2**20, "total": int(1.2 * 2 * sizes["2"])}
+    monkeypatch.setattr(process, "_memory", lambda: measured)
+    monkeypatch.setattr(worker.Trainer, "training_step", fail)
+    assert cli.main(["train", "tiny", "--name", "large"]) == 1
+    said = capsys.readouterr()
+    assert "error: out of GPU memory: Tried to allocate 5 GiB\n" in said.err
+    assert "the plan counted" in said.out and "were allocated by torch when it asked for more" in said.out
+    advised = re.search(r"SET='(per_device_train_batch_size=\d)'", said.out)
+    assert advised and advised[1] == "per_device_train_batch_size=2"
+    again = jobs.check("tiny", overrides=advised[1]).resolved
+    assert (again["per_device_train_batch_size"], again["global_batch_size"]) == (2, 8)
 
 
 @pytest.mark.promise("one-writer", "a training process of an earlier launch that comes late")
 def test_a_process_of_an_earlier_launch_does_not_join(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that a killed command has started, and that gets to work only when another one has the run."""
+    """One that gets to work only when its command has ended, or another one has the run."""
     run = launch.create(jobs.check("tiny"), "late")
     with run.locked():
         earlier = lock.launch_name(run.directory)
     before = run.facts()
+    monkeypatch.setattr(sys, "argv", ["process", str(run.directory), earlier])
+    assert process.main() == 0
     with run.locked():
-        monkeypatch.setattr(sys, "argv", ["process", str(run.directory), earlier])
         assert process.main() == 0
     assert run.facts() == before
     assert not run.log.exists()

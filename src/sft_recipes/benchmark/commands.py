@@ -2,7 +2,6 @@
 
 import concurrent.futures
 import functools
-import hashlib
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ import psutil
 from sft_recipes.benchmark.scale import Scale
 from sft_recipes.benchmark.section import Section
 from sft_recipes.errors import InputError
+from sft_recipes.files import sha256
 from sft_recipes.launch import rehearse
 from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes
@@ -152,7 +152,7 @@ def adapters_compared(one: Run, other: Run) -> dict[str, Any]:
     from safetensors.numpy import load_file
 
     files = [run.adapter / "adapter_model.safetensors" for run in (one, other)]
-    same = len({hashlib.sha256(path.read_bytes()).hexdigest() for path in files}) == 1
+    same = len({*map(sha256, files)}) == 1
     first, second = (load_file(path) for path in files)
     if first.keys() != second.keys():
         return {"equal_to_the_bit": False, "largest_difference": None}

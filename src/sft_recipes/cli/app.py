@@ -197,7 +197,7 @@ def command(panel: str) -> Callable[[Callable[..., Result]], Callable[..., Resul
             except BrokenPipeError:
                 return _no_reader()
             except KeyboardInterrupt:
-                print("error: stopped; nothing half-written is left behind", file=sys.stderr)
+                say_error("stopped; nothing half-written is left behind")
                 return 1
 
         parameters: list[inspect.Parameter] = []

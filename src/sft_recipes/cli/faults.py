@@ -9,6 +9,7 @@ import time
 import traceback
 from pathlib import Path
 
+from sft_recipes.environment import debugging
 from sft_recipes.recipes import secrets
 from sft_recipes.runs import provenance
 
@@ -21,7 +22,7 @@ _OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 def line_of(error: Exception) -> str:
     """The line for people, after the details were written; SFT_RECIPES_DEBUG=1 prints the traceback as well."""
     trace = secrets.masked("".join(traceback.format_exception(error)))
-    if os.environ.get("SFT_RECIPES_DEBUG") == "1":
+    if debugging():
         print(trace, end="", file=sys.stderr)
     if isinstance(error, OSError) and error.errno in _OF_THE_MACHINE:
         where = f"{error.filename} cannot be written" if error.filename else "a file cannot be written"

@@ -1,12 +1,11 @@
 """What a row has to be: the formats that users' rows come in, and TRL's two shapes that they become."""
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from sft_recipes.data.readers import Problems, Row
-from sft_recipes.errors import InputError, listed, nearest, shown
+from sft_recipes.errors import InputError, closest, listed, nearest, shown
 
 FORMATS = ("auto", "messages", "sharegpt", "prompt_completion", "alpaca")
 _FIELDS = {
@@ -200,8 +199,9 @@ class Rules:
             meant = f"write {_SHAREGPT_ROLES[role]!r}, or {_sharegpt_remedy(column)}"
             faults.append(f"{place}.{key} holds {role!r}, a ShareGPT role; {meant}")
         else:
-            near = difflib.get_close_matches(role.lower(), roles, 1) if isinstance(role, str) else []
-            faults.append(f"{place}.{key} holds {shown(role)}; write {listed(near) or 'one of ' + listed(roles)}")
+            near = closest(role.lower(), roles) if isinstance(role, str) else ""
+            meant = listed([near] if near else roles)
+            faults.append(f"{place}.{key} holds {shown(role)}; write {'' if near else 'one of '}{meant}")
         return ""
 
     def _conversation(self, turns: list[_Turn], column: str, faults: list[str]) -> list[dict[str, str]]:

@@ -73,16 +73,9 @@ def find_tokenizer(recipe: Recipe) -> Tokenizer | None:
     None as well when `chat_template_path` is another model, whose template TRL would clone. Nothing is downloaded.
     """
     name, template_path = recipe["model_name_or_path"], recipe["chat_template_path"]
-    directory = Path(name).expanduser()
-    if not (directory / "tokenizer.json").is_file():
-        if directory.is_absolute() or name.startswith(".") or name.count("/") > 1:
-            return None
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(name, "tokenizer.json", revision=recipe["model_revision"])
-        if not isinstance(cached, str):
-            return None
-        directory = Path(cached).parent
+    directory = places.directory_with("tokenizer.json", name, recipe["model_revision"])
+    if directory is None:
+        return None
     template = None
     if template_path:
         if not template_path.endswith(places.TEMPLATES):

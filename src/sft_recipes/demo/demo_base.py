@@ -7,7 +7,6 @@ meaning, which a baseline that reads only the labelled rows does not get.)
 """
 
 import hashlib
-import inspect
 import math
 import random
 import shutil
@@ -21,7 +20,7 @@ from typing import Any, NamedTuple
 
 from sft_recipes.demo import demo_data
 from sft_recipes.environment import quiet_environment
-from sft_recipes.files import locked
+from sft_recipes.files import locked, sha256
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.terminal import say
 
@@ -54,18 +53,8 @@ CHAT_TEMPLATE = """\
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
-
-REPLIES = {
-    "tracking": ["Tracking shows where it is now.", "Couriers should bring it soon.", "Tracing the delivery now."],
-    "refund": ["Money will be paid back to you.", "Full repayment is on its way.", "Repaying what it cost now."],
-    "exchange": ["Which size or colour suits better?", "Swapping it for another one.", "Another model is on its way."],
-    "cancel": ["Called off, nothing will ship.", "Nothing will be charged or sent.", "Withdrawing the order now."],
-    "address": ["Where should it go instead?", "Street and number are changed.", "Redirecting it to that place."],
-    "invoice": ["A copy of the bill is attached.", "Here is the receipt.", "Printing the tax document now."],
-    "account": ["Sign in with the new password.", "Try to log in now.", "Unlocking your profile."],
-    "damage": ["Sorry that it broke.", "Repair is free under warranty.", "Parts are on their way."],
-}
-REQUESTS = ["Answer the customer.", "Write the reply.", "What do we say?"]
+# What decides how the model comes out.
+SOURCES = (Path(__file__), Path(demo_data.__file__), Path(__file__).with_name("phrases.yaml"))
 
 
 class Document(NamedTuple):
@@ -85,15 +74,15 @@ def documents(seed: int) -> Iterator[Document]:
         return rng.choice(phrases).replace("{item}", rng.choice(demo_data.ITEMS))
 
     for number, (text, label, _, mentioned) in enumerate(demo_data.messages(rng, held_out)):
-        _, actions, things = demo_data.INTENTS[label]
+        actions, things, replies = (demo_data.INTENTS[label][kind] for kind in ("actions", "things", "replies"))
         draw = rng.random()
         if number < LIST_DOCUMENTS and draw < LIST_SHARE:
-            same = rng.sample(actions + things + REPLIES[label], 5)
+            same = rng.sample(actions + things + replies, 5)
             yield Document("", "".join(phrase([each]) + "\n" for each in same))
             continue
-        reply = f"{rng.choice(REPLIES[label])} You want to {phrase(actions)}, it is about {phrase(things)}"
-        reply += f", not {phrase(demo_data.INTENTS[mentioned][2])}." if mentioned else "."
-        request = rng.choice(REQUESTS)
+        reply = f"{rng.choice(replies)} You want to {phrase(actions)}, it is about {phrase(things)}"
+        reply += f", not {phrase(demo_data.INTENTS[mentioned]['things'])}." if mentioned else "."
+        request = rng.choice(demo_data.PHRASES["requests"])
         if rng.random() < 0.5:
             topics = rng.sample(demo_data.LABELS, rng.randrange(3, len(demo_data.LABELS) + 1))
             request += f" We help with {', '.join(topics)}."
@@ -108,8 +97,7 @@ def _asked(user: str) -> str:
 
 
 def _fingerprint(steps: int) -> str:
-    sources = (inspect.getsource(demo_data), Path(__file__).read_text(encoding="utf-8"), str(steps))
-    return hashlib.sha256("\0".join(sources).encode()).hexdigest()
+    return hashlib.sha256("\0".join([*map(sha256, SOURCES), str(steps)]).encode()).hexdigest()
 
 
 def is_current(directory: Path, steps: int = STEPS) -> bool:
@@ -144,10 +132,10 @@ def train_tokenizer() -> Any:
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
     rows = demo_data.splits()["train"]
-    replies = [reply for choices in REPLIES.values() for reply in choices]
+    replies = [reply for intent in demo_data.INTENTS.values() for reply in intent["replies"]]
     texts = [text for row in rows for text in (row["input"], row["output"])]
     fixed = [demo_data.INSTRUCTION, "We help with You want to, it is about", "system\n", "user\n", "assistant\n"]
-    texts += [*replies, *REQUESTS, *fixed] * 20
+    texts += [*replies, *demo_data.PHRASES["requests"], *fixed] * 20
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY,
         special_tokens=[PAD, START, END],

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes import children
-from sft_recipes.demo import demo_base, demo_data
+from sft_recipes.demo import demo_base
 from sft_recipes.errors import InputError
+from sft_recipes.files import sha256
 from sft_recipes.models import base_model
+from sft_recipes.recipes import places
 
 CACHE = Path(".cache/rehearsal")
 # A multiple of 64, the block size of NF4: a layer of other widths would be padded, which the real ones are not.
@@ -37,8 +39,8 @@ class Base:
     @property
     def directory(self) -> Path:
         """Where the tiny model is, or will be: another directory whenever another model would be built."""
-        sources = [Path(__file__), Path(demo_base.__file__), Path(demo_data.__file__), *_files(self.tokenizer)]
-        contents = [hashlib.sha256(path.read_bytes()).hexdigest() for path in sources]
+        sources = [Path(__file__), *demo_base.SOURCES, *_files(self.tokenizer)]
+        contents = [*map(sha256, sources)]
         key = json.dumps([self.config, contents, metadata.version("transformers")], sort_keys=True)
         return CACHE / hashlib.sha256(key.encode()).hexdigest()[:16]
 
@@ -65,14 +67,10 @@ def fetch(name: str, revision: str) -> str:
 
 
 def _tokenizer(name: str, revision: str) -> Path | None:
-    directories = [Path(name).expanduser()]
-    if not directories[0].is_dir() and not directories[0].is_absolute() and not name.startswith("."):
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(name, "tokenizer_config.json", revision=revision)
-        directories = [Path(cached).parent] if isinstance(cached, str) else []
+    local = Path(name).expanduser()
+    directory = local if local.is_dir() else places.directory_with("tokenizer_config.json", name, revision)
     words = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
-    return next((each for each in directories if any((each / name).is_file() for name in words)), None)
+    return directory if directory and any((directory / word).is_file() for word in words) else None
 
 
 def _files(directory: Path | None) -> list[Path]:

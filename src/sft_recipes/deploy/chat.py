@@ -30,7 +30,7 @@ def chat(name: str, *, base: bool = False) -> int:
     """
     run = Run.open(name)
     if damage := adapter_damage(run):
-        raise InputError(f"{run.adapter} is not what was trained: {damage}")
+        raise InputError(damage)
     identity.check(run)
     on_cpu = topology.no_gpu()
     command = [sys.executable, "-m", "sft_recipes.deploy.chat", str(run.directory), "base" if base else "tuned"]

@@ -8,7 +8,6 @@ is why the result is measured and not assumed.
 
 import json
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.children import peak_resident
 from sft_recipes.environment import quiet, quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.files import sealed, write_whole
@@ -25,7 +25,7 @@ from sft_recipes.models import base_model
 from sft_recipes.report import card
 from sft_recipes.runs import identity, provenance
 from sft_recipes.runs.run import Run, adapter_damage
-from sft_recipes.terminal import count, say
+from sft_recipes.terminal import count, say, say_error
 
 Facts = dict[str, Any]
 
@@ -78,13 +78,13 @@ def merge(name: str, out: Path | None = None, *, rows: int = ROWS) -> tuple[int,
             done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, pass_fds=(lock,))
             if done.returncode or not (staging / PROOF).is_file():
                 reason = done.stderr.strip().splitlines()[-1:] or [f"it ended with code {done.returncode}"]
-                print(f"error: not merged: {reason[0]}", file=sys.stderr)
+                say_error(f"not merged: {reason[0]}")
                 return launch.FAILED, {}
             proof = json.loads((staging / PROOF).read_text(encoding="utf-8"))
             if proof.get("problems"):
                 raise InputError(*proof["problems"])
             if proof["refused"]:
-                print(f"error: not merged: {proof['refused']}", file=sys.stderr)
+                say_error(f"not merged: {proof['refused']}")
                 return launch.FAILED, proof
             write_whole(staging / card.CARD, card.card(run, proof))
             staging.rename(out)
@@ -131,8 +131,8 @@ def checked(name: str, out: Path | None) -> tuple[Run, Path, int]:
         problems.append(
             f"{run.directory} trained the whole model and has nothing to merge; {run.adapter} is that model"
         )
-    elif damaged := adapter_damage(run):
-        problems.append(f"{run.adapter} is not what was trained: {damaged}; restore it, or train again")
+    elif damage := adapter_damage(run):
+        problems.append(damage)
     if out.exists():
         problems.append(f"{out} exists and is never overwritten; name another OUT=, or delete it")
     elif not out.absolute().parent.is_dir():
@@ -228,9 +228,7 @@ def merged(run: Run, job: Facts, directory: Path) -> Facts:
         "refused": refusal(compared, effect),
         "files": sealed(directory, besides="README.md"),
         "versions": provenance.versions(),
-        # Linux gives KiB, macOS bytes.
-        "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        * (1 if sys.platform == "darwin" else 1024),
+        "peak_memory_bytes": peak_resident(),
     }
 
 

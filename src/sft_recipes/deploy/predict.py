@@ -41,7 +41,7 @@ def predict(name: str, rows: Path, out: Path | None = None) -> tuple[int, Path]:
     out = out or rows.with_name(f"{rows.stem}.predictions.jsonl")
     run = Run.open(name)
     if damage := adapter_damage(run):
-        raise InputError(f"{run.adapter} is not what was trained: {damage}; restore it, or train again")
+        raise InputError(damage)
     identity.check(run)
     facts = run.facts()
     asked = rows_to_answer(rows, facts, out)

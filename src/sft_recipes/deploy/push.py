@@ -7,9 +7,10 @@ from typing import Any
 
 from sft_recipes import errors
 from sft_recipes.errors import InputError
+from sft_recipes.files import difference
 from sft_recipes.report import card
 from sft_recipes.runs import identity
-from sft_recipes.runs.run import Run, adapter_damage, difference
+from sft_recipes.runs.run import Run, adapter_damage
 from sft_recipes.terminal import count, say
 
 Facts = dict[str, Any]
@@ -85,7 +86,7 @@ def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str]]:
     if facts.get("rehearsal"):
         problems.append(f"{run.directory} is a rehearsal: its model is tiny and random, and no result")
     if damage := adapter_damage(run):
-        problems.append(f"{run.adapter} is not what was trained: {damage}")
+        problems.append(damage)
     elif not merged:
         directory, files = run.adapter, facts["measured"]["saved"]
         recipe = run.values()
@@ -99,7 +100,7 @@ def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str]]:
         problems.append(f"{run.directory} has no merged model; make one with: make merge RUN={name}")
     elif merged:
         directory, files = Path(facts["merged"]["directory"]), facts["merged"]["files"]
-        if damage := difference(directory, [(file, of["bytes"], of["sha256"]) for file, of in files.items()]):
+        if damage := difference(directory, files):
             problems.append(f"{directory} is not what was merged: {damage}; delete it and merge again")
     if problems:
         raise InputError(*problems)

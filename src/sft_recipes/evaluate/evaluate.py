@@ -21,7 +21,7 @@ from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, task
 from sft_recipes.recipes.task import Task
 from sft_recipes.runs import identity
-from sft_recipes.runs.run import Run, adapter_damage
+from sft_recipes.runs.run import Run, adapter_damage, unfinished
 from sft_recipes.terminal import count, say
 
 SCHEMA = 1
@@ -53,12 +53,8 @@ def evaluate(
     facts = run.facts()
     if facts.get("rehearsal"):
         raise InputError(f"{run.directory} is a rehearsal: its model is tiny and random, and no result")
-    if facts["status"] != "finished":
-        raise InputError(
-            f"{run.directory} is {facts['status']}; finish it first: make resume NAME={run.name}"
-            if facts["status"] != "running"
-            else f"{run.directory} is being trained; wait for it"
-        )
+    if sentence := unfinished(run):
+        raise InputError(sentence)
     own = _own(facts, overrides)
     with run.locked() as lock:
         code, path = _evaluate(run, facts, own, split, base, lock)
@@ -98,7 +94,7 @@ def _evaluate(
     run: Run, facts: dict[str, Any], own: Mapping[str, Any], split: str | None, base: bool, lock: int
 ) -> tuple[int, Path | None]:
     if damage := adapter_damage(run):
-        raise InputError(f"{run.directory}: {damage}; train the run again, or put the file back")
+        raise InputError(damage)
     identity.check(run)
     prepared = identity.training_rows(run, facts, test_file=own["test_file"], group_column=own["group_column"])
     split = split or default_split(prepared, own["task"])

@@ -9,8 +9,6 @@ import contextlib
 import gc
 import json
 import os
-import resource
-import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,20 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from transformers import AutoTokenizer, GenerationConfig, HfArgumentParser
 from trl import ModelConfig, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
+from sft_recipes.children import peak_resident
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate.likelihood import BATCH_TOKENS, Prompt, in_batches, likelihoods
 from sft_recipes.files import write_whole
 from sft_recipes.models import base_model
 from sft_recipes.models.loading import keep_four_bit, offloaded, stored_quantisation
 from sft_recipes.recipes import topology
-from sft_recipes.terminal import counting_rows
+from sft_recipes.terminal import counting_rows, say_error
 
 WRONG_INPUT, INTERRUPTED = 2, 3
 
@@ -199,7 +197,6 @@ def run(workdir: Path) -> None:
         InputError: The models or the labels are not fit for it.
     """
     job = json.loads((workdir / "job.json").read_text(encoding="utf-8"))
-    recipe = yaml.safe_load(Path(job["recipe"]).read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (workdir / "rows.jsonl").read_bytes().splitlines()]
     done = _done(workdir / "outputs.jsonl")
     left = {name: [row for row in rows if (row["row"], name) not in done] for name in job["models"]}
@@ -210,7 +207,7 @@ def run(workdir: Path) -> None:
     measured: dict[str, dict[str, float]] = {}
     clock = time.perf_counter()
     with (workdir / "outputs.jsonl").open("a", encoding="utf-8") as file:
-        for name, model, tokenizer in base_and_tuned(recipe, Path(job["tuned"]), names, on_cpu=job["on_cpu"]):
+        for name, model, tokenizer in base_and_tuned(job["recipe"], Path(job["tuned"]), names, on_cpu=job["on_cpu"]):
             began = time.perf_counter()
             load_seconds += began - clock
             device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type
@@ -263,8 +260,7 @@ def _peak_memory() -> int:
     """Bytes that torch allocated on all GPUs, or the largest resident set of this process."""
     if torch.cuda.is_available():
         return sum(torch.cuda.max_memory_allocated(device) for device in range(torch.cuda.device_count()))
-    # Linux gives KiB, macOS bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return peak_resident()
 
 
 def main(workdir: Path) -> int:
@@ -276,7 +272,7 @@ def main(workdir: Path) -> int:
         return WRONG_INPUT
     except torch.OutOfMemoryError as error:
         # Batches were halved down to one row by then.
-        print(f"error: out of GPU memory: {error}; what was answered is kept", file=sys.stderr)
+        say_error(f"out of GPU memory: {error}; what was answered is kept")
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED

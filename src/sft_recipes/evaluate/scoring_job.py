@@ -31,7 +31,7 @@ def prepare(
         fingerprint: Of everything that decides what the answers mean.
     """
     job = {
-        "recipe": str(run.recipe),
+        "recipe": run.values(),
         "tuned": str(run.adapter),
         "on_cpu": topology.no_gpu(),
         "by": task.by,

@@ -15,6 +15,7 @@ from sft_recipes.data import preparation
 from sft_recipes.demo import demo_base
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import evaluate
+from sft_recipes.launch import out_of_memory
 from sft_recipes.launch.processes import Processes
 from sft_recipes.launch.rewind import rewind
 from sft_recipes.plan import job as jobs
@@ -26,7 +27,7 @@ from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Topology
 from sft_recipes.runs import checkpoints, identity, outcome, provenance
 from sft_recipes.runs.run import Run
-from sft_recipes.terminal import count, duration, outliving, say
+from sft_recipes.terminal import count, duration, outliving, say, say_error
 
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 3
 
@@ -118,6 +119,7 @@ def create(job: Job, run_name: str | None) -> Run:
             "splits": job.prepared.splits,
         },
         "findings": [dataclasses.asdict(finding) for finding in job.findings],
+        "memory": out_of_memory.planned(job),
         **surroundings(job.gpus),
     }
     name = f"rehearsal-{job.recipe.name}" if job.rehearses else job.recipe.name
@@ -229,7 +231,7 @@ def launch(run: Run) -> int:
         with outliving(run.output):
             code = processes.work()
     except OSError as error:
-        run.update(status="failed", error=f"the processes cannot be started: {error}")
+        run.fail(f"the processes cannot be started: {error}")
         return conclude(run, run.facts())
     facts = run.facts()
     if facts["status"] == "running":
@@ -260,7 +262,12 @@ def conclude(run: Run, facts: dict[str, Any]) -> int:
         say("stopped", f"{kept}; continue with: make resume NAME={run.name}")
     elif status != "finished":
         what = f"the rehearsal of {facts['recipe']} failed: " if rehearsal else ""
-        print(f"error: {what}{facts.get('error', 'failed')}", file=sys.stderr)
+        say_error(f"{what}{facts.get('error', 'failed')}")
+        if run.output.is_file():
+            say("details", str(run.output))
+        if facts.get("out_of_memory") is not None:
+            for label, text in out_of_memory.advice(facts):
+                say(label, text)
         if checkpoint and not rehearsal and not facts.get("diverged"):
             again = f"continue with: make resume NAME={run.name}"
             left = checkpoints.best_damage(run, checkpoint) or f"{checkpoint.name} is whole; {again}"
@@ -285,13 +292,13 @@ def conclude(run: Run, facts: dict[str, Any]) -> int:
 
 
 def say_measured(measured: dict[str, Any]) -> None:
-    """Say how long a finished training took, and what became of the held-out loss."""
+    """Say how long a finished training took, and what became of the eval loss."""
     text = f"{count(measured['step'], 'step')} in {duration(measured['training_seconds'])}"
     if measured["tokens_per_second"]:
         text += f", {measured['tokens_per_second']:,.0f} tokens/s"
     say("finished", f"{text}, peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB per process")
     if said := outcome.held_out(measured):
-        say("held out", "\n".join(said))
+        say("eval loss", "\n".join(said))
 
 
 def _trained(facts: dict[str, Any]) -> str:

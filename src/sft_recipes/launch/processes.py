@@ -7,24 +7,21 @@ training processes take them when they are ready to.
 """
 
 import contextlib
-import io
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import psutil
-import yaml
 
 from sft_recipes.environment import quiet_environment
-from sft_recipes.recipes.topology import Topology
-from sft_recipes.runs import lock
+from sft_recipes.runs import identity, lock
 from sft_recipes.runs.run import Run
-from sft_recipes.terminal import say
+from sft_recipes.terminal import is_file, say
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOOK = 0.2
@@ -51,7 +48,7 @@ class Processes:
         """
         self.run.stop.unlink(missing_ok=True)
         watch = threading.Thread(target=self._watch, daemon=True)
-        with self._signals_taken():
+        with signals_taken(self._ask):
             with _blocked():
                 self._process = process = subprocess.Popen(
                     command(self.run), env=environment(self.run), start_new_session=True, **output_streams()
@@ -71,19 +68,6 @@ class Processes:
                 watch.join()
                 self.run.stop.unlink(missing_ok=True)
         return process.returncode
-
-    @contextlib.contextmanager
-    def _signals_taken(self) -> Iterator[None]:
-        # Python lets no other thread handle signals, and nohup wants SIGHUP to be ignored.
-        main = threading.current_thread() is threading.main_thread()
-        without_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
-        taken = SIGNALS[: 2 if without_terminal else 3] if main else ()
-        before = {number: signal.signal(number, self._ask) for number in taken}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
         # A terminal that closes hangs up more than once.
@@ -107,7 +91,7 @@ class Processes:
             stopped = stopped + LOOK if asleep and len(processes) > 1 else 0.0
             if stopped > PATIENCE:
                 reason = f"process {asleep[0]} was stopped (SIGSTOP) for {PATIENCE:.0f} s and the others waited for it"
-                self.run.update(status="failed", error=f"{reason}; all were ended")
+                self.run.fail(f"{reason}; all were ended", cause=True)
                 self._kill()
                 return
 
@@ -130,6 +114,21 @@ def _is_stopped(pid: int) -> bool:
 
 
 @contextlib.contextmanager
+def signals_taken(ask: Callable[[int, Any], None]) -> Iterator[None]:
+    """Have the signals that ask for a stop handled by a function."""
+    # Python lets no other thread handle signals, and nohup wants SIGHUP to be ignored.
+    main = threading.current_thread() is threading.main_thread()
+    without_terminal = signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    taken = [each for each in SIGNALS if main and not (each == signal.SIGHUP and without_terminal)]
+    before = {number: signal.signal(number, ask) for number in taken}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def _blocked() -> Iterator[None]:
     """Signals wait, here and in what is started meanwhile, which inherits it."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
@@ -140,14 +139,9 @@ def _blocked() -> Iterator[None]:
 
 
 def output_streams() -> dict[str, Any]:
-    """Where a child process writes: where this one does, or to us who pass it on, if that is no file of the system's.
-
-    A notebook, for one, puts an object of its own in the place of sys.stdout.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.fileno()
-            return {"stdout": sys.stdout}
+    """Where a child process writes: where this one does, or, if that is no file, to us who pass it on."""
+    if is_file(sys.stdout):
+        return {"stdout": sys.stdout}
     return {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
 
 
@@ -162,11 +156,10 @@ def command(run: Run) -> list[str]:
 
 def environment(run: Run) -> dict[str, str]:
     """The environment of the training processes: nothing phones home or chatters, and one process sees one GPU."""
-    chosen = run.facts()["topology"]
-    variables = quiet_environment(on_cpu=chosen["use_cpu"], one_gpu=chosen["backend"] == "single")
+    chosen = identity.launched_with(run, run.facts())
+    variables = quiet_environment(on_cpu=chosen.use_cpu, one_gpu=chosen.backend == "single")
     variables["TENSORBOARD_LOGGING_DIR"] = str(run.directory / "tensorboard")
-    config = yaml.safe_load(run.accelerate.read_text(encoding="utf-8"))
-    if Topology(chosen["name"], config, "").computes_on_cpu:
+    if chosen.computes_on_cpu:
         # Each process takes its share of the cores; torchrun's own default is one.
-        variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // chosen["processes"])))
+        variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // chosen.processes)))
     return variables

@@ -10,7 +10,7 @@ from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.runs import identity, provenance
-from sft_recipes.runs.run import Run
+from sft_recipes.runs.run import Run, unfinished
 from sft_recipes.terminal import say
 
 # What a run was asked for, which the next one is asked for too.
@@ -37,11 +37,13 @@ def reproduce(name: str, run_name: str | None = None) -> tuple[int, Run]:
     facts = before.facts()
     if facts.get("rehearsal"):
         raise InputError(f"{before.directory} is a rehearsal: its model is tiny and random, and no result")
+    if sentence := unfinished(before):
+        raise InputError(sentence)
     saved = facts.get("measured", {}).get("saved")
-    if facts["status"] != "finished" or not saved:
+    if not saved:
         raise InputError(
-            f"{before.directory} is {facts['status']} and has no checksums of what it trained, so there is nothing to "
-            "compare with; finish it, or reproduce another"
+            f"{before.directory} has no checksums of what it trained, so there is nothing to compare with; reproduce "
+            "another"
         )
     new_name = Run.directory_of(run_name or f"{before.name}-again").name
     identity.may_ask(before)

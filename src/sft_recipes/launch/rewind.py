@@ -54,6 +54,7 @@ def rewind(run: Run, *, forget_best: bool = False) -> None:
         error=None,
         diverged=None,
         disk_was_full=None,
+        out_of_memory=None,
     )
 
 

@@ -19,7 +19,7 @@ from sft_recipes.plan.job import Job, Where
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema
 
-# The keys that act on training alone, so that the held-out loss, by which trials are compared, stays one measure.
+# The keys that act on training alone, so that the eval loss, by which trials are compared, stays one measure.
 SWEPT = {
     *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "num_train_epochs", "max_steps"),
     *("global_batch_size", "per_device_train_batch_size", "train_sampling_strategy", "neftune_noise_alpha"),
@@ -28,8 +28,8 @@ SWEPT = {
     *("lora_modules_to_save", "use_rslora", "use_dora", "adapter_dtype"),
     *("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
 }
-_ROWS = "another value holds out, reads or cuts other rows, so the held-out losses of two trials could not be compared"
-_LOSS = "another value is another loss on the same rows, so the held-out losses of two trials could not be compared"
+_ROWS = "another value holds out, reads or cuts other rows, so the eval losses of two trials could not be compared"
+_LOSS = "another value is another loss on the same rows, so the eval losses of two trials could not be compared"
 _MODEL = "another model has another loss on the same text, whatever is learned; compare runs on test rows"
 # Why keys are refused that somebody may well want to vary.
 REFUSED = {
@@ -229,11 +229,11 @@ def check(name: str | Path, space: Space, **where: Unpack[Where]) -> Job:
         raise InputError(*problems)
     first = loaded[0]
     if first["eval_strategy"] == "no":
-        problems.append(f"{name} has eval_strategy: no, and trials are compared by the held-out loss; set it to steps")
+        problems.append(f"{name} has eval_strategy: no, and trials are compared by the eval loss; set it to steps")
     metric = first["metric_for_best_model"]
     if first["load_best_model_at_end"] and metric not in (None, "loss", "eval_loss"):
         problems.append(
-            f"{name} keeps the best weights by {metric}, and trials are compared by the held-out loss; set "
+            f"{name} keeps the best weights by {metric}, and trials are compared by the eval loss; set "
             "metric_for_best_model: eval_loss and greater_is_better: false"
         )
     where["overrides"] = given | recipes.parse_overrides(corners[0])

@@ -1,7 +1,7 @@
-"""A recipe with several values: each trial an ordinary run, the best by the held-out loss, compared and written down.
+"""A recipe with several values: each trial an ordinary run, the best by the eval loss, compared and written down.
 
 Without a number of trials every combination is trained, in order. With one, Optuna chooses them, and stops those whose
-held-out loss is above the median of the others'. What was tried lies in an SQLite study beside the runs, so that the
+eval loss is above the median of the others'. What was tried lies in an SQLite study beside the runs, so that the
 same command goes on where it stopped.
 """
 
@@ -23,14 +23,14 @@ from sft_recipes.demo import demo_base
 from sft_recipes.errors import InputError
 from sft_recipes.files import write_whole
 from sft_recipes.launch import launch, seeds, space
-from sft_recipes.launch.processes import SIGNALS
+from sft_recipes.launch.processes import signals_taken
 from sft_recipes.launch.space import Choices, Space
 from sft_recipes.plan import plan
 from sft_recipes.plan.job import Job, Where
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.runs.run import RUNS, Run
-from sft_recipes.terminal import count, duration, outliving, say
+from sft_recipes.terminal import count, duration, outliving, say, say_error
 
 # The version of sweep.json; it grows when a reader of today would misread it.
 SCHEMA = 1
@@ -102,7 +102,7 @@ class Sweep:
 
     @property
     def prunes(self) -> bool:
-        """Whether a trial may be stopped for its held-out loss."""
+        """Whether a trial may be stopped for its eval loss."""
         return self.trials is not None and not any(key in LENGTHS for key in self.space)
 
     @property
@@ -120,8 +120,7 @@ class Sweep:
 
     def run(self) -> int:
         """Train what is left: 0 when it has ended, 3 if it was stopped, 1 if the first trial failed."""
-        handlers = {number: signal.signal(number, self._ask) for number in SIGNALS}
-        try:
+        with signals_taken(self._ask):
             left = self._left()
             while True:
                 while not self.stopping and len(self.active) < self.jobs and (trial := next(left, None)):
@@ -131,9 +130,6 @@ class Sweep:
                 time.sleep(SECONDS)
                 for each in [*self.active]:
                     self._watch(each)
-        finally:
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
 
     def _ask(self, number: int, frame: object) -> None:
         if self.stopping and number == signal.SIGHUP:
@@ -204,10 +200,10 @@ class Sweep:
             each.evaluations += 1
             each.trial.report(loss, each.evaluations)
             if self.jobs > 1:
-                say("evaluation", f"{each.run.name}: the {each.evaluations}. held-out loss is {loss:.4f}")
+                say("evaluation", f"{each.run.name}: eval loss {loss:.4f} at evaluation {each.evaluations}")
         if new and self.prunes and not ended and not each.pruned and self._worse(each, step=new[-1][0]):
             each.pruned = True
-            say("pruned", f"{each.run.name}: held-out loss {new[-1][1]:.4f} is above the median at this point")
+            say("pruned", f"{each.run.name}: eval loss {new[-1][1]:.4f} is above the median at this point")
             each.run.stop.touch()
         if ended:
             self.active.remove(each)
@@ -238,9 +234,8 @@ class Sweep:
             self.stopping = max(self.stopping, 1)
         else:
             self.study.tell(trial, state=TrialState.FAIL)
-            error = (run.facts().get("error") or "") if status == "failed" else ""
-            states = {each.state for each in self.study.trials}
-            if not error.startswith("FloatingPointError") and TrialState.COMPLETE not in states:
+            diverged = run.exists and run.facts().get("diverged")
+            if not diverged and TrialState.COMPLETE not in {each.state for each in self.study.trials}:
                 say("trial", f"{run.name} failed before any has a result, and others may fail as it did; stopping")
                 self.broken, self.stopping = True, max(self.stopping, 1)
         self.write()
@@ -294,7 +289,7 @@ class Sweep:
         """Say what came of it, write the best as a recipe if that was asked, and give the exit code."""
         asked, trials = self.asked, facts["trials"]
         for each in trials:
-            loss = "" if each["eval_loss"] is None else f"held-out loss {each['eval_loss']:.4f}, "
+            loss = "" if each["eval_loss"] is None else f"eval loss {each['eval_loss']:.4f}, "
             time_taken = f", {duration(each['seconds'])}" if each["seconds"] else ""
             say(each["state"], f"{each['run']}: {loss}{space.said(each['values'])}{time_taken}")
         if code != launch.FINISHED:
@@ -306,7 +301,7 @@ class Sweep:
             return code
         done = [each for each in trials if each["state"] == "finished"]
         if not done:
-            print("error: no trial finished; the runs say why", file=sys.stderr)
+            say_error("no trial finished; the runs say why")
             return launch.FAILED
         runs = [Run(RUNS / name) for name in dict.fromkeys(each["run"] for each in done)][:COMPARED]
         if all(run.metrics("test").is_file() for run in runs):
@@ -317,7 +312,7 @@ class Sweep:
         say(
             "best",
             f"{best['run']}: {space.said(best['values'])}\n"
-            f"the lowest of {count(len(done), 'held-out loss')} flatters itself; rows that chose it cannot judge it",
+            f"the lowest of {count(len(done), 'eval loss')} flatters itself; rows that chose it cannot judge it",
         )
         if out is not None:
             self.write_recipe(best, len(trials), out)
@@ -336,7 +331,7 @@ class Sweep:
         lines = [f"extends: {base.name}", f"description: {text}"]
         for each in plan.differences(dataclasses.replace(loaded, base=base)):
             if each["key"] in best["values"]:
-                lines.append(f"# The lowest held-out loss, {best['eval_loss']:.4f}, among {self.asked['over']}")
+                lines.append(f"# The lowest eval loss, {best['eval_loss']:.4f}, among {self.asked['over']}")
             lines.append(f"{each['key']}: {as_yaml(each['value'])}")
         write_whole(out, "\n".join(lines) + "\n")
 
@@ -419,14 +414,14 @@ def sweep(
 
 
 def held_out(run: Run) -> list[tuple[int, float]]:
-    """The held-out losses of a run so far with their steps; that before the first step is none of training's."""
+    """The eval losses of a run so far with their steps; that before the first step is none of training's."""
     # A line that is being written is read the next time.
     found = run.log_entries()
     return [(entry["step"], entry["eval_loss"]) for entry in found if "eval_loss" in entry and entry["step"] > 0]
 
 
 def kept(run: Run, losses: Sequence[float]) -> float:
-    """The held-out loss of the weights that a run leaves: the best with load_best_model_at_end, otherwise the last."""
+    """The eval loss of the weights that a run leaves: the best with load_best_model_at_end, otherwise the last."""
     return min(losses) if run.values().get("load_best_model_at_end") else losses[-1]
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from sft_recipes import children
 from sft_recipes.errors import InputError, hub_reason, shown
 from sft_recipes.files import write_whole
-from sft_recipes.recipes import arguments
+from sft_recipes.recipes import arguments, places
 from sft_recipes.recipes.recipe import Recipe
 
 CACHE = Path(".cache/models")
@@ -149,16 +149,9 @@ def bundled() -> dict[str, dict[str, Any]]:
 
 def find_config(name: str, revision: str = "main") -> tuple[dict[str, Any], str] | None:
     """The config of that name and where it was found, as `find` looks for it; None if it is nowhere."""
-    local = Path(name).expanduser() / "config.json"
-    if local.is_file():
-        return _read(local), f"config of {name}"
-    if Path(name).is_absolute() or name.startswith("."):
-        return None
-    from huggingface_hub import try_to_load_from_cache
-
-    cached = try_to_load_from_cache(name, "config.json", revision=revision)
-    if isinstance(cached, str):
-        return _read(Path(cached)), "config in the Hub's cache"
+    if directory := places.directory_with("config.json", name, revision):
+        local = directory == Path(name).expanduser()
+        return _read(directory / "config.json"), f"config of {name}" if local else "config in the Hub's cache"
     if name in bundled():
         return bundled()[name]["config"], f"bundled config of {name}"
     return None

@@ -8,8 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.files import digest_of, write_whole
+from sft_recipes.files import sha256, write_whole
 from sft_recipes.models.base_model import CACHE, FETCHED
+from sft_recipes.recipes import places
 from sft_recipes.terminal import say
 
 # The first kind that a directory has is the one that is loaded.
@@ -28,14 +29,9 @@ def fingerprint(name: str, revision: str = "main") -> dict[str, Any] | None:
     local = Path(name).expanduser()
     if local.is_dir():
         return {"commit": None, "files": _hashed(_files(local))}
-    if local.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+    snapshot = places.directory_with("config.json", name, revision)
+    if snapshot is None:
         return None
-    from huggingface_hub import try_to_load_from_cache
-
-    config = try_to_load_from_cache(name, "config.json", revision=revision)
-    if not isinstance(config, str):
-        return None
-    snapshot = Path(config).parent
     # Where the cache has no links, the files have no hashes for names, and the commit says it all.
     blobs = {path.name: path.resolve().name for path in _files(snapshot) if path.is_symlink()}
     return {"commit": snapshot.name, "files": blobs}
@@ -79,8 +75,7 @@ def _hashed(paths: list[Path]) -> dict[str, str]:
         say("base", f"reading {size / 1e9:.1f} GB of {paths[0].parent} once, to know it again")
     for path in paths:
         if path in new:
-            with path.open("rb") as file:
-                kept[str(path.resolve())] = [*asked[path], digest_of(file).hexdigest()]
+            kept[str(path.resolve())] = [*asked[path], sha256(path)]
         found[path.name] = kept[str(path.resolve())][-1]
     if new:
         CACHE.mkdir(parents=True, exist_ok=True)

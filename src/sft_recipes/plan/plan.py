@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -327,14 +327,12 @@ def _render_data(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _render_memory(figures: dict[str, Any] | None, card: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
     if figures is None:
         return
-    parts = {name: value for name, value in figures["components"].items() if value >= GIB / 100}
-    listed = ", ".join(f"{name.replace('_', ' ')} {value / GIB:.2f}" for name, value in parts.items())
     text = f"{size(figures['allocated'])} at the peak, for a micro-batch of {figures['tokens']:,} tokens"
     if figures["traced"] is not None:
         text += f"; traced on the real modules {size(figures['traced'])}"
     yield "memory", text
-    if listed:
-        yield "", f"{listed} GiB"
+    if listed := components(figures["components"]):
+        yield "", listed
     if figures["not_counted"]:
         yield "", figures["not_counted"]
     if card is not None:
@@ -343,6 +341,13 @@ def _render_memory(figures: dict[str, Any] | None, card: dict[str, Any] | None) 
         largest = figures["largest_micro_batch"]
         room = f"the largest micro-batch that fits has {count(largest, 'row')} of {figures['longest_row']} tokens"
         yield "", f"{verdict} into {available:.0f} GiB, where nvidia-smi would show {size(figures['device'])}; {room}"
+
+
+def components(figures: Mapping[str, float]) -> str:
+    """The parts of a memory estimate that are worth naming: `base weights 5.21, activations 1.90 GiB`."""
+    worth = {name: value for name, value in figures.items() if value >= GIB / 100}
+    listed = ", ".join(f"{name.replace('_', ' ')} {value / GIB:.2f}" for name, value in worth.items())
+    return listed and f"{listed} GiB"
 
 
 def size(number: float) -> str:

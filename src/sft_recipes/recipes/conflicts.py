@@ -78,13 +78,15 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
     if recipe["eval_strategy"] == "no":
         for key in ("load_best_model_at_end", "early_stopping_patience", "eval_on_start"):
             if recipe[key]:
-                yield wrong(key, f"{key} needs evaluations, but eval_strategy is no")
+                off = 0 if key == "early_stopping_patience" else "false"
+                remedy = f"set {key}: {off}, or eval_strategy: epoch"
+                yield wrong(key, f"{key} needs evaluations, but eval_strategy is no", remedy)
     elif not recipe["validation_file"] and not recipe["dataset_name"] and not recipe["validation_split_size"]:
         none = "eval_strategy needs held-out rows: set validation_file or validation_split_size"
         yield wrong("eval_strategy", none)
-    if recipe["early_stopping_patience"] and not recipe["load_best_model_at_end"]:
+    if recipe["early_stopping_patience"] and not recipe["load_best_model_at_end"] and recipe["eval_strategy"] != "no":
         needs = "early stopping needs load_best_model_at_end: true and metric_for_best_model"
-        yield wrong("early_stopping_patience", needs)
+        yield wrong("early_stopping_patience", needs, "set both, or early_stopping_patience: 0")
     if recipe["load_best_model_at_end"] and recipe["save_strategy"] != "best":
         every = recipe["eval_steps"] or recipe["logging_steps"]
         if recipe["eval_strategy"] != recipe["save_strategy"] and recipe["eval_strategy"] != "no":

@@ -32,6 +32,19 @@ def is_local(name: str) -> bool:
     return is_path(name) or os.path.lexists(name)
 
 
+def directory_with(file: str, name: str, revision: str = "main") -> Path | None:
+    """Where a model of that name is on this machine with a file: its directory, or its snapshot in the Hub's cache."""
+    directory = Path(name).expanduser()
+    if (directory / file).is_file():
+        return directory
+    if is_path(name):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(name, file, revision=revision)
+    return Path(cached).parent if isinstance(cached, str) else None
+
+
 def template(name: str) -> str:
     """The text of a chat template file.
 

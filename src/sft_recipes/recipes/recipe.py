@@ -254,10 +254,7 @@ def as_words(overrides: Overrides) -> list[str]:
     """Overrides as the words of a command line, which `parse_overrides` reads as the same values."""
     if not isinstance(overrides, Mapping):
         return [overrides] if isinstance(overrides, str) else [*overrides]
-    return [
-        shlex.quote(f"{key}={json.dumps(str(value) if isinstance(value, Path) else value)}")
-        for key, value in overrides.items()
-    ]
+    return [shlex.quote(f"{key}={json.dumps(value, default=str)}") for key, value in overrides.items()]
 
 
 def read_model(name: Any) -> dict[str, Value]:

@@ -160,7 +160,7 @@ def _unfit(value: Any) -> str | None:
                 return "holds an empty text; take it out"
             parts += [(each, depth + 1) for each in part]
         elif not isinstance(part, (str, int, float, bool, type(None))):
-            return f"a {type(part).__name__} is no value of a recipe; write text, a number, a list or a mapping"
+            return f"what is of type {type(part).__name__} is no value of a recipe; write text, a number, a list or a mapping"
         elif depth and isinstance(part, int) and abs(part) > LARGEST_NUMBER:
             return f"{short(part)} is out of range; it must be {_AT_MOST}"
     return None

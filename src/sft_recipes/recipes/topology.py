@@ -277,7 +277,8 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
         config["num_processes"] = processes
     number = config.get("num_processes")
     if not isinstance(number, int) or isinstance(number, bool) or not 1 <= number <= MOST_PROCESSES:
-        problems.append(f"{path}: num_processes must be a whole number above 0, and at most {MOST_PROCESSES}")
+        asked = f"{path}: num_processes" if processes is None else f"GPUS={processes!r:.40}"
+        problems.append(f"{asked} must be a whole number above 0, and at most {MOST_PROCESSES}")
     elif kind == "NO" and number > 1:
         problems.append(f"{name} is one process, not {number}; choose ACCEL=ddp, zero2 or zero3")
     if problems:

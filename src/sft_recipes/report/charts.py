@@ -113,7 +113,7 @@ def curve(axes: Any, log: Sequence[Mapping[str, Any]], key: str, title: str, hel
     axes.plot(*_points(log, key), color=TUNED, linewidth=1.2, label="training")
     if held_out and any(held_out in entry for entry in log):
         style = {"color": BASE, "marker": "o", "markersize": 3.5, "linestyle": "--", "clip_on": False}
-        axes.plot(*_points(log, held_out), label="held out", **style)
+        axes.plot(*_points(log, held_out), label="eval loss", **style)
         axes.legend()
     axes.set_title(title)
     axes.set_xlabel("optimizer step")
@@ -191,7 +191,7 @@ def short(label: str, most: int = 28) -> str:
 
 
 def draw_loss(run: Run) -> None:
-    """Write loss.png: training and held-out loss over steps, and the learning rate below them."""
+    """Write loss.png: training and eval loss over steps, and the learning rate below them."""
     log = run.log_entries()
     with figure(2, 1, (6, 3.6), sharex=True, height_ratios=(3, 1)) as (drawn, (loss, rate)):
         curve(loss, log, "loss", f"{run.name}: loss, nats per supervised token", "eval_loss")

@@ -17,7 +17,7 @@ from sft_recipes.evaluate.statistics import CONFIDENCE
 from sft_recipes.recipes import schema
 from sft_recipes.report.paired import statistic, tested
 from sft_recipes.report.results import SEEDS, Entry, Evaluated, Facts, estimates, with_scores
-from sft_recipes.runs.run import RUNS, Run
+from sft_recipes.runs.run import RUNS, Run, unfinished
 from sft_recipes.terminal import count
 
 Key = TypeVar("Key")
@@ -139,8 +139,8 @@ def read(run: Run, split: str) -> Evaluated:
         facts = run.facts()
         if facts.get("rehearsal"):
             raise InputError(f"{run.name} is a rehearsal, whose model is tiny and random: no result; leave it out")
-        if facts["status"] != "finished":
-            raise InputError(f"{run.name} is {facts['status']}, not finished; make resume NAME={run.name}")
+        if sentence := unfinished(run):
+            raise InputError(sentence)
         evaluation = run.evaluation(split)
         rows = [row for row in run.predicted(split) if not row["leaked"]]
         values = run.values() | facts["own"]

@@ -7,11 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sft_recipes.files import sealed, write_whole
+from sft_recipes.files import difference, sealed, write_whole
 from sft_recipes.runs.facts import MANIFEST, SCHEMA
-from sft_recipes.runs.run import Run, difference
+from sft_recipes.runs.run import Run
 
 _STATE, _INDEX = "trainer_state.json", "model.safetensors.index.json"
 _STEP = re.compile(r"checkpoint-(\d+)")
@@ -38,8 +36,7 @@ def state(checkpoint: Path) -> dict[str, Any]:
 
 def place(run: Run) -> dict[str, Any]:
     """Where and in what precision a run trains, which decides what its checkpoints hold."""
-    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
-    return {**run.facts()["topology"], "fp16": bool(recipe.get("fp16"))}
+    return {**run.facts()["topology"], "fp16": bool(run.values().get("fp16"))}
 
 
 def needed(topology: Mapping[str, Any], step: int) -> Iterator[str]:
@@ -98,14 +95,14 @@ def damage(checkpoint: Path, topology: Mapping[str, Any]) -> str | None:
     """Why a run on that topology cannot be continued from a checkpoint, or None when all is as it was sealed."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))
-        files = {name: (file["bytes"], file["sha256"]) for name, file in manifest["files"].items()}
+        files = {name: {"bytes": file["bytes"], "sha256": file["sha256"]} for name, file in manifest["files"].items()}
     except FileNotFoundError:
         return "it was never finished (no manifest)" if checkpoint.exists() else "it is not there"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "its manifest cannot be read"
     if not files or manifest.get("schema") != SCHEMA:
         return "its manifest is of another version, or names no file"
-    if reason := difference(checkpoint, [(name, *file) for name, file in files.items()]):
+    if reason := difference(checkpoint, files):
         return reason
     if missing := _missing(checkpoint, files, topology):
         return f"its manifest does not name {missing}"
@@ -135,8 +132,7 @@ def newest_whole(run: Run) -> tuple[Path | None, list[str]]:
 def best_damage(run: Run, checkpoint: Path) -> str | None:
     """Why the run cannot end with its best weights if it is continued from a checkpoint, and what to do; or None."""
     step = state(checkpoint).get("best_global_step")
-    loaded = yaml.safe_load(run.recipe.read_text(encoding="utf-8")).get("load_best_model_at_end")
-    return unusable_best(run, at(run.directory, step)) if step and loaded else None
+    return unusable_best(run, at(run.directory, step)) if step and run.values().get("load_best_model_at_end") else None
 
 
 def unusable_best(run: Run, best: Path) -> str | None:

@@ -12,7 +12,7 @@ from typing import Any
 from sft_recipes.data import preparation
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.errors import InputError
-from sft_recipes.files import digest_of
+from sft_recipes.files import sha256
 from sft_recipes.models.fingerprint import differences, fingerprint
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, topology
@@ -167,9 +167,8 @@ def _changed(run: Run, facts: Facts) -> Iterator[str]:
     if was is None:
         return
     for name in (RECIPE, ACCELERATE):
-        with (run.directory / name).open("rb") as file:
-            if digest_of(file).hexdigest() != was["files"].get(name):
-                yield f"{name} has other content"
+        if sha256(run.directory / name) != was["files"].get(name):
+            yield f"{name} has other content"
     if was["settings"] != _settings(facts):
         yield "run.json has another own, topology or data"
     values = run.values()

@@ -39,7 +39,12 @@ def hold(directory: Path) -> Iterator[int]:
             raise InputError(f"{directory} is in use by another process; wait for it, or stop it") from None
         except OSError as error:
             raise InputError(f"{directory} cannot be written: {error.strerror}; make room or give access") from None
-        yield descriptor
+        try:
+            yield descriptor
+        finally:
+            # A process that was started and gets to work only now finds nobody to work for.
+            with contextlib.suppress(OSError, InputError):
+                _begin(directory)
 
 
 def _begin(directory: Path) -> None:
@@ -110,6 +115,19 @@ def alone(directory: Path) -> bool:
             return True
     except BlockingIOError:
         return False
+
+
+def held(directory: Path) -> bool:
+    """Whether a command or training processes hold the run, as those who only read it ask."""
+    for name in (LOCK, RANKS):
+        try:
+            with (directory / name).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            continue
+    return False
 
 
 def command_gone(directory: Path) -> bool:

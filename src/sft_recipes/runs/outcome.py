@@ -1,4 +1,4 @@
-"""What became of the held-out loss, in the words that the terminal, the report and the API share."""
+"""What became of the eval loss, in the words that the terminal, the report and the API share."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def held_out(measured: dict[str, Any]) -> list[str]:
         return []
     first, last, lowest = evaluations[0], evaluations[-1], min(evaluations, key=lambda each: each["eval_loss"])
     ours = next((each for each in evaluations if each["step"] == kept), None)
-    began = f"loss {first['eval_loss']:.4f} {_when(first)}"
+    began = f"{first['eval_loss']:.4f} {_when(first)}"
     if ours is None:
         then = f" -> {last['eval_loss']:.4f} {_when(last)}" if last is not first else ""
         return [f"{began}{then}; the weights that were kept, those of step {kept}, were not evaluated"]

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError, did_you_mean
-from sft_recipes.files import digest_of, write_whole
+from sft_recipes.files import difference, write_whole
 from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import secrets
 from sft_recipes.runs import facts as shapes
 from sft_recipes.runs import lock, provenance
 from sft_recipes.runs.facts import MANIFEST, SCHEMA, TRANSITIONS
@@ -109,8 +110,8 @@ class Run:
         directory = runs / name
         if os.path.lexists(directory):
             raise InputError(
-                f"{directory} exists and is never overwritten; choose another NAME=, or continue it with "
-                f"make resume NAME={name}"
+                f"{directory} exists and is never overwritten; choose another NAME=, or if it has not finished, "
+                f"continue it with make resume NAME={name}"
             )
         return directory
 
@@ -181,12 +182,9 @@ class Run:
         Raises:
             InputError: There are none, or they or the predictions are not what the evaluation wrote.
         """
-        again = f"make evaluate RUN={self.name}" + ("" if split == "test" else f" SPLIT={split}")
-        if not self.metrics(split).is_file():
-            raise InputError(f"{self.name} is not evaluated on {split} (no {self.metrics(split).name}); {again}")
+        again = self._evaluated_by(self.metrics(split), split)
         written = self.facts().get("evaluated", {}).get(split, {})
-        files = [(name, file["bytes"], file["sha256"]) for name, file in written.items()]
-        if damaged := difference(self.directory, files):
+        if damaged := difference(self.directory, written):
             raise InputError(f"{self.directory} is not as it was evaluated: {damaged}; make it anew: {again}")
         return shapes.read_metrics(self.metrics(split), again)
 
@@ -196,10 +194,15 @@ class Run:
         Raises:
             InputError: There are none, or a line is damaged.
         """
+        path = self.predictions(split)
+        return shapes.read_lines(path, f"make it anew: {self._evaluated_by(path, split)}")
+
+    def _evaluated_by(self, path: Path, split: str) -> str:
+        """The command that makes a file of an evaluation anew; an `InputError` with it where there is none."""
         again = f"make evaluate RUN={self.name}" + ("" if split == "test" else f" SPLIT={split}")
-        if not self.predictions(split).is_file():
-            raise InputError(f"{self.name} is not evaluated on {split} (no {self.predictions(split).name}); {again}")
-        return shapes.read_lines(self.predictions(split), f"make it anew: {again}")
+        if not path.is_file():
+            raise InputError(f"{self.name} is not evaluated on {split} (no {path.name}); {again}")
+        return again
 
     def write(self, facts: dict[str, Any]) -> None:
         """Replace run.json as a whole, so that a reader never sees half of it, and keep the journal of its status.
@@ -276,6 +279,19 @@ class Run:
         """Set some facts of run.json and keep the others."""
         self.write({**self.facts(), **facts})
 
+    def fail(self, error: str, *, cause: bool = False, **facts: Any) -> bool:
+        """Write down that a run has failed, if it is running, and say whether it was.
+
+        Args:
+            error: why.
+            cause: what was written down before as the reason is only the consequence, and gives way.
+            facts: more of run.json.
+        """
+        was = self.facts()["status"]
+        if fails := was == "running" or (cause and was == "failed"):
+            self.update(status="failed", error=secrets.masked(error), **facts)
+        return fails
+
     def locked(self) -> AbstractContextManager[int]:
         """Hold the run, as `lock.hold` says."""
         return lock.hold(self.directory)
@@ -292,30 +308,32 @@ def as_json(facts: Mapping[str, Any]) -> str:
     return json.dumps({"schema": SCHEMA, **facts}, indent=2, default=str) + "\n"
 
 
+def unfinished(run: Run) -> str | None:
+    """That a run has not finished, and what to do about it; None for one that has."""
+    facts = run.facts()
+    status, again = facts["status"], f"finish it first: make resume NAME={run.name}"
+    if status == "finished":
+        return None
+    if status == "running":
+        if lock.held(run.directory):
+            return f"{run.directory} is being trained; wait for it"
+        return f"{run.directory} was killed before it had finished; {again}"
+    if facts.get("diverged"):
+        return f"{run.directory} has diverged and left nothing to use; start a new run with other values"
+    return f"{run.directory} is {status}, not finished; {again}"
+
+
 def adapter_damage(run: Run) -> str | None:
-    """Why the adapter of a run (or its whole model, where there is no adapter) cannot be trusted, or None.
+    """Why the adapter of a run (or its whole model, where there is no adapter) cannot be used, and what to do, or None.
 
     Compared with what training recorded in run.json, so that neither a damaged file nor the adapter of another run
     passes for this one's.
     """
     facts = run.facts()
-    if facts["status"] != "finished":
-        return f"the run is {facts['status']}, not finished"
+    if sentence := unfinished(run):
+        return sentence
     files = facts.get("measured", {}).get("saved")
     if not files:
-        return "run.json holds no checksums of it; it was trained before they were recorded"
-    return difference(run.adapter, [(name, file["bytes"], file["sha256"]) for name, file in files.items()])
-
-
-def difference(directory: Path, files: list[tuple[str, int, str]]) -> str | None:
-    """The first file, of (name, bytes, SHA-256), that is not as it should be."""
-    for name, size, sha256 in files:
-        path = directory / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes instead of {size}"
-        with path.open("rb") as file:
-            if digest_of(file).hexdigest() != sha256:
-                return f"{name} does not match its checksum"
-    return None
+        return f"{run.directory}/run.json holds no checksums of {run.adapter}, so it is not known; train the run again"
+    found = difference(run.adapter, files)
+    return found and f"{run.adapter} is not what was trained: {found}; put it back from a copy, or train the run again"

@@ -38,7 +38,7 @@ def _ended(code: int, who: str) -> int:
         name = signal.Signals(-code).name
     why = "; where nobody did it, the system was out of memory: see dmesg" if -code == signal.SIGKILL else ""
     # What the other processes then miss is only the consequence.
-    Run(Path(sys.argv[-2])).update(status="failed", error=f"{who} was killed by {name}{why}")
+    Run(Path(sys.argv[-2])).fail(f"{who} was killed by {name}{why}", cause=True)
     return 128 - code
 
 

@@ -136,7 +136,7 @@ class Progress(TrainerCallback):
             return
         if "eval_loss" in logs:
             self._batches = 0
-            self._line(f"{'evaluation':<10} step {state.global_step}: held-out loss {logs['eval_loss']:.4f}")
+            self._line(f"{'evaluation':<10} step {state.global_step}: eval loss {logs['eval_loss']:.4f}")
         elif "loss" in logs:
             parts = [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
             if "tokens_per_second" in logs:

@@ -9,10 +9,10 @@ import sys
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
 from sft_recipes.environment import debugging, quiet
 from sft_recipes.errors import InputError
-from sft_recipes.recipes import secrets
 from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import outliving
@@ -45,8 +45,7 @@ def main() -> int:
         except torch.OutOfMemoryError as error:
             # A long row can be too much for one process alone, while the main one waits for it. The first says so.
             time.sleep(rank)
-            remedy = "halve per_device_train_batch_size (the global batch stays), or set a smaller max_length"
-            return _failed(run, f"out of GPU memory: {error} Instead: {remedy}")
+            return _failed(run, f"out of GPU memory: {str(error).partition('. ')[0]}", out_of_memory=_memory())
         except Exception as error:
             # Where another one failed, what this one then misses is only the consequence.
             time.sleep(rank)
@@ -54,12 +53,21 @@ def main() -> int:
     return 0
 
 
-def _failed(run: Run, reason: str) -> int:
+def _memory() -> dict[str, int]:
+    """Bytes on this process's GPU: what torch had allocated at the most, what is free, all; nothing on a CPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return {}
+    free, total = torch.cuda.mem_get_info()
+    return {"allocated": torch.cuda.max_memory_allocated(), "free": free, "total": total}
+
+
+def _failed(run: Run, reason: str, **facts: Any) -> int:
     if debugging():
         traceback.print_exc()
-    if run.facts()["status"] == "running":
-        # First what fits on a disk that is full.
-        run.update(status="failed", error=secrets.masked(reason))
+    # First what fits on a disk that is full.
+    if run.fail(reason, **facts):
         with contextlib.suppress(OSError), run.output.open("a", encoding="utf-8") as file:
             traceback.print_exc(file=file)
     return 1

@@ -6,10 +6,10 @@ Called once in each process of a launch (`process.py`); everything it needs to k
 import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from datasets import load_dataset
 from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -19,10 +19,9 @@ from sft_recipes.files import sealed
 from sft_recipes.models import base_model
 from sft_recipes.models.census import beside_text, config_of
 from sft_recipes.models.loading import keep_four_bit, refusals, stored_quantisation
-from sft_recipes.runs import lock
-from sft_recipes.runs.checkpoints import DamagedBest
+from sft_recipes.runs import checkpoints, lock
 from sft_recipes.runs.run import Run
-from sft_recipes.train import verify
+from sft_recipes.train import engine, verify
 from sft_recipes.train.callbacks import GracefulStop, Progress, Record, StopOnNaN, Stopped
 from sft_recipes.train.trainer import Trainer
 
@@ -43,8 +42,9 @@ def train(run: Run, *, launched: bool = False) -> None:
     facts = run.facts()
     own, prepared = facts["own"], facts["data"]
     if facts["topology"]["backend"] == "deepspeed":
-        without_inference_kernel()
-    recipe = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
+        engine.without_inference_kernel()
+        engine.allow_its_state()
+    recipe = run.values()
     # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
     verify.model_files(recipe, conversational=prepared["conversational"])
     record, stop = Record(run), GracefulStop(run, launched=launched)
@@ -82,20 +82,7 @@ def train(run: Run, *, launched: bool = False) -> None:
         except Stopped:
             # In the evaluation before the first step of this launch, which goes on from where it began.
             train_loss = None
-        measured = {
-            "step": trainer.state.global_step,
-            "kept_step": trainer.kept_step,
-            "train_loss": train_loss,
-            "training_seconds": round(record.seconds, 2),
-            "tokens_per_second": record.tokens_per_second and round(record.tokens_per_second, 1),
-            "peak_memory_bytes": trainer.peak_memory(),
-            "best_checkpoint": trainer.state.best_model_checkpoint,
-            "eval_loss": [
-                {"step": entry["step"], "eval_loss": entry["eval_loss"]}
-                for entry in trainer.state.log_history
-                if "eval_loss" in entry
-            ],
-        }
+        measured = measurements(trainer) | {"train_loss": train_loss}
         if not stop.stopped:
             measured |= save(trainer, recipe)
     if main:
@@ -103,34 +90,41 @@ def train(run: Run, *, launched: bool = False) -> None:
     trainer.end()
 
 
-def without_inference_kernel() -> None:
-    """Keep DeepSpeed from building what it would at the start of any run on a CPU, and calls for inference alone.
-
-    That takes a compiler and half a minute, and a build that is killed leaves a lock, for which every later run would
-    wait without end.
-    """
-    import deepspeed.ops
-
-    # Which operations can be built, asked by nothing but that build.
-    deepspeed.ops.__compatible_ops__ = {}
+def measurements(trainer: Trainer) -> dict[str, Any]:
+    """What is known of a training when it has ended, of all its launches, as run.json holds it."""
+    state, speed = trainer.state, trainer.record.tokens_per_second
+    return {
+        "step": state.global_step,
+        "kept_step": trainer.kept_step,
+        "training_seconds": round(trainer.record.seconds, 2),
+        "tokens_per_second": speed and round(speed, 1),
+        "peak_memory_bytes": trainer.peak_memory(),
+        "best_checkpoint": state.best_model_checkpoint,
+        "eval_loss": [
+            {"step": entry["step"], "eval_loss": entry["eval_loss"]}
+            for entry in state.log_history
+            if "eval_loss" in entry
+        ],
+    }
 
 
 @contextlib.contextmanager
 def noted(trainer: Trainer, facts: Mapping[str, Any]) -> Iterator[None]:
     """Note in run.json what this launch does: from which step to which, and in how many seconds."""
-    step, run = int((facts.get("resume_from") or "-0").rpartition("-")[2]), trainer.run
+    step, run = checkpoints.step_of(Path(facts.get("resume_from") or "checkpoint-0")), trainer.run
     this: dict[str, Any] = {"from_step": step, "to_step": None, "seconds": None}
     launches = [*facts.get("launches", []), this]
 
-    def note(**more: Any) -> None:
+    def note() -> None:
         if trainer.is_world_process_zero():
-            run.update(launches=launches, **more)
+            run.update(launches=launches)
 
     note()
     try:
         yield
-    except (FloatingPointError, DamagedBest) as error:
-        note(status="failed", error=str(error), diverged=isinstance(error, FloatingPointError))
+    except (FloatingPointError, checkpoints.DamagedBest) as error:
+        if trainer.is_world_process_zero():
+            run.fail(str(error), diverged=isinstance(error, FloatingPointError))
         raise
     finally:
         this |= {"to_step": trainer.state.global_step, "seconds": round(time.monotonic() - trainer.record.began, 2)}

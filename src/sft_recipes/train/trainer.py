@@ -1,8 +1,6 @@
 """SFTTrainer whose checkpoints can be trusted, and whose resumed runs are the runs that were interrupted."""
 
 import contextlib
-import resource
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,7 @@ from transformers import TrainerControl
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 from trl import SFTTrainer
 
+from sft_recipes.children import peak_resident
 from sft_recipes.runs import checkpoints
 from sft_recipes.runs.run import Run
 from sft_recipes.train.callbacks import GracefulStop, Record, Stopped, diverged
@@ -52,9 +51,11 @@ class Trainer(SFTTrainer):
     # Stopping
 
     def _maybe_log_save_evaluate(self, *given: Any, **named: Any) -> None:
+        if not self.control.should_evaluate:
+            super()._maybe_log_save_evaluate(*given, **named)
+            return
         with tempfile.TemporaryDirectory() as before:
-            if self.control.should_evaluate:
-                self._save_rng_state(before)
+            self._save_rng_state(before)
             try:
                 super()._maybe_log_save_evaluate(*given, **named)
             except Stopped:
@@ -108,12 +109,9 @@ class Trainer(SFTTrainer):
 
     def peak_memory(self) -> int:
         """The largest process's peak in all launches: bytes that torch allocated on its GPU, or resident on a CPU."""
-        if self.accelerator.device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated()
-        else:
-            # Linux gives KiB, macOS bytes.
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        largest = self.accelerator.gather(torch.tensor([peak], device=self.accelerator.device)).max()
+        device = self.accelerator.device
+        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else peak_resident()
+        largest = self.accelerator.gather(torch.tensor([peak], device=device)).max()
         return max(int(largest), self.record.peak_memory_bytes)
 
     # Resuming

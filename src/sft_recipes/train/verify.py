@@ -350,11 +350,9 @@ def start(
         f"{count(state.max_steps, 'step')} in {epochs}, {args.lr_scheduler_type.value} from {args.learning_rate:g}, "
         f"{warmup} warm-up ({share(warmup, state.max_steps)}){reach}",
     )
-    running = f"{kind}{f' ZeRO-{stage}' if stage else ''}"
-    say(
-        "running",
-        f"{running}, world size {accelerator.num_processes}, {accelerator.device.type}, mixed precision {precision}",
-    )
+    how = "" if kind == "NO" else f" by {kind}{f' ZeRO-{stage}' if stage else ''}"
+    mixed = "no mixed precision" if precision == "no" else f"mixed precision {precision}"
+    say("running", f"{count(accelerator.num_processes, 'process')}{how} on {accelerator.device.type}, {mixed}")
     return {
         "effective_batch": effective,
         "max_steps": state.max_steps,
