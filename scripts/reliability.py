@@ -86,7 +86,7 @@ def page(found: dict[tuple[str, str], collections.Counter[str]]) -> str:
 def soak() -> Iterator[str]:
     """What `make soak` did when it last came to its end."""
     done = json.loads(SOAK.read_text(encoding="utf-8"))
-    killed, within = (", ".join(f"{name} {n} times" for name, n in sorted(done[key].items())) for key in KINDS)
+    killed, within = (", ".join(f"{name} ({n})" for name, n in sorted(done[key].items())) for key in KINDS)
     yield (
         f"`make soak` killed processes of tiny runs by SIGKILL {done['kills']} times at random moments, and continued "
         f"until {done['runs']} runs of one and of two processes were finished, in {done['launches']} launches. Each "

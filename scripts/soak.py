@@ -145,7 +145,8 @@ def kill(run: Run, process: subprocess.Popen, rng: random.Random) -> tuple[str, 
     victim = rng.choice([kind for kind, processes in of.items() if processes])
     send(of[victim], signal.SIGKILL)
     send(family, signal.SIGCONT)
-    process.wait(LIMIT)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(LIMIT)
     if psutil.wait_procs(family, LIMIT)[1] or not lock.alone(run.directory):
         raise Lost(f"{victim} was killed, and others had not ended {LIMIT:.0f} s later")
     return victim, where
@@ -167,8 +168,9 @@ def finish(run: Run, accel: str) -> float:
 def compare(run: Run, whole: dict[str, Any]) -> None:
     """Raise Lost where the finished run is not the uninterrupted one."""
     ended, launch = everything(run), run.facts()["launches"][-1]
-    # Where no step was left, the last checkpoint is of before the last evaluation.
-    besides = {"state"} if launch["from_step"] == launch["to_step"] else set()
+    # Where no step was left, the last checkpoint is of before the last evaluation, which draws random numbers.
+    last = launch["from_step"] == launch["to_step"]
+    besides = {key for key in whole if last and (key == "state" or key.startswith("rng_state"))}
     if different := [key for key in sorted({*ended, *whole} - besides) if ended.get(key) != whole.get(key)]:
         raise Lost(f"not the same as in the uninterrupted run: {', '.join(different)}")
 

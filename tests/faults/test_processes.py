@@ -38,9 +38,9 @@ LONG = {
 }
 
 
-def start(name: str, **streams: object) -> subprocess.Popen:
+def start(name: str, *more: str, **streams: object) -> subprocess.Popen:
     words = [f"--set={key}={value}" for key, value in LONG.items()]
-    return subprocess.Popen([*COMMAND, "train", "tiny", "--name", name, *words], **streams)  # type: ignore[call-overload]
+    return subprocess.Popen([*COMMAND, "train", "tiny", "--name", name, *more, *words], **streams)  # type: ignore[call-overload]
 
 
 def until(condition: Callable[[], object], seconds: float = 200) -> None:
@@ -150,6 +150,17 @@ def test_a_process_that_stands_still_or_dies_ends_the_others(
     assert number.name in run.facts()["error"]
     assert said.err.count("error: ") == 1
     assert "Traceback" not in said.err + said.out
+
+
+@pytest.mark.promise("dead-process", "SIGKILL of accelerate before the training processes have met")
+def test_processes_that_have_not_met_end_with_what_launched_them(two_processes: None) -> None:
+    run = Run(Path("runs/early"))
+    process = start("early", "--accel", "ddp", stdout=subprocess.DEVNULL)
+    until(lambda: lock.ranks(run.directory))
+    accelerate_of(process).kill()
+    assert process.wait(timeout=100) == launch.FAILED
+    assert lock.alone(run.directory)
+    assert run.facts()["status"] == "failed"
 
 
 def together(*arguments: str) -> list[tuple[int, str]]:

@@ -50,6 +50,7 @@ def evaluated(run: Run, group: str = "formal") -> dict[str, Any]:
     train = [(f"red {number}", ("even", "odd")[number % 2]) for number in range(20)]
     result = metrics.measure(rows, "classification", train, ["even", "odd"], group_column="register", resamples=200)
     head = {"task": "classification", "split": "test", "scored": 79, "leaked": 1, "predict_by": "generation"}
+    head |= {"schema": 1, "settings": {}, "measured": {}}
     result = {**head, **result}
     (run.directory / "metrics.json").write_text(json.dumps(result))
     return result

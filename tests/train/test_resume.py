@@ -170,14 +170,15 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(
     train_here(run=back(run))
     ended = everything(run)
     if step == run.facts()["measured"]["step"]:
-        # No step was left, so the last checkpoint is of before the evaluation.
-        del ended["state"], uninterrupted["state"]
+        # No step was left, so the last checkpoint is of before the evaluation, which draws random numbers.
+        for found in (ended, uninterrupted):
+            del found["state"], found["rng_state.pth"]
     same(ended, uninterrupted)
     launches = run.facts()["launches"]
     assert [(each["from_step"], each["to_step"]) for each in launches] == [(0, step), (step, launches[1]["to_step"])]
     measured = run.facts()["measured"]
-    assert measured["training_seconds"] > launches[1]["seconds"]
-    assert measured["training_seconds"] == pytest.approx(sum(each["seconds"] for each in launches), abs=1)
+    # Of the first launch up to its checkpoint, and not what ending it took.
+    assert launches[1]["seconds"] < measured["training_seconds"] <= sum(each["seconds"] for each in launches) + 0.02
 
 
 @pytest.mark.promise("exact-resume", "killed before the first save, and resumed")

@@ -6,9 +6,11 @@ the processes that hold it. `.ranks` begins with the name of the launch: a proce
 """
 
 import contextlib
+import ctypes
 import fcntl
 import os
 import secrets
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -78,6 +80,16 @@ def join(directory: Path, launch: str) -> IO | None:
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
+
+
+def end_with_parent(ends: bool) -> None:
+    """Whether the system kills this process as soon as the one that started it has ended (prctl(2)).
+
+    So it is until it trains: processes that have not met yet would wait for the launcher, which brings them together,
+    long after that is gone; and nothing is lost.
+    """
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL if ends else 0)
 
 
 def ranks(directory: Path) -> list[int]:

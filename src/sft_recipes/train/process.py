@@ -30,6 +30,7 @@ def main() -> int:
         # The command that started this process was killed, and another one has the run.
         return 0
     with joined, outliving(run.output):
+        lock.end_with_parent(True)
         quiet()
         import torch
 

@@ -19,7 +19,7 @@ from sft_recipes.files import sealed
 from sft_recipes.models import base_model
 from sft_recipes.models.census import beside_text, config_of
 from sft_recipes.models.loading import keep_four_bit, refusals, stored_quantisation
-from sft_recipes.runs import checkpoints
+from sft_recipes.runs import checkpoints, lock
 from sft_recipes.runs.run import Run
 from sft_recipes.train import engine, verify
 from sft_recipes.train.callbacks import GracefulStop, Progress, Record, StopOnNaN, Stopped
@@ -74,6 +74,7 @@ def train(run: Run, *, launched: bool = False) -> None:
     trainer.add_callback(Progress())
     record.began = time.monotonic()
     checkpoint = facts.get("resume_from")
+    lock.end_with_parent(False)
     with noted(trainer, facts):
         try:
             resumed = str(run.directory / checkpoint) if checkpoint else None
