@@ -11,6 +11,7 @@ import fcntl
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -21,6 +22,8 @@ from sft_recipes.errors import InputError
 from sft_recipes.files import locked
 
 LOCK, RANKS = ".lock", ".ranks"
+LAUNCHER = "SFT_RECIPES_LAUNCHER"
+"""The variable that tells training processes the number of the process which starts them."""
 
 
 @contextlib.contextmanager
@@ -82,14 +85,19 @@ def join(directory: Path, launch: str) -> IO | None:
     return file
 
 
-def end_with_parent(ends: bool) -> None:
-    """Whether the system kills this process as soon as the one that started it has ended (prctl(2)).
+def end_with(parent: int | None) -> bool:
+    """Have the system kill this process as soon as its parent has ended (prctl(2)); None ends that.
 
     So it is until it trains: processes that have not met yet would wait for the launcher, which brings them together,
     long after that is gone; and nothing is lost.
+
+    Returns:
+        Whether the parent is there: it may have ended before this was asked for.
     """
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL if ends else 0)
+    if sys.platform == "linux":
+        set_parent_death_signal = 1
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL if parent else 0)
+    return parent in (None, os.getppid())
 
 
 def ranks(directory: Path) -> list[int]:

@@ -5,11 +5,13 @@
 
 import contextlib
 import logging
+import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run
 
 
@@ -17,6 +19,7 @@ def main() -> int:
     """The exit code of the first process that failed, 0 where none did; one that was killed is named in run.json."""
     # It speaks of each process that it ends, in lines of its own format.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    os.environ[lock.LAUNCHER] = str(os.getpid())
     from accelerate.commands import launch
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 

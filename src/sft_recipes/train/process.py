@@ -30,7 +30,8 @@ def main() -> int:
         # The command that started this process was killed, and another one has the run.
         return 0
     with joined, outliving(run.output):
-        lock.end_with_parent(True)
+        if not lock.end_with(int(os.environ.get(lock.LAUNCHER, os.getppid()))):
+            return 1
         quiet()
         import torch
 

@@ -74,7 +74,7 @@ def train(run: Run, *, launched: bool = False) -> None:
     trainer.add_callback(Progress())
     record.began = time.monotonic()
     checkpoint = facts.get("resume_from")
-    lock.end_with_parent(False)
+    lock.end_with(None)
     with noted(trainer, facts):
         try:
             resumed = str(run.directory / checkpoint) if checkpoint else None
