@@ -169,7 +169,7 @@ def test_what_is_nothing_to_publish_is_refused_with_every_reason(
         push.push("tuned", "org/name")
     restate(run, status="interrupted")
     with pytest.raises(
-        InputError, match=r"^runs/tuned is interrupted, not finished; finish it first: make resume NAME=tuned$"
+        InputError, match=r"\nruns/tuned is interrupted, not finished; finish it first: make resume NAME=tuned$"
     ):
         push.push("tuned", "org/name")
     assert not hub.asked

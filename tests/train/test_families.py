@@ -14,6 +14,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, alpaca_rows, write_rows
+from finished import restate
 from transformers import AutoModelForCausalLM, Mxfp4Config
 
 from sft_recipes.demo import demo_base, tiny
@@ -622,6 +623,8 @@ def test_an_adapter_is_merged_into_weights_that_were_made_whole(
 @pytest.mark.slow
 def test_an_adapter_on_weights_that_stay_quantised_is_not_merged(adapted: Run) -> None:
     adapted.recipe.write_text(adapted.recipe.read_text().replace("dequantize: true", "dequantize: false"))
+    # As of a run from before it was written down what it is known by.
+    restate(adapted, identity=None)
     with pytest.raises(InputError, match=r"base is stored quantised, .* train on the weights made whole"):
         merge.merge("adapted")
     assert not (adapted.directory / "merged").exists()

@@ -123,7 +123,7 @@ def _memory_case(
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     # The base as it was, for the next case.
     trainer.model.unload()
-    base.gradient_checkpointing_disable()
+    base.activation_checkpointing_disable()
     # Upstream registers this hook twice and can take back only the second: it would keep the next case's embeddings.
     base.get_input_embeddings()._forward_hooks.clear()
     del trainer

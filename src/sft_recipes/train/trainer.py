@@ -205,6 +205,9 @@ class Trainer(SFTTrainer):
     # Ending
 
     def _finalize_training(self, trial: Any, num_train_samples: int, start_time: float) -> Any:
+        if not hasattr(self, "run"):
+            # Of a benchmark, which keeps nothing.
+            return super()._finalize_training(trial, num_train_samples, start_time)
         self.check_finite()
         self.kept_step = self.state.global_step
         return super()._finalize_training(trial, num_train_samples, start_time - self.record.seconds_before)
