@@ -89,8 +89,8 @@ def soak() -> Iterator[str]:
     killed, within = (", ".join(f"{name} ({n})" for name, n in sorted(done[key].items())) for key in KINDS)
     yield (
         f"`make soak` killed processes of tiny runs by SIGKILL {done['kills']} times at random moments, and continued "
-        f"until {done['runs']} runs of one and of two processes were finished; {done['launches']} launches came so far "
-        "that they trained, the others were killed before. Each run ended as one that nobody had killed: the same "
+        f"until {done['runs']} runs of one and of two processes were finished; {done['launches']} launches came so "
+        "far that they trained, the others were killed before. Each run ended as one that nobody had killed: the same "
         "adapter, optimizer, schedule, random numbers, log and totals, to the bit."
     )
     yield ""
