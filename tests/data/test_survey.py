@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import alpaca_rows, write_rows
 
-from sft_recipes.data import survey, tokens
+from sft_recipes.data import survey, templates, tokens
 from sft_recipes.data.preparation import LONGEST_ROW, Prepared, prepare
 from sft_recipes.errors import InputError
 from sft_recipes.plan import job as jobs
@@ -258,10 +258,10 @@ def test_marked_templates_are_those_that_trl_swaps_in() -> None:
     from trl import chat_template_utils
 
     directory = Path(chat_template_utils.__file__).parent / "chat_templates"
-    templates = [path.read_text(encoding="utf-8") for path in directory.glob("*.jinja")]
-    assert len(templates) > 40
-    for template in templates:
-        assert tokens.training_template(template) == swapped(template, chat_template_utils)
+    texts = [path.read_text(encoding="utf-8") for path in directory.glob("*.jinja")]
+    assert len(texts) > 40
+    for template in texts:
+        assert templates.training_template(template) == swapped(template, chat_template_utils)
 
 
 def swapped(template: str, trl: Any) -> str | None:

@@ -34,6 +34,7 @@ REFUSED = [
     ("cpu", "eval_strategy=steps save_strategy=epoch"),
     ("cpu", f"{ALIKE} eval_steps=5 save_steps=7"),
     ("cpu", "task=generation labels=[a,b]"),
+    ("cpu", "mask_empty_reasoning=true completion_only_loss=false"),
     ("cpu", "dataloader_prefetch_factor=2 dataloader_num_workers=0"),
     ("cpu", "tf32=true"),
     ("ddp", "bf16=false"),

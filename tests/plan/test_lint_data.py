@@ -336,7 +336,7 @@ def test_without_data_nothing_is_said(project: Path) -> None:
 
 
 def test_every_rule_says_what_it_finds_and_where_it_was_seen() -> None:
-    assert len(about_rows()) == 24
+    assert len(about_rows()) == 32
     for each in about_rows():
         assert each.idea.endswith(".") and len(each.idea) < 140
         assert each.evidence and each.severity in lint.SEVERITIES

@@ -16,14 +16,15 @@ from typing import Any, TypedDict
 
 import numpy as np
 
-from sft_recipes.data import packing, tokens
+from sft_recipes.data import packing, refusals, tokens
 from sft_recipes.data.preparation import Prepared
+from sft_recipes.data.refusals import TokenizerFacts
 from sft_recipes.data.tokens import Size, Tokenizer
 from sft_recipes.files import write_whole
 from sft_recipes.recipes import secrets
 
 # Part of every cached survey: raise it when the same rows would be counted differently.
-SURVEY_VERSION = 4
+SURVEY_VERSION = 5
 CACHE = Path(".cache/surveys")
 
 # Examples kept of each problem.
@@ -77,6 +78,7 @@ class SplitFacts(TypedDict):
     rows: int
     tokens: int
     supervised_tokens: int
+    largest_token: int  # 0 where tokens are estimated
     end_of_turn_supervised: int | None  # rows that end with a supervised stop token; None where tokens are estimated
     lengths: Histogram
     answer_starts: Histogram
@@ -100,10 +102,9 @@ class Survey(TypedDict):
 
     tokens_are: str
     how: str
-    template_lacks: str | None  # "template" or "marks", where the chat template cannot render the rows
     kind: str
     conversational: bool
-    tokenizer: dict[str, str | None] | None
+    tokenizer: TokenizerFacts | None
     class_field: str | None  # of JSON answers; "" for the whole answer, None where they are no classification
     splits: dict[str, SplitFacts]
 
@@ -203,20 +204,21 @@ def _within(histogram: Mapping[str, int], limit: int = 2**62) -> int:
 
 
 def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progress | None) -> dict[str, Any]:
-    loaded, measure, how, lacks = tokens.ways(prepared, tokenizer)
+    loaded, measure, how = tokens.ways(prepared, tokenizer)
     exact = measure is not tokens.estimate
-    control, named = _CONTROL, None
+    control = _CONTROL
     if loaded is not None:
         special = {token.content for token in loaded.added_tokens_decoder.values() if token.special}
         control = re.compile("|".join(map(re.escape, sorted(special)))) if special else _CONTROL
-        named = {name: getattr(loaded, name) for name in ("bos_token", "eos_token", "pad_token")}
     done = 0
     splits: dict[str, _Split] = {}
     for split, facts in prepared.splits.items():
         counted = splits[split] = _Split(control)
         with (prepared.directory / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
             for batch in tokens.batches(lines):
-                for row, size in zip(batch, tokens.sizes(measure, batch, counted.rows, facts["source"]), strict=True):
+                first = not counted.rows
+                sizes = tokens.sizes(measure, batch, counted.rows, facts["source"], first=first)
+                for row, size in zip(batch, sizes, strict=True):
                     counted.add(row, size)
                 done += len(batch)
                 if on_progress:
@@ -229,10 +231,9 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
     return {
         "tokens_are": "exact" if exact else "estimated",
         "how": how,
-        "template_lacks": lacks,
         "kind": prepared.kind,
         "conversational": prepared.conversational,
-        "tokenizer": named,
+        "tokenizer": refusals.facts(loaded) if loaded is not None else None,
         "class_field": field,
         "splits": {
             split: counted.facts(exact)
@@ -251,7 +252,7 @@ class _Split:
 
     def __init__(self, control: re.Pattern[str]) -> None:
         self.control = control
-        self.rows = 0
+        self.rows = self.largest_token = 0
         self.problems: dict[str, RowsFound] = {}
         self.hashes = {name: array("q") for name in ("row", "normalised_row", "input", "normalised_input", "answer")}
         self.histograms: dict[str, collections.Counter[int]] = {name: collections.Counter() for name in _HISTOGRAMS}
@@ -283,8 +284,7 @@ class _Split:
             "keys": secrets.shaped(whole),
             "special_tokens": self.control.search(whole),
             "unstopped": not stopped,
-            "double_bos": size.double_bos,
-            "diverging_prompts": size.diverging,
+            **{name: name in size.found for name in _OF_TOKENS},
         }
         for problem, there in found.items():
             entry = self.problems.setdefault(problem, {"count": 0, "examples": []})
@@ -292,6 +292,7 @@ class _Split:
                 entry["count"] += 1
                 if len(entry["examples"]) < EXAMPLES:
                     entry["examples"].append(self.rows)
+        self.largest_token = max(self.largest_token, size.largest)
         self._hash(turns[:-1], answer)
         self._size(size, stopped)
         self._classify(answer, value)
@@ -354,6 +355,7 @@ class _Split:
             **found,
             "tokens": _within(found["lengths"]),
             "supervised_tokens": _within(found["span_ends"]) - _within(found["span_starts"]),
+            "largest_token": self.largest_token,
             "end_of_turn_supervised": sum(found["stops"].values()) if exact else None,
             "problems": self.problems,
             "json": dict(self.json),
@@ -368,6 +370,11 @@ def _tally(counts: dict[str, int], names: Iterable[str], most: int) -> None:
             counts[name] = counts.get(name, 0) + 1
 
 
+# Problems of a row's tokens, and of what the chat template makes of it.
+_OF_TOKENS = (
+    *("double_bos", "diverging_prompts", "stops_twice", "empty_reasoning"),
+    *("header", "respaced", "rewritten", "clock"),
+)
 _HISTOGRAMS = ("lengths", "answer_starts", "span_starts", "span_ends", "stops", "turn_stops", "unstopped_lengths")
 
 

@@ -5,20 +5,19 @@ No torch: `transformers` renders and tokenises.
 
 import contextlib
 import dataclasses
-import functools
 import hashlib
-import importlib.util
+import itertools
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
+from sft_recipes.data import templates
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.errors import InputError
 from sft_recipes.recipes import places
@@ -36,6 +35,14 @@ BATCH_CHARACTERS = 1_000_000
 SECONDS_A_ROW = 10
 
 
+# What a tokenizer can be in, and what else decides about what it makes of a row.
+FILES = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
+_BESIDE = (
+    *("merges.txt", "added_tokens.json", "tokenizer_config.json", "special_tokens_map.json"),
+    *("chat_template.jinja", "generation_config.json", "config.json"),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Tokenizer:
     """A tokenizer on this machine, not loaded yet."""
@@ -44,16 +51,17 @@ class Tokenizer:
     fingerprint: str  # over its files and everything of the recipe that changes what it makes of a row
     chat_template: str | None  # that `chat_template_path` names; None for the tokenizer's own
     eos_token: str | None  # the recipe's; None for the tokenizer's own
+    template_of: Path | None = None  # the directory of the tokenizer whose template `chat_template_path` asks for
+    mask_empty_reasoning: bool = False
 
     def load(self) -> Any:
-        """The tokenizer, with the recipe's tokens and template, as `SFTTrainer` sets it up."""
-        from transformers import PreTrainedTokenizerFast
+        """The tokenizer, with the recipe's tokens and template, as `SFTTrainer` sets it up.
 
-        loaded = PreTrainedTokenizerFast.from_pretrained(self.directory)
-        loaded.eos_token = self.eos_token or loaded.eos_token
-        loaded.pad_token = loaded.pad_token or loaded.eos_token
-        loaded.chat_template = self.chat_template or loaded.chat_template
-        return loaded
+        Raises:
+            InputError: It cannot be loaded.
+        """
+        source = _read(self.template_of) if self.template_of else None
+        return dressed(_read(self.directory), self.eos_token, self.chat_template, source)
 
     def stop_ids(self, loaded: Any) -> list[int]:
         """The tokens that end a generation, by the generation config or the model's."""
@@ -70,26 +78,68 @@ class Tokenizer:
 def find_tokenizer(recipe: Recipe) -> Tokenizer | None:
     """The tokenizer of the recipe's model in its directory or in the Hub's cache; None if neither has it.
 
-    None as well when `chat_template_path` is another model, whose template TRL would clone. Nothing is downloaded.
+    None as well where `chat_template_path` is another model that neither has. Nothing is downloaded.
     """
-    name, template_path = recipe["model_name_or_path"], recipe["chat_template_path"]
-    directory = places.directory_with("tokenizer.json", name, recipe["model_revision"])
-    if directory is None:
+    directory = directory_of(recipe["model_name_or_path"], recipe["model_revision"])
+    path, text, source = recipe["chat_template_path"], None, None
+    if path and path.endswith(places.TEMPLATES):
+        text = places.template(path)
+    elif path:
+        source = directory_of(path)
+    if directory is None or (path and text is None and source is None):
         return None
-    template = None
-    if template_path:
-        if not template_path.endswith(places.TEMPLATES):
-            return None
-        template = places.template(template_path)
-    decisive = [metadata.version("transformers"), metadata.version("trl"), template, recipe["eos_token"]]
+    own = (recipe["eos_token"], recipe["mask_empty_reasoning"])
+    decisive = [metadata.version("transformers"), metadata.version("trl"), text, *own]
     digest = hashlib.sha256(json.dumps(decisive).encode())
-    for file in (
-        *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"),
-        *("chat_template.jinja", "generation_config.json", "config.json"),
-    ):
-        path = directory / file
-        digest.update(f"\0{file}\0".encode() + (path.read_bytes() if path.is_file() else b""))
-    return Tokenizer(directory, digest.hexdigest(), template, recipe["eos_token"])
+    files = [place / file for place in (directory, source) if place for file in (*FILES, *_BESIDE)]
+    for file in (*files, *templates.shipped()):
+        digest.update(f"\0{file.name}\0".encode() + (file.read_bytes() if file.is_file() else b""))
+    return Tokenizer(directory, digest.hexdigest(), text, own[0], source, own[1])
+
+
+def directory_of(name: str, revision: str = "main") -> Path | None:
+    """Where a model of that name is on this machine with a tokenizer in it."""
+    found = (places.directory_with(file, name, revision) for file in FILES)
+    return next((directory for directory in found if directory), None)
+
+
+def _read(directory: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        if (directory / "tokenizer.json").is_file():
+            return PreTrainedTokenizerFast.from_pretrained(directory)
+        # It imports torch, and nothing else knows how each family's other files are read.
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(directory)
+    except Exception as error:
+        # tokenizers raises a plain Exception where it cannot read a file.
+        raise InputError(
+            f"the tokenizer in {directory} cannot be loaded: {(str(error).splitlines() or [''])[0]} Save it again "
+            "beside its model with AutoTokenizer.save_pretrained"
+        ) from None
+
+
+def dressed(loaded: Any, eos_token: str | None, template: str | None, source: Any = None) -> Any:
+    """A tokenizer with a recipe's tokens and template, as `SFTTrainer` sets it up.
+
+    Args:
+        loaded: The model's tokenizer.
+        eos_token: The recipe's; None for the tokenizer's own.
+        template: The text of the chat template that the recipe names; None for the tokenizer's own.
+        source: The tokenizer whose template and tokens are cloned, where `chat_template_path` names one.
+    """
+    loaded.eos_token = eos_token or loaded.eos_token
+    loaded.chat_template = template or loaded.chat_template
+    if source is not None:
+        # As `trl.chat_template_utils.clone_chat_template` does it, without the model.
+        loaded.chat_template = source.get_chat_template()
+        known = loaded.get_vocab()
+        loaded.add_tokens([token for token in source.added_tokens_decoder.values() if token.content not in known])
+        loaded.eos_token = source.eos_token
+    loaded.pad_token = loaded.pad_token or loaded.eos_token
+    return loaded
 
 
 @dataclasses.dataclass
@@ -99,27 +149,32 @@ class Size:
     length: int
     spans: list[tuple[int, int]]
     stops: list[int]
-    double_bos: bool = False
-    diverging: bool = False  # whether the prompt alone is tokenised otherwise than at the head of the row
+    largest: int = 0  # of the ids
+    found: frozenset[str] = frozenset()  # what is the matter with the row, by the names of the survey's problems
 
 
 Measure = Callable[[list[dict[str, Any]]], list[Size]]
 
 
-def ways(prepared: Prepared, tokenizer: Tokenizer | None) -> tuple[Any, Measure, str, str | None]:
-    """The loaded tokenizer, how the tokens of rows are counted, that in words, and what keeps its template from it."""
+def ways(prepared: Prepared, tokenizer: Tokenizer | None) -> tuple[Any, Measure, str]:
+    """The loaded tokenizer, how the tokens of rows are counted, and that in words.
+
+    Raises:
+        InputError: The tokenizer cannot be loaded.
+    """
     guess = f"{BYTES_PER_TOKEN} bytes a token"
     if tokenizer is None:
         turn = TURN_OPENING + TURN_CLOSING
-        return None, estimate, f"{guess} and {turn} tokens a turn: no tokenizer at hand", None
+        return None, estimate, f"{guess} and {turn} tokens a turn: no tokenizer at hand"
     loaded = tokenizer.load()
     template = loaded.get_chat_template() if loaded.chat_template else None
     if prepared.conversational and template is None:
-        return loaded, estimate, f"{guess}: the tokenizer has no chat template", "template"
-    if prepared.kind == "messages" and (template := training_template(template or "")) is None:
-        return loaded, estimate, f"{guess}: the chat template does not mark the assistant's turns", "marks"
-    exact = functools.partial(_measure, loaded, template, frozenset(tokenizer.stop_ids(loaded)))
-    return loaded, exact, "the tokenizer and chat template, as TRL applies them", None
+        return loaded, estimate, f"{guess}: the tokenizer has no chat template"
+    if prepared.kind == "messages" and (template := templates.training_template(template or "")) is None:
+        return loaded, estimate, f"{guess}: the chat template does not mark the assistant's turns"
+    stops = frozenset(tokenizer.stop_ids(loaded))
+    exact = _Exact(loaded, template, stops, tokenizer.mask_empty_reasoning).sizes
+    return loaded, exact, "the tokenizer and chat template, as TRL applies them"
 
 
 def batches(lines: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
@@ -135,8 +190,16 @@ def batches(lines: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
         yield batch
 
 
-def sizes(measure: Measure, batch: list[dict[str, Any]], before: int, source: str) -> list[Size]:
-    """The tokens of rows, of which `before` have been counted already.
+def refuses(where: str, error: Exception) -> InputError:
+    """What is said of a row that the chat template refuses."""
+    return InputError(
+        f"{where}: the model's chat template refuses it: {error}; rewrite the row, or set chat_template_path to a "
+        "template that takes it"
+    )
+
+
+def sizes(measure: Measure, batch: list[dict[str, Any]], before: int, source: str, *, first: bool) -> list[Size]:
+    """The tokens of rows, of which `before` are before them in the source; whether they are the first that is counted.
 
     Raises:
         InputError: The chat template refuses a row, or does not come to an end.
@@ -146,13 +209,13 @@ def sizes(measure: Measure, batch: list[dict[str, Any]], before: int, source: st
     # A template can do whatever Python's operators can.
     refusals = (TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
     try:
-        if not before:
+        if first:
             with _at_most(SECONDS_A_ROW):
                 measure(batch[:1])
         return measure(batch)
     except TimeoutError:
         raise InputError(
-            f"{source} row 1: the model's chat template takes longer than {SECONDS_A_ROW} seconds; set "
+            f"{source} row {before + 1}: the model's chat template takes longer than {SECONDS_A_ROW} seconds; set "
             "chat_template_path to a template that comes to an end"
         ) from None
     except refusals:
@@ -160,10 +223,7 @@ def sizes(measure: Measure, batch: list[dict[str, Any]], before: int, source: st
             try:
                 measure([row])
             except refusals as error:
-                raise InputError(
-                    f"{source} row {number}: the model's chat template refuses it: {error}; rewrite the row, or set "
-                    "chat_template_path to a template that takes it"
-                ) from None
+                raise refuses(f"{source} row {number}", error) from None
         raise
 
 
@@ -184,40 +244,96 @@ def _at_most(seconds: float) -> Iterator[None]:
         sys.settrace(before)
 
 
-def _measure(loaded: Any, template: str | None, stops: frozenset[int], batch: list[dict[str, Any]]) -> list[Size]:
-    """As `tokenize_fn` in TRL's `SFTTrainer._prepare_dataset`, for many rows at once."""
-    quiet = {"verbose": False, "return_attention_mask": False, "return_token_type_ids": False}
-    render = functools.partial(
-        loaded.apply_chat_template, return_dict=True, chat_template=template, tokenizer_kwargs=quiet
-    )
-    bos, eos = loaded.bos_token_id, loaded.eos_token
+@dataclasses.dataclass
+class _Exact:
+    """Counts tokens as `tokenize_fn` in TRL's `SFTTrainer._prepare_dataset`, for many rows at once."""
 
-    def size(ids: list[int], spans: list[tuple[int, int]], diverging: bool = False) -> Size:
-        stopping = [index + 1 for start, end in spans for index in range(start, end) if ids[index] in stops]
-        return Size(len(ids), spans, stopping, bos is not None and ids[:2] == [bos, bos], diverging)
+    loaded: Any
+    template: str | None
+    stops: frozenset[int]
+    mask_empty_reasoning: bool
 
-    if "messages" in batch[0]:
-        out = render([row["messages"] for row in batch], return_assistant_tokens_mask=True)
-        edges = (np.flatnonzero(np.diff([0, *mask, 0])).tolist() for mask in out["assistant_masks"])
-        return [
-            size(ids, list(zip(marks[::2], marks[1::2], strict=True)))
-            for ids, marks in zip(out["input_ids"], edges, strict=True)
-        ]
-    if isinstance(batch[0]["prompt"], str):
-        texts = [row["prompt"] + row["completion"].removesuffix(eos) + eos for row in batch]
-        prompts = loaded([row["prompt"] for row in batch], **quiet)["input_ids"]
-        wholes = loaded(texts, **quiet)["input_ids"]
-    else:
-        prompts = render([row["prompt"] for row in batch], add_generation_prompt=True)["input_ids"]
-        wholes = render([row["prompt"] + row["completion"] for row in batch])["input_ids"]
-    sizes = []
-    for prompt, ids in zip(prompts, wholes, strict=True):
-        start = len(prompt)
-        if ids[:start] != prompt:
-            pairs = enumerate(zip(prompt, ids, strict=False))
-            start = next((index for index, (one, other) in pairs if one != other), min(start, len(ids)))
-        sizes.append(size(ids, [(start, len(ids))], start < len(prompt)))
-    return sizes
+    _QUIET: ClassVar[dict[str, Any]] = {
+        "verbose": False,
+        "return_attention_mask": False,
+        "return_token_type_ids": False,
+    }
+
+    def sizes(self, batch: list[dict[str, Any]]) -> list[Size]:
+        if "messages" in batch[0]:
+            out = self._tokens([row["messages"] for row in batch], return_assistant_tokens_mask=True)
+            edges = (np.flatnonzero(np.diff([0, *mask, 0])).tolist() for mask in out["assistant_masks"])
+            spans = [list(zip(marks[::2], marks[1::2], strict=True)) for marks in edges]
+            found = [set(differing) for differing in self._differences(batch)]
+            return list(map(self._size, out["input_ids"], spans, found))
+        if isinstance(batch[0]["prompt"], str):
+            eos = self.loaded.eos_token or ""
+            texts = [row["prompt"] + row["completion"].removesuffix(eos) + eos for row in batch]
+            prompts = self.loaded([row["prompt"] for row in batch], **self._QUIET)["input_ids"]
+            wholes = self.loaded(texts, **self._QUIET)["input_ids"]
+            found = [set() for _ in batch]
+        else:
+            prompts = self._tokens([row["prompt"] for row in batch], add_generation_prompt=True)["input_ids"]
+            wholes = self._tokens([row["prompt"] + row["completion"] for row in batch])["input_ids"]
+            found = [set(differing) for differing in self._differences(batch)]
+        sizes = []
+        for prompt, ids, problems in zip(prompts, wholes, found, strict=True):
+            start = templates.common(prompt, ids)
+            problems |= {"diverging_prompts"} if start < len(prompt) else set()
+            sizes.append(self._size(ids, [(start, len(ids))], problems))
+        return sizes
+
+    def _tokens(self, conversations: list[templates.Turns], **how: Any) -> Any:
+        return self.loaded.apply_chat_template(
+            conversations, return_dict=True, chat_template=self.template, tokenizer_kwargs=self._QUIET, **how
+        )
+
+    def _texts(self, conversations: Any, **how: Any) -> Any:
+        how = {"chat_template": self.template, **how}
+        return self.loaded.apply_chat_template(conversations, tokenize=False, **how)
+
+    def _decoded(self, ids: list[int]) -> str:
+        return self.loaded.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def _size(self, ids: list[int], spans: list[tuple[int, int]], found: set[str]) -> Size:
+        blocks = [templates.empty_reasoning(self._decoded, ids[start:end]) for start, end in spans]
+        if self.mask_empty_reasoning:
+            spans = [(start + block, end) for (start, end), block in zip(spans, blocks, strict=True)]
+            spans = [(start, end) for start, end in spans if start < end]
+        elif any(blocks):
+            found.add("empty_reasoning")
+        stopping = [index + 1 for start, end in spans for index in range(start, end) if ids[index] in self.stops]
+        if any(after - before == 1 for before, after in itertools.pairwise(stopping)):
+            found.add("stops_twice")
+        bos = self.loaded.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            found.add("double_bos")
+        return Size(len(ids), spans, stopping, max(ids, default=0), frozenset(found))
+
+    def _differences(self, batch: list[dict[str, Any]]) -> Iterator[Iterator[str]]:
+        """Of each conversation, how what is trained on differs from the row's own answers."""
+        wholes = [row["messages"] if "messages" in row else row["prompt"] + row["completion"] for row in batch]
+        header = templates.header_of(self._texts, wholes[0])
+        clock = [False] * len(batch)
+        if templates.reads_clock(self.template or ""):
+            clock = templates.clocked(self._texts, self.template or "", wholes)
+        if "messages" in batch[0]:
+            from transformers.utils.chat_template_utils import render_jinja_template
+
+            how = {"chat_template": self.template, "return_assistant_tokens_mask": True}
+            texts, marked = render_jinja_template(wholes, **how, **self.loaded.special_tokens_map)
+            trained = [[text[start:end] for start, end in marks] for text, marks in zip(texts, marked, strict=True)]
+        else:
+            prompts = self._texts([row["prompt"] for row in batch], add_generation_prompt=True)
+            texts = self._texts(wholes)
+            trained = [[text[templates.common(asked, text) :]] for asked, text in zip(prompts, texts, strict=True)]
+        for row, turns, parts, reads in zip(batch, wholes, trained, clock, strict=True):
+            answered = turns if "messages" in row else row["completion"]
+            answers = [turn["content"] for turn in answered if turn["role"] == "assistant"]
+            # A template may mark a turn in several parts.
+            parts = parts if len(parts) == len(answers) else ["".join(parts)] * len(answers)
+            differing = (templates.difference(*each, header) for each in zip(parts, answers, strict=True))
+            yield (each for each in (*differing, "clock" if reads else None) if each)
 
 
 def estimate(batch: list[dict[str, Any]]) -> list[Size]:
@@ -236,22 +352,6 @@ def estimate(batch: list[dict[str, Any]]) -> list[Size]:
         spans = spans if "messages" in row else spans[-1:]
         sizes.append(Size(place, spans, [end for _, end in spans]))
     return sizes
-
-
-def training_template(template: str) -> str | None:
-    """The template that marks the assistant's turns: this one, or TRL's marked copy of it, or None.
-
-    The files that `trl.chat_template_utils.get_training_chat_template` compares with, without TRL's ten seconds.
-    """
-    if re.search(r"\{%-?\s*generation\s*-?%\}", template):
-        return template
-    spec = importlib.util.find_spec("trl")
-    for directory in (spec.submodule_search_locations or []) if spec else []:
-        for marked in sorted(Path(directory).glob("chat_templates/*_training.jinja")):
-            plain = marked.with_name(marked.name.replace("_training.jinja", ".jinja"))
-            if plain.is_file() and plain.read_text(encoding="utf-8") == template:
-                return marked.read_text(encoding="utf-8")
-    return None
 
 
 def turns(row: dict[str, Any]) -> list[tuple[str, str]]:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes import children
+from sft_recipes.data import tokens
 from sft_recipes.demo import demo_base
 from sft_recipes.errors import InputError
 from sft_recipes.files import sha256
 from sft_recipes.models import base_model
-from sft_recipes.recipes import places
 
 CACHE = Path(".cache/rehearsal")
 # A multiple of 64, the block size of NF4: a layer of other widths would be padded, which the real ones are not.
@@ -57,20 +57,13 @@ def find(name: str, revision: str) -> Base:
             f"model_name_or_path {name} (revision {revision}): its config is not on this machine. Fetch all but the "
             f"weights with: {fetch(name, revision)}"
         )
-    return Base(name, found[0], _tokenizer(name, revision))
+    return Base(name, found[0], tokens.directory_of(name, revision))
 
 
 def fetch(name: str, revision: str) -> str:
     """The command that downloads a model's config and tokenizer, some megabytes, without its weights."""
     kinds = " ".join(f"--include '{kind}'" for kind in base_model.FETCHED)
     return f"hf download {name} --revision {revision} {kinds}"
-
-
-def _tokenizer(name: str, revision: str) -> Path | None:
-    local = Path(name).expanduser()
-    directory = local if local.is_dir() else places.directory_with("tokenizer_config.json", name, revision)
-    words = ("tokenizer.json", "tokenizer.model", "spiece.model", "vocab.json", "vocab.txt", "tekken.json")
-    return directory if directory and any((directory / word).is_file() for word in words) else None
 
 
 def _files(directory: Path | None) -> list[Path]:

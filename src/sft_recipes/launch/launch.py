@@ -203,7 +203,8 @@ def check_same_config(run: Run, job: Job) -> None:
             silence and ignore some of it.
     """
     facts = run.facts()
-    before = run.values() | facts["own"]
+    # A run of before a key existed was as the key's default is.
+    before = {key: entry["default"] for key, entry in recipes.schema.own().items()} | run.values() | facts["own"]
     after = job.resolved.upstream() | job.resolved.own() | {key: before[key] for key in ("output_dir", "run_name")}
     changed = [
         f"{key}: {recipes.schema.as_yaml(before.get(key))} -> {recipes.schema.as_yaml(after.get(key))}"

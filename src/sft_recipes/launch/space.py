@@ -38,7 +38,7 @@ REFUSED = {
     **dict.fromkeys(("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"), _ROWS),
     **dict.fromkeys(("max_length", "truncation_mode", "packing", "packing_strategy", "eval_packing"), _ROWS),
     **dict.fromkeys(("completion_only_loss", "assistant_only_loss", "loss_type", "label_smoothing_factor"), _LOSS),
-    **dict.fromkeys(("per_device_eval_batch_size", "router_aux_loss_coef"), _LOSS),
+    **dict.fromkeys(("mask_empty_reasoning", "per_device_eval_batch_size", "router_aux_loss_coef"), _LOSS),
     **dict.fromkeys(("model", "model_name_or_path", "model_revision", "model_init_kwargs"), _MODEL),
     **dict.fromkeys(("chat_template_path", "eos_token"), _ROWS),
     "accelerate_config": "where a recipe runs changes nothing that is learned; choose it with ACCEL=",

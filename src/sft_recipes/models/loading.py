@@ -7,8 +7,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import bitsandbytes as bnb
+from jinja2 import TemplateError
 from transformers.quantizers import AutoQuantizationConfig
 
+from sft_recipes.data import tokens
 from sft_recipes.errors import InputError
 from sft_recipes.models import base_model
 
@@ -35,6 +37,8 @@ def refusals() -> Iterator[None]:
             "the weights are a pickle that holds more than tensors, which would run as code; name a checkpoint of "
             "safetensors"
         ) from None
+    except TemplateError as error:
+        raise tokens.refuses("a row", error) from None
     except (ValueError, ImportError) as error:
         raise InputError(f"refused by TRL or transformers: {error}") from error
 

@@ -38,7 +38,7 @@ IDEAS = {
     ),
     "evaluation": task.KEYS,
     "length": ("max_length", "packing", "packing_strategy"),
-    "loss": ("completion_only_loss", "assistant_only_loss", "loss_type"),
+    "loss": ("completion_only_loss", "assistant_only_loss", "loss_type", "mask_empty_reasoning"),
     "rank": ("lora_r",),
     "scale of updates": ("lora_alpha", "use_rslora"),
     "adapted layers": ("lora_target_modules", "lora_target_parameters", "use_peft", "lora_modules_to_save"),

@@ -277,9 +277,13 @@ def with_data(resolved: Recipe, prepared: Prepared) -> Recipe:
     }
     if "dataset_config" in resolved.values:
         derived["dataset_config"] = (None, "prepared")
-    if prepared.kind == "messages" and resolved["completion_only_loss"] is not False:
+    if prepared.kind == "messages" and resolved.loss_on_answers:
         # TRL computes the loss of `messages` rows on every token unless it is told the assistant's, and its
         # completion_only_loss says nothing about them.
-        derived["assistant_only_loss"] = (True, "answers of several turns; completion_only_loss is true")
+        derived["assistant_only_loss"] = (True, "answers of several turns; the loss is on answers")
         derived["completion_only_loss"] = (None, "several turns a row; assistant_only_loss says it")
+    elif resolved["assistant_only_loss"]:
+        # The one answer of a row is its completion, for which TRL needs no marks in the chat template.
+        derived["assistant_only_loss"] = (False, "one answer a row; completion_only_loss says it")
+        derived["completion_only_loss"] = (True, "one answer a row; assistant_only_loss is true")
     return resolved.derive(**derived)

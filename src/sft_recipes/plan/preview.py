@@ -4,6 +4,7 @@ The rows go through `train.build`, the same as in training, with a tiny model in
 a process of its own, `python -m sft_recipes.plan.preview DIRECTORY`; what is shown of it needs no torch.
 """
 
+import functools
 import itertools
 import json
 import random
@@ -16,6 +17,7 @@ from typing import Any
 import yaml
 
 from sft_recipes import children
+from sft_recipes.data import refusals, tokens
 from sft_recipes.demo import demo_base, tiny
 from sft_recipes.environment import quiet
 from sft_recipes.errors import InputError
@@ -68,8 +70,10 @@ def preview(name: str | Path, *, overrides: Overrides = (), rows: int = 5, seed:
             f"unasked; fetch it with: {tiny.fetch(model, revision)}"
         )
     total = job.prepared.splits["train"]["prepared_rows"]
+    numbers = chosen(total, rows, seed)
+    check(job, base, numbers)
     with tempfile.TemporaryDirectory() as scratch:
-        write(Path(scratch), job, base, chosen(total, rows, seed))
+        write(Path(scratch), job, base, numbers)
         children.call(
             "sft_recipes.plan.preview",
             None,
@@ -89,6 +93,34 @@ def preview(name: str | Path, *, overrides: Overrides = (), rows: int = 5, seed:
         "of": total,
         **answer,
     }
+
+
+def check(job: jobs.Job, base: tiny.Base, numbers: list[int]) -> None:
+    """What a training would refuse of the tokenizer and these rows, by the functions that a plan asks.
+
+    Raises:
+        InputError: There is something.
+    """
+    if (tokenizer := tokens.find_tokenizer(job.recipe)) is None:
+        return
+    loaded, measure, _ = tokens.ways(job.prepared, tokenizer)
+    rows = {"kind": job.prepared.kind, "conversational": job.prepared.conversational}
+    config, known = base.config.get("text_config", base.config), refusals.facts(loaded)
+    largest, source = 0, job.prepared.splits["train"]["source"]
+    for number, row in _rows(job, numbers):
+        (size,) = tokens.sizes(measure, [row], number - 1, source, first=number == numbers[0])
+        largest = max(largest, size.largest)
+    if problems := [*map(str, refusals.of_recipe(job.recipe, known, rows, config, largest))]:
+        raise InputError(*problems)
+
+
+def _rows(job: jobs.Job, numbers: list[int]) -> Iterator[tuple[int, Facts]]:
+    """The training rows of these numbers, each with its own."""
+    wanted = set(numbers)
+    with (job.prepared.directory / "train.jsonl").open(encoding="utf-8", newline="\n") as lines:
+        for number, line in enumerate(itertools.islice(lines, max(wanted)), 1):
+            if number in wanted:
+                yield number, json.loads(line)
 
 
 def chosen(total: int, rows: int, seed: int | None) -> list[int]:
@@ -117,25 +149,21 @@ def write(directory: Path, job: jobs.Job, base: tiny.Base, numbers: list[int]) -
         "config": base.config,
         "tokenizer": str(base.tokenizer),
         "conversational": job.prepared.conversational,
+        "mask_empty_reasoning": job.recipe["mask_empty_reasoning"],
     }
     (directory / "model.json").write_text(json.dumps(model), encoding="utf-8")
-    wanted = set(numbers)
-    with (job.prepared.directory / "train.jsonl").open(encoding="utf-8", newline="\n") as lines:
-        rows = [
-            json.dumps({**json.loads(line), "row": number}, ensure_ascii=False) + "\n"
-            for number, line in enumerate(itertools.islice(lines, max(wanted)), 1)
-            if number in wanted
-        ]
+    rows = [json.dumps({**row, "row": number}, ensure_ascii=False) + "\n" for number, row in _rows(job, numbers)]
     (directory / "rows").mkdir()
     # Held out too, so that the recipe's evaluation keys stay as they are.
     for split in ("train", "validation"):
         (directory / "rows" / f"{split}.jsonl").write_text("".join(rows), encoding="utf-8", newline="\n")
 
 
-def look(recipe: Facts) -> Facts:
+def look(recipe: Facts, *, mask_empty_reasoning: bool = False) -> Facts:
     """Build the trainer of a resolved recipe and read its rows off, with what is not in them any more."""
-    from sft_recipes.train.train import build
+    from sft_recipes.train import train
 
+    build = functools.partial(train.build, mask_empty_reasoning=mask_empty_reasoning)
     trainer = build(recipe)
     tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
     # The same rows once more, uncut, to see what was cut off and which rows are gone.
@@ -261,7 +289,7 @@ def main(directory: Path) -> None:
         tiny.build(Path(model["directory"]), model["config"], Path(model["tokenizer"]))
     try:
         verify.model_files(recipe, conversational=model["conversational"])
-        answer = look(recipe)
+        answer = look(recipe, mask_empty_reasoning=model["mask_empty_reasoning"])
     except InputError as error:
         answer = {"problems": error.problems}
     (directory / "answer.json").write_text(json.dumps(answer), encoding="utf-8")

@@ -93,6 +93,9 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
             yield wrong("save_strategy", "load_best_model_at_end needs save_strategy equal to eval_strategy")
         elif recipe["save_strategy"] == "steps" and every != recipe["save_steps"]:
             yield wrong("save_steps", "load_best_model_at_end needs save_steps equal to eval_steps")
+    if recipe["mask_empty_reasoning"] and not recipe.loss_on_answers:
+        everything = "mask_empty_reasoning leaves a part of answers out of a loss that is on everything"
+        yield wrong("mask_empty_reasoning", everything, "set completion_only_loss: true, or drop it")
     for key in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
         if recipe[key] and not recipe["dataloader_num_workers"]:
             yield wrong(key, f"{key} needs dataloader_num_workers above 0", "set both, or drop it")

@@ -68,6 +68,11 @@ class Recipe:
         chosen = self["activation_checkpointing"]
         return self["gradient_checkpointing"] if chosen is None else chosen
 
+    @property
+    def loss_on_answers(self) -> bool:
+        """Whether the loss is on answers alone: by default, and where either of TRL's two keys asks for it."""
+        return self["completion_only_loss"] is not False or bool(self["assistant_only_loss"])
+
     def __repr__(self) -> str:
         return f"Recipe({self.name!r}: {self['description']})"
 

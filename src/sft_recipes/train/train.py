@@ -48,7 +48,8 @@ def train(run: Run, *, launched: bool = False) -> None:
     # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
     verify.model_files(recipe, conversational=prepared["conversational"])
     record, stop = Record(run), GracefulStop(run, launched=launched)
-    trainer = build(recipe, [StopOnNaN(run), stop])
+    mask = own.get("mask_empty_reasoning", False)
+    trainer = build(recipe, [StopOnNaN(run), stop], mask_empty_reasoning=mask)
     trainer.belongs_to(run, record, stop)
     main = trainer.is_world_process_zero()
     trainer.remove_callback(PrinterCallback)
@@ -157,7 +158,12 @@ def correct(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, An
 
 
 def build(
-    recipe: dict[str, Any], callbacks: Sequence[TrainerCallback] = (), *, base: Any = None, tokenizer: Any = None
+    recipe: dict[str, Any],
+    callbacks: Sequence[TrainerCallback] = (),
+    *,
+    base: Any = None,
+    tokenizer: Any = None,
+    mask_empty_reasoning: bool = False,
 ) -> Trainer:
     """The trainer of a resolved recipe, with its model loaded and its rows tokenised.
 
@@ -168,6 +174,7 @@ def build(
         callbacks: Called around its steps.
         base: The base model where it is loaded already, as the benchmark's random weights are.
         tokenizer: Its tokenizer, which must then be given too.
+        mask_empty_reasoning: The recipe's key of that name.
 
     Raises:
         InputError: Upstream refuses what it is given.
@@ -208,6 +215,7 @@ def build(
             quantization_config=quantisation,
             peft_config=adapters,
             callbacks=[*callbacks],
+            mask_empty_reasoning=mask_empty_reasoning,
         )
     if base_model.dequantised(recipe):
         # Or weights that were made whole would be saved under their quantised names, by which nothing can read them.

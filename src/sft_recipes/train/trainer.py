@@ -1,17 +1,21 @@
 """SFTTrainer whose checkpoints can be trusted, and whose resumed runs are the runs that were interrupted."""
 
 import contextlib
+import functools
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from transformers import TrainerControl
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState
 from trl import SFTTrainer
 
 from sft_recipes.children import peak_resident
+from sft_recipes.data import templates
 from sft_recipes.runs import checkpoints
 from sft_recipes.runs.run import Run
 from sft_recipes.train.callbacks import GracefulStop, Record, Stopped, diverged
@@ -28,6 +32,20 @@ class Trainer(SFTTrainer):
     control: TrainerControl
     kept_step = 0
     """The step whose weights the model holds at the end."""
+
+    def __init__(self, *given: Any, mask_empty_reasoning: bool = False, **named: Any) -> None:
+        # Before upstream prepares the rows.
+        self.mask_empty_reasoning = mask_empty_reasoning
+        super().__init__(*given, **named)
+
+    def _prepare_dataset(self, *given: Any, **named: Any) -> Any:
+        rows = super()._prepare_dataset(*given, **named)
+        if not self.mask_empty_reasoning:
+            return rows
+        with PartialState().main_process_first():
+            rows = rows.map(_without_empty_reasoning, fn_kwargs={"tokenizer": self._tokenizer})
+            # As upstream leaves out those that max_length leaves nothing of.
+            return rows.filter(_is_supervised)
 
     def belongs_to(self, run: Run, record: Record, stop: GracefulStop) -> None:
         """Say whose checkpoints these are, before training."""
@@ -241,3 +259,19 @@ def _largest(tensors: Any, device: torch.device) -> torch.Tensor:
         if held.is_floating_point() and held.numel():
             norms.append(torch.linalg.vector_norm(held, float("inf")).to(device, torch.float32))
     return torch.stack(norms).max()
+
+
+def _without_empty_reasoning(row: dict[str, Any], tokenizer: Any) -> dict[str, Any]:
+    """The row without a loss on an empty block of reasoning at the head of an answer."""
+    labels = list(row["labels"])
+    decode = functools.partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    starts = [at for at, (before, own) in enumerate(itertools.pairwise([-100, *labels])) if before == -100 != own]
+    for start in starts:
+        end = next((at for at in range(start, len(labels)) if labels[at] == -100), len(labels))
+        block = templates.empty_reasoning(decode, row["input_ids"][start:end])
+        labels[start : start + block] = [-100] * block
+    return {"labels": labels}
+
+
+def _is_supervised(row: dict[str, Any]) -> bool:
+    return any(label != -100 for label in row["labels"])

@@ -19,10 +19,12 @@ from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
-from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
+from sft_recipes.data import refusals, tokens
 from sft_recipes.errors import InputError
 from sft_recipes.models.loading import offloaded
+from sft_recipes.recipes import places
+from sft_recipes.recipes.places import TEMPLATES
 from sft_recipes.terminal import count, say, share
 
 Facts = dict[str, Any]
@@ -59,21 +61,35 @@ def model_files(recipe: Mapping[str, Any], conversational: bool) -> None:
             f"{name} is a model for more than text, and rows of text leave part of it without a gradient; train "
             "adapters (use_peft: true), which stay on its language part, or choose a checkpoint of text alone"
         )
-    if conversational and not recipe.get("chat_template_path"):
-        if not tokenizer.chat_template:
+    words = _words(tokenizer, recipe)
+    path = recipe.get("chat_template_path")
+    found = refusals.refused(
+        name,
+        path,
+        refusals.facts(words),
+        conversational=conversational,
+        # As it was resolved, it is true where rows have several answers.
+        marks=bool(recipe.get("assistant_only_loss")),
+        embeddings=None if refusals.brings_tokens(path) else config.get_text_config().vocab_size,
+    )
+    if problems := [*map(str, found)]:
+        raise InputError(*problems)
+
+
+def _words(tokenizer: Any, recipe: Mapping[str, Any]) -> Any:
+    """The tokenizer with the recipe's tokens and template."""
+    path, template, source = recipe.get("chat_template_path"), None, None
+    if path and path.endswith(TEMPLATES):
+        template = places.template(path)
+    elif path:
+        try:
+            source = AutoTokenizer.from_pretrained(path)
+        except (OSError, ValueError) as error:
             raise InputError(
-                f"the data are conversations and the tokenizer of {name} has no chat template; set chat_template_path "
-                "to a .jinja file"
-            )
-        if recipe.get("assistant_only_loss") and not has_generation_markers(tokenizer.chat_template):
-            try:
-                get_training_chat_template(tokenizer)
-            except ValueError:
-                raise InputError(
-                    f"the data have several assistant turns, and the chat template of {name} does not mark them: TRL "
-                    "has no marked copy of it. Set chat_template_path to a .jinja copy with {% generation %} around "
-                    "the assistant's text, or give each row one answer"
-                ) from None
+                f"chat_template_path {path} has no tokenizer: {str(error).splitlines()[0]} Name a .jinja file, or a "
+                "model whose template is to be taken"
+            ) from None
+    return tokens.dressed(tokenizer, recipe.get("eos_token"), template, source)
 
 
 def _targets(name: str, config: Any, recipe: Mapping[str, Any]) -> None:
@@ -139,6 +155,10 @@ def data(trainer: SFTTrainer, prepared_rows: int) -> Facts:
                 else "the chat template must put it inside the assistant's turn"
             )
         )
+    base, embeddings = trainer.model.config.name_or_path, trainer.model.config.get_text_config().vocab_size
+    largest = max(_largest(each) for each in (trainer.train_dataset, trainer.eval_dataset) if each is not None)
+    if problems := [*map(str, refusals.beyond(base, largest, embeddings))]:
+        raise InputError(*problems)
     if trainer.eval_dataset is not None and not len(trainer.eval_dataset):
         raise InputError(f"no held-out row keeps its answer at max_length {args.max_length}; set a larger max_length")
     real = _real_token_share(trainer, lengths)
@@ -166,6 +186,13 @@ def data(trainer: SFTTrainer, prepared_rows: int) -> Facts:
         "real_token_share": real,
         "pad_is_eos": pad_is_eos,
     }
+
+
+def _largest(rows: Any) -> int:
+    """The largest token of tokenised rows."""
+    batches = rows.with_format("arrow").iter(1000)
+    ids = (batch["input_ids"].combine_chunks().flatten().to_numpy(zero_copy_only=False) for batch in batches)
+    return max((int(each.max()) for each in ids if len(each)), default=0)
 
 
 def _real_token_share(trainer: SFTTrainer, lengths: list[int]) -> float:

@@ -99,7 +99,7 @@ def sharded_8bit_optimizer(case: Case) -> Found:
 
 
 def loss_on_prompts(case: Case) -> Found:
-    if case.recipe["completion_only_loss"] is False:
+    if not case.recipe.loss_on_answers:
         train = case.data["splits"]["train"] if case.data else None
         answers = share(train["supervised_tokens"], train["tokens"]) if train and train["tokens"] else None
         yield {"answers": f", of which {answers} are answers" if answers else ""}

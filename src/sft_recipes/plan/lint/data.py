@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 
-from sft_recipes.data import survey
+from sft_recipes.data import refusals, survey
 from sft_recipes.data.survey import ClassFacts, RowsFound, SplitFacts
 from sft_recipes.plan.lint import SEVERITIES, Case, Found
 from sft_recipes.terminal import count, share
@@ -277,7 +277,7 @@ def _cut(case: Case) -> Iterator[tuple[str, SplitFacts, dict[str, int]]]:
     Packing cuts no row there, and keep_end keeps the answers.
     """
     recipe = case.recipe
-    if recipe["packing"] or recipe["truncation_mode"] != "keep_start" or recipe["completion_only_loss"] is False:
+    if recipe["packing"] or recipe["truncation_mode"] != "keep_start" or not recipe.loss_on_answers:
         return
     for split, facts in _splits(case):
         if split != "test":
@@ -323,20 +323,39 @@ def answers_cut(case: Case) -> Found:
     yield from _at_length(case, told)
 
 
-def chat_template(case: Case) -> Found:
-    lacks, base = case.data and case.data["template_lacks"], case.recipe["model_name_or_path"]
-    if lacks == "template":
-        yield {
-            "what": f"the rows are conversations, and the tokenizer of {base} has no chat template",
-            "remedy": "template.jinja, the template that the model was trained with",
-        }
-    elif lacks == "marks" and case.recipe["completion_only_loss"] is not False:
-        template = case.recipe["chat_template_path"] or f"the chat template of {base}"
-        yield {
-            "what": f"some rows have several answers, and {template} does not mark them, so the loss cannot be "
-            "computed on answers only",
-            "remedy": "a copy of it with {% generation %} around the assistant's text; or one answer a row",
-        }
+def _refused(rule: str, case: Case) -> Found:
+    """What a training refuses of these rows with the tokenizer."""
+    data = case.data
+    if data is None or data["tokenizer"] is None:
+        return
+    largest = max(split["largest_token"] for split in data["splits"].values())
+    config = case.model.text_config if case.model else None
+    for each in refusals.of_recipe(case.recipe, data["tokenizer"], data, config, largest):
+        if each.rule == rule:
+            yield {"reason": each.reason, "remedy": each.remedy}
+
+
+chat_template = functools.partial(_refused, "chat-template")
+eos_token = functools.partial(_refused, "eos-token")
+end_of_text_twice = functools.partial(_refused, "end-of-text-twice")
+tokens_beyond_embedding = functools.partial(_refused, "tokens-beyond-embedding")
+
+
+@over_splits
+def empty_reasoning(case: Case, split: str, facts: SplitFacts) -> Told:
+    found = facts["problems"]["empty_reasoning"]
+    if found["count"] and case.recipe.loss_on_answers:
+        part = share(found["count"], facts["rows"])
+        yield f"{_found(split, facts, found)}, {part}, have an answer with an empty block of reasoning", "warning"
+
+
+@over_splits
+def answer_rewritten(case: Case, split: str, facts: SplitFacts) -> Told:
+    for problem, how, severity in (("rewritten", "", "warning"), ("respaced", ", in white space alone", "info")):
+        found = facts["problems"][problem]
+        if found["count"]:
+            part = share(found["count"], facts["rows"])
+            yield f"{_found(split, facts, found)}, {part}, are trained on another answer than theirs{how}", severity
 
 
 def no_stop_token(case: Case) -> Found:
