@@ -1,6 +1,7 @@
 """What chat templates and tokenizers do to rows: found by a plan, and refused by plan, preview and train alike."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 from conftest import write_rows
 
 from sft_recipes.data import survey, tokens
+from sft_recipes.errors import InputError
 from sft_recipes.plan import job as jobs
 
 CHATML = (
@@ -129,3 +131,51 @@ def test_an_empty_block_of_reasoning_is_left_out_of_the_loss(
     assert text == same and text.count("<think>\n\n</think>\n\neven") == rounds
     assert whole == "<think>\n\n</think>\n\neven<|im_end|>" * rounds and masked == "even<|im_end|>" * rounds
     assert thought == still == "<think>\none two\n</think>\n\nodd<|im_end|>" * rounds
+
+
+def without_tokenizer_json(model: Path) -> None:
+    """The same vocabulary in the files that older checkpoints have."""
+    whole = json.loads((model / "tokenizer.json").read_text())
+    (model / "tokenizer.json").unlink()
+    words = whole["model"]["vocab"] | {token["content"]: token["id"] for token in whole["added_tokens"]}
+    (model / "vocab.json").write_text(json.dumps(words))
+    (model / "merges.txt").write_text("#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in whole["model"]["merges"]))
+    config = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**config, "tokenizer_class": "GPT2Tokenizer"}))
+
+
+def test_a_tokenizer_without_tokenizer_json_is_counted_with(
+    project: Path, tiny_model: Path, train_here: Callable[..., Any]
+) -> None:
+    rows = [talk("odd"), talk("even", "odd")] * 4
+    before = surveyed(rows)
+    Path("model").unlink()
+    shutil.copytree(tiny_model, "model")
+    without_tokenizer_json(Path("model"))
+    found = surveyed(rows)
+    assert found["tokens_are"] == "exact" and found["splits"] == before["splits"]
+    effect = train_here(name="old", max_steps=1, warmup_steps=0).facts()["in_effect"]["data"]
+    figures = survey.at_length(found["splits"]["train"], 512)
+    assert effect["tokens"] == figures["tokens"] and effect["rows_ending_with_eos"] == 8
+    (Path("model") / "merges.txt").write_text("no merges")
+    with pytest.raises(InputError, match=r"^the tokenizer in model cannot be loaded: .* Save it again beside its mod"):
+        surveyed(rows)
+
+
+def test_the_template_of_another_model_is_counted_with(
+    project: Path, tiny_model: Path, train_here: Callable[..., Any]
+) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    other = PreTrainedTokenizerFast.from_pretrained(tiny_model)
+    other.eos_token = "<|endoftext|>"  # noqa: S105, no password
+    other.chat_template = PLAIN.replace("<|im_end|>{% endgen", "{{ eos_token }}{% endgen")
+    other.save_pretrained("other")
+    how = {"chat_template_path": "other"}
+    found = surveyed([talk("odd"), talk("even", "odd")] * 4, **how)
+    assert found["tokens_are"] == "exact" and found["tokenizer"]["eos_token"] == other.eos_token
+    effect = train_here(name="cloned", max_steps=1, warmup_steps=0, **how).facts()["in_effect"]["data"]
+    figures = survey.at_length(found["splits"]["train"], 512)
+    figures.pop("supervised_tokens")
+    assert figures == {key: effect[key] for key in figures}
+    assert surveyed([talk("odd")], chat_template_path="org/nowhere")["tokens_are"] == "estimated"

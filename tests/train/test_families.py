@@ -17,6 +17,7 @@ from conftest import ROOT, alpaca_rows, write_rows
 from finished import restate
 from transformers import AutoModelForCausalLM, Mxfp4Config
 
+from sft_recipes.data import templates
 from sft_recipes.demo import demo_base, tiny
 from sft_recipes.deploy import merge
 from sft_recipes.errors import InputError
@@ -142,6 +143,7 @@ def from_trl(name: str) -> str:
     return (chat_template_utils._CHAT_TEMPLATES_DIR / f"{name}.jinja").read_text(encoding="utf-8")
 
 
+Turns = list[tuple[str, str]]
 CONVERSATIONS: list[list[dict[str, Any]]] = [
     [{"role": "user", "content": " red cat"}, {"role": "assistant", "content": "odd "}],
     [
@@ -191,6 +193,98 @@ def test_a_template_renders_like_its_original_on_one_day(
         assert rendered(template, messages) == rendered(on_the_day, messages)
 
 
+def chat(opening: str, closing: str, first: str = "") -> Callable[[Turns, bool], str]:
+    """A format as a function of the turns, and of whether an answer is asked for: `opening` has the {role}."""
+
+    def render(turns: Turns, prompt: bool) -> str:
+        turns = turns if not first or turns[0][0] == "system" else [("system", first), *turns]
+        texts = [opening.format(role=role) + text + closing for role, text in turns]
+        return "".join(texts) + (opening.format(role="assistant") if prompt else "")
+
+    return render
+
+
+def phi4_mini(turns: Turns, prompt: bool) -> str:
+    return chat("<|{role}|>", "<|end|>")(turns, prompt) + ("" if prompt else "EOS")
+
+
+def olmo2(turns: Turns, prompt: bool) -> str:
+    ends = ["EOS" * (role == "assistant") + "\n" for role, _ in turns]
+    ends[-1] = "EOS" if turns[-1][0] == "assistant" else "\n"
+    texts = [f"<|{role}|>\n{text}{end}" for (role, text), end in zip(turns, ends, strict=True)]
+    return "BOS" + "".join(texts) + ("<|assistant|>\n" if prompt else "")
+
+
+def olmo3(turns: Turns, prompt: bool) -> str:
+    first = "You are a helpful function-calling AI assistant. "
+    first += "You do not currently have access to any functions. <functions></functions>"
+    text = chat("<|im_start|>{role}\n", "<|im_end|>\n", first)(turns, False)
+    text = text.removesuffix("<|im_end|>\n") + "EOS" if turns[-1][0] == "assistant" else text
+    return text + ("<|im_start|>assistant\n" if prompt else "")
+
+
+def mistral(turns: Turns, prompt: bool) -> str:
+    system = "".join(text + "\n\n" for role, text in turns if role == "system")
+    turns = [(role, text) for role, text in turns if role != "system"]
+    texts = [f"[INST] {text}[/INST]" if role == "user" else f" {text.strip()}EOS" for role, text in turns]
+    if turns[-1][0] == "user":
+        texts[-1] = f"[INST] {system}{turns[-1][1]}[/INST]"
+    return "BOS" + "".join(texts)
+
+
+ENDS = {"bos_token": "BOS", "eos_token": "EOS"}
+SMOLLM2 = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+# Each format as its model's own template has it, in words of this project, and what closes an answer.
+FORMATS: dict[str, tuple[Callable[[Turns, bool], str], list[str]]] = {
+    "chatml": (chat("<|im_start|>{role}\n", "<|im_end|>\n"), [" b c\n<|im_end|>", "e<|im_end|>"]),
+    "smollm2": (chat("<|im_start|>{role}\n", "<|im_end|>\n", SMOLLM2), [" b c\n<|im_end|>", "e<|im_end|>"]),
+    "phi4": (chat("<|im_start|>{role}<|im_sep|>", "<|im_end|>"), [" b c\n<|im_end|>", "e<|im_end|>"]),
+    "phi4_mini": (phi4_mini, [" b c\n<|end|>", "e<|end|>"]),
+    "olmo2": (olmo2, [" b c\nEOS", "eEOS"]),
+    "olmo3": (olmo3, [" b c\n<|im_end|>", "eEOS"]),
+    "mistral": (mistral, [" b cEOS", " eEOS"]),
+}
+
+
+def test_every_shipped_template_is_held_against_its_original() -> None:
+    names = {path.stem for path in (ROOT / "models").glob("*.jinja")}
+    assert names == {*FORMATS, "gpt_oss", "llama3"}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_template_renders_the_format_and_marks_the_answers(name: str) -> None:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    template = (ROOT / "models" / f"{name}.jinja").read_text(encoding="utf-8")
+    form, answers = FORMATS[name]
+    for probe in templates.PROBES:
+        for number in range(1, len(probe) + 1):
+            turns = [(turn["role"], turn["content"]) for turn in probe[:number]]
+            if {role for role, _ in turns} == {"system"}:
+                continue
+            for prompt in (False, True):
+                how = {"chat_template": template, "return_assistant_tokens_mask": True, **ENDS}
+                texts, marks = render_jinja_template([probe[:number]], add_generation_prompt=prompt, **how)
+                assert texts == [form(turns, prompt)]
+        assert [texts[0][start:end] for start, end in marks[0]] == answers
+
+
+@pytest.mark.parametrize("name", ["olmo3", "mistral"])
+def test_a_template_without_tools_says_so(name: str) -> None:
+    from jinja2 import TemplateError
+
+    template = (ROOT / "models" / f"{name}.jinja").read_text(encoding="utf-8")
+    with pytest.raises(TemplateError, match="renders no tools"):
+        demo_words().apply_chat_template(templates.PROBES[0], tools=[TOOL], chat_template=template, tokenize=False)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_trained_on_several_turns(project: Path, family: str) -> None:
+    path = of(family)["chat_template_path"]
+    template = Path(path).read_text(encoding="utf-8") if path else kind_of(family).template()
+    assert templates.training_template(template) is not None
+
+
 # The trainer
 
 CHATML = """\
@@ -223,8 +317,8 @@ class Family:
     """Of generation_config.json, where there are others than eos."""
     tokens: tuple[str, ...] = ()
     """Other special tokens that the template writes."""
-    turns: str | None = None
-    """What is trained on of CONVERSATIONS[1]; None where several turns are refused."""
+    turns: str = ""
+    """What is trained on of CONVERSATIONS[1]."""
 
 
 QWEN3 = Family(
@@ -264,6 +358,7 @@ KINDS = {
         "</s>",
         None,
         tokens=("<s>", "[INST]", "[/INST]"),
+        turns=" odd</s> even</s>",
     ),
     "smollm3": Family(
         lambda: demo_base.CHAT_TEMPLATE,
@@ -278,6 +373,7 @@ KINDS = {
         "<|im_end|>",
         "<|pad|>",
         tokens=("<|im_sep|>",),
+        turns="odd<|im_end|>even<|im_end|>",
     ),
     "phi4_mini": Family(
         lambda: simple(
@@ -291,6 +387,7 @@ KINDS = {
         "<|endoftext|>",
         ("<|end|>", "<|endoftext|>"),
         ("<|user|>", "<|assistant|>"),
+        "odd<|end|>even<|end|>",
     ),
     "olmo2": Family(
         lambda: simple(
@@ -301,6 +398,7 @@ KINDS = {
         "{}<|endoftext|>",
         "<|endoftext|>",
         "<|pad|>",
+        turns="odd<|endoftext|>even<|endoftext|>",
     ),
     "olmo3": Family(
         lambda: simple(
@@ -312,6 +410,7 @@ KINDS = {
         "<|endoftext|>",
         "<|pad|>",
         ("<|im_end|>", "<|endoftext|>"),
+        turns="odd<|im_end|>even<|endoftext|>",
     ),
     "gpt_oss": Family(
         lambda: from_trl("gptoss"),
@@ -519,22 +618,12 @@ def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TRAINED)
-def test_several_turns_are_marked_or_refused_with_the_remedy(
+def test_several_turns_are_trained_on(
     project: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path, family: str
 ) -> None:
     write_rows(project / "data" / "train.jsonl", [{"messages": CONVERSATIONS[1]}] * 4)
     base, turns = tiny_base(family, tmp_path), kind_of(family).turns
-
-    def one_step() -> None:
-        train_here("default", model=family, model_name_or_path=str(base), **ONE_STEP)
-
-    if turns is None:
-        with pytest.raises(
-            InputError, match=r"does not mark them.*Set chat_template_path .* give each row one answer"
-        ):
-            one_step()
-        return
-    one_step()
+    train_here("default", model=family, model_name_or_path=str(base), **ONE_STEP)
     words, row = seen[0].processing_class, seen[0].train_dataset[0]
     assert words.decode([label for label in row["labels"] if label != -100]) == turns
 

@@ -303,7 +303,8 @@ class _Exact:
         elif any(blocks):
             found.add("empty_reasoning")
         stopping = [index + 1 for start, end in spans for index in range(start, end) if ids[index] in self.stops]
-        if any(after - before == 1 for before, after in itertools.pairwise(stopping)):
+        pairs = itertools.pairwise(stopping)
+        if any(after - before == 1 and ids[before - 1] == ids[after - 1] for before, after in pairs):
             found.add("stops_twice")
         bos = self.loaded.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
