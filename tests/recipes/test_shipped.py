@@ -1,16 +1,13 @@
-"""What ships with the program, where a project has nothing of its own, and a project that init begins."""
+"""What ships with the program, where a project has nothing of its own."""
 
-import re
-import subprocess
 from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
-from sft_recipes import cli
 from sft_recipes.errors import InputError
-from sft_recipes.recipes import project, topology
 from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import topology
 from sft_recipes.recipes.shipped import FOLDERS, located
 from sft_recipes.recipes.shipped import ROOT as SHIPPED
 
@@ -72,33 +69,3 @@ def test_a_file_that_was_named_by_its_path_is_that_file_or_none(empty: Path) -> 
     (empty / "recipes" / "default.yaml").symlink_to("nowhere")
     with pytest.raises(InputError, match=r"no recipe 'default'|cannot be read"):
         recipes.load("default")
-
-
-def test_a_new_recipe_in_an_empty_folder_and_one_in_a_new_project(empty: Path, capsys: pytest.CaptureFixture) -> None:
-    assert cli.main(["new", "mine", "--from", "classification"]) == 0
-    assert recipes.load("mine")["task"] == "classification"
-    assert cli.main(["init", "a project"]) == 0
-    made = {str(path.relative_to("a project")) for path in Path("a project").rglob("*") if path.is_file()}
-    configs = {f"accelerate_configs/{name}.yaml" for name in topology.names()}
-    assert made == {"Makefile", ".gitignore", "recipes/my_experiment.yaml", *configs}
-    said = capsys.readouterr().out
-    assert "next: cd 'a project', put your rows" in said and said.count("wrote ") == len(made) + 1
-    before = {path: path.read_bytes() for path in Path("a project").rglob("*") if path.is_file()}
-    assert cli.main(["init", "a project", "--name", "second"]) == 2
-    assert "a project/Makefile exists and is never overwritten" in capsys.readouterr().err
-    assert before == {path: path.read_bytes() for path in Path("a project").rglob("*") if path.is_file()}
-
-
-def test_the_makefile_of_a_project_calls_the_program(empty: Path) -> None:
-    project.init(empty, "mine", "default")
-    stub = empty / "stub"
-    stub.write_text('#!/bin/sh\necho "$@ with $RECIPE: $SET"\n')
-    stub.chmod(0o755)
-    done = subprocess.run(
-        ["make", "--no-print-directory", "train", "RECIPE=mine", "SET=a=$(b) 'c d'", f"PROGRAM={stub}"],
-        capture_output=True,
-        text=True,
-    )
-    assert (done.stdout, done.stderr) == ("--make train with mine: a=$(b) 'c d'\n", "")
-    listed = subprocess.run(["make", "help"], capture_output=True, text=True).stdout
-    assert set(re.findall(r"^  make ([a-z]+) ", listed, re.MULTILINE)) == {*cli.program(False).commands, "help"}

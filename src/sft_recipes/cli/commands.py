@@ -4,6 +4,7 @@ Each imports what it needs when it runs, so that `--help` and a wrong recipe ans
 """
 
 import contextlib
+import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -426,9 +427,25 @@ def new(
     name: Annotated[str, argument("NAME", "the new recipe's name")],
     base: Annotated[str, option("RECIPE", "the recipe that it extends", names_in("recipes"), "--from")] = "default",
 ) -> Result:
-    """Write a recipe of three lines that extends another."""
-    path = str(recipes.write_new(name, base))
+    """Write a recipe of four lines that extends another."""
+    from sft_recipes.recipes import project
+
+    path = str(project.new(name, base))
     return Result({"file": path}, f"wrote {path}\nnext: put the change it tries into it, then make plan RECIPE={name}")
+
+
+@command(RECIPES)
+def schema_(
+    kind: Annotated[
+        Literal["recipe", "model", "accelerate"],
+        argument("KIND", "recipe, model (of models/) or accelerate (of accelerate_configs/)"),
+    ] = "recipe",
+) -> Result:
+    """Print the JSON Schema of a recipe, by which editors complete and explain its keys."""
+    from sft_recipes.recipes import editor
+
+    found = editor.of(kind)
+    return Result(found, json.dumps(found, indent=1))
 
 
 @command(RECIPES)

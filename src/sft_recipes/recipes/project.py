@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from sft_recipes.errors import InputError
+from sft_recipes.recipes import editor
 from sft_recipes.recipes import recipe as recipes
-from sft_recipes.recipes.shipped import ROOT
+from sft_recipes.recipes.shipped import ROOT, located
 
 MAKEFILE = "Makefile"
 # What a run, the caches and the rows of a project are, and git need not keep.
@@ -15,6 +16,37 @@ PROGRAM ?= sft-recipes
 INSTALLED :=
 
 """
+
+
+def new(name: str, base: str, directory: Path = recipes.RECIPES) -> Path:
+    """Write a recipe that extends another, for its author to change; one that is itself a variant lends its lines.
+
+    Beside it lies what an editor needs to complete and explain its keys.
+
+    Raises:
+        InputError: The name is no name or taken, or there is no such base.
+    """
+    if not recipes.NAME.fullmatch(name):
+        raise InputError(f"NAME: invalid recipe name {name!r}: {recipes.LETTERS}")
+    path = directory / f"{name}.yaml"
+    if path.exists() or path.is_symlink():
+        raise InputError(f"{path} exists and is never overwritten; choose another NAME=")
+    extended = recipes.find_base(base, directory)
+    recipes.load(extended)
+    lines = located(extended).read_text(encoding="utf-8").splitlines()
+    # Two files tell the whole story, so a variant of a variant holds the lines of both.
+    variant = (
+        [line for line in lines if not line.startswith(("description:", editor.LINE))]
+        if "extends" in recipes.read(extended)
+        else [f"extends: {base}"]
+    )
+    yours = "# The change, with its reason above it; sft-recipes why KEY says what is known about a value."
+    text = "\n".join([editor.LINE, *variant, f"description: What {name} tries, in one line.", yours, ""])
+    directory.mkdir(exist_ok=True)
+    editor.write(directory)
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+    return path
 
 
 def init(folder: Path, name: str, base: str) -> list[Path]:
@@ -34,7 +66,7 @@ def init(folder: Path, name: str, base: str) -> list[Path]:
         raise InputError(*(f"{path} exists and is never overwritten; name another FOLDER" for path in there))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        written = recipes.write_new(name, base, recipe.parent)
+        written = new(name, base, recipe.parent)
         for path, text in files.items():
             path.parent.mkdir(exist_ok=True)
             path.write_text(text, encoding="utf-8")

@@ -313,7 +313,7 @@ def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPE
     problems = []
     if base is not None and base.value is not None:
         try:
-            parent = _base(base.value, path.parent, base.origin)
+            parent = find_base(base.value, path.parent, base.origin)
             if parent == path:
                 raise InputError(f"{base.origin}: a recipe cannot extend itself")
             values = read(parent)
@@ -360,7 +360,7 @@ def _shipped_files(values: Mapping[str, Value]) -> dict[str, Value]:
     }
 
 
-def _base(name: Any, beside: Path, origin: str = "") -> Path:
+def find_base(name: Any, beside: Path, origin: str = "") -> Path:
     """The file of the recipe that another one extends: beside it, else where a recipe of that name is found."""
     return find("recipe", name, RECIPES if name in names() and name not in names(beside) else beside, origin)
 
@@ -385,30 +385,6 @@ def _facts(model: Mapping[str, Value], recipe: Mapping[str, Value]) -> dict[str,
     # A model names its layers where a recipe's names are not among them; all-linear is every model's.
     kept = {"description", *(["lora_target_modules"] if targets and targets.value == ["all-linear"] else [])}
     return {key: item for key, item in model.items() if key not in kept}
-
-
-def write_new(name: str, base: str, directory: Path = RECIPES) -> Path:
-    """Write a recipe that extends another, for its author to change; one that is itself a variant lends its lines.
-
-    Raises:
-        InputError: The name is no name or taken, or there is no such base.
-    """
-    if not NAME.fullmatch(name):
-        raise InputError(f"NAME: invalid recipe name {name!r}: {LETTERS}")
-    path = directory / f"{name}.yaml"
-    if path.exists() or path.is_symlink():
-        raise InputError(f"{path} exists and is never overwritten; choose another NAME=")
-    extended = _base(base, directory)
-    load(extended)
-    lines = located(extended).read_text(encoding="utf-8").splitlines()
-    # Two files tell the whole story, so a variant of a variant holds the lines of both.
-    variant = [line for line in lines if not line.startswith("description:")] if "extends" in read(extended) else []
-    yours = "# The change, with its reason above it; sft-recipes why KEY says what is known about a value."
-    text = "\n".join([*(variant or [f"extends: {base}"]), f"description: What {name} tries, in one line.", yours, ""])
-    directory.mkdir(exist_ok=True)
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
-    return path
 
 
 class Dumper(yaml.SafeDumper):

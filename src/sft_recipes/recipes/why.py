@@ -167,7 +167,8 @@ def comment(origin: str) -> str | None:
     found: list[str] = []
     while above and above[-1].startswith("#"):
         found.insert(0, above.pop().lstrip("# "))
-    if found and found[0] in GROUPS:
+    # A heading of the file, and what is there for editors.
+    if found and (found[0] in GROUPS or found[0].startswith("yaml-language-server:")):
         del found[0]
     return " ".join(found) or None
 
