@@ -54,7 +54,7 @@ def default(field: dataclasses.Field) -> Any:
 
 
 def snapshot() -> dict[str, dict[str, Any]]:
-    """Every field of ScriptArguments, SFTConfig and ModelConfig: class, types, default, help, and choices if limited."""
+    """Every field of ScriptArguments, SFTConfig and ModelConfig: class, types, default, help, and any choices."""
     from trl import ModelConfig, ScriptArguments, SFTConfig
 
     fields: dict[str, dict[str, Any]] = {}
