@@ -24,7 +24,7 @@ from sft_recipes.files import write_whole
 from sft_recipes.recipes import secrets
 
 # Part of every cached survey: raise it when the same rows would be counted differently.
-SURVEY_VERSION = 5
+SURVEY_VERSION = 6
 CACHE = Path(".cache/surveys")
 
 # Examples kept of each problem.

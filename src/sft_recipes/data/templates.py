@@ -2,11 +2,12 @@
 
 import importlib.util
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sft_recipes.recipes.recipe import MODELS
+from sft_recipes.recipes.shipped import ROOT, located
 
 Turns = list[dict[str, Any]]
 
@@ -46,9 +47,10 @@ def training_template(template: str) -> str | None:
     return None
 
 
-def shipped() -> Iterator[Path]:
-    """The marked templates in models/."""
-    yield from sorted(MODELS.glob("*.jinja"))
+def shipped() -> dict[str, Path]:
+    """The templates of models/, the project's and the program's, by the path that a recipe names."""
+    names = sorted({path.name for directory in (MODELS, ROOT / MODELS) for path in directory.glob("*.jinja")})
+    return {str(MODELS / name): located(MODELS / name) for name in names}
 
 
 def alike(tokenizer: Any) -> list[str]:
@@ -56,7 +58,8 @@ def alike(tokenizer: Any) -> list[str]:
     own = _probed(tokenizer, tokenizer.get_chat_template())
     if not any(own):
         return []
-    return [str(path) for path in shipped() if _probed(tokenizer, path.read_text(encoding="utf-8")) == own]
+    found = {name: path.read_text(encoding="utf-8") for name, path in shipped().items()}
+    return [name for name, text in found.items() if marks(text) and _probed(tokenizer, text) == own]
 
 
 def _probed(tokenizer: Any, template: str) -> list[str | None]:

@@ -92,7 +92,7 @@ def find_tokenizer(recipe: Recipe) -> Tokenizer | None:
     decisive = [metadata.version("transformers"), metadata.version("trl"), text, *own]
     digest = hashlib.sha256(json.dumps(decisive).encode())
     files = [place / file for place in (directory, source) if place for file in (*FILES, *_BESIDE)]
-    for file in (*files, *templates.shipped()):
+    for file in (*files, *templates.shipped().values()):
         digest.update(f"\0{file.name}\0".encode() + (file.read_bytes() if file.is_file() else b""))
     return Tokenizer(directory, digest.hexdigest(), text, own[0], source, own[1])
 
