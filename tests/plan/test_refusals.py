@@ -22,6 +22,7 @@ TURN = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
 BARE = f"{{% for m in messages %}}{TURN}{{% endfor %}}"
 BARE += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 STRICT = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + BARE
+DROPS = "{% if false %}{% generation %}{% endgeneration %}{% endif %}" + BARE
 OTHER = BARE.replace("assistant", "model")
 TALKS = [
     {"messages": [{"role": role, "content": f"{text} {n}"} for role, text in turns]}
@@ -93,6 +94,7 @@ CASES: dict[str, tuple[Change | None, list[dict[str, Any]], str | None, dict[str
     "closing": (closing, PLAIN, None, {}, "the tokenizer of model appends <|im_end|> to a text, and so does TRL"),
     "padded": (config(**PADDING), ROWS, None, {}, BEYOND),
     "longer": (longer, [{"prompt": "redred", "completion": "odd"}] * 16, None, {}, BEYOND),
+    "dropped": (None, TALKS, DROPS, {}, "data/train.jsonl row 1: the model's chat template refuses it: it marks none"),
     "system": (None, ASKED, STRICT, {}, "data/train.jsonl row 1: the model's chat template refuses it: System role"),
 }
 ALONE = {
@@ -151,7 +153,7 @@ def test_plan_preview_and_train_refuse_in_the_same_words(
     assert len(before) == 1 and before[0].startswith(said)
     base = tiny.find("model", "main")
     assert refused(lambda: preview.check(job, base, [1, 2])) == before
-    if case != "system":
+    if case not in ("system", "dropped"):
         planned = [f"{each.message}; {each.instead}" for each in job.findings if each.rule in RULES]
         assert planned == before
         # Where the tokenizer was not at hand before, the process that trains says it.
@@ -162,6 +164,14 @@ def test_plan_preview_and_train_refuse_in_the_same_words(
         preview.main(tmp_path)
         said = json.loads((tmp_path / "answer.json").read_text())["problems"]
         assert said == [before[0].replace("data/train.jsonl row 1", "a row")]
+
+
+def test_a_token_without_an_embedding_is_refused_where_rows_hold_it(write: Callable[[str], dict[str, Any]]) -> None:
+    """The tokenizers of some models have more than they were trained with, as Gemma 3 1B's has one for images."""
+    values = write("longer")
+    write_rows(Path("data/train.jsonl"), PLAIN)
+    job = jobs.lint_or_raise(resolved(values))
+    preview.check(job, tiny.find("model", "main"), [1, 2])
 
 
 def test_every_refusal_is_walked(write: Callable[[str], dict[str, Any]]) -> None:

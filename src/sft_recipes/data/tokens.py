@@ -31,6 +31,8 @@ TURN_OPENING, TURN_CLOSING = 3, 2
 # Rows that are tokenised together, and after which progress is told.
 BATCH = 1000
 BATCH_CHARACTERS = 1_000_000
+# What TRL refuses a row of several answers for, with a RuntimeError.
+NO_MARKS = "it marks none of the row's answers as the assistant's"
 # A row takes a template milliseconds; one that loops for ever is not waited for.
 SECONDS_A_ROW = 10
 
@@ -190,7 +192,7 @@ def batches(lines: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
         yield batch
 
 
-def refuses(where: str, error: Exception) -> InputError:
+def refuses(where: str, error: Exception | str) -> InputError:
     """What is said of a row that the chat template refuses."""
     return InputError(
         f"{where}: the model's chat template refuses it: {error}; rewrite the row, or set chat_template_path to a "
@@ -264,6 +266,8 @@ class _Exact:
             out = self._tokens([row["messages"] for row in batch], return_assistant_tokens_mask=True)
             edges = (np.flatnonzero(np.diff([0, *mask, 0])).tolist() for mask in out["assistant_masks"])
             spans = [list(zip(marks[::2], marks[1::2], strict=True)) for marks in edges]
+            if not all(spans):
+                raise ValueError(NO_MARKS)
             found = [set(differing) for differing in self._differences(batch)]
             return list(map(self._size, out["input_ids"], spans, found))
         if isinstance(batch[0]["prompt"], str):
