@@ -39,6 +39,7 @@ def surveyed(rows: list[dict[str, Any]], template: str | None = None, **override
     return survey.survey(job.prepared, tokens.find_tokenizer(job.recipe), cache=Path("surveys"))
 
 
+OPENED = "{% if add_generation_prompt %}<|im_start|>assistant\n<think>\n{% endif %}"
 THINKING = "<think>one two</think>"
 SPLIT = "{{ m.content.split('</think>')[-1] }}"
 QWEN = (
@@ -57,6 +58,8 @@ QWEN = (
         (CHATML.replace("ANSWER", "{{ m.content | lower }}"), ["odd", "Odd", "EVEN"], {"rewritten": [2, 3]}),
         (CHATML.replace("ANSWER", QWEN), ["odd", THINKING + "even"], {"respaced": [2], "empty_reasoning": [1]}),
         (PLAIN + "{{ strftime_now('%Y') if messages[0].content == 'red 0' }}", ["odd", "even"], {"clock": [1, 2]}),
+        # What the prompt opens is the answer's.
+        (PLAIN.partition("{% if add_gen")[0] + OPENED, ["<think>\none</think>odd"], {}),
         (PLAIN + "{% if false %}{{ strftime_now('%Y') }}{% endif %}", ["odd"], {}),
     ],
 )

@@ -127,9 +127,7 @@ ELSEWHERE = {
         "tests/train/test_train.py::test_early_stopping_counts_evaluations_and_zero_never_stops"
     ),
     "early_stopping_threshold": "tests/train/test_effects.py::test_a_threshold_decides_what_counts_as_an_improvement",
-    "mask_empty_reasoning": (
-        "tests/data/test_templates.py::test_an_empty_block_of_reasoning_is_left_out_of_the_loss"
-    ),
+    "mask_empty_reasoning": ("tests/data/test_templates.py::test_an_empty_block_of_reasoning_is_left_out_of_the_loss"),
     # There is one value that a recipe may give it.
     "lora_task_type": "tests/test_bad_inputs.py::test_bad_input_gets_its_message",
     "extends": "tests/recipes/test_recipes.py::test_a_variant_states_only_what_differs_from_its_base",

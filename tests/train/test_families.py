@@ -419,8 +419,7 @@ KINDS = {
         "<|endoftext|>",
         ("<|return|>", "<|endoftext|>", "<|call|>"),
         ("<|start|>", "<|end|>", "<|channel|>", "<|message|>"),
-        "<|start|>assistant<|channel|>final<|message|>odd<|end|>"
-        "<|start|>assistant<|channel|>final<|message|>even<|return|>",
+        "<|channel|>final<|message|>odd<|end|><|channel|>final<|message|>even<|return|>",
     ),
 }
 

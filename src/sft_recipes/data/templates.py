@@ -104,12 +104,14 @@ def common(one: Sequence[Any], other: Sequence[Any]) -> int:
     return next((index for index, (mine, theirs) in pairs if mine != theirs), min(len(one), len(other)))
 
 
-def difference(trained: str, answer: str, header: str) -> str | None:
-    """How the text that is trained on differs from the row's own answer; None where it does not.
+def difference(text: str, start: int, end: int, answer: str, header: str) -> str | None:
+    """How the part of a row's text that is trained on differs from the row's own answer; None where it does not.
 
     "header" where it begins with the role's header, "respaced" where white space alone differs, and "rewritten" where
-    the answer is not in it. What else a template puts before and behind an answer is its own.
+    the answer is not in it. What the header holds, such as an opening <think>, may be the answer's; what else a
+    template puts before and behind an answer is its own.
     """
+    trained, given = text[start:end], text[max(0, start - len(header)) : end]
     if header and trained.startswith(header):
         return "header"
     if not answer.strip():
@@ -119,7 +121,9 @@ def difference(trained: str, answer: str, header: str) -> str | None:
     before, found, _ = body.partition(answer)
     if found:
         return "header" if before.strip() and not header else None
-    return "respaced" if "".join(answer.split()) in "".join(body.split()) else "rewritten"
+    if answer in given:
+        return None
+    return "respaced" if "".join(answer.split()) in "".join(given.split()) else "rewritten"
 
 
 def empty_reasoning(decode: Callable[[list[int]], str], ids: Sequence[int]) -> int:

@@ -327,17 +327,17 @@ class _Exact:
 
             how = {"chat_template": self.template, "return_assistant_tokens_mask": True}
             texts, marked = render_jinja_template(wholes, **how, **self.loaded.special_tokens_map)
-            trained = [[text[start:end] for start, end in marks] for text, marks in zip(texts, marked, strict=True)]
         else:
             prompts = self._texts([row["prompt"] for row in batch], add_generation_prompt=True)
             texts = self._texts(wholes)
-            trained = [[text[templates.common(asked, text) :]] for asked, text in zip(prompts, texts, strict=True)]
-        for row, turns, parts, reads in zip(batch, wholes, trained, clock, strict=True):
+            marked = [[(templates.common(*pair), len(pair[1]))] for pair in zip(prompts, texts, strict=True)]
+        for row, turns, text, parts, reads in zip(batch, wholes, texts, marked, clock, strict=True):
             answered = turns if "messages" in row else row["completion"]
             answers = [turn["content"] for turn in answered if turn["role"] == "assistant"]
             # A template may mark a turn in several parts.
-            parts = parts if len(parts) == len(answers) else ["".join(parts)] * len(answers)
-            differing = (templates.difference(*each, header) for each in zip(parts, answers, strict=True))
+            parts = parts if len(parts) == len(answers) else [(parts[0][0], parts[-1][1])] * len(answers)
+            pairs = zip(parts, answers, strict=True)
+            differing = (templates.difference(text, *part, answer, header) for part, answer in pairs)
             yield (each for each in (*differing, "clock" if reads else None) if each)
 
 
