@@ -91,7 +91,8 @@ def clocked(render: Callable[..., list[str]], template: str, conversations: Sequ
 
 def header_of(render: Callable[..., str], turns: Turns) -> str:
     """What the template adds to ask for an answer; empty where it ignores `add_generation_prompt`."""
-    before = turns[: next(index for index, turn in enumerate(turns) if turn["role"] == "assistant")]
+    first = next(index for index, turn in enumerate(turns) if turn["role"] == "assistant")
+    before = turns[: max(first, 1)]
     plain, asked = render(before), render(before, add_generation_prompt=True)
     return asked[common(plain, asked) :]
 

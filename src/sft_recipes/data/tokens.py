@@ -337,7 +337,7 @@ class _Exact:
             # A template may mark a turn in several parts.
             parts = parts if len(parts) == len(answers) else [(parts[0][0], parts[-1][1])] * len(answers)
             pairs = zip(parts, answers, strict=True)
-            differing = (templates.difference(text, *part, answer, header) for part, answer in pairs)
+            differing = (templates.difference(text, start, end, answer, header) for (start, end), answer in pairs)
             yield (each for each in (*differing, "clock" if reads else None) if each)
 
 
