@@ -1,7 +1,8 @@
 """Do the intervals of an evaluation hold? `python scripts/validate_intervals.py`, half an hour on one core.
 
 Draws samples from known populations and counts how often the intervals of `sft_recipes.evaluate.metrics` hold the
-truth, and how often equally good models are called different, or one of them worse. Rewrites the tables at the end of docs/intervals.md.
+truth, and how often equally good models are called different, or one of them worse. Rewrites the tables at the end of
+docs/intervals.md.
 """
 
 from collections.abc import Iterator

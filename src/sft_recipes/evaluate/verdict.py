@@ -13,7 +13,7 @@ Row = Mapping[str, Any]
 MINIMUM_ROWS = 100
 MINIMUM_CLASS = 10
 FEW_ROWS = (
-    f"on fewer than {MINIMUM_ROWS} rows the interval of macro F1 can hold the truth in 88 of 100 samples instead of 95 "
+    f"on fewer than {MINIMUM_ROWS} rows the interval of macro F1 can hold the truth in 88 of 100 samples, not 95 "
     "(docs/intervals.md)"
 )
 

@@ -17,10 +17,10 @@ from sft_recipes.report.table import p_value
 def tested(entries: Sequence[Entry], *, first_only: bool = False) -> list[Facts]:
     """Every pair of entries, tested on the same rows by the primary metric, with Holm's correction over all pairs.
 
-    Fewer than `MINIMUM_ROWS` rows are not tested: there are differences, and no p-values. p follows from the difference's standard error (`_differences`) by Student's t: counted resamples cannot give the
+    p follows from the difference's standard error (`_differences`) by Student's t: counted resamples cannot give the
     small ones that a correction over many pairs needs. It is never smaller than an exact sign test could make it by
     the rows that the two do not get equally right. McNemar's test, of right against wrong, is exact, corrected alike,
-    and made where both are single runs.
+    and made where both are single runs. Of fewer than `MINIMUM_ROWS` rows there are differences, and no tests.
 
     Args:
         entries: all on the same rows.
