@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+import re
 import socket
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_chrf
 from sklearn import metrics as sklearn_metrics
@@ -313,6 +315,17 @@ def test_worse_is_corrected_for_the_number_of_baselines_and_better_is_not(monkey
     assert outcomes(a=(-0.1, 0.01), b=(0.0, 0.5), c=(0.0, 0.6))["a"] == ("worse", 0.03)
 
 
+def test_what_is_said_of_few_rows_is_what_was_simulated() -> None:
+    page = (ROOT / "docs" / "intervals.md").read_text(encoding="utf-8")
+    first, different, worse, *_ = re.findall(
+        r"^\|---.*\n((?:\|.*\n)+)", page.partition("<!-- the tables")[2], re.MULTILINE
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in first.splitlines()]
+    assert f"{100 * min(float(row[3]) for row in rows):.0f} of 100 samples" in verdict.FEW_ROWS
+    corrected = [float(line.split("|")[-2]) for line in worse.splitlines()]
+    assert max(corrected) < 0.05 < max(float(line.split("|")[-3]) for line in worse.splitlines())
+
+
 def test_equally_good_as_several_is_seldom_called_worse() -> None:
     """How often without the correction: docs/intervals.md."""
     generator, worse = np.random.default_rng(3), 0
@@ -388,6 +401,7 @@ def test_rare_classes_and_repeated_prompts_are_named(train: list[tuple[str, str]
     rows[1]["id"] = rows[0]["id"]
     reasons = measure(rows, train)["verdict"]["reasons"]
     assert "classes of fewer than 10 rows, of which little is known: `emu` (3), `fox` (0)" in reasons
+    assert verdict.FEW_ROWS in reasons
     assert "1 row with another row's prompt; the intervals take all rows as independent" in reasons
 
 

@@ -13,8 +13,8 @@ Row = Mapping[str, Any]
 MINIMUM_ROWS = 100
 MINIMUM_CLASS = 10
 FEW_ROWS = (
-    f"on fewer than {MINIMUM_ROWS} rows the interval of macro F1 can hold the truth in 88 of 100 samples, not 95 "
-    "(docs/intervals.md)"
+    "with so few rows, of all or of a class, the interval of macro F1 may hold the truth in 86 of 100 samples instead of "
+    "95, and be too low (docs/intervals.md)"
 )
 
 
@@ -115,14 +115,14 @@ def _facts(result: Mapping[str, Any], rows: Sequence[Row], scored: Sequence[Row]
             facts.append(
                 f"{IN_SENTENCES[model]} is cut off by max_new_tokens in {share(cut, len(scored))} of the rows"
             )
-    if result["labels"] is not None and 0 < len(scored) < MINIMUM_ROWS:
-        facts.append(FEW_ROWS)
     if result["labels"] is not None:
         support = Counter(row["gold"] for row in scored)
         rare = [f"`{label}` ({support[label]})" for label in result["labels"] if support[label] < MINIMUM_CLASS]
         rare[10:] = [f"{len(rare) - 10} more"] if len(rare) > 10 else []
         if scored and rare:
             facts.append(f"classes of fewer than {MINIMUM_CLASS} rows, of which little is known: {', '.join(rare)}")
+        if scored and (rare or len(scored) < MINIMUM_ROWS):
+            facts.append(FEW_ROWS)
     if unseen:
         facts.append(f"the TF-IDF baseline is made from a sample of the training rows, without {unseen:,} of them")
     return facts

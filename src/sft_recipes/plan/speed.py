@@ -49,7 +49,7 @@ def flops_per_token(model: Model, setup: Setup) -> float:
     """Floating-point operations for one token of a training step, recomputation included.
 
     Forward 2N and backward to the activations 2N, for N parameters in matrix products; with checkpointing 2N again;
-    2N more when all weights are trained (arXiv 2001.08361, section 2.1, and 2205.05198, section 5). The fused head
+    2N more when all weights are trained (arXiv 2001.08361v1, section 2.1, and 2205.05198v1, section 5). The fused head
     recomputes its logits and sees supervised tokens only. Attention is 2 x 2 x length x queries for each layer, half
     of it where a kernel skips what the causal mask hides, once forward, twice backward.
     """

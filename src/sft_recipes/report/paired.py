@@ -74,7 +74,7 @@ def _differences(
     The error's square is the variance of the paired bootstrap over rows and, where one of the two has several seeds,
     that of means over seeds, whose spread is pooled as in a two-sample t test; degrees of freedom after Satterthwaite
     (1946, doi:10.2307/3002019). Rows alone would call the luck of a seed a difference of recipes (Bouthillier et al.
-    2021, arXiv 2103.03098). What rows and seeds do together is in both terms, which errs towards no difference.
+    2021, arXiv 2103.03098v1). What rows and seeds do together is in both terms, which errs towards no difference.
     """
     runs = [run for entry in entries for run in entry.runs]
     cells, primary = statistic(runs)
