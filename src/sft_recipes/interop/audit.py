@@ -17,7 +17,7 @@ import yaml
 from sft_recipes.errors import InputError
 from sft_recipes.interop import importers, tables
 from sft_recipes.interop.importers import PROCESSES, TOOLS
-from sft_recipes.interop.recognition import flat, plain, recognise, refuse_other
+from sft_recipes.interop.recognition import flat, lines, plain, recognise, refuse_other
 from sft_recipes.interop.tables import Translation
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, secrets, topology
@@ -87,12 +87,12 @@ def audit(path: Path, tool: str | None = None, processes: int | None = None) -> 
     """
     values = _read(path)
     tool, signs = recognise(path, values, tool)
-    file, lines = flat(values, tool)
+    file = flat(values, tool)
     refuse_other(path, tool, file)
     number, why = _processes(path, file, processes)
     added = importers.defaults(tool, file, number)
     whole = file | added
-    result = _Result(tool, lines, added)
+    result = _Result(tool, lines(path), added)
     accumulation = TOOLS[tool].accumulation
     together = (accumulation, "batch_size") if tool == "axolotl" else (accumulation,)
     for key, value in file.items():
@@ -104,7 +104,7 @@ def audit(path: Path, tool: str | None = None, processes: int | None = None) -> 
         if key != accumulation:
             result.default(key, value, file)
     result.batch(whole, number, why)
-    result.state_rest()
+    result.state_rest(number)
     entries = sorted(result.entries, key=lambda entry: (entry.line is None, entry.line or 0))
     if "description" not in result.recipe:
         result.recipe = {"description": f"Translated from {TOOLS[tool].title}'s {plain(path.name)}."} | result.recipe
@@ -284,10 +284,12 @@ class _Result:
         said = Translation("translated", words, {"global_batch_size": size * steps * processes})
         self.apply(key, file.get(key), said, ("added" if key in self.added else None) if why else "assumed")
 
-    def state_rest(self) -> None:
+    def state_rest(self, processes: int) -> None:
         """State what our loader wants and the file leaves to its tool, and say what only a person can."""
         for rule in tables.DATA["stated"]:
-            if self.tool not in rule.get("tools", TOOLS) or not tables.all_hold(rule["if"], self.recipe):
+            if self.tool not in rule.get("tools", TOOLS) or not tables.all_hold(
+                rule["if"], self.recipe | {"processes": processes}
+            ):
                 continue
             key, outcome = rule["key"], next(name for name in ("missing", "assumed", "cannot", "why") if name in rule)
             words = tables.sentence(rule[outcome])
@@ -351,7 +353,7 @@ def _problems(audit: Audit) -> list[str]:
         try:
             recipe = recipes.load(path)
             if recipe["accelerate_config"] and topology.CONFIGS.is_dir():
-                topology.resolve(recipe, topology.read(recipe["accelerate_config"], "the recipe"))
+                topology.resolve(recipe, topology.read(recipe["accelerate_config"], "the recipe", audit.processes))
         except InputError as error:
             return [problem.replace(f"{path}", "recipe") for problem in error.problems]
     return []

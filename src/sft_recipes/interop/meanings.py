@@ -240,12 +240,9 @@ def _deepspeed(value: Any, file: File) -> Translation:
     else:
         found = _STAGE.search(name)
         stage, offload = int(found[1]) if found else None, "offload" in name
-    own = {0: "ddp", 1: "zero1", 2: "zero2", 3: "zero3_offload" if offload else "zero3"}
-    if stage not in own or isinstance(stage, bool):
-        return Translation(
-            "dropped", sentence("$accelerate; choose ACCEL=zero1, zero2 or zero3 by the stage it names")
-        )
-    return Translation("dropped", sentence(f"$accelerate; choose ACCEL={own[stage]}"))
+    own = {"0": "ddp", "1": "zero1", "2": "zero2", "3": "zero3_offload" if offload else "zero3"}
+    choice = own.get(str(stage), "zero1, zero2 or zero3 by its stage")
+    return Translation("dropped", sentence(f"$accelerate; choose ACCEL={choice}"))
 
 
 def _dist_config(value: Any, file: File) -> Translation:

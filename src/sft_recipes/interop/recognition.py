@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.interop import importers
 from sft_recipes.interop.importers import TOOLS
@@ -24,7 +26,7 @@ def recognise(path: Path, values: Mapping[str, Value], tool: str | None) -> tupl
             raise InputError(f"no tool {plain(tool, 40)}; there are {', '.join(TOOLS)}{hint}")
         return tool, ()
     found = {
-        name: tuple(key for key in flat(values, name)[0] if key in of_tool.signs)
+        name: tuple(key for key in flat(values, name) if key in of_tool.signs)
         for name, of_tool in TOOLS.items()
         if of_tool.of is None
     }
@@ -35,7 +37,7 @@ def recognise(path: Path, values: Mapping[str, Value], tool: str | None) -> tupl
         of = "; ".join(f"{', '.join(found[name])} of {name}" for name in (best, *rivals) if found[name])
         few = f"too little to tell ({of})" if of else f"no key of {', '.join(TOOLS)}"
         raise InputError(f"{path}: {few}; {say}")
-    keys = flat(values, best)[0]
+    keys = flat(values, best)
     refuse_other(path, best, keys)
     strange = [key for key in keys if not importers.knows(best, key)]
     if 2 * len(strange) > len(keys):
@@ -58,22 +60,35 @@ def refuse_other(path: Path, tool: str, file: Mapping[str, Any]) -> None:
         raise InputError(f"{path}: a file of {TOOLS[tool].title}, but {other}; no recipe can be made of it")
 
 
-def flat(values: Mapping[str, Value], tool: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """The keys of a file with their lines; of a tool that has sections section.key, with the line of the section."""
-    file, lines = {}, {}
-    left = [(key, item.value, int(item.origin.rpartition(":")[2])) for key, item in reversed([*values.items()])]
+def flat(values: Mapping[str, Value], tool: str) -> dict[str, Any]:
+    """The keys of a file; of a tool that has sections, section.key."""
+    file: dict[str, Any] = {}
+    left = [(key, item.value) for key, item in reversed([*values.items()])]
     while left:
-        key, value, line = left.pop()
+        key, value = left.pop()
         section = TOOLS[tool].nested and isinstance(value, Mapping) and value and key not in TOOLS[tool].keys
         if section and key.count(".") < schema.DEEPEST:
-            left += [(f"{key}.{name}", inner, line) for name, inner in reversed([*value.items()])]
+            left += [(f"{key}.{name}", inner) for name, inner in reversed([*value.items()])]
         else:
-            file[key], lines[key] = value, line
+            file[key] = value
     if TOOLS[tool].nested:
         # Tools with sections have OmegaConf's references to another key.
         named = {key: found[1] for key, value in file.items() if (found := _REFERENCE.fullmatch(str(value)))}
         file |= {key: file[name] for key, name in named.items() if name in file}
-    return file, lines
+    return file
+
+
+def lines(path: Path) -> dict[str, int]:
+    """The line of every key of a file that was read, and of every section.key in it."""
+    found: dict[str, int] = {}
+    left = [("", yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))]
+    while left:
+        section, node = left.pop()
+        for key, value in node.value:
+            name = f"{section}{key.value}"
+            found[name] = key.start_mark.line + 1
+            left += [(f"{name}.", value)] if isinstance(value, yaml.MappingNode) else []
+    return found
 
 
 def plain(words: str, longest: int = 1000) -> str:
