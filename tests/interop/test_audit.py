@@ -11,6 +11,7 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from sft_recipes.cli.app import from_make
 from sft_recipes.data import formats
 from sft_recipes.errors import InputError
 from sft_recipes.interop import importers, meanings, recognition, tables
@@ -687,6 +688,7 @@ def test_values_arrive(tmp_path: Path, content: str, expected: dict[str, Any]) -
         (TRL + "deepspeed: ds.json\n", "deepspeed", "dropped", "zero1, zero2 or zero3 by its stage"),
         (AXOLOTL + "fsdp: [full_shard]\n", "fsdp", "dropped", "choose ACCEL=fsdp2"),
         (AXOLOTL + "adapter: qlora\nfsdp: [full_shard]\n", "fsdp", "dropped", "FSDP2 cannot train a quantised base"),
+        (FACTORY + "quantization_bit: 8\nfsdp: full_shard\n", "fsdp", "dropped", "quantised base; choose ACCEL=ddp"),
         (FACTORY + "quantization_bit: 4\nfsdp: full_shard\n", "fsdp", "dropped", "ACCEL=zero3"),
         (AXOLOTL + "val_set_size: 500\n", "val_set_size", "inexpressible", "a number of rows"),
         (AXOLOTL + "optimizer: muon\n", "optimizer", "inexpressible", "not one of"),
@@ -887,6 +889,11 @@ def test_processes_come_from_the_accelerate_config_or_the_command(tmp_path: Path
     assert {"gradient_accumulation_steps", "completion_only_loss"} == outcomes(made)["assumed"]
     assert not made.complete
     assert audited(tmp_path, TRL + "completion_only_loss: true\n", processes=1).complete
+
+
+def test_make_hands_over_the_tool_and_the_number_of_gpus() -> None:
+    given = {"GIVEN": "FILE TOOL GPUS", "FILE": "theirs.yaml", "TOOL": "trl", "GPUS": "8"}
+    assert from_make("audit", given) == ["audit", "--tool=trl", "--gpus=8", "--", "theirs.yaml"]
 
 
 def test_a_chat_template_is_written_beside_the_recipe(tmp_path: Path) -> None:

@@ -214,17 +214,20 @@ def _torchtune_dataset(value: Any, file: File) -> Translation:
     return cannot(f"{name}; $files")
 
 
-# Where the weights lie: facts of the accelerate config, which no recipe holds, so that the one to choose is named.
-_QUANTISED = ("load_in_4bit", "load_in_8bit", "quantization_bit", "quant_bits", "peft.q_lora")
+# Where a training ran is no fact of a recipe, so that the accelerate config to choose is named.
+_BITS = {"quantization_bit", "quant_bits", "quant_config.quantization_bit"}
 _STAGE = re.compile(r"(?:zero|ds|z)[-_a-z]*?([0-3])(?![0-9])")
 
 
 def _fsdp(value: Any, file: File) -> Translation:
+    """Shards of FSDP, which cannot be of quantised weights here."""
     if not value:
         return OFF
-    quantised = any(file.get(key) for key in (*_QUANTISED, "quant_config.quantization_bit"))
-    if quantised or file.get("adapter") == "qlora":
-        return Translation("dropped", sentence("$fsdp_of_quantised"))
+    if file.get("load_in_8bit") or file.get("peft.q_lora_bits") == 8 or any(file.get(key) == 8 for key in _BITS):
+        return Translation("dropped", sentence("$fsdp_of_eight_bits"))
+    four = (file.get("load_in_4bit"), file.get("peft.q_lora"), file.get("adapter") == "qlora")
+    if any(four) or any(file.get(key) for key in _BITS):
+        return Translation("dropped", sentence("$fsdp_of_four_bits"))
     return Translation("dropped", sentence("$accelerate; choose ACCEL=fsdp2"))
 
 
