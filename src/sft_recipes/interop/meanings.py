@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_recipes.interop.tables import DATA, OFF, File, Meaning, Translation, by_cases, cannot, sentence, translated
+from sft_recipes.recipes import schema
 
 
 def _per_epoch(kind: str) -> Meaning:
@@ -153,18 +154,30 @@ def _test_datasets(value: Any, file: File) -> Translation:
     return cannot("bring the held-out rows into one file and set validation_file")
 
 
+def _load_best(value: Any, file: File) -> Translation:
+    """Axolotl keeps the best checkpoint if rows are held out and evaluations fall on checkpoints, else the last."""
+    evals, saves = (
+        steps if isinstance(steps := file.get(key), (int, float)) and 0 < steps <= schema.LARGEST_NUMBER else 0
+        for key in ("eval_steps", "save_steps")
+    )
+    held_out = file.get("val_set_size") or file.get("test_datasets")
+    if not (value and held_out and evals and saves) or saves % evals:
+        return Translation("dropped", "Axolotl keeps the last checkpoint, unless eval_steps divide save_steps")
+    if evals != saves:
+        return cannot("set save_steps equal to eval_steps, and load_best_model_at_end: true")
+    if file.get("metric_for_best_model") not in (None, "loss", "eval_loss"):
+        return translated(load_best_model_at_end=True)
+    return translated(load_best_model_at_end=True, metric_for_best_model="eval_loss", greater_is_better=False)
+
+
 def _early_stopping(value: Any, file: File) -> Translation:
-    """Axolotl keeps the best checkpoint when it stops early, and wants evaluations in step with the checkpoints."""
+    """Axolotl stops early where it also keeps the best checkpoint."""
     if not value:
         return OFF
-    steps = (("eval_steps", "save_steps"), ("evals_per_epoch", "saves_per_epoch"))
-    together = any(file.get(evals) and file.get(evals) == file.get(saves) for evals, saves in steps)
-    if not together or not (file.get("val_set_size") or file.get("test_datasets")):
+    best = _load_best(True, file)
+    if best.outcome != "translated":
         return cannot("early stopping needs held-out rows, and eval_steps equal to save_steps")
-    metric = file.get("metric_for_best_model") or "eval_loss"
-    best = {"load_best_model_at_end": True, "metric_for_best_model": metric, "greater_is_better": False}
-    why = "with it Axolotl keeps the best checkpoint"
-    return translated(why, early_stopping_patience=value, **(best if metric in ("loss", "eval_loss") else {}))
+    return translated("with it Axolotl keeps the best checkpoint", early_stopping_patience=value) + best
 
 
 def _oumi_datasets(value: Any, file: File) -> Translation:
@@ -286,6 +299,7 @@ CODE: dict[str, dict[str, Meaning]] = {
         "datasets": _axolotl_datasets,
         "test_datasets": _test_datasets,
         "special_tokens": _special_tokens,
+        "load_best_model_at_end": _load_best,
         "early_stopping_patience": _early_stopping,
         "evals_per_epoch": _per_epoch("eval"),
         "saves_per_epoch": _per_epoch("save"),

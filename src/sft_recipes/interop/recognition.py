@@ -81,7 +81,7 @@ def flat(values: Mapping[str, Value], tool: str) -> dict[str, Any]:
 def lines(path: Path) -> dict[str, int]:
     """The line of every key of a file that was read, and of every section.key in it."""
     found: dict[str, int] = {}
-    left = [("", yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))]
+    left: list[tuple[str, Any]] = [("", yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))]
     while left:
         section, node = left.pop()
         for key, value in node.value:

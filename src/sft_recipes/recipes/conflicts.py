@@ -120,8 +120,8 @@ def of_topology(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
         )
     if fsdp and (recipe["load_in_4bit"] or recipe["load_in_8bit"]):
         bits = "load_in_4bit" if recipe["load_in_4bit"] else "load_in_8bit"
-        needs = [f"{key}=bfloat16" for key in ("bnb_4bit_quant_storage", "dtype") if recipe[key] != "bfloat16"]
-        sharded = "ACCEL=zero3" + (f' SET="{" ".join(needs)}"' if needs else "")
+        stored = [f"{key}=bfloat16" for key in ("bnb_4bit_quant_storage", "dtype") if recipe[key] != "bfloat16"]
+        sharded = "ACCEL=zero3" + (f' SET="{" ".join(stored)}"' if stored else "")
         ways = [
             "ACCEL=ddp",
             *([sharded] if bits == "load_in_4bit" else []),
