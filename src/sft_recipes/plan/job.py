@@ -90,7 +90,13 @@ class Job:
             return self.given
         with counting_rows() as on_progress:
             source = preparation.source_of(self.recipe)
-            return preparation.prepare(**source, cache=preparation.CACHE, on_rows=on_progress)
+            found = preparation.prepare(**source, cache=preparation.CACHE, on_rows=on_progress)
+        if found.masked and self.recipe["completion_only_loss"] is False:
+            raise InputError(
+                f"{found.splits['train']['source']} marks turns that are not to be learnt, and completion_only_loss: "
+                "false computes the loss on all; drop that key, or the marks"
+            )
+        return found
 
     @functools.cached_property
     def evaluation(self) -> questions.Asked | None:

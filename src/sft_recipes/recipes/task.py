@@ -47,6 +47,11 @@ def answer_of(text: str) -> str:
     return _THOUGHT.sub("", text).strip()
 
 
+def as_class(value: str | bool | int | float) -> str:
+    """A class by its text: of a number, true or false, as JSON writes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def written(answer: str, field: str | None, pattern: str | None) -> str | None:
     """What stands where the class should: in the field, in the pattern's group, or the whole answer."""
     if field is not None:
