@@ -42,8 +42,10 @@ class Problems:
     def add(self, place: str, *problems: str) -> None:
         """Add the problems of a place: a file, or one with the number of a line or a row at its end."""
         self.count += len(problems)
+        where = place.rstrip("0123456789")
         for problem in problems:
-            kind = place.rstrip("0123456789"), _VARYING.sub("", problem)
+            # Of a file as a whole there is each problem once.
+            kind = where, problem if where == place else _VARYING.sub("", problem)
             if kind not in self._kinds and len(self._kinds) == SHOWN:
                 self._more.add(kind)
                 continue
