@@ -1253,6 +1253,21 @@ def test_dataset_that_cannot_be_loaded(place: Workplace, datasets: Any) -> None:
     )
 
 
+def test_shards_of_a_dataset_that_are_missing_or_cut_are_named(place: Workplace, datasets: Any) -> None:
+    for number in (0, 2):
+        place.write(f"hub/data/train-{number:05}-of-00003.jsonl", [talk(f"question {number}")])
+    hub = {"train_file": None, "validation_file": None, "dataset_name": str(place.root / "hub"), "cache": place.cache}
+    with pytest.raises(
+        InputError, match=r"hub lacks 'data/train-00001-of-00003.jsonl' of its shards; copy or download"
+    ):
+        prepare(**hub)
+    place.write("hub/data/train-00001-of-00003.jsonl", json.dumps(talk("question 1")))
+    assert len(read(prepare(**hub))) == 3
+    place.write("hub/data/train-00001-of-00003.jsonl", json.dumps(talk())[:-20])
+    with pytest.raises(InputError, match=r"hub cannot be loaded \(ArrowInvalid: JSON parse error: Missing a closing"):
+        prepare(**hub)
+
+
 def test_images_of_a_dataset_are_not_decoded(place: Workplace, datasets: Any) -> None:
     features = datasets.Features({"prompt": datasets.Value("string"), "completion": datasets.Value("string")})
     features["image"] = datasets.Image(decode=False)

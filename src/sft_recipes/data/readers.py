@@ -23,6 +23,7 @@ _QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(?:\.\.\.)?"""
 _VARYING = re.compile(rf" \(nearest: {_QUOTED}\)|{_QUOTED}(?:, {_QUOTED})*(?: and \d+ more)?|\d[\d,.]*|true|false")
 # What `errors="surrogateescape"` makes of bytes that are not UTF-8.
 _UNDECODABLE = re.compile("[\udc80-\udcff]")
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\..+)")
 _OPENING = re.compile(r"\s*(?:\[\s*(\])?)?\s*")
 _SEPARATOR, _SPACE = re.compile(r"\s*([,\]])\s*"), re.compile(r"\s*")
 
@@ -324,12 +325,18 @@ _READERS: dict[str, Callable[[Path, str, Problems], Iterator[tuple[str, Row]]]] 
 def hub_sources(name: str, config: str | None, train_split: str, test_split: str | None) -> dict[str, Source]:
     import datasets
 
+    if missing := _missing_shards(Path(name)):
+        raise InputError(f"dataset_name {name} lacks {listed(missing)} of its shards; copy or download it again")
     try:
         loaded = datasets.load_dataset(name, config)
     except Exception as error:  # the library raises a dozen kinds, and each means that there are no rows
-        reason = (str(error).splitlines() or [""])[0]
+        cause: BaseException = error
+        while cause.__cause__:
+            # What is wrong with a file is said below what the library says of it.
+            cause = cause.__cause__
+        reason = (str(cause).splitlines() or [""])[0].rstrip(".")
         raise InputError(
-            f"dataset_name {name} cannot be loaded ({type(error).__name__}: {reason}); check the name and "
+            f"dataset_name {name} cannot be loaded ({type(cause).__name__}: {reason}); check the name and "
             "dataset_config, or give local files as train_file, or point HF_HOME to a cache that holds it or "
             "HF_ENDPOINT to a mirror"
         ) from error
@@ -340,6 +347,17 @@ def hub_sources(name: str, config: str | None, train_split: str, test_split: str
     if test_split is not None and test_split in loaded:
         sources["validation"] = _dataset_source(f"{name} {test_split}", loaded[test_split])
     return sources
+
+
+def _missing_shards(directory: Path) -> list[str]:
+    """The files of a directory that are missing by the names of the others, as `train-00001-of-00003.parquet` is."""
+    shards = ((path.parent, _SHARD.fullmatch(path.name)) for path in directory.rglob("*-of-*"))
+    wanted = (
+        parent / f"{name}-{number:05}-of-{total}{suffix}"
+        for parent, name, total, suffix in sorted({(parent, *found.groups()) for parent, found in shards if found})
+        for number in range(int(total))
+    )
+    return [str(path.relative_to(directory)) for path in wanted if not path.is_file()]
 
 
 def _dataset_source(name: str, dataset: Any) -> Source:

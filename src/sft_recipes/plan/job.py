@@ -73,6 +73,8 @@ class Job:
         path = self.recipe["train_file"]
         if not self.planned or self.given:
             return None
+        if path is None and Path(self.recipe["dataset_name"]).is_dir():
+            return None
         if path is None:
             return f"{self.recipe['dataset_name']} is not downloaded to plan with; DATA=FILE names a local file"
         if self.recipe.values["train_file"].origin == "SET" or Path(path).exists():

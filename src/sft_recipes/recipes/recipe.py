@@ -16,7 +16,7 @@ import yaml
 
 from sft_recipes.errors import InputError, nearest, shown
 from sft_recipes.files import open_regular
-from sft_recipes.recipes import conflicts, schema, secrets
+from sft_recipes.recipes import conflicts, places, schema, secrets
 
 RECIPES = Path("recipes")
 MODELS = Path("models")
@@ -140,6 +140,13 @@ def find(kind: str, name: Any, directory: Path, origin: str = "") -> Path:
         InputError: There is no such file; says which there are.
     """
     where, have = f"{origin}: " if origin else "", names(directory)
+    if kind == "model" and isinstance(name, str) and ("/" in name or places.is_local(name)):
+        near = nearest(name.rpartition("/")[2].lower().replace("-", "_"), have)
+        raise InputError(
+            f"{where}no model {name[:100]!r} in {directory}/{near}: MODEL= names one of {', '.join(have)}; for a "
+            'directory or a Hub id write SET="model_name_or_path=... model_revision=main", or describe it in '
+            f"{directory}/NAME.yaml"
+        )
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InputError(f"{where}invalid {kind} name {name!r}: {LETTERS}; there are {', '.join(have)}")
     path = directory / f"{name}.yaml"
