@@ -351,10 +351,11 @@ def hub_sources(name: str, config: str | None, train_split: str, test_split: str
 
 def _missing_shards(directory: Path) -> list[str]:
     """The files of a directory that are missing by the names of the others, as `train-00001-of-00003.parquet` is."""
-    shards = ((path.parent, _SHARD.fullmatch(path.name)) for path in directory.rglob("*-of-*"))
+    found = ((path.parent, _SHARD.fullmatch(path.name)) for path in directory.rglob("*-of-*"))
+    groups = {(parent, shard[1], shard[2], shard[3]) for parent, shard in found if shard}
     wanted = (
         parent / f"{name}-{number:05}-of-{total}{suffix}"
-        for parent, name, total, suffix in sorted({(parent, *found.groups()) for parent, found in shards if found})
+        for parent, name, total, suffix in sorted(groups)
         for number in range(int(total))
     )
     return [str(path.relative_to(directory)) for path in wanted if not path.is_file()]

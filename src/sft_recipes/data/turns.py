@@ -170,7 +170,7 @@ class Reader:
 
 def refused(row: Row, names: Mapping[str, str], place: str = "") -> list[str]:
     """What a row or a turn holds that carries meaning and is not trained on, with what to do instead."""
-    nothing = (None, "", "[]", "{}", [], {})
+    nothing: tuple[Any, ...] = (None, "", "[]", "{}", [], {})
     return [f"{place}{key} is not supported; {names[key]}" for key in names if row.get(key) not in nothing]
 
 
