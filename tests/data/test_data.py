@@ -507,6 +507,10 @@ COLUMNS = {column: [row[column] for row in ALPACA] for column in ALPACA[0]}
         ),
         (dict(zip("01", ALPACA, strict=True)), "rows: as pandas writes them with orient='index'"),
         (COLUMNS, "rows: one list for each column"),
+        (
+            {"schema": {"fields": [{"name": "instruction"}]}, "data": ALPACA},
+            "rows: the list 'data' of its one object, without 'schema' beside it",
+        ),
     ],
     ids=lambda value: value.split("=")[-1] if isinstance(value, str) else "",
 )
@@ -746,6 +750,8 @@ def test_history_is_rounds_before_the_instruction(place: Workplace) -> None:
     prepared = place.prepare([row, {"instruction": "a", "output": "b", "history": []}])
     assert (prepared.kind, read(prepared)) == ("messages", [{"messages": LONG_TALK}, talk("a", "b")])
     assert "history: rounds before instruction, whose answers are learnt too" in prepared.notes
+    csv = f"instruction,output,system,history\n2 + 2?,4,Be brief.,{cell(json.dumps(row['history']))}\n"
+    assert place.rows(csv, "train.csv") == [{"messages": LONG_TALK}]
 
 
 def test_the_names_of_dolly(place: Workplace) -> None:

@@ -1,5 +1,7 @@
 """What a row has to be: the formats that users' rows come in, and TRL's two shapes that they become."""
 
+import contextlib
+import json
 from collections.abc import Mapping
 
 from sft_recipes.data import turns
@@ -217,6 +219,10 @@ class Rules:
         """The rounds before a row of Alpaca's, as LLaMA-Factory has them: pairs of question and answer."""
         column = self.columns["history"]
         rounds = row.get(column) or []
+        if isinstance(rounds, str):
+            # A cell of CSV.
+            with contextlib.suppress(ValueError, RecursionError):
+                rounds = json.loads(rounds)
         if not isinstance(rounds, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in rounds):
             faults.append(f"{column} holds {shown(rounds)}; write a list of [question, answer] pairs")
             return []

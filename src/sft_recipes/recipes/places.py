@@ -103,6 +103,8 @@ def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
         name = recipe[key]
         if name and name.startswith("~") and not name.startswith("~/"):
             yield key, f"{key}: {shown(name)} is in nobody's home; write the directory in full"
+        elif name and key == "dataset_name" and os.path.isfile(name):  # noqa: PTH113, of a name too long it is false
+            yield key, f"{key}: {name} is a file, and this names a directory or a Hub id; write train_file: {name}"
         elif name and not is_local(name) and not _REPOSITORY.fullmatch(name):
             yield key, f"{key}: {shown(name)} is no directory of a {noun}, and no Hub id such as ORG/NAME"
     name = recipe["chat_template_path"]
