@@ -208,10 +208,8 @@ def of_machine(
     yield from missing_tools(recipe, topology, compilers=not missing)
     name = recipe["model_name_or_path"]
     path = Path(name).expanduser()
-    if path in built or not (places.is_path(name) or path.is_dir()):
-        return
     where = f"{recipe.values['model_name_or_path'].origin}: model_name_or_path {name}"
-    if not (path / "config.json").is_file():
+    if places.is_path(name) and path not in built and not (path / "config.json").is_file():
         remedy = "name a saved model's directory, or a Hub id ORG/NAME"
         yield Conflict("model-missing", "machine", f"{where} has no config.json", remedy)
     elif damage := places.damaged_weights(path):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from sft_recipes.errors import InputError, listed, shown
 from sft_recipes.files import open_regular
+from sft_recipes.terminal import count
 
 if TYPE_CHECKING:
     from sft_recipes.recipes.recipe import Recipe
@@ -61,7 +62,7 @@ def damaged_weights(directory: Path) -> str | None:
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return f"{index.name} is no index of weights"  # type: ignore[union-attr]
     if missing:
-        return f"{listed(missing)} missing of its {len(names)} files of weights"
+        return f"{listed(missing)} missing of its {count(len(names), 'file')} of weights"
     cut = [name for name in names if name.endswith(".safetensors") and _cut_off(directory / name)]
     return f"{listed(cut)} cut off or damaged" if cut else None
 
