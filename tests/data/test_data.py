@@ -23,6 +23,10 @@ def talk(question: Any = "2 + 2?", answer: Any = "4") -> dict[str, Any]:
     return {"messages": [turn("user", question), turn("assistant", answer)]}
 
 
+A_CLASS = "write a string, or set task: classification, for which it is a class"
+UNKNOWN = "write it into the prompt if an answer follows from it"
+
+
 def pair(question: str = "2 + 2?", answer: str = "4") -> dict[str, Any]:
     return {"prompt": [turn("user", question)], "completion": [turn("assistant", answer)]}
 
@@ -134,7 +138,7 @@ def test_sharegpt(place: Workplace) -> None:
     row = {
         "conversations": [
             {"from": "system", "value": "Be brief."},
-            {"from": "human", "value": "Hi", "weight": 1},
+            {"from": "human", "value": "Hi", "weight": 0, "mood": "mild"},
             {"from": "gpt", "value": "Hello"},
             turn("user", "2 + 2?"),
             {"from": "assistant", "value": "4"},
@@ -143,7 +147,7 @@ def test_sharegpt(place: Workplace) -> None:
     prepared = place.prepare([row])
     assert (prepared.kind, prepared.format) == ("messages", "sharegpt")
     assert read(prepared) == [{"messages": LONG_TALK}]
-    assert "not used: 'conversations[].weight'" in prepared.notes
+    assert f"not used: 'conversations[].mood'; {UNKNOWN}" in prepared.notes
 
 
 def test_prompt_and_completion_as_text_are_kept(place: Workplace) -> None:
@@ -212,7 +216,8 @@ def test_columns_that_fit_no_format(place: Workplace) -> None:
 
 
 def test_unused_columns_are_named(place: Workplace) -> None:
-    assert "not used: 'prompt', 'text'" in place.prepare([talk() | {"text": "x", "prompt": "y"}]).notes
+    notes = place.prepare([talk() | {"text": "x", "prompt": "y", "id": 1, "source": "web", "images": None}]).notes
+    assert notes[1:3] == ("not used: 'id', 'source'", f"not used: 'prompt', 'text'; {UNKNOWN}")
 
 
 # Files that are odd but right
@@ -279,7 +284,7 @@ def test_tsv(place: Workplace) -> None:
         ),
         ("prompt,completion\na,\n", "train.csv:2: completion is blank; write its text, or delete the row"),
         ("prompt,completion\n", "train.csv: has no rows; write at least one"),
-        ("prompt;completion\na;b\n", "train.csv:1: the columns are separated by ';'; write ','"),
+        ("prompt;completion\na;b;c\n", "train.csv:2: 3 cells, but the header names 2; put a cell that holds ';'"),
         (
             "prompt,prompt\na,b\n",
             "train.csv:1: the header 'prompt', 'prompt' has an empty or repeated name; name each",
@@ -299,7 +304,35 @@ def test_tsv(place: Workplace) -> None:
     ],
 )
 def test_csv_refusals(place: Workplace, text: bytes | str, expected: str) -> None:
-    assert place.problem(text, "train.csv") == expected
+    assert place.problem(text, "train.csv").startswith(expected)
+
+
+@pytest.mark.parametrize(("name", "by"), [("train.csv", ";"), ("train.csv", "\t"), ("train.tsv", ",")])
+def test_columns_are_separated_as_in_the_header(place: Workplace, name: str, by: str) -> None:
+    prepared = place.prepare(f"prompt{by}completion\na. b{by}c\n", name)
+    assert read(prepared) == [{"prompt": "a. b", "completion": "c"}]
+    assert f"columns: separated by {by!r}, as the header is" in prepared.notes
+
+
+def cell(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
+
+
+def test_turns_in_a_cell_are_read_out_of_its_json(place: Workplace) -> None:
+    turns = json.dumps(talk()["messages"])
+    prepared = place.prepare(f"messages,id\n{cell(turns)},1\n", "train.csv")
+    assert read(prepared) == [pair()]
+    assert "messages: a list of turns that stands as JSON in a text" in prepared.notes
+    both = f"{cell(json.dumps([turn('user', 'a')]))},{cell(json.dumps([turn('assistant', 'b')]))}"
+    assert place.rows(f"prompt,completion\n{both}\n", "train.csv") == [pair("a", "b")]
+
+
+def test_turns_in_a_cell_as_python_prints_them_are_refused_once(place: Workplace) -> None:
+    python = cell(str(talk()["messages"]))
+    assert place.problem(f"messages\n{python}\n{python}\n", "train.csv") == (
+        "train.csv:2: messages holds a list as Python prints it; write JSON, in pandas by "
+        "df['messages'] = df['messages'].map(json.dumps) (in 2 rows)"
+    )
 
 
 def write_parquet(place: Workplace, rows: list[Any], name: str = "train.parquet") -> bytes:
@@ -321,9 +354,8 @@ def test_parquet(place: Workplace) -> None:
 def test_parquet_refusals(place: Workplace) -> None:
     content = write_parquet(place, [{"prompt": "a", "completion": 1}, {"prompt": None, "completion": 2}])
     assert place.problems(content, "train.parquet") == [
-        "train.parquet row 1: completion holds the number 1; write a string, as in every row",
+        f"train.parquet row 1: completion holds the number 1; {A_CLASS} (in 2 rows)",
         "train.parquet row 2: prompt holds null; write a string, as in every row",
-        "train.parquet row 2: completion holds the number 2; write a string, as in every row",
     ]
     broken = place.problem(content[:-40] + b"\0" * 40, "train.parquet")
     assert broken.startswith("train.parquet after row 0: not readable as Parquet (")
@@ -444,11 +476,98 @@ def test_lines_that_are_no_json(place: Workplace, line: bytes | str, expected: s
         ),
         (f"[{GOOD}, {GOOD.replace(chr(34) + '4' + chr(34), 'NaN')}]", "train.json row 2: NaN is not JSON"),
         (b'[{"prompt": "a",\n"completion": "\xff"}]', "train.json:2: byte 0xFF is not UTF-8"),
-        ('{\n  "messages": []\n}', "train.json:1: the JSON ends too early: the file was cut off, or an object covers"),
+        ('{\n  "messages": []\n}', "train.json row 1: messages holds an empty list; write a list of"),
+        (f"{json.dumps(talk(), indent=2)}\n" * 2 + "{", "train.json:25: the JSON ends too early"),
+        (f"{json.dumps(talk(), indent=2)},\n" * 2, "train.json:12: a comma follows the last item; delete it"),
     ],
 )
 def test_json_arrays_that_are_refused(place: Workplace, text: bytes | str, expected: str) -> None:
     assert place.problems(text, "train.json")[0].startswith(expected)
+
+
+ALPACA = [{"instruction": "a", "output": "b"}, {"instruction": "c", "output": "d"}]
+COLUMNS = {column: [row[column] for row in ALPACA] for column in ALPACA[0]}
+
+
+@pytest.mark.parametrize(
+    ("document", "note"),
+    [
+        ({"train": ALPACA}, "rows: the list 'train' of its one object"),
+        (
+            {"version": "1", "data": ALPACA, "license": "none"},
+            "rows: the list 'data' of its one object, without 'license', 'version' beside it",
+        ),
+        (
+            {column: {str(index): text for index, text in enumerate(texts)} for column, texts in COLUMNS.items()},
+            "rows: as pandas writes them with orient='columns'",
+        ),
+        (
+            {"columns": [*COLUMNS], "index": [0, 1], "data": [list(row.values()) for row in ALPACA]},
+            "rows: as pandas writes them with orient='split'",
+        ),
+        (dict(zip("01", ALPACA, strict=True)), "rows: as pandas writes them with orient='index'"),
+        (COLUMNS, "rows: one list for each column"),
+        (
+            {"schema": {"fields": [{"name": "instruction"}]}, "data": ALPACA},
+            "rows: the list 'data' of its one object, without 'schema' beside it",
+        ),
+    ],
+    ids=lambda value: value.split("=")[-1] if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("indent", [None, 2])
+def test_rows_in_one_object(place: Workplace, document: Any, note: str, indent: int | None) -> None:
+    prepared = place.prepare(json.dumps(document, indent=indent), "train.json")
+    assert read(prepared) == [pair("a", "b"), pair("c", "d")]
+    assert note in prepared.notes
+
+
+@pytest.mark.parametrize(
+    ("document", "expected"),
+    [
+        (
+            {"train": ALPACA, "test": ALPACA},
+            "train.json: holds lists of rows under 'train', 'test', and one file is one split; write each into a file "
+            "of its own, e.g. with: jq -c '.train[]' FILE > train.jsonl",
+        ),
+        (
+            {"a": ALPACA[0], "b": ALPACA[1]},
+            "train.json: holds objects by 'a', 'b', and it is not told whether these are rows or columns; write one "
+            'row a line, with pandas: df.to_json("rows.jsonl", orient="records", lines=True)',
+        ),
+        (
+            {"columns": ["instruction"], "data": [["a", "b"]]},
+            "train.json: holds columns and data of other lengths; write one row a line, with pandas: "
+            'df.to_json("rows.jsonl", orient="records", lines=True)',
+        ),
+    ],
+)
+def test_one_object_that_is_in_doubt(place: Workplace, document: Any, expected: str) -> None:
+    assert place.problem(json.dumps(document), "train.json") == expected
+
+
+def test_one_row_is_no_file_of_rows(place: Workplace) -> None:
+    row = talk() | {"passages": [{"text": "a"}, {"text": "b"}]}
+    assert place.rows([row]) == [pair()]
+
+
+def test_pretty_printed_objects_are_rows(place: Workplace) -> None:
+    text = "\n".join(json.dumps(talk(question), indent=2) for question in "ab")
+    assert place.rows(text) == [pair("a"), pair("b")]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.jsonl,b.jsonl", "2 files, and rows are read from one; join them, e.g. with: cat a.jsonl b.jsonl > joined"),
+        ("a.jsonl b.jsonl", "2 files, and rows are read from one; join them, e.g. with: cat a.jsonl b.jsonl > joined"),
+        ("a.csv, b.csv", "2 files, and rows are read from one; join them"),
+        ("data/*.jsonl", "a pattern, and rows are read from one; join them, e.g. with: cat data/*.jsonl > joined"),
+    ],
+)
+def test_a_name_of_several_files(place: Workplace, name: str, expected: str) -> None:
+    with pytest.raises(InputError) as raised:
+        prepare(train_file=name, validation_file=None, cache=place.cache)
+    assert str(raised.value).startswith(f"{name}: {expected}")
 
 
 # Refused rows
@@ -582,16 +701,21 @@ def test_rows_of_other_formats_that_are_refused(place: Workplace, good: Any, bad
     assert place.problem([good, bad, good]).startswith(f"train.jsonl:2: {expected}")
 
 
-def test_all_problems_are_counted_and_twenty_shown(place: Workplace) -> None:
+def test_a_kind_of_problem_is_told_once_for_a_file_and_twenty_are_shown(place: Workplace) -> None:
     validation = place.write("validation.jsonl", [talk(), talk(answer="")])
     rows: list[Any] = [talk(5, "")] * 2 + [talk()] + [talk(answer=None)] * 1200
-    problems = place.problems(rows, validation_file=validation)
-    assert problems[:3] == [
-        "train.jsonl:1: messages[0].content holds the number 5; write a string",
-        "train.jsonl:1: messages[1].content is blank; write its text, or delete the row",
-        "train.jsonl:2: messages[0].content holds the number 5; write a string",
+    rows += [{"messages": [turn("usr", "a"), ANSWER]}, {"messages": [USER, ANSWER, turn("asistant", "b")]}]
+    assert place.problems(rows, validation_file=validation) == [
+        "train.jsonl:1: messages[0].content holds the number 5; write a string (in 2 rows)",
+        "train.jsonl:1: messages[1].content is blank; write its text, or delete the row (in 2 rows)",
+        "train.jsonl:4: messages[1].content holds null; write a string (in 1,200 rows)",
+        "train.jsonl:1204: messages[0].role holds the string 'usr'; write 'user' (in 2 rows)",
+        "validation.jsonl:2: messages[1].content is blank; write its text, or delete the row",
     ]
-    assert (len(problems), problems[-1]) == (21, "... and 1,185 more")
+    many: list[Any] = [{f"{chr(97 + n)}_instruction": "a", "output": "b"} for n in range(26)]
+    problems = place.problems([{"instruction": "a", "output": "b"}, *many], data_format="alpaca")
+    assert problems[0].endswith("(in 26 rows)")
+    assert len(problems) == 1
 
 
 def test_problems_of_both_files_are_shown(place: Workplace) -> None:
@@ -601,6 +725,226 @@ def test_problems_of_both_files_are_shown(place: Workplace) -> None:
     assert problems[1].startswith(
         "validation.csv:2: prompt is missing, the row has 'question', 'completion': write it"
     )
+
+
+# Fields that carry meaning: used, or refused by name
+
+
+def test_a_system_column_is_the_system_turn(place: Workplace) -> None:
+    system, talked = {"system": "Be brief."}, [turn("system", "Be brief."), turn("user", "2 + 2?")]
+    expected = {"prompt": talked, "completion": [turn("assistant", "4")]}
+    sharegpt = [{"from": "human", "value": "2 + 2?"}, {"from": "gpt", "value": "4"}]
+    rows: list[Any] = [talk() | system, {"conversations": sharegpt} | system, pair() | system]
+    for row in rows:
+        prepared = place.prepare([row, row | {"system": None}, row | {"system": " "}])
+        assert read(prepared) == [expected, pair(), pair()]
+        assert "system: the system turn of its row" in prepared.notes
+    same = {"messages": [turn("system", "Be brief."), *talk()["messages"]]} | system
+    assert place.rows([same]) == [expected]
+    mapped = place.rows([talk() | {"role_of_model": "Be brief."}], data_columns={"system": "role_of_model"})
+    assert mapped == [expected]
+
+
+def test_history_is_rounds_before_the_instruction(place: Workplace) -> None:
+    row = {"instruction": "2 + 2?", "output": "4", "system": "Be brief.", "history": [["Hi", "Hello"]]}
+    prepared = place.prepare([row, {"instruction": "a", "output": "b", "history": []}])
+    assert (prepared.kind, read(prepared)) == ("messages", [{"messages": LONG_TALK}, talk("a", "b")])
+    assert "history: rounds before instruction, whose answers are learnt too" in prepared.notes
+    csv = f"instruction,output,system,history\n2 + 2?,4,Be brief.,{cell(json.dumps(row['history']))}\n"
+    assert place.rows(csv, "train.csv") == [{"messages": LONG_TALK}]
+
+
+def test_the_names_of_dolly(place: Workplace) -> None:
+    row = {"instruction": "Which?", "context": "A or B.", "response": "A", "category": "closed_qa"}
+    prepared = place.prepare([row, row | {"context": ""}])
+    assert read(prepared) == [pair("Which?\n\nA or B.", "A"), pair("Which?", "A")]
+    assert {"context: joined to instruction", "not used: 'category'"} <= {*prepared.notes}
+
+
+def test_content_in_parts_of_text_is_joined(place: Workplace) -> None:
+    parts = [{"type": "text", "text": "2 + "}, {"type": "text", "text": "2?"}]
+    prepared = place.prepare([talk(parts)])
+    assert (read(prepared), "content: parts of text, joined" in prepared.notes) == ([pair()], True)
+
+
+CALLS = "is not supported; delete the row, or write the call as content"
+THOUGHT = (
+    "is not supported; write it into the content as the model's chat template does, e.g. <think>...</think> before "
+    "the answer"
+)
+PARTS = "rows are text: delete the row, or this of it where the text is right without it"
+INTO_SYSTEM = (
+    "is not supported; write into the system turn what the model is to see of it, as its chat template does, or "
+    "delete it"
+)
+INTO_PROMPT = "is not supported; write it into the prompt where it belongs, or delete the column"
+OF_ROWS = "is not supported; rows have no weights and no marks: delete the rows that are not to be learnt, and the"
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (talk() | {"tools": [{"name": "f"}]}, f"tools {INTO_SYSTEM}"),
+        (talk() | {"functions": '[{"name": "f"}]'}, f"functions {INTO_SYSTEM}"),
+        (talk() | {"chat_template_kwargs": {"enable_thinking": False}}, f"chat_template_kwargs {INTO_SYSTEM}"),
+        (talk() | {"images": ["a.png"]}, f"images is not supported; {PARTS}"),
+        (talk() | {"history": [["a", "b"]]}, f"history {INTO_PROMPT}"),
+        (talk() | {"context": "a"}, f"context {INTO_PROMPT}"),
+        (talk() | {"reasoning_content": "a"}, f"reasoning_content {THOUGHT}"),
+        (talk() | {"weight": 0.5}, f"weight {OF_ROWS}"),
+        (talk() | {"train": False}, f"train {OF_ROWS}"),
+        (
+            {"messages": [USER, ANSWER | {"reasoning_content": "hm"}]},
+            f"messages[1].reasoning_content {THOUGHT}",
+        ),
+        ({"messages": [USER, ANSWER | {"function_call": {"name": "f"}}]}, f"messages[1].function_call {CALLS}"),
+        (
+            {"messages": [turn("user", [{"type": "image_url"}]), ANSWER]},
+            f"messages[0].content has a part of the type 'image_url'; {PARTS}",
+        ),
+        (
+            {"messages": LONG_TALK, "system": "Be long."},
+            "system and messages[0] are two system turns; keep one",
+        ),
+        (
+            {"prompt": "a", "completion": "b", "system": "Be brief."},
+            "system stands beside a prompt that is plain text; write it into the prompt, or write prompt and "
+            "completion as lists of turns",
+        ),
+        (
+            {"instruction": "a", "output": "b", "history": ["c"]},
+            "history holds a list of 1; write a list of [question, answer] pairs",
+        ),
+        ({"instruction": "a", "input": "b", "context": "c", "output": "d"}, f"context {INTO_PROMPT}"),
+    ],
+    ids=lambda value: value.split(" ")[0] if isinstance(value, str) else "",
+)
+def test_what_carries_meaning_and_is_not_used_is_refused_once(place: Workplace, row: Any, expected: str) -> None:
+    assert place.problem([row, row]).startswith(f"train.jsonl:1: {expected}")
+    assert place.problem([row, row]).endswith(" (in 2 rows)")
+
+
+def test_what_could_carry_meaning_and_holds_nothing_is_no_word(place: Workplace) -> None:
+    nothing = {"tools": "[]", "functions": [], "images": None, "context": "", "weight": 1, "train": True}
+    prepared = place.prepare([talk() | nothing | {"messages": [USER, ANSWER | {"tool_calls": []}]}])
+    assert read(prepared) == [pair("a", "b")]
+    assert not any("not used" in note for note in prepared.notes)
+
+
+# Turns that are marked
+
+
+def asked(*said: Any) -> dict[str, Any]:
+    """A conversation of rounds, each answer of which has these keys beside its text."""
+    turns = ([turn("user", f"q{n}"), turn("assistant", f"a{n}") | mark] for n, mark in enumerate(said))
+    return {"messages": [each for pair in turns for each in pair]}
+
+
+def plain(rounds: int) -> list[dict[str, Any]]:
+    return [{key: each[key] for key in ("role", "content")} for each in asked(*[{}] * rounds)["messages"]]
+
+
+@pytest.mark.parametrize(
+    ("no", "yes"),
+    [
+        ({"weight": 0}, {"weight": 1}),
+        ({"train": False}, {"train": True}),
+        ({"training": False}, {}),
+        ({"loss": False}, {"loss": True}),
+        ({"weight": 0.0}, {"weight": 1.0}),
+        ({"masked": True}, {"masked": False}),
+    ],
+    ids=str,
+)
+def test_marked_answers_alone_are_learnt(place: Workplace, no: Any, yes: Any) -> None:
+    """An answer before the last is of the prompt then, and what follows the last one that is learnt is left out."""
+    prepared = place.prepare([asked(no, yes), asked(no, yes, no), asked(yes, no), asked(yes)])
+    before = {"prompt": plain(2)[:-1], "completion": plain(2)[-1:]}
+    assert read(prepared) == [before, before, pair("q0", "a0"), pair("q0", "a0")]
+    assert (prepared.kind, prepared.masked) == ("prompt_completion", True)
+    assert "2 rows end at the last answer that is to be learnt; what follows has no part in the loss" in prepared.notes
+    assert not any("not used" in note for note in prepared.notes)
+    unmarked = place.prepare([asked(yes, yes), asked(yes, yes, no)])
+    assert read(unmarked) == [{"messages": plain(2)}] * 2
+    sharegpt = [{"from": "human", "value": "q0"} | no, {"from": "gpt", "value": "a0"} | yes]
+    assert place.rows([{"conversations": sharegpt}]) == [pair("q0", "a0")]
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (asked({"weight": 0}), "messages marks no answer to be learnt; delete the row"),
+        (
+            asked({"weight": 1}, {"weight": 0}, {"weight": 1}),
+            "messages has several answers to be learnt and others not; write the row once for each answer to learn, "
+            "ending with it",
+        ),
+        (
+            asked({"weight": 0.5}),
+            "messages[1].weight holds the number 0.5; a turn is learnt whole or not at all; mark it by weight: 1 or "
+            "weight: 0",
+        ),
+        (asked({"train": "no"}), "messages[1].train holds the string 'no'; a turn is learnt whole or not at all;"),
+        (
+            asked({"weight": 0, "train": True}),
+            "messages[1] is marked to be learnt and not to be learnt, by 'weight', 'train'; keep one",
+        ),
+        (
+            {"messages": [USER | {"train": True}, ANSWER]},
+            "messages[0] is marked to be learnt, and the loss is on answers alone; delete the mark",
+        ),
+        (
+            {"prompt": [USER, ANSWER | {"weight": 1}, USER], "completion": [ANSWER]},
+            "prompt[1] is marked to be learnt, and the loss is on answers alone; delete the mark",
+        ),
+        (
+            asked({"train_detail": [{"begin_offset": 0}]}),
+            "messages[1].train_detail is not supported; a turn is learnt",
+        ),
+    ],
+)
+def test_marks_that_no_loss_has_are_refused(place: Workplace, row: Any, expected: str) -> None:
+    assert place.problem([row]).startswith(f"train.jsonl:1: {expected}")
+
+
+def test_rows_that_leave_answers_out_and_rows_that_learn_several_are_two_trainings(place: Workplace) -> None:
+    rows = [asked({}), asked({}, {}), asked({"weight": 0}, {})]
+    assert place.problem(rows) == (
+        f"train.jsonl:3: leaves an answer out of the loss, and {place.root}/train.jsonl:2 has several answers to "
+        "learn, which no loss of TRL does in one training; write rows with several answers once for each of them, "
+        "ending with it"
+    ).replace(f"{place.root}/", "")
+    # Rows that are never trained on decide nothing.
+    test = place.write("test.jsonl", rows)
+    assert read(place.prepare(rows[:1], test_file=test), "test")[2] == {
+        "prompt": plain(2)[:3],
+        "completion": plain(2)[3:],
+    }
+
+
+# Answers that are numbers or truth values
+
+
+def test_numbers_are_classes_of_a_classification(place: Workplace) -> None:
+    said = "labels: answers that are numbers, true or false are the classes that JSON writes so"
+    for make in (
+        lambda value: {"instruction": "a", "output": value},
+        lambda value: {"prompt": [turn("user", "a")], "completion": [turn("assistant", value)]},
+        lambda value: talk("a", value),
+    ):
+        prepared = place.prepare([make(value) for value in (0, 1.5, True, "x")], task="classification")
+        assert read(prepared) == [pair("a", text) for text in ("0", "1.5", "true", "x")]
+        assert prepared.notes.count(said) == 1
+    plain = place.prepare([{"prompt": "a", "completion": 1}], task="classification")
+    assert read(plain) == [{"prompt": "a", "completion": "1"}]
+
+
+def test_numbers_are_refused_once_elsewhere(place: Workplace) -> None:
+    rows = [{"instruction": "a", "output": value} for value in (0, 1, True, False)]
+    assert place.problems(rows) == [
+        f"train.jsonl:1: output holds the number 0; {A_CLASS} (in 2 rows)",
+        f"train.jsonl:3: output holds true; {A_CLASS} (in 2 rows)",
+    ]
 
 
 # Refused options
@@ -915,6 +1259,21 @@ def test_dataset_that_cannot_be_loaded(place: Workplace, datasets: Any) -> None:
     )
 
 
+def test_shards_of_a_dataset_that_are_missing_or_cut_are_named(place: Workplace, datasets: Any) -> None:
+    for number in (0, 2):
+        place.write(f"hub/data/train-{number:05}-of-00003.jsonl", [talk(f"question {number}")])
+    hub = {"train_file": None, "validation_file": None, "dataset_name": str(place.root / "hub"), "cache": place.cache}
+    with pytest.raises(
+        InputError, match=r"hub lacks 'data/train-00001-of-00003.jsonl' of its shards; copy or download"
+    ):
+        prepare(**hub)
+    place.write("hub/data/train-00001-of-00003.jsonl", json.dumps(talk("question 1")))
+    assert len(read(prepare(**hub))) == 3
+    place.write("hub/data/train-00001-of-00003.jsonl", json.dumps(talk())[:-20])
+    with pytest.raises(InputError, match=r"hub cannot be loaded \(ArrowInvalid: JSON parse error: Missing a closing"):
+        prepare(**hub)
+
+
 def test_images_of_a_dataset_are_not_decoded(place: Workplace, datasets: Any) -> None:
     features = datasets.Features({"prompt": datasets.Value("string"), "completion": datasets.Value("string")})
     features["image"] = datasets.Image(decode=False)
@@ -923,6 +1282,5 @@ def test_images_of_a_dataset_are_not_decoded(place: Workplace, datasets: Any) ->
     (place.root / "hub").mkdir()
     dataset.to_parquet(str(place.root / "hub" / "train.parquet"))
     name = str(place.root / "hub")
-    prepared = prepare(train_file=None, validation_file=None, dataset_name=name, cache=place.cache)
-    assert read(prepared) == [{"prompt": "a", "completion": "b"}]
-    assert "not used: 'image'" in prepared.notes
+    with pytest.raises(InputError, match="train row 1: image is not supported; rows are text: delete the row, or"):
+        prepare(train_file=None, validation_file=None, dataset_name=name, cache=place.cache)

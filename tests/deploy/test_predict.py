@@ -136,6 +136,8 @@ FORMATS: dict[str, tuple[str, bool, dict[str, Any], Any]] = {
     "plain": ("prompt_completion", False, {"prompt": "red cat is"}, "red cat is"),
     "plain, answer null": ("prompt_completion", False, {"prompt": "red cat is", "completion": None}, "red cat is"),
     "turns": ("prompt_completion", True, {"prompt": ASKED}, ASKED),
+    "marked": ("messages", True, {"messages": [TURNS[0], TURNS[1] | {"weight": 0}]}, ASKED),
+    "dolly": ("alpaca", True, {"instruction": "red cat", "context": ""}, ASKED),
 }
 
 
@@ -156,6 +158,18 @@ def test_a_row_of_every_format_needs_no_answer(tmp_path: Path, name: str) -> Non
         ("messages", True, {"messages": [{"role": "system", "content": "count"}]}, "is an answer to nothing"),
         ("messages", True, {"messages": [*ASKED, *ASKED]}, "is a second user turn in a row"),
         ("alpaca", True, {"instruction": " "}, "instruction is blank"),
+        (
+            "alpaca",
+            True,
+            {"text": "red"},
+            "instruction is missing, the row has 'text': name the columns as those of the training rows",
+        ),
+        (
+            "prompt_completion",
+            True,
+            {"promt": ASKED},
+            r"prompt is missing \(nearest: 'promt'\), the row has 'promt': name",
+        ),
     ],
 )
 def test_a_row_that_asks_nothing_is_refused(

@@ -88,7 +88,7 @@ def test_labels_of_test_rows_are_checked_before_training_costs_anything(with_tas
     write_rows(with_task / "data" / "test.jsonl", rows)
     first, second = problems()
     assert first.startswith(
-        "data/test.jsonl, row 2: the answer the string 'Even' is none of the 2 classes (nearest: 'e"
+        "data/test.jsonl, row 2: the answer the string 'Even' is none of the 2 classes ('even' but for case, spaces or"
     )
     assert second.startswith("data/test.jsonl, row 6: the answer the string 'three' is none of the 2 classes; correct")
 

@@ -421,12 +421,12 @@ def test_what_no_scorer_writes_is_refused(gold: list[str], train: list[tuple[str
     assert error.value.problems == [
         "training rows: the class 'gnu' is none of the labels; write it into labels",
         "predictions, row 1: tuned: the prediction 'dog' is not the most probable label; evaluate again",
-        "predictions, row 2: tuned: the probabilities are not of all labels or do not add up to 1; evaluate again",
+        "predictions, row 2: tuned: the probabilities are not of all labels or do not add up to 1; evaluate again "
+        "(in 2 rows)",
         "predictions, row 3: tuned: only some rows have probabilities; evaluate again",
         "predictions, row 4: tuned: the prediction 'cow' is none of the labels; evaluate again",
         "predictions, row 5: gold is 'cow', which is none of the labels",
         "predictions, row 6: no answer of base, which other rows have; evaluate again",
-        "predictions, row 7: tuned: the probabilities are not of all labels or do not add up to 1; evaluate again",
     ]
 
 

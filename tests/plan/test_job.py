@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import os
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -50,9 +52,11 @@ REFUSED = [
     ("ddp", "global_batch_size=63"),
     ("cpu", "report_to=mlflow"),
     ("cpu", "model_name_or_path=./nowhere"),
+    ("cpu", "model_name_or_path=./cut"),
     # What no conflict says: rows and the evaluation to come, and the rules.
     ("cpu", "train_file=data/none.jsonl"),
     ("cpu", "train_file=data/broken.jsonl"),
+    ("cpu", "train_file=data/marked.jsonl completion_only_loss=false"),
     ("cpu", f"{NEVER} task=generation"),
     ("cpu", "task=classification labels=[a,b]"),
     ("cpu", "max_length=4"),
@@ -63,6 +67,11 @@ REFUSED = [
 def bare(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project on a machine with one GPU and Triton, and without compilers, headers and DeepSpeed."""
     write_rows(project / "data" / "broken.jsonl", [{"instruction": "x", "output": ""}])
+    marked = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 1}]
+    marked += [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]
+    write_rows(project / "data" / "marked.jsonl", [{"messages": marked}])
+    shutil.copytree(project / "model", project / "cut")
+    os.truncate(project / "cut" / "model.safetensors", 1000)
     monkeypatch.setattr(topology, "visible_gpus", lambda: [topology.Gpu("NVIDIA A100-SXM4-80GB", 81920)] * 4)
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(project / "bin"))
@@ -133,7 +142,12 @@ def test_each_phase_says_how_grave_it_is_for_a_plan(bare: Path) -> None:
         ).conflicts()
     ]
     assert {each.phase: each.severity for each in found} == {"topology": "blocking", "machine": "info"}
-    assert PHASES.keys() == {"recipe", "topology", "machine", "rehearsal"}
+    assert PHASES.keys() == {"recipe", "topology", "files", "machine", "rehearsal"}
+    (damage,) = jobs.resolve("default", accel="cpu", overrides={"model_name_or_path": "cut"}).conflicts()
+    assert (damage.rule, damage.severity) == ("model-damaged", "blocking")
+    assert str(damage) == (
+        "SET: model_name_or_path cut: 'model.safetensors' cut off or damaged; copy or download the model again"
+    )
     # A plan for another machine is one that can be had: what is missing here blocks nothing but a training here.
     figures = plan.plan("default", accel="ddp", processes=8)
     assert figures["blocking"] == 0
@@ -146,6 +160,15 @@ def test_a_plan_leaves_out_rows_that_are_not_here_and_a_training_does_not(projec
     assert "is not here" in plan.plan("default", accel="cpu")["data"]["absent"]
     with pytest.raises(InputError, match=r"data/train\.jsonl"):
         jobs.check("default", accel="cpu")
+
+
+def test_a_directory_of_rows_is_planned_as_it_is_trained(project: Path) -> None:
+    (project / "rows").mkdir()
+    for split in ("train", "validation"):
+        (project / "data" / f"{split}.jsonl").rename(project / "rows" / f"{split}.jsonl")
+    words = {"train_file": None, "dataset_name": "rows", "validation_file": None, "dataset_test_split": "validation"}
+    data = plan.plan("tiny", accel="cpu", overrides=words)["data"]
+    assert (data["train"]["rows"], data["validation"]["rows"]) == (64, 8)
 
 
 def test_a_recipe_and_an_accelerate_config_are_named_or_given_as_files(project: Path) -> None:

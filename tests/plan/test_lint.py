@@ -3,6 +3,7 @@
 import importlib
 import inspect
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,19 @@ def case(
     return Case(loaded, chosen, (topology.Gpu("NVIDIA A100-SXM4-80GB", 81920),) * gpus, card, model, data, plan)
 
 
+PLACE = tempfile.TemporaryDirectory()
+
+
+def damaged() -> Case:
+    """A model's directory whose index names a file that is not there."""
+    whole = case()
+    assert whole.model is not None
+    Path(PLACE.name, "config.json").write_text(json.dumps(whole.model.config))
+    index = {"weight_map": {"weight": "model-2.safetensors"}}
+    Path(PLACE.name, "model.safetensors.index.json").write_text(json.dumps(index))
+    return case(model_name_or_path=PLACE.name)
+
+
 EXPERTS = {"num_experts": 128, "router_aux_loss_coef": 0.9}
 SHORT = lengths(train={20: 900, 400: 100})
 EVEN = lengths(train={2000: 1000})
@@ -91,6 +105,11 @@ CASES: dict[str, tuple[Any, str, Any]] = {
         lambda: case(report_to="mlflow", accel="cpu"),
         "report_to: mlflow is not installed",
         lambda: case(accel="cpu"),
+    ),
+    "model-damaged": (
+        damaged,
+        "'model-2.safetensors' missing of its 1 file of weights",
+        lambda: case(),
     ),
     "model-missing": (
         lambda: case(model_name_or_path="./nowhere"),

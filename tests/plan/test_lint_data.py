@@ -9,10 +9,13 @@ import pytest
 from conftest import alpaca_rows, write_rows
 
 from sft_recipes.data import survey, tokens
+from sft_recipes.data.preparation import prepare
+from sft_recipes.evaluate import questions
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import lint
 from sft_recipes.plan.lint import Case, Finding
 from sft_recipes.plan.lint import data as rules
+from sft_recipes.recipes import task
 
 Row = dict[str, Any]
 Look = Callable[..., dict[str, list[Finding]]]
@@ -88,6 +91,10 @@ TRIPS: dict[str, tuple[list[Row], str]] = {
         "2 of 42 train rows (rows 41 and 42 of data/train.jsonl) answer an input otherwise than an earlier row, e.g. "
         "row 41 and row 4: at most one label is right",
     ),
+    "classes-spelled-alike": (
+        [row("x", "Odd"), row("y", "od\u200bd")],
+        "train (data/train.jsonl) has the classes 'odd' (20 rows), 'Odd' (1 row), 'od\\u200bd' (1 row), which differ",
+    ),
     "empty-answers": ([row("x", "nan"), row("y", "{}")], "2 of 42 train rows (rows 41 and 42 of data/train.jsonl)"),
     "unrendered-placeholders": (
         [row("x", "odd {name}"), row("y", "{{ label }}")],
@@ -143,6 +150,25 @@ def test_overlap_but_for_case_and_punctuation(look: Look) -> None:
     assert said.message.startswith("1 more of 1,000 validation rows (data/validation.jsonl)")
     assert "e.g. row 2 is train row 8" in said.message
     assert "split-overlap-normalised" not in look(good(40), [row("text 0", "even"), *good(999, start=5000)])
+
+
+@pytest.mark.parametrize(
+    "mark", [" ", "- ", "-", "\u2013 ", "\u2022 ", '"', "\u201c", "\u00ab", "\ufeff", "\u200b", "(", ">"]
+)
+def test_a_mark_at_the_start_of_a_turn_makes_no_other_input(mark: str, tmp_path: Path) -> None:
+    def talk(text: str, answer: str) -> Row:
+        turns = [("system", "Be brief."), ("user", text), ("assistant", answer)]
+        return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+    write_rows(tmp_path / "train.jsonl", [talk("Caf\u00e9 or tea?", "tea"), talk(f"{mark}Coffee or tea?", "tea")])
+    write_rows(tmp_path / "test.jsonl", [talk(f"{mark}Cafe\u0301 or tea?", "tea")])
+    files = {f"{split}_file": str(tmp_path / f"{split}.jsonl") for split in ("train", "test")}
+    prepared = prepare(**files, validation_file=None, cache=tmp_path / "data")
+    found = survey.survey(prepared, None, cache=tmp_path / "surveys")
+    overlap = found["splits"]["test"]["overlap"]["train"]
+    assert (overlap["exact"]["count"], overlap["normalised"]["count"]) == (0, mark != ">")
+    (question,) = questions.ask(dict.fromkeys(task.KEYS) | {"task": "generation"}, prepared, "test").questions
+    assert question.leaked == (mark != ">")
 
 
 def test_the_origins_answers_trip_the_rules_that_are_about_them(look: Look) -> None:
@@ -336,7 +362,7 @@ def test_without_data_nothing_is_said(project: Path) -> None:
 
 
 def test_every_rule_says_what_it_finds_and_where_it_was_seen() -> None:
-    assert len(about_rows()) == 32
+    assert len(about_rows()) == 33
     for each in about_rows():
         assert each.idea.endswith(".") and len(each.idea) < 140
         assert each.evidence and each.severity in lint.SEVERITIES

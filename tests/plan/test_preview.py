@@ -129,6 +129,15 @@ def test_the_text_of_a_row_is_whole(look: Look, project: Path) -> None:
     )
 
 
+def test_an_answer_that_is_marked_is_not_trained_on(look: Look, project: Path) -> None:
+    asked, first, again, last = TURNS
+    marked = [asked, first | {"weight": 0}, again, last]
+    write_data(project, [{"messages": marked}, {"messages": [*marked, asked, first | {"train": False}]}])
+    for row in look()["rows"]:
+        assert [text for state, text in row["segments"] if state == preview.TRAINED] == ["even<|im_end|>\n"]
+        assert "".join(text for _, text in row["segments"]).count("odd") == 1
+
+
 def test_what_training_would_refuse_is_refused(look: Look) -> None:
     assert "q_porj matches no module" in look(lora_target_modules=["q_porj"])["problems"][0]
 

@@ -1,6 +1,7 @@
 """What a recipe's answers are: which class an answer names, and what is no task."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -83,14 +84,50 @@ def test_labels_with_many_answers_are_generated_and_that_is_said() -> None:
     [
         (["a"] * 5, {}, "all 5 training answers are the class 'a'"),
         ([f"text {number}" for number in range(200)], {}, "more than 100 different classes"),
-        (["yes", "no", "Yes"], {"labels": ["yes", "no"]}, "1 training answers are none of the labels, such as 'Yes'"),
+        (
+            ["yes", "no", "Yes"],
+            {"labels": ["yes", "no"]},
+            "1 training answers are none of the labels, such as 'Yes' ('yes' but for case, spaces or Unicode form)",
+        ),
+        (
+            ["yes", "no", "Yes", "no", "y es", "caf\u00e9", "cafe\u0301"],
+            {},
+            "the classes 'yes' (1 row), 'Yes' (1 row), 'y es' (1 row) differ in case, spaces or Unicode form alone; "
+            "write them alike, or list labels, which says that each is a class\n"
+            r"the classes 'caf\xe9' (1 row), 'cafe\u0301' (1 row) differ",
+        ),
+        (
+            ['["joy", "anger"]', '["joy"]', "joy"],
+            {},
+            'task: classification finds no one class in 2 of 3 training answers, such as the string \'["joy", '
+            '"anger"]\'; write one in each row, or set task: generation',
+        ),
+        (
+            ['{"label": ["joy", "anger"]}', '{"label": "joy"}'],
+            {"label_field": "label"},
+            "label_field label finds no one class in 1 of 2 training answers",
+        ),
         (['{"label": "a"}', "b"], {"label_field": "label"}, "finds no one class in 1 of 2 training answers"),
         (["Verdict: a", "b"], {"label_pattern": "Verdict: (a|b)"}, "finds no one class in 1 of 2 training answers"),
     ],
 )
 def test_answers_that_are_no_classes_are_refused(answers: list[str], values: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message.replace("(", r"\(")):
+    with pytest.raises(InputError, match=re.escape(message)):
         task.task_of(own(**values), answers)
+
+
+def test_labels_that_are_listed_are_classes_however_alike() -> None:
+    assert task.task_of(own(labels=["US", "us"]), ["US", "us"]).labels == ("US", "us")
+
+
+def test_labels_that_are_numbers_are_written_as_in_rows() -> None:
+    found = task.task_of(own(labels=[0, 1, 2.5, True]), ["1", "0", "true"])
+    assert found.labels == ("0", "1", "2.5", "true")
+    assert task.problems(own(labels=[0, 1])) == []
+    assert schema.problem("labels", [0, 1, 2]) is None
+    assert (
+        schema.problem("labels", [[0], 1]) == "labels: expected a list of texts, numbers, true or false, got [[0], 1]"
+    )
 
 
 @pytest.mark.parametrize(

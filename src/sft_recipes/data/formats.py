@@ -1,32 +1,50 @@
 """What a row has to be: the formats that users' rows come in, and TRL's two shapes that they become."""
 
-import re
+import contextlib
+import json
 from collections.abc import Mapping
-from typing import Any
 
+from sft_recipes.data import turns
 from sft_recipes.data.readers import Problems, Row
-from sft_recipes.errors import InputError, closest, listed, nearest, shown
+from sft_recipes.data.turns import Turn
+from sft_recipes.errors import InputError, listed, nearest, shown
 
 FORMATS = ("auto", "messages", "sharegpt", "prompt_completion", "alpaca")
 _FIELDS = {
-    "messages": ("messages",),
-    "sharegpt": ("conversations",),
-    "prompt_completion": ("prompt", "completion"),
-    "alpaca": ("instruction", "input", "output", "system"),
+    "messages": ("messages", "system"),
+    "sharegpt": ("conversations", "system"),
+    "prompt_completion": ("prompt", "completion", "system"),
+    "alpaca": ("instruction", "input", "output", "system", "history"),
 }
 # The one that holds or ends with the answer; and those that a row may leave out.
 _ANSWER = {"messages": "messages", "sharegpt": "conversations", "prompt_completion": "completion", "alpaca": "output"}
-_OPTIONAL = ("input", "system")
-_ROLES = {"system": "system", "user": "user", "assistant": "assistant"}
-_SHAREGPT_ROLES = _ROLES | {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "model": "assistant"}
+_OPTIONAL = ("input", "system", "history")
+# Dolly's names of Alpaca's fields.
+_ALIASES = {"input": "context", "output": "response"}
+# Columns that carry meaning where they hold something; a row that has them is not right without them.
+_INTO_SYSTEM = "write into the system turn what the model is to see of it, as its chat template does, or delete it"
+_INTO_PROMPT = "write it into the prompt where it belongs, or delete the column"
+_OF_ROWS = "rows have no weights and no marks: delete the rows that are not to be learnt, and the column"
+_REFUSED = {
+    **{key: why for key, why in turns.REFUSED.items() if key not in ("loss_scale", "tool_call_id")},
+    **dict.fromkeys(("tools", "functions", "chat_template_kwargs"), _INTO_SYSTEM),
+    **dict.fromkeys(("history", "context", "input"), _INTO_PROMPT),
+    **dict.fromkeys(("loss_scale", "loss_weight", "sample_weight"), _OF_ROWS),
+}
+# Columns that say where a row is from, and how it was rated or counted: nothing that an answer follows from.
+HARMLESS = frozenset(
+    (
+        *("id", "_id", "idx", "index", "uid", "uuid", "guid", "row_id", "example_id", "prompt_id", "message_id"),
+        *("conversation_id", "conv_id", "__index_level_0__", "hash", "md5", "sha256", "tags", "meta", "metadata"),
+        *("source", "dataset", "origin", "category", "domain", "group", "language", "lang", "license", "author"),
+        *("url", "link", "date", "timestamp", "created", "created_at", "updated_at", "version", "model", "model_name"),
+        *("score", "rating", "quality", "length", "num_tokens", "token_count", "num_turns"),
+    )
+)
 
 _HELP = (
     f"set data_format ({', '.join(FORMATS[1:])}) or data_columns, for example {{prompt: question, completion: answer}}"
 )
-# What a "\ud800" in JSON becomes.
-_SURROGATE = re.compile("[\ud800-\udfff]")
-
-_Turn = tuple[str, str, str]  # the place in the row, the role, the content
 
 
 def candidates(data_format: str, columns: Mapping[str, str]) -> list[str]:
@@ -34,7 +52,7 @@ def candidates(data_format: str, columns: Mapping[str, str]) -> list[str]:
     if data_format not in FORMATS:
         raise InputError(f"data_format is {data_format!r}{nearest(data_format, FORMATS)}; write {', '.join(FORMATS)}")
     formats = list(_FIELDS) if data_format == "auto" else [data_format]
-    known = [field for name in formats for field in _FIELDS[name]]
+    known = list(dict.fromkeys(field for name in formats for field in _FIELDS[name]))
     problems = [
         f"data_columns: {field!r} is no field of data_format {data_format}{nearest(field, known)}; "
         f"write one of {listed(known)}"
@@ -52,17 +70,39 @@ def candidates(data_format: str, columns: Mapping[str, str]) -> list[str]:
 
 
 class Rules:
-    """What a row of one format has to be, the same for every split."""
+    """What a row of one format has to be, the same for every split.
 
-    def __init__(self, candidates: list[str], columns: Mapping[str, str], group_column: str | None) -> None:
+    Args:
+        candidates: the formats that it may be in.
+        columns: those of the fields that have other names.
+        group_column: the column of groups.
+        classes: whether answers that are numbers or truth values are classes.
+        answers: whether rows must have answers; of those that need none, what is there is not looked at.
+    """
+
+    def __init__(
+        self,
+        candidates: list[str],
+        columns: Mapping[str, str],
+        group_column: str | None,
+        *,
+        classes: bool = False,
+        answers: bool = True,
+    ) -> None:
         self.candidates = candidates
         self.detected = len(candidates) > 1
         self.format = ""
         self.columns = dict(columns)
         self.group_column = group_column
+        self.answers = answers
         self.needed: list[str] = []
-        self.one_answer = True
-        self.unused: set[str] = set()
+        self.reader = turns.Reader(classes=classes, marks=answers)
+        self.several: str | None = None
+        """The first row with several answers to learn."""
+        self.masked: str | None = None
+        """The first row with an answer before the last one that is not to be learnt."""
+        self.shortened = 0
+        """Rows that end before what follows their last answer to learn."""
         self.prompt_type: type | None = None
         """Of prompts and completions; None until the first row."""
 
@@ -77,16 +117,23 @@ class Rules:
             return
         fitting = self.candidates
         if self.detected:
-            fitting = [name for name in fitting if all(self.columns.get(key, key) in row for key in _required(name))]
+            fitting = [name for name in fitting if all(self._column(key, row) in row for key in _required(name))]
         if len(fitting) != 1:
             which = f"the formats {', '.join(fitting)}" if fitting else "no format"
             problems.add(source, f"the columns {listed(row)} fit {which}; {_HELP}")
             problems.stop()
         self.format = fitting[0]
+        self.reader.sharegpt = self.format == "sharegpt"
         fields = _FIELDS[self.format]
         required = {*_required(self.format), *self.columns}
-        self.columns = {field: self.columns.get(field, field) for field in fields}
+        if not self.answers:
+            required -= {_ANSWER[self.format]} - {"messages", "conversations"}
+        self.columns = {field: self._column(field, row) for field in fields}
         self.needed = [self.columns[field] for field in fields if field in required]
+
+    def _column(self, field: str, row: Row) -> str:
+        alias = _ALIASES.get(field, field)
+        return self.columns.get(field, alias if field not in row and alias in row else field)
 
     def group(self, row: Row, faults: list[str]) -> str | None:
         """The row's value of `group_column`; a row may say null, but not leave the column out."""
@@ -100,147 +147,179 @@ class Rules:
             return None
         return None if value is None or value == "" else str(value)
 
-    def answered(self, row: Row) -> Row:
+    def _answered(self, row: Row) -> Row:
         """The row with an answer that stands in for the one it may lack, so that it can be checked like any other."""
         column = self.columns[_ANSWER[self.format]]
         turn = {"role": "assistant", "content": "answer"}
         if self.format in ("alpaca", "prompt_completion"):
             return {**row, column: "answer" if self.format == "alpaca" or self.prompt_type is str else [turn]}
-        turns = row.get(column)
-        last = turns[-1] if isinstance(turns, list) and turns else None
-        if isinstance(last, dict) and _SHAREGPT_ROLES.get(str(last.get("role") or last.get("from"))) != "assistant":
-            return {**row, column: [*(turns or []), turn]}
+        held = self.reader.decoded(row.get(column), column, [])
+        last = held[-1] if isinstance(held, list) and held else None
+        if (
+            isinstance(last, dict)
+            and turns.SHAREGPT_ROLES.get(str(last.get("role") or last.get("from"))) != "assistant"
+        ):
+            return {**row, column: [*held, turn]}
         return row
 
-    def normalise(self, row: Row, faults: list[str]) -> Row:
-        """The row in TRL's shape: right if nothing was added to `faults`."""
-        self.unused.update(row.keys() - self.columns.values() - {self.group_column})
+    def normalise(self, row: Row, faults: list[str], place: str = "") -> Row:
+        """The row of a place in TRL's shape: right if nothing was added to `faults`."""
+        used = {*self.columns.values(), self.group_column}
+        faults += turns.refused(row, {key: why for key, why in _REFUSED.items() if key not in used})
         faults += [
-            f"{column} is missing{nearest(column, row)}, the row has {listed(row)}: write it, or {_HELP}"
+            f"{key} is not supported; {_OF_ROWS}" for key in turns.MARKS if _marks(row, key) and key not in used
+        ]
+        self.reader.unused.update(row.keys() - used - _REFUSED.keys() - turns.MARKS.keys())
+        have = f"the row has {listed(row)}"
+        instead = f"write it, or {_HELP}" if self.answers else "name the columns as those of the training rows"
+        faults += [
+            f"{column} is missing{nearest(column, row)}, {have}: {instead}"
             for column in self.needed
             if column not in row
         ]
         if faults:
             return {}
+        row = row if self.answers else self._answered(row)
         if self.format == "alpaca":
-            return self._alpaca(row, faults)
+            return {"messages": self._conversation(self._alpaca(row, faults), "the row", faults, place)}
         if self.format == "prompt_completion":
-            return self._prompt_completion(row, faults)
+            return self._prompt_completion(row, faults, place)
         column = self.columns[_ANSWER[self.format]]
-        return {"messages": self._conversation(self._turns(row[column], column, faults), column, faults)}
+        found = self._with_system(row, self.reader.turns(row[column], column, faults), faults)
+        return {"messages": self._conversation(found, column, faults, place)}
 
-    def _alpaca(self, row: Row, faults: list[str]) -> Row:
-        def text(field: str) -> str:
-            value, optional = row.get(self.columns[field]), field in _OPTIONAL
-            return "" if value is None and optional else _text(value, self.columns[field], faults, optional)
+    def _optional(self, field: str, row: Row, faults: list[str]) -> str:
+        value, column = row.get(self.columns[field]), self.columns[field]
+        return "" if value is None else self.reader.text(value, column, faults, blank=True)
 
-        prompt, extra, system = text("instruction"), text("input"), text("system")
-        messages = [{"role": "system", "content": system}] if system.strip() else []
-        messages.append({"role": "user", "content": f"{prompt}\n\n{extra}" if extra.strip() else prompt})
-        return {"messages": [*messages, {"role": "assistant", "content": text("output")}]}
+    def _with_system(self, row: Row, found: list[Turn], faults: list[str]) -> list[Turn]:
+        """The turns after that of the row's system column, if it has one."""
+        system, column = self._optional("system", row, faults), self.columns["system"]
+        if not system.strip():
+            return found
+        self.reader.note(f"{column}: the system turn of its row")
+        if found and found[0].role == "system":
+            if found[0].content != system:
+                faults.append(f"{column} and {found[0].place} are two system turns; keep one")
+            return found
+        return [Turn(column, "system", system), *found]
 
-    def _prompt_completion(self, row: Row, faults: list[str]) -> Row:
-        values = {field: row[self.columns[field]] for field in ("prompt", "completion")}
-        for field, value in values.items():
-            if self.prompt_type is None and isinstance(value, (str, list)):
-                self.prompt_type = type(value)
+    def _alpaca(self, row: Row, faults: list[str]) -> list[Turn]:
+        asked, extra, answer = (self.columns[field] for field in ("instruction", "input", "output"))
+        prompt, more = self.reader.text(row[asked], asked, faults), self._optional("input", row, faults)
+        if more.strip():
+            prompt = f"{prompt}\n\n{more}"
+            if extra != "input":
+                self.reader.note(f"{extra}: joined to {asked}")
+        found = [*self._history(row, faults), Turn(asked, "user", prompt)]
+        answered = self.reader.text(row[answer], answer, faults, answer=True)
+        return self._with_system(row, [*found, Turn(answer, "assistant", answered)], faults)
+
+    def _history(self, row: Row, faults: list[str]) -> list[Turn]:
+        """The rounds before a row of Alpaca's, as LLaMA-Factory has them: pairs of question and answer."""
+        column = self.columns["history"]
+        rounds = row.get(column) or []
+        if isinstance(rounds, str):
+            # A cell of CSV.
+            with contextlib.suppress(ValueError, RecursionError):
+                rounds = json.loads(rounds)
+        if not isinstance(rounds, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in rounds):
+            faults.append(f"{column} holds {shown(rounds)}; write a list of [question, answer] pairs")
+            return []
+        if rounds:
+            self.reader.notes[
+                f"{column}: rounds before {self.columns['instruction']}, whose answers are learnt too"
+            ] = None
+        return [
+            Turn(place, role, self.reader.text(text, place, faults))
+            for number, pair in enumerate(rounds)
+            for place, role, text in zip((f"{column}[{number}]",) * 2, ("user", "assistant"), pair, strict=True)
+        ]
+
+    def _prompt_completion(self, row: Row, faults: list[str], place: str) -> Row:
+        asked, answer = (self.columns[field] for field in ("prompt", "completion"))
+        values = {column: self.reader.decoded(row[column], column, faults) for column in (asked, answer)}
+        if self.prompt_type is None and isinstance(values[asked], (str, list)):
+            self.prompt_type = type(values[asked])
+        if self.prompt_type is str and isinstance(values[answer], (bool, int, float)):
+            values[answer] = self.reader.text(values[answer], answer, faults, answer=True)
+        for column, value in values.items():
             if self.prompt_type is None or not isinstance(value, self.prompt_type):
                 fix = "a list of messages" if self.prompt_type is list else "a string"
-                faults.append(f"{self.columns[field]} holds {shown(value)}; write {fix}, as in every row")
+                faults.append(f"{column} holds {shown(value)}; write {fix}, as in every row")
         if faults:
             return {}
         if self.prompt_type is str:
-            return {field: _text(value, self.columns[field], faults) for field, value in values.items()}
-        prompt, completion = (self._turns(value, self.columns[field], faults) for field, value in values.items())
+            if self._optional("system", row, faults).strip():
+                fix = "write it into the prompt, or write prompt and completion as lists of turns"
+                faults.append(f"{self.columns['system']} stands beside a prompt that is plain text; {fix}")
+            found = {"prompt": self.reader.text(values[asked], asked, faults)}
+            return found | {"completion": self.reader.text(values[answer], answer, faults)}
+        prompt, completion = (self.reader.turns(value, column, faults) for column, value in values.items())
+        prompt = self._with_system(row, prompt, faults)
         if len(completion) > 1:
             faults.append(
-                f"{self.columns['completion']} holds {len(completion)} turns; write the one assistant turn to learn, "
+                f"{answer} holds {len(completion)} turns; write the one assistant turn to learn, "
                 "or use the format messages to learn several"
             )
-        messages = self._conversation(prompt + completion, self.columns["completion"], faults)
+        messages = self._conversation(prompt + completion, answer, faults, place, len(prompt))
         return {"prompt": messages[:-1], "completion": messages[-1:]}
 
-    def _turns(self, value: Any, column: str, faults: list[str]) -> list[_Turn]:
-        if not isinstance(value, list) or not value:
-            faults.append(f'{column} holds {shown(value)}; write a list of {{"role": ..., "content": ...}} objects')
-            return []
-        turns: list[_Turn] = []
-        for index, turn in enumerate(value):
-            place = f"{column}[{index}]"
-            if not isinstance(turn, dict):
-                faults.append(f'{place} holds {shown(turn)}; write {{"role": ..., "content": ...}}')
-                continue
-            role_key, content_key = "role", "content"
-            if self.format == "sharegpt" and turn.get("role") is None:
-                role_key, content_key = "from", "value"
-            elif turn.get("role") is None and turn.get("from") is not None:
-                faults.append(f"{place} has from and value, as in ShareGPT; {_sharegpt_remedy(column)}")
-                continue
-            if turn.get("tool_calls"):
-                faults.append(f"{place}.tool_calls is not supported; delete the row, or write the call as content")
-            others = {key for key, held in turn.items() if held is not None} - {role_key, content_key, "tool_calls"}
-            self.unused.update(f"{column}[].{key}" for key in others)
-            role = self._role(turn, place, role_key, column, faults)
-            if content_key not in turn:
-                faults.append(f"{place}.{content_key} is missing; write the text of the turn")
-                continue
-            content = _text(turn[content_key], f"{place}.{content_key}", faults, may_be_blank=role == "system")
-            turns.append((place, role, content))
-        return turns
-
-    def _role(self, turn: Row, place: str, key: str, column: str, faults: list[str]) -> str:
-        roles = _SHAREGPT_ROLES if self.format == "sharegpt" else _ROLES
-        role = turn.get(key)
-        if isinstance(role, str) and role in roles:
-            return roles[role]
-        if key not in turn:
-            faults.append(f"{place}.{key} is missing; write one of {listed(roles)}")
-        elif isinstance(role, str) and role in _SHAREGPT_ROLES:
-            meant = f"write {_SHAREGPT_ROLES[role]!r}, or {_sharegpt_remedy(column)}"
-            faults.append(f"{place}.{key} holds {role!r}, a ShareGPT role; {meant}")
-        else:
-            near = closest(role.lower(), roles) if isinstance(role, str) else ""
-            meant = listed([near] if near else roles)
-            faults.append(f"{place}.{key} holds {shown(role)}; write {'' if near else 'one of '}{meant}")
-        return ""
-
-    def _conversation(self, turns: list[_Turn], column: str, faults: list[str]) -> list[dict[str, str]]:
-        """Check the order of the turns, once each of them is right for itself."""
+    def _conversation(
+        self, found: list[Turn], column: str, faults: list[str], place: str, asked: int = 0
+    ) -> list[dict[str, str]]:
+        """Check the order of the turns, once each of them is right for itself; the first ones are `asked` alone."""
         if faults:
             return []
-        roles = [role for _, role, _ in turns]
+        roles = [turn.role for turn in found]
         start = 1 if roles[0] == "system" else 0
         if "assistant" not in roles:
             faults.append(f"{column} has no assistant turn; add the answer to learn, or delete the row")
             return []
-        for index, (place, role, _) in enumerate(turns):
+        for index, (where, role, _, _) in enumerate(found):
             if role == "system" and index:
-                faults.append(f"{place} is a system turn; move it to the front, where the one system turn belongs")
+                faults.append(f"{where} is a system turn; move it to the front, where the one system turn belongs")
             elif role == "assistant" and index == start:
-                faults.append(f"{place} is an answer to nothing; put a user turn before it")
+                faults.append(f"{where} is an answer to nothing; put a user turn before it")
             elif index and role == roles[index - 1]:
-                faults.append(f"{place} is a second {role} turn in a row; join the two, or add the turn between them")
+                faults.append(f"{where} is a second {role} turn in a row; join the two, or add the turn between them")
         if roles[-1] != "assistant":
-            faults.append(f"{turns[-1][0]} is the last turn, but of the {roles[-1]}; end with the assistant's answer")
-        # Where the user has marked the answer, the assistant turns before it are not to be learnt.
-        self.one_answer &= roles.count("assistant") == 1 or self.format == "prompt_completion"
-        return [{"role": role, "content": content} for _, role, content in turns]
+            faults.append(
+                f"{found[-1].place} is the last turn, but of the {roles[-1]}; end with the assistant's answer"
+            )
+        return self._learnt(found, column, faults, place, asked)
+
+    def _learnt(
+        self, found: list[Turn], column: str, faults: list[str], place: str, asked: int
+    ) -> list[dict[str, str]]:
+        """The turns up to the last answer that is to be learnt; what follows it has no part in any loss."""
+        answers = [index for index, turn in enumerate(found) if turn.role == "assistant" and index >= asked]
+        faults += [
+            f"{turn.place} is marked to be learnt, and the loss is on answers alone; delete the mark"
+            for index, turn in enumerate(found)
+            if turn.learnt and index not in answers
+        ]
+        learnt = [index for index in answers if found[index].learnt is not False]
+        if not learnt:
+            faults.append(f"{column} marks no answer to be learnt; delete the row")
+            return []
+        kept = found[: learnt[-1] + 1]
+        if learnt != [index for index in answers if index <= learnt[-1]]:
+            self.masked = self.masked or place
+            if len(learnt) > 1:
+                fix = "write the row once for each answer to learn, ending with it"
+                faults.append(f"{column} has several answers to be learnt and others not; {fix}")
+        elif len(learnt) > 1:
+            self.several = self.several or place
+        self.shortened += len(kept) < len(found)
+        return [{"role": turn.role, "content": turn.content} for turn in kept]
 
 
 def _required(name: str) -> list[str]:
     return [field for field in _FIELDS[name] if field not in _OPTIONAL]
 
 
-def _text(value: Any, place: str, faults: list[str], may_be_blank: bool = False) -> str:
-    if not isinstance(value, str):
-        faults.append(f"{place} holds {shown(value)}; write a string")
-        return ""
-    if surrogate := _SURROGATE.search(value):
-        faults.append(f"{place} holds {surrogate[0]!r}, half of a character; write the whole character")
-    elif not may_be_blank and not value.strip():
-        faults.append(f"{place} is blank; write its text, or delete the row")
-    return value
-
-
-def _sharegpt_remedy(column: str) -> str:
-    return f"set data_format: sharegpt and data_columns: {{conversations: {column}}}"
+def _marks(row: Row, key: str) -> bool:
+    """Whether a row says of itself that it counts otherwise than others."""
+    value = row.get(key)
+    return isinstance(value, (bool, int, float)) and value != turns.MARKS[key]

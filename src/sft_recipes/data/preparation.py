@@ -24,7 +24,7 @@ from sft_recipes.terminal import count
 CACHE = Path(".cache/data")
 GROUPS = "groups.json"
 # Part of every fingerprint: raise it when the same sources would be prepared differently.
-PREPARATION_VERSION = 1
+PREPARATION_VERSION = 2
 
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"}
 # Characters of a row, a million tokens of English, which is more than models read. A tokenizer takes seconds and
@@ -42,6 +42,7 @@ class Prepared:
     fingerprint: str  # SHA-256 over the sources' content and everything that decides what is made of it
     kind: str  # "prompt_completion" (loss on the one answer of a row) or "messages" (loss on every assistant turn)
     conversational: bool  # whether the rows are turns, which a chat template renders, or plain text
+    masked: bool  # whether marks in the rows leave answers out of the loss
     format: str  # what the user's rows were in: one of `formats.FORMATS`, never "auto"
     splits: dict[str, dict[str, Any]]  # of each: `source`, that one's `sha256` and `rows`, and its own `prepared_rows`
     notes: tuple[str, ...]  # one sentence for each decision that was made
@@ -49,7 +50,7 @@ class Prepared:
 
 _SOURCE = (
     *("train_file", "validation_file", "test_file", "dataset_name", "dataset_config"),
-    *("dataset_train_split", "dataset_test_split", "data_format", "data_columns", "group_column"),
+    *("dataset_train_split", "dataset_test_split", "data_format", "data_columns", "group_column", "task"),
 )
 
 
@@ -76,6 +77,7 @@ def prepare(
     data_format: str = "auto",
     data_columns: Mapping[str, str] | None = None,
     group_column: str | None = None,
+    task: str | None = None,
     validation_split_size: float = 0.0,
     cache: Path,
     on_rows: Callable[[int], None] | None = None,
@@ -85,13 +87,15 @@ def prepare(
     The validation rows are those of `validation_file`, or of the Hub dataset's test split, or the share
     `validation_split_size` of the training rows, or none. The rows of `test_file` decide nothing about the others.
     The values of `group_column` in the rows held out, which the evaluation goes by, are kept beside them (`groups`).
+    Answers that are numbers or truth values are classes where the `task` is classification.
     `on_rows` is told how many rows have been read, every `PROGRESS_ROWS`; never for a directory that is there already.
 
     Raises:
         InputError: with everything that is wrong; nothing is left in `cache` then.
     """
     columns = dict(data_columns or {})
-    rules = Rules(formats.candidates(data_format, columns), columns, group_column)
+    classes = task == "classification"
+    rules = Rules(formats.candidates(data_format, columns), columns, group_column, classes=classes)
     if (train_file is None) == (dataset_name is None):
         given = "neither is" if train_file is None else "both are"
         raise InputError(f"give one of train_file and dataset_name: {given} given")
@@ -110,6 +114,7 @@ def prepare(
     contents = {split: [source.reader, source.sha256] for split, source in sources.items()}
     decisive = [PREPARATION_VERSION, contents, data_format, columns, float(share)]
     decisive += [] if group_column is None else [group_column]
+    decisive += ["classes"] if classes else []
     fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     directory = cache / fingerprint[:16]
     facts = _complete(directory, fingerprint)
@@ -129,7 +134,7 @@ def prepare(
     if share != validation_split_size:
         name = facts["splits"]["validation"]["source"]
         notes.append(f"validation_split_size {validation_split_size} is not used: the validation rows are {name}")
-    known = {key: facts[key] for key in ("kind", "conversational", "format", "splits")}
+    known = {key: facts[key] for key in ("kind", "conversational", "masked", "format", "splits")}
     return Prepared(directory, fingerprint, **known, notes=tuple(notes))
 
 
@@ -151,14 +156,14 @@ def prompts(
     Raises:
         InputError: With everything that is wrong.
     """
-    rules = Rules([data_format], data_columns or {}, None)
+    rules = Rules([data_format], data_columns or {}, None, answers=False)
     rules.prompt_type = list if conversational else str
     problems = Problems()
     found = []
     for place, row in file_source(name).rows(problems):
         rules.recognise(name, row, problems)
         faults: list[str] = []
-        answered = rules.normalise(rules.answered(row), faults)
+        answered = rules.normalise(row, faults)
         problems.add(place, *faults)
         if not faults:
             found.append((row, answered["messages"][:-1] if "messages" in answered else answered["prompt"]))
@@ -199,7 +204,6 @@ def _write(
     """Write the splits into `staging` and return the facts about them."""
     problems = Problems()
     origins = {split: split for split in sources} | ({"validation": "train"} if share else {})
-    one_answer = True
     read, written = dict.fromkeys(sources, 0), dict.fromkeys(origins, 0)
     groups: dict[str, list[str | None]] = {split: [] for split in origins if split != "train"}
     evaluated = "test" if "test" in groups else "validation"
@@ -212,7 +216,7 @@ def _write(
                     on_rows(total)
                 faults: list[str] = []
                 rules.recognise(source.name, row, problems)
-                line = json.dumps(rules.normalise(row, faults), ensure_ascii=False)
+                line = json.dumps(rules.normalise(row, faults, place), ensure_ascii=False)
                 if len(line) > LONGEST_ROW:
                     most = f"a row has at most {LONGEST_ROW:,}, which is more than a model reads"
                     faults.append(f"the row has {len(line):,} characters; {most}, so write it as several rows")
@@ -228,8 +232,15 @@ def _write(
             if not read[split] and not problems.count:
                 problems.add(source.name, "has no rows; write at least one")
             if split != "test":
-                one_answer = rules.one_answer
+                several, masked, shortened = rules.several, rules.masked, rules.shortened
+    if several and masked:
+        problems.add(
+            masked,
+            f"leaves an answer out of the loss, and {several} has several answers to learn, which no loss of TRL does "
+            "in one training; write rows with several answers once for each of them, ending with it",
+        )
     problems.stop()
+    one_answer = not several
     if not all(written.values()):
         raise InputError(
             f"validation_split_size {share} puts all {read['train']:,} rows of {sources['train'].name} on one side "
@@ -243,9 +254,12 @@ def _write(
     facts: dict[str, Any] = {
         "kind": "prompt_completion" if one_answer else "messages",
         "conversational": rules.conversational,
+        "masked": bool(masked or shortened),
         "format": rules.format,
         "detected": rules.detected,
-        "unused": sorted(rules.unused),
+        "unused": sorted(rules.reader.unused),
+        "read": [*problems.notes, *rules.reader.notes],
+        "shortened": shortened,
         "splits": {
             split: {
                 "source": sources[origin].name,
@@ -280,8 +294,16 @@ def _notes(facts: dict[str, Any], share: float) -> list[str]:
     notes = [
         f"format: {facts['format']}, {'recognised by its columns' if facts['detected'] else 'as the recipe says'}"
     ]
-    if facts["unused"]:
-        notes.append(f"not used: {listed(facts['unused'])}")
+    notes += facts["read"]
+    # Of keys of turns, the name after their place.
+    unknown = [name for name in facts["unused"] if name.rpartition("[].")[2] not in formats.HARMLESS]
+    if harmless := [name for name in facts["unused"] if name not in unknown]:
+        notes.append(f"not used: {listed(harmless)}")
+    if unknown:
+        notes.append(f"not used: {listed(unknown)}; write it into the prompt if an answer follows from it")
+    if facts["shortened"]:
+        ends = count(facts["shortened"], "row")
+        notes.append(f"{ends} end at the last answer that is to be learnt; what follows has no part in the loss")
     several = "every assistant turn, since some rows have several"
     notes.append(f"loss: on {several if facts['kind'] == 'messages' else 'the one answer that ends each row'}")
     for split, of_split in facts["splits"].items():

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -11,34 +12,55 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.data import shapes
 from sft_recipes.errors import InputError, listed, nearest, shown
 from sft_recipes.files import open_regular
 
-# How many problems of a file are shown; the others are counted.
+# How many kinds of problems are shown; the others are counted.
 SHOWN = 20
+_QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(?:\.\.\.)?"""
+# What two problems of one kind differ in: what is quoted, numbers, and what a name may have meant.
+_VARYING = re.compile(rf" \(nearest: {_QUOTED}\)|{_QUOTED}(?:, {_QUOTED})*(?: and \d+ more)?|\d[\d,.]*|true|false")
 # What `errors="surrogateescape"` makes of bytes that are not UTF-8.
 _UNDECODABLE = re.compile("[\udc80-\udcff]")
-_SEPARATOR = re.compile(r"\s*([,\]])\s*")
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\..+)")
+_OPENING = re.compile(r"\s*(?:\[\s*(\])?)?\s*")
+_SEPARATOR, _SPACE = re.compile(r"\s*([,\]])\s*"), re.compile(r"\s*")
 
 Row = dict[str, Any]
 
 
 class Problems:
-    """Counts all problems and keeps those that are shown."""
+    """What is wrong in files, each kind once for a file, and how a file was read whose form left that open."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.shown: list[str] = []
+        self.notes: dict[str, None] = {}
+        # The first problem of each kind, its place, and the places of all: how many, and the last.
+        self._kinds: dict[tuple[str, str], tuple[str, str, list[Any]]] = {}
+        self._more: set[tuple[str, str]] = set()
 
     def add(self, place: str, *problems: str) -> None:
+        """Add the problems of a place: a file, or one with the number of a line or a row at its end."""
         self.count += len(problems)
-        self.shown += [f"{place}: {problem}" for problem in problems[: SHOWN - len(self.shown)]]
+        where = place.rstrip("0123456789")
+        for problem in problems:
+            # Of a file as a whole there is each problem once.
+            kind = where, problem if where == place else _VARYING.sub("", problem)
+            if kind not in self._kinds and len(self._kinds) == SHOWN:
+                self._more.add(kind)
+                continue
+            rows = self._kinds.setdefault(kind, (place, problem, [0, ""]))[2]
+            rows[:] = rows[0] + (rows[1] != place), place
 
     def stop(self) -> None:
         """Raise an `InputError` if there was any."""
         if self.count:
-            more = self.count - len(self.shown)
-            raise InputError(*self.shown, *([f"... and {more:,} more"] if more else []))
+            told = (
+                f"{place}: {problem}{f' (in {rows:,} rows)' if rows > 1 else ''}"
+                for place, problem, (rows, _) in self._kinds.values()
+            )
+            raise InputError(*told, *([f"... and {len(self._more):,} more"] if self._more else []))
 
 
 @dataclass(frozen=True)
@@ -64,6 +86,8 @@ def file_source(name: str, key: str | None = None) -> Source:
     except IsADirectoryError:
         raise InputError(f"{name} is a directory; name one file, or give the directory as dataset_name") from None
     except FileNotFoundError:
+        if problem := _several(name):
+            raise InputError(problem) from None
         siblings = [each.name for each in path.parent.iterdir()] if os.access(path.parent, os.R_OK) else []
         raise InputError(
             f"{name}: no such file{nearest(path.name, siblings)}; correct the path"
@@ -77,6 +101,17 @@ def file_source(name: str, key: str | None = None) -> Source:
     if suffix not in _READERS:
         raise InputError(f"{name} has the suffix {path.suffix!r}; the supported ones are {', '.join(_READERS)}")
     return Source(name, suffix, digest.hexdigest(), lambda problems: _READERS[suffix](path, name, problems))
+
+
+def _several(name: str) -> str | None:
+    """What is wrong with a name that means more than one file."""
+    parts = [part for part in re.split(r"[,\s]+", name) if part]
+    pattern = len(parts) == 1 and any(char in name for char in "*?[")
+    if not pattern and (len(parts) == 1 or any(Path(part).suffix.lower() not in _READERS for part in parts)):
+        return None
+    by_line = all(Path(part).suffix.lower() in (".jsonl", ".ndjson") for part in parts)
+    how = f", e.g. with: cat {' '.join(parts)} > joined.jsonl" if by_line else ""
+    return f"{name}: {'a pattern' if pattern else f'{len(parts)} files'}, and rows are read from one; join them{how}"
 
 
 def _wrong_content(head: bytes, suffix: str) -> str | None:
@@ -103,70 +138,113 @@ def _not_utf8(text: str) -> str | None:
     return f"byte 0x{ord(found[0]) - 0xDC00:02X} is not UTF-8; convert the file, e.g. with: iconv -f LATIN1 -t UTF-8"
 
 
-def _read_json(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, Row]]:
-    faults: list[str] = []
+# Where a value stands in its file, the value, and what is wrong with it.
+_Value = tuple[str, Any, list[str]]
 
-    def pairs(found: list[tuple[str, Any]]) -> Row:
+
+class _Decoder:
+    """Decodes JSON, and says what Python takes for JSON and is none, or loses: NaN, and a key that is there twice."""
+
+    def __init__(self) -> None:
+        self._faults: list[str] = []
+        self._json = json.JSONDecoder(object_pairs_hook=self._pairs, parse_constant=self._constant)
+
+    def _pairs(self, found: list[tuple[str, Any]]) -> Row:
         keys = [key for key, _ in found]
         repeated = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
-        faults.extend(f"the key {key!r} occurs twice in an object; keep one" for key in repeated)
+        self._faults += [f"the key {key!r} occurs twice in an object; keep one" for key in repeated]
         return dict(found)
 
-    def constant(literal: str) -> None:
-        faults.append(f"{literal} is not JSON; write null, a number or a string")
+    def _constant(self, literal: str) -> None:
+        self._faults.append(f"{literal} is not JSON; write null, a number or a string")
 
-    decoder = json.JSONDecoder(object_pairs_hook=pairs, parse_constant=constant)
+    def line(self, text: str) -> tuple[Any, list[str]]:
+        """The value of a line, and what is wrong with it."""
+        if error := _not_utf8(text):
+            return None, [error]
+        try:
+            return self._json.decode(text), self.faults()
+        except (ValueError, RecursionError) as raised:
+            self.faults()
+            return None, [_json_problem(raised)]
+
+    def next(self, text: str, position: int) -> tuple[Any, int]:
+        """The value that begins at a position, and where it ends."""
+        return self._json.raw_decode(text, position)
+
+    def faults(self) -> list[str]:
+        """What was wrong since it was asked last."""
+        found, self._faults = self._faults, []
+        return found
+
+
+def _read_json(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, Row]]:
+    decoder = _Decoder()
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        first = next((line for line in file if line.strip()), "")
+        first, second = itertools.islice(itertools.chain((line for line in file if line.strip()), ("", "")), 2)
         file.seek(0)
         is_array = first.lstrip().startswith("[")
-        values = _array_values(file.read(), decoder) if is_array else _line_values(file, decoder)
-        for label, value, error in values:
-            if error or faults:
-                for problem in [error] if error else faults:
-                    problems.add(name + label, problem)
-                faults.clear()
+        if is_array or _goes_on(decoder, first, second):
+            values = _values(file.read(), decoder, is_array)
+        else:
+            values = ((f":{number}", *decoder.line(line)) for number, line in enumerate(file, 1) if line.strip())
+        for label, value, faults in values if is_array else _rows_of_one(values, name, problems):
+            if faults:
+                problems.add(name + label, *faults)
             elif not isinstance(value, dict):
                 problems.add(name + label, f"a row holds {shown(value)}; write an object with named columns")
             else:
                 yield name + label, value
 
 
-def _line_values(lines: Iterable[str], decoder: json.JSONDecoder) -> Iterator[tuple[str, Any, str | None]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        value, error = None, _not_utf8(line)
-        if not error:
-            try:
-                value = decoder.decode(line)
-            except (ValueError, RecursionError) as raised:
-                error = _json_problem(raised)
-        yield f":{number}", value, error
+def _goes_on(decoder: _Decoder, first: str, second: str) -> bool:
+    """Whether an object covers several lines, as pretty-printed ones do; a line that was cut off is no such object."""
+    ends_early = [_json_problem(json.JSONDecodeError("", first, len(first)))]
+    return decoder.line(first)[1] == ends_early and bool(second) and bool(decoder.line(second)[1])
 
 
-def _array_values(text: str, decoder: json.JSONDecoder) -> Iterator[tuple[str, Any, str | None]]:
+def _rows_of_one(values: Iterable[_Value], name: str, problems: Problems) -> Iterator[_Value]:
+    """The values as they are; of an object that is all there is in its file, the rows that it may hold."""
+    values = iter(values)
+    head = list(itertools.islice(values, 2))
+    if len(head) == 1 and isinstance(head[0][1], dict) and not head[0][2]:
+        try:
+            rows, how = shapes.rows_of(head[0][1])
+        except InputError as error:
+            problems.add(name, *error.problems)
+            return
+        if how:
+            problems.notes[how] = None
+            head = [(f" row {number}", row, []) for number, row in enumerate(rows, 1)]
+    yield from head
+    yield from values
+
+
+def _values(text: str, decoder: _Decoder, is_array: bool) -> Iterator[_Value]:
+    """The values of an array, or the objects one after the other, wherever their lines end."""
     undecodable = [(n, error) for n, line in enumerate(text.split("\n"), 1) if (error := _not_utf8(line))]
-    yield from ((f":{number}", None, error) for number, error in undecodable)
-    opening = re.match(r"\s*\[\s*(\])?\s*", text)
+    yield from ((f":{number}", None, [error]) for number, error in undecodable)
+    opening = _OPENING.match(text)
     if undecodable or opening is None:
         return
     number, position, closed = 0, opening.end(), bool(opening[1])
+    between = _SEPARATOR if is_array else _SPACE
     try:
         while not closed:
-            value, position = decoder.raw_decode(text, position)
+            value, position = decoder.next(text, position)
             number += 1
-            yield f" row {number}", value, None
-            separator = _SEPARATOR.match(text, position)
+            yield f" row {number}", value, decoder.faults()
+            separator = between.match(text, position)
             if separator is None:
                 raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
-            position, closed = separator.end(), separator[1] == "]"
+            position = separator.end()
+            closed = separator[1] == "]" if is_array else position == len(text)
         if position < len(text):
             raise json.JSONDecodeError("Extra data", text, position)
     except json.JSONDecodeError as error:
-        yield f":{error.lineno}", None, _json_problem(error)
+        yield f":{error.lineno}", None, [_json_problem(error)]
     except (ValueError, RecursionError) as error:
-        yield f" row {number + 1}", None, _json_problem(error)
+        yield f" row {number + 1}", None, [_json_problem(error)]
 
 
 def _json_problem(error: Exception) -> str:
@@ -185,12 +263,18 @@ def _json_problem(error: Exception) -> str:
 
 
 def _read_csv(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, Row]]:
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    delimiter = usual = "\t" if path.suffix.lower() == ".tsv" else ","
     # The limit of the module is 128 KiB a cell, which long documents pass.
     csv.field_size_limit(2**31 - 1)
     header: list[str] = []
     line = 1
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        head = next((row for row in file if row.strip()), "")
+        file.seek(0)
+        others = [each for each in ",;\t" if each in head]
+        if usual not in head and len(others) == 1:
+            delimiter = others[0]
+            problems.notes[f"columns: separated by {delimiter!r}, as the header is"] = None
         reader = csv.reader(file, delimiter=delimiter, strict=True)
         try:
             for cells in reader:
@@ -203,9 +287,6 @@ def _read_csv(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, 
                     header = cells
                     if len(set(header)) < len(header) or "" in header:
                         problems.add(place, f"the header {listed(header)} has an empty or repeated name; name each")
-                        return
-                    if len(header) == 1 and ";" in header[0]:
-                        problems.add(place, f"the columns are separated by ';'; write {delimiter!r}")
                         return
                 elif len(cells) != len(header):
                     fix = f"put a cell that holds {delimiter!r} or a line end in double quotes"
@@ -244,12 +325,18 @@ _READERS: dict[str, Callable[[Path, str, Problems], Iterator[tuple[str, Row]]]] 
 def hub_sources(name: str, config: str | None, train_split: str, test_split: str | None) -> dict[str, Source]:
     import datasets
 
+    if missing := _missing_shards(Path(name)):
+        raise InputError(f"dataset_name {name} lacks {listed(missing)} of its shards; copy or download it again")
     try:
         loaded = datasets.load_dataset(name, config)
     except Exception as error:  # the library raises a dozen kinds, and each means that there are no rows
-        reason = (str(error).splitlines() or [""])[0]
+        cause: BaseException = error
+        while cause.__cause__:
+            # What is wrong with a file is said below what the library says of it.
+            cause = cause.__cause__
+        reason = (str(cause).splitlines() or [""])[0].rstrip(".")
         raise InputError(
-            f"dataset_name {name} cannot be loaded ({type(error).__name__}: {reason}); check the name and "
+            f"dataset_name {name} cannot be loaded ({type(cause).__name__}: {reason}); check the name and "
             "dataset_config, or give local files as train_file, or point HF_HOME to a cache that holds it or "
             "HF_ENDPOINT to a mirror"
         ) from error
@@ -262,9 +349,21 @@ def hub_sources(name: str, config: str | None, train_split: str, test_split: str
     return sources
 
 
+def _missing_shards(directory: Path) -> list[str]:
+    """The files of a directory that are missing by the names of the others, as `train-00001-of-00003.parquet` is."""
+    found = ((path.parent, _SHARD.fullmatch(path.name)) for path in directory.rglob("*-of-*"))
+    groups = {(parent, shard[1], shard[2], shard[3]) for parent, shard in found if shard}
+    wanted = (
+        parent / f"{name}-{number:05}-of-{total}{suffix}"
+        for parent, name, total, suffix in sorted(groups)
+        for number in range(int(total))
+    )
+    return [str(path.relative_to(directory)) for path in wanted if not path.is_file()]
+
+
 def _dataset_source(name: str, dataset: Any) -> Source:
     for column, feature in dataset.features.items():
-        if hasattr(feature, "decode"):  # images, sound: bytes are enough for a column that is not used
+        if hasattr(feature, "decode"):  # images, sound: bytes are enough to say that they are there
             dataset = dataset.cast_column(column, dataclasses.replace(feature, decode=False))
     digest = hashlib.sha256()
     for row in dataset:

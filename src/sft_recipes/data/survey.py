@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import re
+import unicodedata
 from array import array
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -37,7 +38,11 @@ FIELDS, FORMS = 50, 20
 SHOWN = 200
 
 # Mathematical signs stay: 1 + 1 is not 1 - 1.
-_PUNCTUATION = re.compile(r"""[\s.,;:!?'"`()\[\]{}_\u2018-\u201f\u2026«»-]+""")
+_PUNCTUATION = re.compile(
+    r"""[\s.,;:!?'"`()\[\]{}_\u00b4\u2010-\u2015\u2018-\u201f\u2022\u2026\u2039\u203a\u300c-\u300f«»-]+"""
+)
+# What no reader sees: soft hyphens, marks of width and direction, and the mark at the start of a file.
+_INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe0f\ufeff]")
 # {name} and {{name}}; not what code and LaTeX write: ${name}, \frac{a}, f(x){y}.
 _PLACEHOLDER = re.compile(r"(?<![\\$\w}{])(?:\{[A-Za-z_]\w*\}|\{\{ *[A-Za-z_][\w.]* *\}\})(?!\})")
 _JSON_ASKED = re.compile(r"\bjson\b")
@@ -298,8 +303,8 @@ class _Split:
         self._classify(answer, value)
 
     def _hash(self, before: list[tuple[str, str]], answer: str) -> None:
-        asked = "\0".join(part for turn in before for part in turn)
-        plain_asked, plain_answer = normalised(asked), normalised(answer)
+        parts = [part for turn in before for part in turn]
+        asked, plain_asked, plain_answer = "\0".join(parts), normalised(*parts), normalised(answer)
         values = (asked, answer), (plain_asked, plain_answer), asked, plain_asked, plain_answer
         for kept, value in zip(self.hashes.values(), values, strict=True):
             kept.append(hash(value))
@@ -394,9 +399,12 @@ def _class_field(train: _Split) -> str | None:
     return min(fitting, key=lambda field: (not field, not _CLASS_NAME.search(field)), default=None)
 
 
-def normalised(text: str) -> str:
-    """Without case, punctuation and spacing, unless nothing else is there."""
-    return _PUNCTUATION.sub(" ", text.casefold()).strip() or text
+def normalised(*texts: str) -> str:
+    """Each of the texts without case, punctuation, spacing and Unicode form, unless nothing else is there."""
+    return "\0".join(
+        _PUNCTUATION.sub(" ", unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).casefold()).strip() or text
+        for text in texts
+    )
 
 
 def _unrendered(text: str) -> bool:

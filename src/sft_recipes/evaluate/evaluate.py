@@ -96,7 +96,8 @@ def _evaluate(
     if damage := adapter_damage(run):
         raise InputError(damage)
     identity.check(run)
-    prepared = identity.training_rows(run, facts, test_file=own["test_file"], group_column=own["group_column"])
+    changes = {key: own[key] for key in ("test_file", "group_column", "task")}
+    prepared = identity.training_rows(run, facts, **changes)
     split = split or default_split(prepared, own["task"])
     if split not in prepared.splits or split == "train":
         have = [name for name in prepared.splits if name != "train"]

@@ -10,7 +10,7 @@ from sft_recipes.data import preparation
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.data.readers import Problems
 from sft_recipes.data.survey import normalised
-from sft_recipes.errors import InputError, nearest, shown
+from sft_recipes.errors import InputError, shown
 from sft_recipes.recipes import task
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.task import Task
@@ -127,7 +127,7 @@ def _texts(prompt: Any) -> list[str]:
 
 
 def _hash(prompt: Any) -> int:
-    return hash(normalised("\0".join(_texts(prompt))))
+    return hash(normalised(*_texts(prompt)))
 
 
 def _check_labels(found: Task, questions: Iterable[Question], source: str) -> None:
@@ -138,7 +138,7 @@ def _check_labels(found: Task, questions: Iterable[Question], source: str) -> No
     for question in questions:
         if found.label(question.reference) is None:
             held = task.written(question.reference, found.field, found.pattern)
-            near = nearest(held, found.labels) if held else ""
+            near = task.meant(held, found.labels) if held else ""
             problems.add(
                 f"{source}, row {question.row}",
                 f"the answer {shown(question.reference)} is none of the {len(found.labels)} classes{near}; correct "

@@ -73,6 +73,8 @@ class Job:
         path = self.recipe["train_file"]
         if not self.planned or self.given:
             return None
+        if path is None and Path(self.recipe["dataset_name"]).is_dir():
+            return None
         if path is None:
             return f"{self.recipe['dataset_name']} is not downloaded to plan with; DATA=FILE names a local file"
         if self.recipe.values["train_file"].origin == "SET" or Path(path).exists():
@@ -90,7 +92,13 @@ class Job:
             return self.given
         with counting_rows() as on_progress:
             source = preparation.source_of(self.recipe)
-            return preparation.prepare(**source, cache=preparation.CACHE, on_rows=on_progress)
+            found = preparation.prepare(**source, cache=preparation.CACHE, on_rows=on_progress)
+        if found.masked and not self.recipe.loss_on_answers:
+            raise InputError(
+                f"{found.splits['train']['source']} marks turns that are not to be learnt, and completion_only_loss: "
+                "false computes the loss on all; drop that key, or the marks"
+            )
+        return found
 
     @functools.cached_property
     def evaluation(self) -> questions.Asked | None:

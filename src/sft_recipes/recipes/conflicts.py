@@ -20,10 +20,17 @@ if TYPE_CHECKING:
     from sft_recipes.recipes.recipe import Recipe
     from sft_recipes.recipes.topology import Gpu, Topology
 
-Phase = Literal["recipe", "topology", "machine", "rehearsal"]
-# How grave a conflict is for a plan: two values of a recipe, or a recipe and its accelerate config, run nowhere; what
-# this machine lacks may be there on the one that trains; and what a rehearsal lacks stops a rehearsal alone.
-PHASES: dict[Phase, str] = {"recipe": "blocking", "topology": "blocking", "machine": "info", "rehearsal": "info"}
+Phase = Literal["recipe", "topology", "files", "machine", "rehearsal"]
+# How grave a conflict is for a plan: two values of a recipe, or a recipe and its accelerate config, run nowhere, and
+# neither do damaged files; what this machine lacks may be there on the one that trains; and what a rehearsal lacks
+# stops a rehearsal alone.
+PHASES: dict[Phase, str] = {
+    "recipe": "blocking",
+    "topology": "blocking",
+    "files": "blocking",
+    "machine": "info",
+    "rehearsal": "info",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,14 +211,13 @@ def of_machine(
     yield from missing_tools(recipe, topology, compilers=not missing)
     name = recipe["model_name_or_path"]
     path = Path(name).expanduser()
+    where = f"{recipe.values['model_name_or_path'].origin}: model_name_or_path {name}"
     if places.is_path(name) and path not in built and not (path / "config.json").is_file():
-        origin = recipe.values["model_name_or_path"].origin
-        yield Conflict(
-            "model-missing",
-            "machine",
-            f"{origin}: model_name_or_path {name} has no config.json",
-            "name a saved model's directory, or a Hub id ORG/NAME",
-        )
+        remedy = "name a saved model's directory, or a Hub id ORG/NAME"
+        yield Conflict("model-missing", "machine", f"{where} has no config.json", remedy)
+    elif damage := places.damaged_weights(path):
+        remedy = "copy or download the model again"
+        yield Conflict("model-damaged", "files", f"{where}: {damage}", remedy)
 
 
 def missing_gpus(recipe: "Recipe", topology: "Topology", visible: int) -> Iterator[Conflict]:

@@ -23,6 +23,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "dict": {"type": "object"},
     "list": {"type": "array"},
     "list[str]": {"type": "array", "items": {"type": "string"}},
+    "list[class]": {"type": "array", "items": {"type": ["string", "number", "boolean"]}},
     "dict[str, str]": {"type": "object", "additionalProperties": {"type": "string"}},
 }
 _LIMITS = {"from": "minimum", "to": "maximum", "above": "exclusiveMinimum", "below": "exclusiveMaximum"}

@@ -1,13 +1,15 @@
 """Where a recipe's model, rows and chat template lie: in a file, in a directory, or in a repository of the Hub."""
 
+import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sft_recipes.errors import InputError, shown
+from sft_recipes.errors import InputError, listed, shown
 from sft_recipes.files import open_regular
+from sft_recipes.terminal import count
 
 if TYPE_CHECKING:
     from sft_recipes.recipes.recipe import Recipe
@@ -18,6 +20,8 @@ _REPOSITORY = re.compile(
 )
 # By its suffix TRL tells a template from a model whose template it would take.
 TEMPLATES = (".jinja", ".j2")
+# What a file may be called that somebody takes for a template, and no repository is.
+_FILE = re.compile(r".*\.(?:jinja2|txt|tpl|tmpl|template|html|json|ya?ml|md)", re.IGNORECASE)
 # The longest template of a model that transformers knows has a tenth of it.
 _LARGEST = 2**20
 
@@ -45,6 +49,37 @@ def directory_with(file: str, name: str, revision: str = "main") -> Path | None:
     return Path(cached).parent if isinstance(cached, str) else None
 
 
+def damaged_weights(directory: Path) -> str | None:
+    """What is wrong with the files of weights that a model in a directory is loaded from: missing, or cut off."""
+    whole = [name for name in ("model.safetensors", "pytorch_model.bin") if (directory / name).is_file()][:1]
+    indices = (directory / f"{name}.index.json" for name in ("model.safetensors", "pytorch_model.bin"))
+    index = next((path for path in indices if path.is_file()), None)
+    if not whole and index is None:
+        return None
+    try:
+        names = whole or sorted({*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})  # type: ignore[union-attr]
+        missing = [name for name in names if not (directory / name).is_file()]
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return f"{index.name} is no index of weights"  # type: ignore[union-attr]
+    if missing:
+        return f"{listed(missing)} missing of its {count(len(names), 'file')} of weights"
+    cut = [name for name in names if name.endswith(".safetensors") and _cut_off(directory / name)]
+    return f"{listed(cut)} cut off or damaged" if cut else None
+
+
+def _cut_off(path: Path) -> bool:
+    """Whether a file of safetensors does not end where its header says."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = os.fstat(file.fileno()).st_size
+            header = json.loads(file.read(length)) if length < size else {}
+        ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        return 8 + length + max(ends, default=0) != size
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return True
+
+
 def template(name: str) -> str:
     """The text of a chat template file.
 
@@ -69,6 +104,8 @@ def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
         name = recipe[key]
         if name and name.startswith("~") and not name.startswith("~/"):
             yield key, f"{key}: {shown(name)} is in nobody's home; write the directory in full"
+        elif name and key == "dataset_name" and os.path.isfile(name):  # noqa: PTH113, of a name too long it is false
+            yield key, f"{key}: {name} is a file, and this names a directory or a Hub id; write train_file: {name}"
         elif name and not is_local(name) and not _REPOSITORY.fullmatch(name):
             yield key, f"{key}: {shown(name)} is no directory of a {noun}, and no Hub id such as ORG/NAME"
     name = recipe["chat_template_path"]
@@ -83,7 +120,7 @@ def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
     elif Path(name).is_dir():
         if not any((Path(name) / file).is_file() for file in ("tokenizer_config.json", "tokenizer.json")):
             yield "chat_template_path", f"chat_template_path: {name} is a directory without a tokenizer; {instead}"
-    elif is_local(name):
+    elif is_local(name) or _FILE.fullmatch(name):
         wrong = "has not the suffix .jinja" if Path(name).exists() else "does not exist"
         yield "chat_template_path", f"chat_template_path: {name} {wrong}; {instead}"
     elif not _REPOSITORY.fullmatch(name):

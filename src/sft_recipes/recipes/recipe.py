@@ -16,7 +16,7 @@ import yaml
 
 from sft_recipes.errors import InputError, nearest, shown
 from sft_recipes.files import open_regular
-from sft_recipes.recipes import conflicts, schema, secrets
+from sft_recipes.recipes import conflicts, places, schema, secrets
 from sft_recipes.recipes.shipped import located, shipped_names
 
 RECIPES = Path("recipes")
@@ -148,8 +148,11 @@ def find(kind: str, name: Any, directory: Path, origin: str = "") -> Path:
         InputError: There is no such file; says which there are.
     """
     where, have = f"{origin}: " if origin else "", names(directory)
+    known = ", ".join(have)
+    if kind == "model" and isinstance(name, str) and ("/" in name or places.is_local(name)):
+        known += '; for a directory or a Hub id write SET="model_name_or_path=... model_revision=main"'
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise InputError(f"{where}invalid {kind} name {name!r}: {LETTERS}; there are {', '.join(have)}")
+        raise InputError(f"{where}invalid {kind} name {name!r}: {LETTERS}; there are {known}")
     path = directory / f"{name}.yaml"
     if located(path).is_file():
         # What is wrong with a recipe is quoted, and a link may lead to what is nobody's recipe.
@@ -158,7 +161,7 @@ def find(kind: str, name: Any, directory: Path, origin: str = "") -> Path:
         return path
     if not have:
         raise InputError(f"{where}no {kind}s in {directory.absolute()}")
-    raise InputError(f"{where}no {kind} {name!r} in {directory}/{nearest(name, have)}; there are {', '.join(have)}")
+    raise InputError(f"{where}no {kind} {name!r} in {directory}/{nearest(name, have)}; there are {known}")
 
 
 def read(path: Path) -> dict[str, Value]:

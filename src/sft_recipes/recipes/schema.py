@@ -201,6 +201,7 @@ _WORDS = {
     "dict": "a mapping",
     "list": "a list",
     "list[str]": "a list of texts",
+    "list[class]": "a list of texts, numbers, true or false",
     "dict[str, str]": "a mapping of texts to texts",
 }
 
@@ -210,6 +211,8 @@ def _fits(value: Any, name: str) -> bool:
         return name == "bool"
     if name == "list[str]":
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
+    if name == "list[class]":
+        return isinstance(value, list) and all(isinstance(item, (str, int, float, bool)) for item in value)
     if name == "dict[str, str]":
         return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
     return name in _PYTHON and isinstance(value, _PYTHON[name])

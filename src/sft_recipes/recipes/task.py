@@ -1,14 +1,17 @@
 """What the answers of a recipe are, and how a class is read from one: exactly, or not at all."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import re
+import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sft_recipes.errors import InputError, listed, nearest, shown
 from sft_recipes.recipes.schema import DATA, as_yaml
+from sft_recipes.terminal import count
 
 KEYS: tuple[str, ...] = tuple(DATA["of_a_task"])
 # More classes than these are no classification that a table of classes could show; they are ids, or free text.
@@ -47,6 +50,11 @@ def answer_of(text: str) -> str:
     return _THOUGHT.sub("", text).strip()
 
 
+def as_class(value: str | bool | int | float) -> str:
+    """A class by its text: of a number, true or false, as JSON writes it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
 def written(answer: str, field: str | None, pattern: str | None) -> str | None:
     """What stands where the class should: in the field, in the pattern's group, or the whole answer."""
     if field is not None:
@@ -55,11 +63,43 @@ def written(answer: str, field: str | None, pattern: str | None) -> str | None:
         except (ValueError, RecursionError):
             return None
         held = value.get(field) if isinstance(value, dict) else None
-        return held.strip() if isinstance(held, str) else None if held is None else json.dumps(held)
+        return None if isinstance(held, (type(None), list, dict)) else as_class(held).strip()
     if pattern is not None:
         found = {match[1].strip() for match in re.finditer(pattern, answer) if match[1] is not None}
         return found.pop() if len(found) == 1 else None
-    return answer.strip()
+    return None if _is_list(answer) else answer.strip()
+
+
+def _is_list(answer: str) -> bool:
+    """Whether an answer is several classes, as a list in JSON."""
+    with contextlib.suppress(ValueError, RecursionError):
+        return answer.lstrip().startswith("[") and isinstance(json.loads(answer), list)
+    return False
+
+
+def _folded(label: str) -> str:
+    """Without case, spaces, Unicode form, and characters that no reader sees."""
+    text = unicodedata.normalize("NFKC", label).casefold()
+    return "".join(char for char in text if not char.isspace() and unicodedata.category(char) != "Cf")
+
+
+def alike(rows: Mapping[str, int]) -> list[str]:
+    """Classes, by how many rows have them, that differ in case, spaces or Unicode form alone: those of each group."""
+    groups: dict[str, list[str]] = collections.defaultdict(list)
+    for label in rows:
+        groups[_folded(label)].append(label)
+    told = []
+    for group in groups.values():
+        # Forms of one character look alike.
+        show = repr if len({unicodedata.normalize("NFC", label) for label in group}) == len(group) else ascii
+        told += [", ".join(f"{show(label)} ({count(rows[label], 'row')})" for label in group)] if group[1:] else []
+    return told
+
+
+def meant(found: str, labels: Iterable[str]) -> str:
+    """Which of the labels something that is none of them may have meant, to be put behind it."""
+    twin = next((label for label in labels if _folded(label) == _folded(found)), None)
+    return nearest(found, labels) if twin is None else f" ({twin!r} but for case, spaces or Unicode form)"
 
 
 def problems(own: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -76,7 +116,7 @@ def problems(own: Mapping[str, Any]) -> list[tuple[str, str]]:
     def wrong(key: str, problem: str) -> None:
         found.append((key, problem))
 
-    labels, pattern = own["labels"], own["label_pattern"]
+    labels, pattern = own["labels"] and [as_class(each) for each in own["labels"]], own["label_pattern"]
     if kind == "generation":
         for key in ("labels", "label_field", "label_pattern"):
             if own[key] is not None:
@@ -141,7 +181,7 @@ def task_of(own: Mapping[str, Any], answers: Iterable[str]) -> Task:
                 f"as {shown(found)}; say where the class stands by label_field or label_pattern, list the labels, or "
                 "set task: generation"
             )
-    labels = tuple(own["labels"] or sorted(rows))
+    labels = tuple(as_class(each) for each in own["labels"] or sorted(rows))
     _read(own, labels, rows, unread, example)
     candidates = {label: min(texts[label], default=label) for label in labels}
     if whole or all(len(texts[label]) == 1 for label in labels):
@@ -162,15 +202,23 @@ def _read(own: Mapping[str, Any], labels: tuple[str, ...], rows: Mapping[str, in
     total = sum(rows.values()) + unread
     found = []
     if unread:
-        where = f"label_field {own['label_field']}" if own["label_field"] else f"label_pattern {own['label_pattern']}"
+        key = next((key for key in ("label_field", "label_pattern") if own[key]), None)
+        where = f"{key} {own[key]}" if key else "task: classification"
         found.append(
-            f"{where} finds no one class in {unread:,} of {total:,} training answers, such as {shown(example)}"
+            f"{where} finds no one class in {unread:,} of {total:,} training answers, such as {shown(example)}; write "
+            "one in each row, or set task: generation"
         )
+    if own["labels"] is None:
+        found += [
+            f"the classes {classes} differ in case, spaces or Unicode form alone; write them alike, or list labels, "
+            "which says that each is a class"
+            for classes in alike(rows)
+        ]
     strange = [label for label in rows if label not in labels]
     if strange:
         found.append(
             f"{sum(rows[label] for label in strange):,} training answers are none of the labels, such as "
-            f"{strange[0]!r}{nearest(strange[0], labels)}; correct the rows, or add them to labels"
+            f"{strange[0]!r}{meant(strange[0], labels)}; correct the rows, or add them to labels"
         )
     if len(labels) < 2 and not found:
         found.append(f"all {total:,} training answers are the class {listed(labels)}; two are needed to tell apart")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from sft_recipes.data import refusals, survey
 from sft_recipes.data.survey import ClassFacts, RowsFound, SplitFacts
 from sft_recipes.plan.lint import SEVERITIES, Case, Found
+from sft_recipes.recipes import task
 from sft_recipes.terminal import count, share
 
 # Evaluation rows seen in training from which a result says nothing about unseen rows.
@@ -215,6 +216,14 @@ def class_imbalance(case: Case, split: str, facts: SplitFacts) -> Told:
             f"{share(part, 1)}",
             "warning" if part >= 0.8 else "info",
         )
+
+
+@over_splits
+def classes_spelled_alike(case: Case, split: str, facts: SplitFacts) -> Told:
+    if case.recipe["labels"]:
+        return
+    for classes in task.alike({name: held["rows"] for name, held in facts["classes"].items()}):
+        yield f"{split} ({facts['source']}) has the classes {classes}", "warning"
 
 
 @over_splits

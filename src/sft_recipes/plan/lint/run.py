@@ -39,6 +39,7 @@ batch_unreachable = functools.partial(_refused, "batch-unreachable")
 unsupported_pair = functools.partial(_refused, "unsupported-pair")
 devices_missing = functools.partial(_refused, "devices-missing")
 tool_missing = functools.partial(_refused, "tool-missing")
+model_damaged = functools.partial(_refused, "model-damaged")
 model_missing = functools.partial(_refused, "model-missing")
 
 
