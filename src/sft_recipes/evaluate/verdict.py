@@ -50,6 +50,11 @@ def verdict(result: Mapping[str, Any], rows: Sequence[Row], unseen: int = 0) -> 
     return {"outcome": outcome, "text": _clauses(result), "reasons": facts}
 
 
+def few_rows(support: Sequence[int]) -> bool:
+    """Whether so many rows of each class are too few for the interval of macro F1 to hold as it says."""
+    return sum(support) > 0 and (sum(support) < MINIMUM_ROWS or min(support) < MINIMUM_CLASS)
+
+
 def _clauses(result: Mapping[str, Any]) -> str:
     """What the tuned model is worse than, not distinguishable from and better than, by how much."""
     paired = result["paired"]
@@ -121,7 +126,7 @@ def _facts(result: Mapping[str, Any], rows: Sequence[Row], scored: Sequence[Row]
         rare[10:] = [f"{len(rare) - 10} more"] if len(rare) > 10 else []
         if scored and rare:
             facts.append(f"classes of fewer than {MINIMUM_CLASS} rows, of which little is known: {', '.join(rare)}")
-        if scored and (rare or len(scored) < MINIMUM_ROWS):
+        if few_rows([support[label] for label in result["labels"]]):
             facts.append(FEW_ROWS)
     if unseen:
         facts.append(f"the TF-IDF baseline is made from a sample of the training rows, without {unseen:,} of them")
