@@ -1,6 +1,7 @@
 """The generated tables of recipes/README.md and docs/choosing.md: what recipes say, and what plan computes of them."""
 
 import dataclasses
+import functools
 import itertools
 import json
 from pathlib import Path
@@ -26,6 +27,7 @@ PRESET_KEYS = (
 # origin, which the benchmark times too.
 ROWS = 10_453
 QUANTILES, MEAN = LENGTHS["origin"], 184
+ORIGIN_REPOSITORY = "https://github.com/rramchan12/HateSpeechDetection_ver2"
 REFERENCE = Path(".cache/docs/reference.jsonl")
 
 
@@ -91,6 +93,7 @@ def reference_rows() -> Path:
     return REFERENCE
 
 
+@functools.cache
 def planned(name: str, gpu: str | None = None) -> dict[str, Any]:
     """What plan says of a recipe and the reference rows, on the hardware that the recipe is for."""
     rows = f"train_file={json.dumps(str(reference_rows()))} data_format=auto validation_file=null task=null"
@@ -141,6 +144,124 @@ def span(seconds: list[float]) -> str:
     """Whole minutes, as rough as the estimate is."""
     low, high = (round(each / 60) for each in seconds)
     return f"{low} to {high} min"
+
+
+# Every line of the seed's selection guide, its use cases, trade-offs and notes; what holds, and what is advised here.
+GUIDE = (
+    (
+        "standard training: `default`, research-backed and proven effective",
+        "Its origin's run was no better than one constant answer (F1 0.631 against 0.634 on the same rows), and was "
+        "not 4-bit ([how that came](contradictions.md#10-all-configurations-use-nf4)). To reproduce the seed, or as a "
+        "baseline: yes.",
+        "`all_linear`",
+    ),
+    (
+        "first production run: `default`, validated parameters",
+        "They were validated by another model's score, below that of always answering hate "
+        "([which](contradictions.md#11-validated-by-an-f1-of-0615)). What validates a first run is its own verdict on "
+        "rows it has not seen.",
+        "`all_linear`, or `classification` for labels, after `make plan` and `make preview`",
+    ),
+    (
+        "the model underfits, or the default underperforms on a complex classification: `high_capacity`",
+        "Rank is the second thing to try: attention alone is what holds the default back. Its file moves alpha with "
+        "the rank, so it also takes larger steps.",
+        "`all_linear`, then `high_capacity_all_linear`",
+    ),
+    (
+        "validation loss plateaus early, or nuanced distinctions are to be learned: `high_capacity`",
+        "A plateau is [no sign of too little capacity](contradictions.md#7-a-plateau-means-too-little-capacity), and "
+        "no source ties nuance to rank.",
+        "the rows that are wrong (`make report`)",
+    ),
+    (
+        "out of memory, or GPUs of less than 80 GB: `memory_efficient`",
+        "On these rows it takes {saved} less than `default`, all of it activations; weights and optimizer stay.",
+        "`make fit`, which keeps the global batch and cuts no answer",
+    ),
+    (
+        "testing the pipeline, quick experiments: `quick_test`, 30 to 40 minutes",
+        "{quick} steps of {full} on these rows. It tests its own rank, length of run and warm-up, not those of the "
+        "recipe that is to run, and its result judges nothing.",
+        "`make rehearse` for any recipe, in less than a minute",
+    ),
+    (
+        "long sequences: `default`, which supports 512 tokens",
+        "What is longer than {default} tokens loses its end, which is the answer; plan counts how many.",
+        "`long_context`: {longest:,} tokens a row, {long} by plan",
+    ),
+    (
+        "short sequences only: `memory_efficient`, 256 tokens suffice and save memory",
+        "A batch is padded to its longest row, so a limit that no row reaches saves nothing; what it saves here it "
+        "saves by its smaller micro-batch, and is slower by it.",
+        "`default` or `all_linear` with any limit above the longest row",
+    ),
+    (
+        "production training, baseline experiments: `default`",
+        "A baseline it is. For production see the second line.",
+        "as there",
+    ),
+    (
+        "`high_capacity` where VRAM suffices, as on four A100 of 80 GB",
+        "It takes {capacity}: rank is no question of memory here.",
+        "any GPU that holds the default",
+    ),
+    (
+        "trade-off: the effective batch is maintained",
+        "In rows; in tokens [it halves](contradictions.md#5-effective-batch-maintained) where rows are longer.",
+        "`global_batch_size` is what is written, and accumulation follows",
+    ),
+    (
+        "trade-off: 30 % more time",
+        "See below, and [what it depends on](contradictions.md#3-about-30--slower).",
+        "`make plan` of both",
+    ),
+    (
+        "trade-off: shorter sequences may truncate longer examples",
+        "They do, and what is cut is the answer; of the origin's 2,686 rows 19.",
+        "plan names the rows that lose their answer",
+    ),
+    (
+        "all configurations: 4-bit, AdamW with cosine, bfloat16, recomputed activations, an effective batch of 64",
+        "The presets keep all of it, and here 4-bit is verified before the first step. That 64 is optimal has no "
+        "source.",
+        "each key in [hyperparameters.md](hyperparameters.md)",
+    ),
+)
+
+
+def guide() -> str:
+    """The seed's guide with what holds, its figures filled in by plan."""
+    default, efficient = planned("default"), planned("memory_efficient")
+    figures = {
+        "saved": gib(default["memory"]["device"] - efficient["memory"]["device"]),
+        "quick": planned("quick_test")["schedule"]["steps"],
+        "full": default["schedule"]["steps"],
+        "default": recipes.load("default")["max_length"],
+        "longest": recipes.load("long_context")["max_length"],
+        "long": gib(planned("long_context")["memory"]["device"]),
+        "capacity": gib(planned("high_capacity")["memory"]["device"]),
+    }
+    lines = [f"| {' | '.join(cell.format(**figures) for cell in cells)} |" for cells in GUIDE]
+    return "\n".join(["| the seed: when to take what | what holds | here |", "|---|---|---|", *lines])
+
+
+# What the origin's own files say (finetuning/pipeline/lora/configs) and neither the seed nor the presets do, and why.
+ORIGIN = {
+    ("high_capacity", "num_train_epochs"): (5, "the seed's table says three, and its example is of rank alone"),
+    ("memory_efficient", "per_device_eval_batch_size"): (2, "one for all presets; evaluation keeps no activations"),
+    ("quick_test", "save_total_limit"): (1, "three checkpoints of a small adapter cost nothing"),
+    ("quick_test", "early_stopping_threshold"): (0.0, "without effect either way, since its patience is 0"),
+}
+
+
+def origin() -> str:
+    """Where the presets are not what the origin's files of the same names say."""
+    lines = [f"| preset | key | {why.cited(ORIGIN_REPOSITORY)} | here | why |", "|---|---|---|---|---|"]
+    for (name, key), (value, reason) in ORIGIN.items():
+        here = schema.as_yaml(recipes.load(name)[key])
+        lines.append(f"| [`{name}`](../recipes/{name}.yaml) | `{key}` | {schema.as_yaml(value)} | {here} | {reason} |")
+    return "\n".join(lines)
 
 
 def claims() -> str:

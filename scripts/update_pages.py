@@ -159,7 +159,12 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "recipes": guide_tables.recipe_table,
         "models": model_table,
     },
-    "docs/choosing.md": {"costs": guide_tables.costs, "claims": guide_tables.claims},
+    "docs/choosing.md": {
+        "costs": guide_tables.costs,
+        "guide": guide_tables.guide,
+        "claims": guide_tables.claims,
+        "origin": guide_tables.origin,
+    },
 }
 
 

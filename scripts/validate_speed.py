@@ -82,18 +82,36 @@ def counted(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if not row.facts["excluded"]]
 
 
+KINDS = ((False, False), (True, False), (False, True), (True, True))
+
+
+def fitted_on(rows: Iterable[Row], kind: tuple[bool, bool]) -> list[Row]:
+    return [row for row in rows if row.kind == kind and row.card == FITTED_ON and row.setup.use_peft]
+
+
 def fit(rows: Sequence[Row]) -> Fixed:
-    """The fixed seconds of a micro-batch, by (4-bit, sharded), by least squares of the relative error."""
-    fixed = {}
-    for kind in ((False, False), (True, False), (False, True), (True, True)):
-        chosen = [row for row in rows if row.kind == kind and row.card == FITTED_ON and row.setup.use_peft]
-        groups = sorted({row.group for row in chosen})
-        shares = [
-            [row.size / row.seconds, *(row.ideal / row.seconds * (row.group == group) for group in groups)]
-            for row in chosen
-        ]
-        fixed[kind] = max(0.0, float(np.linalg.lstsq(np.array(shares), np.ones(len(chosen)), rcond=None)[0][0]))
-    return fixed
+    """The fixed seconds of a micro-batch, by (4-bit, sharded)."""
+    return {kind: _fixed(fitted_on(rows, kind)) for kind in KINDS}
+
+
+def _fixed(rows: Sequence[Row]) -> float:
+    """By least squares of the relative error, with one efficiency for each group."""
+    groups = sorted({row.group for row in rows})
+    shares = [
+        [row.size / row.seconds, *(row.ideal / row.seconds * (row.group == group) for group in groups)] for row in rows
+    ]
+    return max(0.0, float(np.linalg.lstsq(np.array(shares), np.ones(len(rows)), rcond=None)[0][0]))
+
+
+def fixed_range(rows: Sequence[Row]) -> dict[tuple[bool, bool], tuple[float, float]]:
+    """Least and most of the fixed seconds when they are fitted without one of the groups."""
+    found = {}
+    for kind in KINDS:
+        chosen = fitted_on(rows, kind)
+        without = [[row for row in chosen if row.group != group] for group in {row.group for row in chosen}]
+        values = [_fixed(part) for part in (chosen, *without) if part]
+        found[kind] = min(values), max(values)
+    return found
 
 
 def efficiencies(rows: Iterable[Row], fixed: Fixed) -> dict[tuple[str, bool], dict[Any, float]]:
@@ -124,9 +142,9 @@ def bands(rows: Sequence[Row], fixed: Fixed) -> dict[tuple[str, bool], tuple[flo
     return found
 
 
-def error(row: Row, fixed: Fixed, band: tuple[float, float]) -> float:
+def error(row: Row, fixed: tuple[float, float], band: tuple[float, float]) -> float:
     """How far the published seconds are outside what is foretold, relative to them; 0 within."""
-    slow, fast = (fixed[row.kind] * row.size + row.ideal / efficiency for efficiency in band)
+    fast, slow = fixed[0] * row.size + row.ideal / band[1], fixed[1] * row.size + row.ideal / band[0]
     return min(0.0, slow / row.seconds - 1) + max(0.0, fast / row.seconds - 1)
 
 
@@ -135,13 +153,12 @@ def held_out(rows: Sequence[Row]) -> tuple[list[list[str]], list[float]]:
     lines, every = [], []
     for name in sorted({row.publication for row in rows}):
         others = [row for row in rows if row.publication != name]
-        fixed = fit(others)
-        known = bands(others, fixed)
+        fixed, known = fixed_range(others), bands(others, fit(others))
         for card, sharded in sorted({row.place for row in rows if row.publication == name}):
             own = [row for row in rows if row.publication == name and row.place == (card, sharded)]
             cells = [name, card, "sharded" if sharded else "whole", str(len(own))]
             if (card, sharded) in known:
-                errors = [error(row, fixed, known[card, sharded]) for row in own]
+                errors = [error(row, fixed[row.kind], known[card, sharded]) for row in own]
                 every += errors
                 cells += [str(sum(each == 0 for each in errors)), percent(max(errors, key=abs))]
             else:
@@ -152,7 +169,7 @@ def held_out(rows: Sequence[Row]) -> tuple[list[list[str]], list[float]]:
 
 def speeds(rows: Sequence[Row]) -> dict[str, Any]:
     """What plan reads."""
-    fixed = fit(rows)
+    fixed, parts = fit(rows), fixed_range(rows)
     efficiency: dict[str, dict[str, Any]] = {}
     for (card, sharded), (low, high) in sorted(bands(rows, fixed).items()):
         own = [row for row in rows if row.place == (card, sharded)]
@@ -164,7 +181,10 @@ def speeds(rows: Sequence[Row]) -> dict[str, Any]:
         }
     return {
         "fixed_seconds": {
-            weights: {bits: round(fixed[bits == "4 bit", weights == "sharded"], 3) for bits in ("4 bit", "16 bit")}
+            weights: {
+                bits: [round(each, 2) for each in parts[bits == "4 bit", weights == "sharded"]]
+                for bits in ("4 bit", "16 bit")
+            }
             for weights in ("whole", "sharded")
         },
         "efficiency": efficiency,
@@ -215,7 +235,7 @@ def page() -> str:
             table(
                 ["seconds", "4 bit", "16 bit"],
                 [
-                    [name, *(f"{each[bits]:.3f}" for bits in ("4 bit", "16 bit"))]
+                    [name, *(f"{each[bits][0]:.2f} to {each[bits][1]:.2f}" for bits in ("4 bit", "16 bit"))]
                     for name, each in found["fixed_seconds"].items()
                 ],
             ),

@@ -298,3 +298,46 @@ def test_a_value_that_is_not_the_default_s_has_its_reason_above_it(name: str) ->
     stated = read(Path("recipes") / f"{name}.yaml")
     other = {key: item for key, item in stated.items() if key not in ("extends", "description")}
     assert [key for key, item in other.items() if item.value != default[key] and not why.comment(item.origin)] == []
+
+
+# What the seed advises, each line of it, by the words under which docs/choosing.md has it beside what holds.
+ADVICE = (
+    "standard training: `default`, research-backed and proven effective",
+    "first production run: `default`",
+    "underfits, or the default underperforms on a complex classification: `high_capacity`",
+    "validation loss plateaus early, or nuanced distinctions are to be learned: `high_capacity`",
+    "`high_capacity` where VRAM suffices",
+    "out of memory, or GPUs of less than 80 GB: `memory_efficient`",
+    "testing the pipeline, quick experiments: `quick_test`, 30 to 40 minutes",
+    "long sequences: `default`, which supports 512 tokens",
+    "short sequences only: `memory_efficient`, 256 tokens suffice",
+    "production training, baseline experiments: `default`",
+    "trade-off: the effective batch is maintained",
+    "trade-off: 30 % more time",
+    "trade-off: shorter sequences may truncate longer examples",
+    "4-bit, AdamW with cosine, bfloat16, recomputed activations, an effective batch of 64",
+)
+
+
+def test_each_line_of_the_seed_s_guide_has_its_place_with_ours_beside_it() -> None:
+    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    rows = [line.split(" | ") for line in page.splitlines() if any(words in line for words in ADVICE)]
+    assert len(rows) == len(ADVICE)
+    assert all(len(cells) == 3 and all(cell.strip("| ") for cell in cells) for cells in rows)
+    # What is recommended instead of the preset is a recipe or a command that there is.
+    named = {name for cells in rows for name in re.findall(r"`(\w+)`", cells[2])}
+    assert named >= {"all_linear", "long_context", "classification", "high_capacity_all_linear"}
+    assert named - {path.stem for path in (ROOT / "recipes").glob("*.yaml")} == {"global_batch_size"}
+
+
+def test_where_the_presets_are_not_the_origin_s_files_is_said() -> None:
+    page = (ROOT / "docs" / "choosing.md").read_text(encoding="utf-8")
+    for name, key, theirs in (
+        ("high_capacity", "num_train_epochs", "5"),
+        ("memory_efficient", "per_device_eval_batch_size", "2"),
+        ("quick_test", "save_total_limit", "1"),
+        ("quick_test", "early_stopping_threshold", "0.0"),
+    ):
+        ours = load(name)[key]
+        assert str(ours) != theirs
+        assert f"| [`{name}`](../recipes/{name}.yaml) | `{key}` | {theirs} | {ours} |" in page

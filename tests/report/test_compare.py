@@ -392,6 +392,7 @@ def test_few_unequal_rows_tell_nothing_and_few_rows_are_not_tested() -> None:
     for shown in (facts, {"boards": [small]}):
         text = "\n".join(line for _, line in tables.render(shown))
         assert "not tested" in text and not re.search(r"\bp [0-9<]", text)
+        assert "86 of 100 samples instead of 95" in text
 
 
 def test_a_difference_without_an_error_has_a_p_value_and_json_is_json() -> None:

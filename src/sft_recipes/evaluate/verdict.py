@@ -13,8 +13,8 @@ Row = Mapping[str, Any]
 MINIMUM_ROWS = 100
 MINIMUM_CLASS = 10
 FEW_ROWS = (
-    "with so few rows, of all or of a class, the interval of macro F1 may hold the truth in 86 of 100 samples instead of "
-    "95, and be too low (docs/intervals.md)"
+    "with so few rows, of all or of a class, the interval of macro F1 may hold the truth in 86 of 100 samples instead "
+    "of 95, and be too low (docs/intervals.md)"
 )
 
 
@@ -48,6 +48,11 @@ def verdict(result: Mapping[str, Any], rows: Sequence[Row], unseen: int = 0) -> 
     outcomes = {pair["outcome"] for pair in paired.values()}
     outcome = next(word for word in ("worse", "not_distinguishable", "better") if word in outcomes)
     return {"outcome": outcome, "text": _clauses(result), "reasons": facts}
+
+
+def few_rows(support: Sequence[int]) -> bool:
+    """Whether so many rows of each class are too few for the interval of macro F1 to hold as it says."""
+    return sum(support) > 0 and (sum(support) < MINIMUM_ROWS or min(support) < MINIMUM_CLASS)
 
 
 def _clauses(result: Mapping[str, Any]) -> str:
@@ -121,7 +126,7 @@ def _facts(result: Mapping[str, Any], rows: Sequence[Row], scored: Sequence[Row]
         rare[10:] = [f"{len(rare) - 10} more"] if len(rare) > 10 else []
         if scored and rare:
             facts.append(f"classes of fewer than {MINIMUM_CLASS} rows, of which little is known: {', '.join(rare)}")
-        if scored and (rare or len(scored) < MINIMUM_ROWS):
+        if few_rows([support[label] for label in result["labels"]]):
             facts.append(FEW_ROWS)
     if unseen:
         facts.append(f"the TF-IDF baseline is made from a sample of the training rows, without {unseen:,} of them")

@@ -84,9 +84,9 @@ def per_micro_batch(model: Model, setup: Setup, spec: Spec) -> tuple[float, floa
     if found is None or spec.bf16_tflops is None:
         raise ValueError(f"no published speed of {spec.name}")
     bits = "4 bit" if setup.four_bit or setup.eight_bit else "16 bit"
-    fixed = PUBLISHED["fixed_seconds"][_weights(setup)][bits] * size(model, setup)
+    fast, slow = (part * size(model, setup) for part in PUBLISHED["fixed_seconds"][_weights(setup)][bits])
     ideal = setup.tokens * flops_per_token(model, setup) / (spec.bf16_tflops * 1e12)
-    return fixed + ideal / found["high"], fixed + ideal / found["low"]
+    return fast + ideal / found["high"], slow + ideal / found["low"]
 
 
 def size(model: Model, setup: Setup) -> float:
@@ -132,14 +132,10 @@ def speed(
     if spec is None:
         return Speed(None, f"there are no figures for this GPU, but for {', '.join(known())}")
     if Shape.of(model).experts:
-        return Speed(
-            None, f"not known: the published speeds of mixtures of experts are of an older way to compute them; {RUN}"
-        )
+        return Speed(None, f"the published speeds of mixtures of experts are of an older way to compute them; {RUN}")
     found = efficiency(spec, setup)
     if found is None:
-        return Speed(
-            None, f"not known: nobody's speed of {spec.name} with {_weights(setup)} weights is on record; {RUN}"
-        )
+        return Speed(None, f"nobody's speed of {spec.name} with {_weights(setup)} weights is on record; {RUN}")
     low, high = per_micro_batch(model, setup, spec)
     return Speed(
         (accumulation * low, accumulation * high),

@@ -14,6 +14,7 @@ import numpy as np
 
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate.statistics import CONFIDENCE
+from sft_recipes.evaluate.verdict import FEW_ROWS, few_rows
 from sft_recipes.recipes import schema
 from sft_recipes.report.paired import statistic, tested
 from sft_recipes.report.results import SEEDS, Entry, Evaluated, Facts, estimates, with_scores
@@ -77,8 +78,14 @@ def _facts(found: Sequence["Evaluated"]) -> Facts:
         "differences": differences(found),
         "environment": environment(found),
         "pairs": tested(entries),
-        "notes": [*notes(entries)],
+        "notes": [*notes(entries), *_few(found[0])],
     }
+
+
+def _few(run: Evaluated) -> list[str]:
+    """What is to be known of intervals of so few rows as these, which all runs of a comparison share."""
+    few = run.gold is not None and few_rows(np.bincount(run.gold, minlength=len(run.labels)).tolist())
+    return [FEW_ROWS] if few else []
 
 
 def leaderboard(split: str = "test", runs: Path = RUNS) -> Facts:
@@ -124,7 +131,7 @@ def board(found: Sequence["Evaluated"]) -> Facts:
     return {
         **common(found),
         "rows": sorted(rows + references(found), key=height, reverse=True),
-        "notes": [selected] if len(entries) > 1 else [],
+        "notes": ([selected] if len(entries) > 1 else []) + _few(found[0]),
     }
 
 
