@@ -105,7 +105,6 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "save_total_limit": (2, {}),
     "load_best_model_at_end": (False, ALONE | {"load_best_model_at_end": True}),
     "metric_for_best_model": ("eval_mean_token_accuracy", {}),
-    "greater_is_better": (True, {}),
     "report_to": ("none", {}),
     # Our own.
     "description": ("Another idea.", {}),
@@ -127,7 +126,8 @@ ELSEWHERE = {
         "tests/train/test_train.py::test_early_stopping_counts_evaluations_and_zero_never_stops"
     ),
     "early_stopping_threshold": "tests/train/test_effects.py::test_a_threshold_decides_what_counts_as_an_improvement",
-    # There is one value that a recipe may give it.
+    # There is one value that a recipe may give each of them.
+    "greater_is_better": "tests/recipes/test_recipe.py::test_the_direction_of_a_metric_follows_from_it",
     "lora_task_type": "tests/test_bad_inputs.py::test_bad_input_gets_its_message",
     "extends": "tests/recipes/test_recipes.py::test_a_variant_states_only_what_differs_from_its_base",
 }
@@ -249,7 +249,7 @@ def test_what_is_derived_for_every_run_cannot_be_set() -> None:
     for name in ("cpu", "ddp", "zero3"):
         resolved = topology.resolve(loaded({}), topology.read(name, "a test"))
         always = {key for key in resolved.values if resolved.values[key].origin.startswith("derived: ")}
-        written = {"use_cpu", "activation_checkpointing_kwargs"}
+        written = {"greater_is_better", "use_cpu", "activation_checkpointing_kwargs"}
         assert always - written <= schema.REFUSED.keys()
         assert always >= {"logging_nan_inf_filter", "restore_callback_states_from_checkpoint"}
 

@@ -234,7 +234,7 @@ def check(name: str | Path, space: Space, **where: Unpack[Where]) -> Job:
     if first["load_best_model_at_end"] and metric not in (None, "loss", "eval_loss"):
         problems.append(
             f"{name} keeps the best weights by {metric}, and trials are compared by the eval loss; set "
-            "metric_for_best_model: eval_loss and greater_is_better: false"
+            "metric_for_best_model: eval_loss"
         )
     where["overrides"] = given | recipes.parse_overrides(corners[0])
     job = jobs.check(name, **where)

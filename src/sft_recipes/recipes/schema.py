@@ -30,6 +30,8 @@ REFUSED: dict[str, str] = {key: why for why, keys in DATA["refused"].items() for
 # Those of them that follow from topology and run, so that a resolved recipe holds them.
 DERIVED = frozenset(DATA["derived"])
 RANGES: dict[str, dict[str, Any]] = {key: limits for limits in DATA["ranges"] for key in limits["keys"]}
+# Whether more of a figure by which the best checkpoint is chosen is better.
+LARGER_IS_BETTER: dict[str, bool] = DATA["larger_is_better"]
 TEXTS: dict[str, dict[str, Any]] = {key: limits for limits in DATA["texts"] for key in limits["keys"]}
 # What counts steps, rows and bytes here and upstream is no larger.
 LARGEST_NUMBER = 2**31 - 1
@@ -70,7 +72,7 @@ def upstream() -> dict[str, dict[str, Any]]:
     """TRL's fields by name: `class`, `types`, `default`, and `choices` where limited."""
     text = resources.files("sft_recipes.recipes").joinpath("upstream.json").read_text(encoding="utf-8")
     found = json.loads(text)
-    for key, choices in DATA["upstream_choices"].items():
+    for key, choices in (DATA["upstream_choices"] | {"metric_for_best_model": [*LARGER_IS_BETTER]}).items():
         found[key]["choices"] = choices
     return found
 
