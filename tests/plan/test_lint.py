@@ -99,11 +99,6 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     ),
     "devices-idle": (lambda: case(accel="single_gpu", gpus=4), "one of 4", lambda: case(accel="single_gpu", gpus=1)),
     "zero-saves-nothing": (lambda: case(accel="zero2"), "ZeRO-2 saves 0.15 GiB", lambda: case(accel="ddp")),
-    "evaluation-batch": (
-        lambda: unset("per_device_eval_batch_size"),
-        "per_device_eval_batch_size is not set",
-        lambda: case(),
-    ),
     "checkpoint-quantised": (
         lambda: case(config={"quantization_config": {"quant_method": "mxfp4"}}),
         "(mxfp4)",

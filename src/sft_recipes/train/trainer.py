@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset, concatenate_datasets
 from transformers import TrainerControl
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from sft_recipes.children import peak_resident
@@ -20,6 +22,7 @@ from sft_recipes.train.callbacks import GracefulStop, Record, Stopped, diverged
 class Trainer(SFTTrainer):
     """SFTTrainer that changes no step of a run, and what upstream leaves out around the steps.
 
+    What an evaluation finds is that of all supervised tokens, however they are batched and on however many processes.
     Checkpoints are known to be finite before they are written, sealed when whole, and rotated only then. A resumed
     run has everything the interrupted one had: the sums of its losses and tokens, its callbacks, the evaluation that
     was still to come, and whether it had ended.
@@ -50,6 +53,45 @@ class Trainer(SFTTrainer):
 
     def create_model_card(self, *given: Any, **named: Any) -> None:
         """None beside the run's files at each save: that of the adapter is written when there is something to say."""
+
+    # Evaluating
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> Any:
+        """Batches of the rows that are held out, with empty ones where rows would be left out or computed twice."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        processes = self.args.world_size
+        # Accelerate fills the last batches with the first rows, so that all processes have as many of one size.
+        missing = -len(rows) % (self.args.eval_batch_size * processes)
+        if missing and (processes > 1 or self.args.dataloader_drop_last):
+            unsupervised = rows[0] | {"labels": [-100] * len(rows[0]["labels"])}
+            empty = Dataset.from_list([unsupervised] * missing, features=rows.features)
+            rows = concatenate_datasets([rows, empty])
+        return super().get_eval_dataloader(rows)
+
+    def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *given: Any, **named: Any) -> Any:
+        """As upstream's, noting the sum of a batch's losses and over how many tokens it is."""
+        found = super().prediction_step(model, inputs, *given, **named)
+        tokens = int((inputs["labels"][:, 1:] != -100).sum())
+        self._evaluated.append((float(found[0]) * tokens, tokens))
+        return found
+
+    def evaluation_loop(self, *given: Any, **named: Any) -> EvalLoopOutput:
+        """As upstream's, with means over all supervised tokens, where upstream's are means of those of batches."""
+        self._evaluated: list[tuple[float, int]] = []
+        self._metrics["eval"].clear()
+        # The term that balances experts is no loss of a token, and another one in each size of a batch.
+        balance, self.router_aux_loss_coef = self.router_aux_loss_coef, 0.0
+        try:
+            output = super().evaluation_loop(*given, **named)
+        finally:
+            self.router_aux_loss_coef = balance
+        own = torch.tensor(self._evaluated, dtype=torch.float64, device=self.args.device)
+        losses, tokens = self.accelerator.reduce(own).unbind(1)
+        output.metrics["eval_loss"] = float(losses.sum() / tokens.sum())
+        for name in ("entropy", "mean_token_accuracy"):
+            means = torch.tensor(self._metrics["eval"][name], dtype=torch.float64, device=self.args.device)
+            self._metrics["eval"][name] = [float(means @ tokens / tokens.sum())]
+        return output
 
     # Stopping
 

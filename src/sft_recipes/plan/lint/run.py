@@ -59,11 +59,6 @@ def zero_saves_nothing(case: Case) -> Found:
         yield {"saved": saved / GIB, "adapters": adapters}
 
 
-def evaluation_batch(case: Case) -> Found:
-    if case.recipe["eval_strategy"] != "no" and "per_device_eval_batch_size" not in case.recipe.values:
-        yield {}
-
-
 def warmup_share(case: Case) -> Found:
     plan, rate = case.schedule, case.recipe["learning_rate"]
     if plan is None or plan.warmup_share < 0.2:
