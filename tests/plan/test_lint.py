@@ -83,6 +83,11 @@ CASES: dict[str, tuple[Any, str, Any]] = {
         "leaves 9 rows",
         lambda: case(rows=1008, dataloader_drop_last=True),
     ),
+    "warmup-ignored": (
+        lambda: case(rows=6400, lr_scheduler_type="constant"),
+        "constant begins at the full learning rate, so warmup_steps: 100 does nothing",
+        lambda: case(rows=6400, lr_scheduler_type="constant_with_warmup"),
+    ),
     "partial-epoch": (lambda: case(rows=6400, max_steps=150), "1.50 epochs", lambda: case(rows=6400)),
     "batch-unreachable": (lambda: case(global_batch_size=60), "60 is not reachable", lambda: case()),
     "unsupported-pair": (lambda: case(accel="fsdp2"), "FSDP2 cannot train", lambda: case(accel="zero3")),
@@ -184,13 +189,6 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     ),
     "dropout-memory": (lambda: case(activation_checkpointing=False), "lora_dropout 0.05 without", lambda: case()),
 }
-
-
-def unset(key: str) -> Case:
-    """The default recipe without one of its keys."""
-    whole = case()
-    values = {name: item for name, item in whole.recipe.values.items() if name != key}
-    return Case(recipe.Recipe("default", values), whole.topology)
 
 
 def experts_case() -> Case:

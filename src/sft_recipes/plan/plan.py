@@ -258,7 +258,8 @@ def render(figures: dict[str, Any], *, whole: bool = False) -> Iterator[tuple[st
     if steps:
         text = f"{count(steps['steps'], 'step')}, {steps['steps_per_epoch']} an epoch; {steps['warmup_steps']} warm-up"
         text += f" ({share(steps['warmup_steps'], steps['steps'])}), learning rate up to"
-        yield "schedule", f"{text} {steps['peak_learning_rate']:.3g}"
+        text += f" {steps['peak_learning_rate']:.3g}"
+        yield "schedule", f"{text} until evaluations change it" if steps["follows_evaluations"] else text
     adapter = figures["adapter"]
     if adapter and adapter["rank"]:
         where = ", ".join(f"{number} {name}" for name, number in adapter["modules"].items())

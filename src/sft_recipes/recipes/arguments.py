@@ -7,7 +7,7 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from sft_recipes.errors import did_you_mean, listed
-from sft_recipes.recipes import schema
+from sft_recipes.recipes import rates, schema
 
 if TYPE_CHECKING:
     from sft_recipes.recipes.recipe import Recipe
@@ -34,13 +34,9 @@ def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
     found = [*of_schedule(kind, given)]
     for problem in found:
         yield "lr_scheduler_kwargs", f"lr_scheduler_kwargs: {problem}"
-    if not found and kind == "polynomial" and (end := given.get("lr_end", 1e-7)) >= recipe["learning_rate"]:
-        rate = schema.short(recipe["learning_rate"])
-        yield (
-            "lr_scheduler_kwargs",
-            f"lr_scheduler_kwargs: lr_end {schema.short(end)} is not below learning_rate {rate}",
-        )
-    if kind in ("reduce_lr_on_plateau", "greedy") and recipe["eval_strategy"] == "no":
+    for problem in () if found else _beside(recipe, kind, given):
+        yield "lr_scheduler_kwargs", f"lr_scheduler_kwargs: {problem}"
+    if kind in rates.ADAPTIVE and recipe["eval_strategy"] == "no":
         yield "lr_scheduler_type", f"lr_scheduler_type: {kind} needs evaluations, but eval_strategy is no"
     for problem in _model(recipe["model_init_kwargs"] or {}):
         yield "model_init_kwargs", f"model_init_kwargs: {problem}"
@@ -64,6 +60,22 @@ def of_schedule(kind: str, given: Mapping[str, Any]) -> Iterator[str]:
     lowest = ("min_lr", "min_lr_rate")
     if taken.keys() >= set(lowest) and sum(given.get(key) is not None for key in lowest) != 1:
         yield f"{kind} needs one of {' and '.join(lowest)}; write lr_scheduler_kwargs: {{min_lr_rate: 0.1}}"
+
+
+def _beside(recipe: "Recipe", kind: str, given: Mapping[str, Any]) -> Iterator[str]:
+    """What of a schedule's arguments, defaults included, does not go with the recipe's other values."""
+    chosen = {key: given.get(key, each["default"]) for key, each in upstream()["schedules"][kind].items()}
+    rate, metric = recipe["learning_rate"], recipe["metric_for_best_model"] or "loss"
+    for key in ("min_lr", "lr_end"):
+        if (low := chosen.get(key)) is not None and low >= rate:
+            default = "" if key in given else ", the default,"
+            remedy = f"write lr_scheduler_kwargs: {{{key}: {schema.short(rate / 10)}}}"
+            yield f"{key} {schema.short(low)}{default} is not below learning_rate {schema.short(rate)}; {remedy}"
+    if (high := chosen.get("max_lr")) is not None and high < rate:
+        yield f"max_lr {schema.short(high)} is below learning_rate {schema.short(rate)}"
+    wanted = "max" if schema.LARGER_IS_BETTER[metric] else "min"
+    if chosen.get("mode", wanted) != wanted:
+        yield f"mode {chosen['mode']} takes a better {metric} for a worse one; write lr_scheduler_kwargs: {{mode: {wanted}}}"
 
 
 def _model(given: Mapping[str, Any]) -> Iterator[str]:

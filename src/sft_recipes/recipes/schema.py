@@ -156,6 +156,10 @@ def _unfit(value: Any) -> str | None:
         if isinstance(part, dict):
             if wrong := [name for name in part if not isinstance(name, str)]:
                 return f"the name {short(wrong[0])} in a mapping is no text; put it in quotes"
+            for name, value in part.items():
+                if value is None and (colon := name.find(":")) > 0:
+                    pair = f"{{{name[:colon]}: {name[colon + 1 :].strip()}}}"
+                    return f"{shown(name)} has no value; after the colon a space is missing, write {pair}"
             parts += [(each, depth + 1) for pair in part.items() for each in pair]
         elif isinstance(part, list):
             if depth == 0 and "" in part:

@@ -11,6 +11,7 @@ from sft_recipes.plan.lint import Case, Found
 from sft_recipes.recipes import conflicts
 from sft_recipes.recipes.conflicts import Conflict
 from sft_recipes.recipes.recipe import MODELS, Recipe
+from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.recipes.topology import Gpu, Topology
 from sft_recipes.terminal import count, share
 
@@ -68,6 +69,11 @@ def warmup_share(case: Case) -> Found:
         effect = f": the learning rate ends at {plan.peak_learning_rate:.2g} on its way to {rate:g} and never decays"
     severity = "info" if plan.warmup_share < 0.5 else "warning"
     yield {"share": share(plan.warmup_steps, plan.steps), "effect": effect, "severity": severity}
+
+
+def warmup_ignored(case: Case) -> Found:
+    if case.schedule is not None and case.recipe["warmup_steps"] and not case.schedule.warmup_steps:
+        yield {"asked": as_yaml(case.recipe["warmup_steps"])}
 
 
 def few_steps(case: Case) -> Found:
