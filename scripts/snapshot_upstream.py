@@ -71,7 +71,7 @@ def snapshot() -> dict[str, dict[str, Any]]:
 
 
 def arguments() -> dict[str, Any]:
-    """The arguments of each schedule, with types, whether they are required, and defaults; and the methods of quantisation."""
+    """The arguments of each schedule: types, whether required, default; and the methods of quantisation."""
     import torch
     from transformers import optimization
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING

@@ -89,7 +89,7 @@ def test_a_schedule_without_warm_up_has_none_whatever_is_asked(project: Path) ->
 
 def test_a_schedule_that_fails_after_its_last_step_is_refused(project: Path) -> None:
     loaded = recipe.load("default", {"lr_scheduler_type": "polynomial", "max_steps": 100})
-    with pytest.raises(InputError, match=r"warmup_steps: lr_scheduler_type polynomial fails with 100 warm-up steps of 100"):
+    with pytest.raises(InputError, match="lr_scheduler_type polynomial fails with 100 warm-up steps of 100"):
         schedule(loaded, topology.read("ddp", "test"), 6400)
 
 

@@ -478,7 +478,7 @@ early_stopping_patience: 2
         ),
         (
             "greater_is_better=false metric_for_best_model=mean_token_accuracy",
-            "greater_is_better: false with metric_for_best_model: mean_token_accuracy keeps the worst weights; drop it",
+            "greater_is_better: false with metric_for_best_model: mean_token_accuracy keeps the worst weights",
         ),
         ("save_strategy=steps", "load_best_model_at_end needs save_strategy equal to eval_strategy"),
         (

@@ -1,6 +1,5 @@
 """The figures of an evaluation are means over all supervised tokens, whatever the batches."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,8 @@ def trainer(project: Path) -> Trainer:
     PartialState._reset_state()
     rows = [row | {"output": "odd " * length} for length, row in enumerate(alpaca_rows(16, seed=2), 1)]
     write_rows(project / "data" / "validation.jsonl", [*rows, alpaca_rows(1, seed=3)[0] | {"output": "green " * 60}])
-    words = {"load_in_4bit": False, "dtype": "float32", "bf16": False}
-    made = launch.create(jobs.check("tiny", overrides=[f"{key}={json.dumps(each)}" for key, each in words.items()]), "x")
-    return worker.build(made.values())
+    whole = {"load_in_4bit": False, "dtype": "float32", "bf16": False}
+    return worker.build(launch.create(jobs.check("tiny", overrides=whole), "x").values())
 
 
 def row_by_row(trainer: Trainer) -> dict[str, float]:

@@ -75,7 +75,8 @@ def _beside(recipe: "Recipe", kind: str, given: Mapping[str, Any]) -> Iterator[s
         yield f"max_lr {schema.short(high)} is below learning_rate {schema.short(rate)}"
     wanted = "max" if schema.LARGER_IS_BETTER[metric] else "min"
     if chosen.get("mode", wanted) != wanted:
-        yield f"mode {chosen['mode']} takes a better {metric} for a worse one; write lr_scheduler_kwargs: {{mode: {wanted}}}"
+        remedy = f"write lr_scheduler_kwargs: {{mode: {wanted}}}"
+        yield f"mode {chosen['mode']} takes a better {metric} for a worse one; {remedy}"
 
 
 def _model(given: Mapping[str, Any]) -> Iterator[str]:

@@ -86,8 +86,9 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
         yield wrong("eval_strategy", none)
     metric, larger = recipe["metric_for_best_model"] or "loss", recipe["greater_is_better"]
     if larger is not None and larger is not schema.LARGER_IS_BETTER[metric]:
-        worst = f"greater_is_better: {schema.as_yaml(larger)} with metric_for_best_model: {metric} keeps the worst weights"
-        yield wrong("greater_is_better", worst, "drop it, the direction follows from the metric")
+        both = f"greater_is_better: {schema.as_yaml(larger)} with metric_for_best_model: {metric}"
+        follows = "drop it, the direction follows from the metric"
+        yield wrong("greater_is_better", f"{both} keeps the worst weights", follows)
     if recipe["early_stopping_patience"] and not recipe["load_best_model_at_end"] and recipe["eval_strategy"] != "no":
         needs = "early stopping needs load_best_model_at_end: true and metric_for_best_model"
         yield wrong("early_stopping_patience", needs, "set both, or early_stopping_patience: 0")

@@ -72,17 +72,19 @@ def _optimizer(learning_rate: float) -> Any:
 
 @functools.cache
 def _upstream() -> dict[str, Any]:
-    """`transformers.optimization` as far as it computes rates; what makes an object of torch gives the factor's function."""
+    """`transformers.optimization` as far as it computes rates: instead of an object of torch, the function of a factor."""
     names: dict[str, Any] = {
-        **{"math": math, "warnings": warnings, "partial": functools.partial, "ExplicitEnum": enum.StrEnum},
+        "math": math,
+        "warnings": warnings,
+        "partial": functools.partial,
+        "ExplicitEnum": enum.StrEnum,
         "LambdaLR": lambda optimizer, factor, last_epoch=-1: factor,
         **dict.fromkeys(("ReduceLROnPlateau", "GreedyLR"), lambda optimizer, **given: lambda step: 1.0),
         "LayerWiseDummyOptimizer": (),
     }
-    spec = find_spec("transformers")
-    assert spec is not None and spec.origin is not None
+    (folder,) = find_spec("transformers").submodule_search_locations  # type: ignore[union-attr, misc]
     for file, wanted in {"trainer_utils": (ast.ClassDef,), "optimization": (ast.FunctionDef, ast.Assign)}.items():
-        path = Path(spec.origin).with_name(f"{file}.py")
+        path = Path(folder) / f"{file}.py"
         tree = ast.parse(path.read_text(encoding="utf-8"))
         tree.body = [each for each in tree.body if isinstance(each, wanted) and _of_a_schedule(each)]
         # Annotations name classes of torch.
