@@ -78,7 +78,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "neftune_noise_alpha": (5.0, {}),
     "label_smoothing_factor": (0.1, {}),
     "optim": ("adamw_torch_fused", {}),
-    "optim_args": ("beta1=0.8", {}),
+    "optim_args": ("momentum=0.8", {"optim": "sgd"}),
     "adam_beta1": (0.8, {}),
     "adam_beta2": (0.95, {}),
     "adam_epsilon": (1e-6, {}),

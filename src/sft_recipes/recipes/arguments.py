@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
@@ -38,6 +39,7 @@ def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
         yield "lr_scheduler_kwargs", f"lr_scheduler_kwargs: {problem}"
     if kind in rates.ADAPTIVE and recipe["eval_strategy"] == "no":
         yield "lr_scheduler_type", f"lr_scheduler_type: {kind} needs evaluations, but eval_strategy is no"
+    yield from _optimizer(recipe)
     for problem in _model(recipe["model_init_kwargs"] or {}):
         yield "model_init_kwargs", f"model_init_kwargs: {problem}"
 
@@ -77,6 +79,36 @@ def _beside(recipe: "Recipe", kind: str, given: Mapping[str, Any]) -> Iterator[s
     if chosen.get("mode", wanted) != wanted:
         remedy = f"write lr_scheduler_kwargs: {{mode: {wanted}}}"
         yield f"mode {chosen['mode']} takes a better {metric} for a worse one; {remedy}"
+
+
+def of_optimizer(name: str, given: str) -> Iterator[str]:
+    """What is wrong with the arguments of an optimizer, `key=value, key=value` as `optim_args` has them."""
+    table = schema.DATA["optimizers"]
+    begins = max((each for each in table["arguments"] if name.startswith(each)), key=len, default=None)
+    taken = table["arguments"][begins] if begins else {}
+    for pair in given.replace(" ", "").split(",") if given else ():
+        key, _, value = pair.partition("=")
+        if key not in taken:
+            there = table["keys"].get(key)
+            instead = f"write {there}: {value}" if there else f"it reads {', '.join(taken) or 'none'}"
+            yield f"{name} reads no {key}; {instead}"
+        elif not re.fullmatch(table["forms"][taken[key]][1], value):
+            yield f"{key}: {schema.short(value)} is not {table['forms'][taken[key]][0]}"
+
+
+def _optimizer(recipe: "Recipe") -> Iterator[tuple[str, str]]:
+    """What the optimizer does not read, or would refuse only when it is made."""
+    name = recipe["optim"]
+    for problem in of_optimizer(name, recipe["optim_args"] or ""):
+        yield "optim_args", f"optim_args: {problem}"
+    by_modules = name.startswith(("galore", "apollo"))
+    if by_modules and not recipe["optim_target_modules"]:
+        yield "optim", f"optim: {name} needs optim_target_modules; write optim_target_modules: all-linear"
+    if recipe["optim_target_modules"] and not by_modules:
+        yield "optim_target_modules", f"optim_target_modules: {name} reads none; drop it"
+    # It gets the number as it is, and would multiply the first step's learning rate by its inverse.
+    if name.startswith("schedule_free") and 0 < recipe["warmup_steps"] < 1:
+        yield "warmup_steps", f"warmup_steps: {name} takes no share of the steps; write their number"
 
 
 def _model(given: Mapping[str, Any]) -> Iterator[str]:

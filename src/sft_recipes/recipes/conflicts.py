@@ -158,6 +158,14 @@ def of_topology(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
             f"is offloaded and optim is {recipe['optim']}",
             "set optim: adamw_torch",
         )
+    layerwise = recipe["optim"].endswith("layerwise")
+    if layerwise and recipe["global_batch_size"] != recipe["per_device_train_batch_size"] * topology.processes:
+        yield wrong(
+            f"optim: {recipe['optim']} steps after every micro-batch and cannot accumulate",
+            f"set global_batch_size: {recipe['per_device_train_batch_size']}, or the optimizer without layerwise",
+        )
+    if layerwise and topology.processes > 1:
+        yield wrong(f"optim: {recipe['optim']} runs in one process alone", "choose ACCEL=single_gpu")
     if fsdp and wide and wanted != "no":
         # accelerate/utils/fsdp_utils.py: `fsdp2_prepare_model`
         yield wrong("accelerate widens what FSDP2 trains to float32", "set adapter_dtype: float32")
@@ -249,6 +257,10 @@ def missing_tools(recipe: "Recipe", topology: "Topology", *, compilers: bool = T
         if tracker not in (None, "none") and importlib.util.find_spec(tracker) is None:
             install = f"run {pip} install '.[{tracker}]', or set report_to: none"
             yield missing(f"report_to: {tracker} is not installed", install)
+    for module, needed in schema.DATA["optimizers"]["packages"].items():
+        if recipe["optim"] in needed["of"] and importlib.util.find_spec(module) is None:
+            install = f"run {pip} install {needed['pip']}, or set optim: adamw_torch"
+            yield missing(f"optim: {recipe['optim']} needs {module}, which is not installed", install)
     if topology.backend == "deepspeed":
         if importlib.util.find_spec("deepspeed") is None:
             none = f"{topology.name}: DeepSpeed is not installed, it is for Linux alone"

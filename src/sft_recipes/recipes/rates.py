@@ -72,7 +72,7 @@ def _optimizer(learning_rate: float) -> Any:
 
 @functools.cache
 def _upstream() -> dict[str, Any]:
-    """`transformers.optimization` as far as it computes rates: instead of an object of torch, the function of a factor."""
+    """`transformers.optimization` as far as it computes rates; an object of torch is a factor's function here."""
     names: dict[str, Any] = {
         "math": math,
         "warnings": warnings,
