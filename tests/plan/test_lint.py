@@ -62,6 +62,11 @@ EVEN = lengths(train={2000: 1000})
 # rule: (a case that trips it, a word of its message, one that does not)
 CASES: dict[str, tuple[Any, str, Any]] = {
     "warmup-share": (lambda: case(rows=2686), "100 of 126 steps", lambda: case(rows=100_000)),
+    "batch-exceeds-rows": (
+        lambda: case(rows=64, global_batch_size=128),
+        "global_batch_size is 128, and a step takes the 64 training rows there are",
+        lambda: case(rows=128, global_batch_size=128),
+    ),
     "few-steps": (lambda: case(rows=1000), "48 optimizer steps", lambda: case(rows=10_000)),
     "early-stopping-idle": (
         lambda: case(rows=10_000),
@@ -111,6 +116,11 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     ),
     "four-bit-coverage": (lambda: experts_case(), "would be in 4 bit", lambda: case()),
     "compute-dtype": (lambda: case(dtype="float16"), "compute in float16", lambda: case()),
+    "precision-mixed": (
+        lambda: case(dtype="float16"),
+        "dtype: float16 holds the weights in another precision than bf16: true computes in",
+        lambda: case(dtype="float16", bf16=False, fp16=True),
+    ),
     "target-unmatched": (
         lambda: case(lora_target_modules=["q_proj,v_proj"]),
         "a list is written",

@@ -203,7 +203,7 @@ def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
             "v_porj matches no module of model; its linear layers are .*v_proj",
         ),
         ({"lora_target_modules": ["nothing"]}, "nothing matches no module of model"),
-        ({"padding_free": True}, "refused by TRL or transformers: When `padding_free=True` without packing"),
+        ({"router_aux_loss_coef": 0.1}, "refused by TRL or transformers: `router_aux_loss_coef` is set to 0.1"),
         ({"max_length": 4}, "all 64 rows lose their whole answer at max_length 4"),
         ({"model_name_or_path": "no-such/model"}, "no-such/model .* cannot be loaded"),
     ],

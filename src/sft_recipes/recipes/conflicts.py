@@ -101,6 +101,13 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
     for key in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
         if recipe[key] and not recipe["dataloader_num_workers"]:
             yield wrong(key, f"{key} needs dataloader_num_workers above 0", "set both, or drop it")
+    if recipe["packing"] and recipe["max_length"] is None:
+        yield wrong("packing", "packing needs max_length, which is what it fills", "set max_length: 2048")
+    elif recipe["padding_free"] and not recipe["packing"] and recipe["max_length"] is not None:
+        cut = "padding_free without packing cuts nothing at max_length"
+        yield wrong("padding_free", cut, "set packing: true, or max_length: null")
+    if recipe["fp16_full_eval"] and recipe["bf16_full_eval"]:
+        yield wrong("fp16_full_eval", "bf16_full_eval and fp16_full_eval are both true", "keep one")
     found = (*places.problems(recipe), *arguments.problems(recipe), *task.problems(recipe.own()))
     yield from (wrong(key, text) for key, text in found)
 

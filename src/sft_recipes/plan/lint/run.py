@@ -76,6 +76,11 @@ def warmup_ignored(case: Case) -> Found:
         yield {"asked": as_yaml(case.recipe["warmup_steps"])}
 
 
+def batch_exceeds_rows(case: Case) -> Found:
+    if case.schedule is not None and case.schedule.rows < case.recipe["global_batch_size"]:
+        yield {"rows": count(case.schedule.rows, "training row")}
+
+
 def few_steps(case: Case) -> Found:
     plan = case.schedule
     if plan is not None and plan.steps < FEW_STEPS:
