@@ -29,6 +29,7 @@ class Trainer(SFTTrainer):
     """
 
     control: TrainerControl
+    router_aux_loss_coef: float
     kept_step = 0
     """The step whose weights the model holds at the end."""
 
