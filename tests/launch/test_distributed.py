@@ -118,6 +118,8 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     # Held-out rows that fill no batch of two processes, with answers of other lengths than those that are learned.
     held_out = [row | {"output": "odd " * length} for length, row in enumerate(alpaca_rows(17, seed=2))][1:]
     write_rows(on_cpu / "data" / "validation.jsonl", [*alpaca_rows(1, seed=3), *held_out])
+    # The last of each epoch is alone in its step, and accelerate fills both batches with others.
+    write_rows(on_cpu / "data" / "train.jsonl", alpaca_rows(57, seed=1))
     arguments = ["tiny", "--accel", f"{accel}_cpu", "--set", "num_train_epochs=2"]
 
     said = run("train", *arguments, "--name", "whole")
@@ -139,6 +141,11 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     assert effect["adapter"]["trainable_parameters"] == alone["adapter"]["trainable_parameters"]
     losses = [facts(name)["measured"]["eval_loss"][-1]["eval_loss"] for name in ("whole", "single")]
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
+    logs = [
+        [entry["loss"] for entry in Run(Path("runs") / name).log_entries() if "loss" in entry]
+        for name in ("whole", "single")
+    ]
+    assert logs[0] == pytest.approx(logs[1], abs=0.02)
     assert {name: tensor.shape for name, tensor in adapter("whole").items()} == {
         name: tensor.shape for name, tensor in adapter("single").items()
     }

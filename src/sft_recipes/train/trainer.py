@@ -55,6 +55,20 @@ class Trainer(SFTTrainer):
     def create_model_card(self, *given: Any, **named: Any) -> None:
         """None beside the run's files at each save: that of the adapter is written when there is something to say."""
 
+    # Training
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        """As upstream's, without the rows that accelerate repeats to fill the last batches of an epoch."""
+        args, size = self.args, self.args.train_batch_size
+        left = len(self.train_dataset) % (size * args.world_size)
+        ended = batch_samples and self.accelerator.gradient_state.end_of_dataloader
+        # A sampler that rebalances gives each process batches of its own, and repeats none.
+        filled = not args.dataloader_drop_last and args.train_sampling_strategy != "batch_rebalance"
+        if ended and left and filled and not self.padding_free:
+            # The first processes have the rows that are left.
+            batch_samples[-1]["labels"][max(left - args.process_index * size, 0) :] = -100
+        return super()._get_num_items_in_batch(batch_samples, device)
+
     # Evaluating
 
     def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> Any:
