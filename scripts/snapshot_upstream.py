@@ -72,7 +72,7 @@ def snapshot() -> dict[str, dict[str, Any]]:
 
 
 def arguments() -> dict[str, Any]:
-    """The arguments of each schedule, with types and whether they are required, and the methods of quantisation."""
+    """The arguments of each schedule: types, whether required, default; and the methods of quantisation."""
     import torch
     from transformers import optimization
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
@@ -89,6 +89,7 @@ def arguments() -> dict[str, Any]:
                 # A list has one value for each of the optimizer's groups, which no recipe knows.
                 "types": [n for n in type_names(hints.get(key, type(each.default))) if n != "list"],
                 "required": each.default is inspect.Parameter.empty,
+                "default": None if each.default is inspect.Parameter.empty else each.default,
             }
             for key, each in inspect.signature(made).parameters.items()
             if key not in NOT_GIVEN

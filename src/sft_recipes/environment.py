@@ -6,6 +6,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 
 def quiet_environment(*, on_cpu: bool, one_gpu: bool = False) -> dict[str, str]:
@@ -57,6 +58,18 @@ def _first_gpu() -> str:
     return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
+def _warn_once() -> None:
+    """Print each warning of a library once: Python forgets what it has printed whenever filters change, as they do."""
+    show, printed = warnings.showwarning, set()
+
+    def show_once(message: Warning | str, category: type[Warning], *place: Any, **named: Any) -> None:
+        if (category, str(message)) not in printed:
+            printed.add((category, str(message)))
+            show(message, category, *place, **named)
+
+    warnings.showwarning = show_once
+
+
 def quiet() -> None:
     """Silence what upstream says about itself, some of it while it is imported; what matters to a run is said here.
 
@@ -64,6 +77,7 @@ def quiet() -> None:
     """
     # Deprecations that upstream's own calls of upstream raise. Our tests make them errors, which come before the last.
     warnings.filterwarnings("ignore", category=FutureWarning, append=True)
+    _warn_once()
     # That a kernel for inference, which training never calls, is not installed.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     # That DeepSpeed's accumulation is taken, which is the recipe's own; what a step takes is verified.

@@ -14,10 +14,14 @@ import psutil
 import pytest
 import torch
 import yaml
+from accelerate.state import AcceleratorState, PartialState
+from conftest import alpaca_rows, write_rows
 from finished import restate
+from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
 from sft_recipes.runs.run import Run
+from sft_recipes.train import train as worker
 
 pytest_plugins = ["finished"]
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone")]
@@ -47,6 +51,20 @@ def facts(name: str) -> dict[str, Any]:
 
 def adapter(name: str) -> dict[str, torch.Tensor]:
     return load_file(f"runs/{name}/adapter/adapter_model.safetensors")
+
+
+def kept_loss(name: str) -> float:
+    measured = facts(name)["measured"]
+    return next(each["eval_loss"] for each in measured["eval_loss"] if each["step"] == measured["kept_step"])
+
+
+def evaluated_alone(run: Run) -> float:
+    """The eval loss of what a run left, in one process and one batch."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    PartialState._reset_state()
+    trainer = worker.build(run.values() | {"per_device_eval_batch_size": 17})
+    set_peft_model_state_dict(trainer.model, adapter(run.directory.name))
+    return trainer.evaluate()["eval_loss"]
 
 
 def interrupt(*arguments: str, name: str, at_step: int) -> str:
@@ -97,6 +115,11 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     # Nothing is compiled, and so no build that was killed is waited for.
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(on_cpu / "extensions"))
     monkeypatch.setenv("CXX", "no-such-compiler")
+    # Held-out rows that fill no batch of two processes, with answers of other lengths than those that are learned.
+    held_out = [row | {"output": "odd " * length} for length, row in enumerate(alpaca_rows(17, seed=2))][1:]
+    write_rows(on_cpu / "data" / "validation.jsonl", [*alpaca_rows(1, seed=3), *held_out])
+    # The last of each epoch is alone in its step, and accelerate fills both batches with others.
+    write_rows(on_cpu / "data" / "train.jsonl", alpaca_rows(57, seed=1))
     arguments = ["tiny", "--accel", f"{accel}_cpu", "--set", "num_train_epochs=2"]
 
     said = run("train", *arguments, "--name", "whole")
@@ -118,6 +141,11 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     assert effect["adapter"]["trainable_parameters"] == alone["adapter"]["trainable_parameters"]
     losses = [facts(name)["measured"]["eval_loss"][-1]["eval_loss"] for name in ("whole", "single")]
     assert losses[0] == pytest.approx(losses[1], abs=0.02)
+    logs = [
+        [entry["loss"] for entry in Run(Path("runs") / name).log_entries() if "loss" in entry]
+        for name in ("whole", "single")
+    ]
+    assert logs[0] == pytest.approx(logs[1], abs=0.02)
     assert {name: tensor.shape for name, tensor in adapter("whole").items()} == {
         name: tensor.shape for name, tensor in adapter("single").items()
     }
@@ -130,6 +158,7 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
 
     whole = adapter("whole")
     if stage is None:
+        assert evaluated_alone(Run(Path("runs/whole"))) == pytest.approx(kept_loss("whole"), rel=1e-3)
         # What a kill in the second epoch leaves; that all processes stop together is shown under ZeRO-2.
         name = "whole"
         for path in ("adapter", "checkpoint-16"):

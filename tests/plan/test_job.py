@@ -33,11 +33,17 @@ REFUSED = [
     ("cpu", "eval_strategy=no load_best_model_at_end=false"),
     ("cpu", "validation_split_size=0.0"),
     ("cpu", "load_best_model_at_end=false early_stopping_patience=2"),
+    ("cpu", "greater_is_better=true"),
     ("cpu", "eval_strategy=steps save_strategy=epoch"),
     ("cpu", f"{ALIKE} eval_steps=5 save_steps=7"),
     ("cpu", "task=generation labels=[a,b]"),
     ("cpu", "mask_empty_reasoning=true completion_only_loss=false"),
     ("cpu", "dataloader_prefetch_factor=2 dataloader_num_workers=0"),
+    ("cpu", "dataloader_persistent_workers=true dataloader_num_workers=0"),
+    ("cpu", "padding_free=true"),
+    ("cpu", "packing=true max_length=null"),
+    ("cpu", "fp16_full_eval=true bf16_full_eval=true"),
+    ("cpu", "router_aux_loss_coef=0.001"),
     ("cpu", "tf32=true"),
     ("ddp", "bf16=false"),
     ("fsdp2", ""),
@@ -51,6 +57,10 @@ REFUSED = [
     ("fsdp2", f"{NO_QUANT} adapter_dtype=bfloat16"),
     ("ddp", "global_batch_size=63"),
     ("cpu", "report_to=mlflow"),
+    ("cpu", "optim=schedule_free_adamw"),
+    ("cpu", "optim=adamw_torch optim_args=beta1=0.8"),
+    ("single_gpu", "optim=galore_adamw_layerwise optim_target_modules=all-linear"),
+    ("ddp", "optim=apollo_adamw_layerwise optim_target_modules=all-linear global_batch_size=16"),
     ("cpu", "model_name_or_path=./nowhere"),
     ("cpu", "model_name_or_path=./cut"),
     # What no conflict says: rows and the evaluation to come, and the rules.
@@ -60,6 +70,7 @@ REFUSED = [
     ("cpu", f"{NEVER} task=generation"),
     ("cpu", "task=classification labels=[a,b]"),
     ("cpu", "max_length=4"),
+    ("cpu", "lr_scheduler_type=polynomial max_steps=100"),
 ]
 
 

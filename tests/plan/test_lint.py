@@ -76,6 +76,11 @@ EVEN = lengths(train={2000: 1000})
 # rule: (a case that trips it, a word of its message, one that does not)
 CASES: dict[str, tuple[Any, str, Any]] = {
     "warmup-share": (lambda: case(rows=2686), "100 of 126 steps", lambda: case(rows=100_000)),
+    "batch-exceeds-rows": (
+        lambda: case(rows=64, global_batch_size=128),
+        "global_batch_size is 128, and a step takes the 64 training rows there are",
+        lambda: case(rows=128, global_batch_size=128),
+    ),
     "few-steps": (lambda: case(rows=1000), "48 optimizer steps", lambda: case(rows=10_000)),
     "early-stopping-idle": (
         lambda: case(rows=10_000),
@@ -96,6 +101,11 @@ CASES: dict[str, tuple[Any, str, Any]] = {
         lambda: case(rows=1001, dataloader_drop_last=True),
         "leaves 9 rows",
         lambda: case(rows=1008, dataloader_drop_last=True),
+    ),
+    "warmup-ignored": (
+        lambda: case(rows=6400, lr_scheduler_type="constant"),
+        "constant begins at the full learning rate, so warmup_steps: 100 does nothing",
+        lambda: case(rows=6400, lr_scheduler_type="constant_with_warmup"),
     ),
     "partial-epoch": (lambda: case(rows=6400, max_steps=150), "1.50 epochs", lambda: case(rows=6400)),
     "batch-unreachable": (lambda: case(global_batch_size=60), "60 is not reachable", lambda: case()),
@@ -118,11 +128,6 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     ),
     "devices-idle": (lambda: case(accel="single_gpu", gpus=4), "one of 4", lambda: case(accel="single_gpu", gpus=1)),
     "zero-saves-nothing": (lambda: case(accel="zero2"), "ZeRO-2 saves 0.15 GiB", lambda: case(accel="ddp")),
-    "evaluation-batch": (
-        lambda: unset("per_device_eval_batch_size"),
-        "per_device_eval_batch_size is not set",
-        lambda: case(),
-    ),
     "checkpoint-quantised": (
         lambda: case(config={"quantization_config": {"quant_method": "mxfp4"}}),
         "(mxfp4)",
@@ -130,6 +135,11 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     ),
     "four-bit-coverage": (lambda: experts_case(), "would be in 4 bit", lambda: case()),
     "compute-dtype": (lambda: case(dtype="float16"), "compute in float16", lambda: case()),
+    "precision-mixed": (
+        lambda: case(dtype="float16"),
+        "dtype: float16 holds the weights in another precision than bf16: true computes in",
+        lambda: case(dtype="float16", bf16=False, fp16=True),
+    ),
     "target-unmatched": (
         lambda: case(lora_target_modules=["q_proj,v_proj"]),
         "a list is written",
@@ -208,13 +218,6 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     ),
     "dropout-memory": (lambda: case(activation_checkpointing=False), "lora_dropout 0.05 without", lambda: case()),
 }
-
-
-def unset(key: str) -> Case:
-    """The default recipe without one of its keys."""
-    whole = case()
-    values = {name: item for name, item in whole.recipe.values.items() if name != key}
-    return Case(recipe.Recipe("default", values), whole.topology)
 
 
 def experts_case() -> Case:

@@ -8,11 +8,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, alpaca_rows, write_rows
 from finished import BARE
 
 from sft_recipes.models import base_model
-from sft_recipes.plan import gpus, memory, speed
+from sft_recipes.plan import gpus, memory, plan, speed
 from sft_recipes.plan.memory import Setup
 from sft_recipes.recipes import recipe, topology
 
@@ -234,6 +234,32 @@ def test_a_run_of_the_same_work_says_it_better(project: Path, qwen: base_model.M
     assert found == speed.Measured("new", 2000.0)
     told = speed.speed(qwen, Setup(), None, 4, found, tokens_per_step=500, on_cpu=True)
     assert told == speed.Speed((0.25, 0.25), "measured: 2,000 tokens/s in runs/new")
+
+
+def test_evaluations_take_time_as_measured_or_as_the_forward_part_of_a_step(project: Path) -> None:
+    chosen = topology.read("cpu", "test")
+    asked = topology.resolve(recipe.load("tiny"), chosen)
+    splits = {**BARE["data"]["splits"], "validation": {"source": "v", "sha256": "v", "rows": 8, "prepared_rows": 8}}
+    write_run("run", asked, chosen, data=BARE["data"] | {"splits": splits})
+    log = [{"step": step, "epoch": 1.0, "time": 1.0, "eval_loss": 1.0, "eval_runtime": 2.0} for step in (4, 8)]
+    Path("runs/run/log.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in log), encoding="utf-8")
+    run = speed.measured(asked, chosen, [])
+    assert run == speed.Measured("run", 1000.0, 4.0)
+    assert speed.evaluation(Setup(), 0.001, rows=20, tokens=3000, run=run) == 5.0
+    for setup, expected in {(True, True): 1.0, (True, False): 1.5, (False, True): 0.75, (False, False): 1.0}.items():
+        usual = Setup(use_peft=setup[0], checkpointing=setup[1])
+        assert speed.evaluation(usual, 0.001, rows=20, tokens=3000, run=None) == pytest.approx(expected)
+
+
+def test_a_plan_s_time_has_the_evaluations_in_it(project: Path) -> None:
+    write_rows(project / "data" / "validation.jsonl", alpaca_rows(2000, seed=2))
+    files = "train_file=data/train.jsonl validation_file=data/validation.jsonl"
+    never = "eval_strategy=no load_best_model_at_end=false early_stopping_patience=0"
+    with_them, without = (
+        plan.plan("default", gpu="a100-80gb", overrides=[f"{files} {words}"])["time"] for words in ("", never)
+    )
+    assert (with_them["evaluations"], without["evaluations"]) == (3, 0)
+    assert all(more > less for more, less in zip(with_them["seconds"], without["seconds"], strict=True))
 
 
 @pytest.mark.parametrize(

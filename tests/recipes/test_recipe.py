@@ -467,6 +467,14 @@ early_stopping_patience: 2
             "early stopping needs load_best_model_at_end: true and metric_for_best_model; set both, or "
             "early_stopping_patience: 0",
         ),
+        (
+            "greater_is_better=true",
+            "greater_is_better: true with metric_for_best_model: loss keeps the worst weights; drop it, the direction",
+        ),
+        (
+            "greater_is_better=false metric_for_best_model=mean_token_accuracy",
+            "greater_is_better: false with metric_for_best_model: mean_token_accuracy keeps the worst weights",
+        ),
         ("save_strategy=steps", "load_best_model_at_end needs save_strategy equal to eval_strategy"),
         (
             "eval_strategy=steps save_strategy=steps eval_steps=30 save_steps=50",
@@ -480,6 +488,16 @@ early_stopping_patience: 2
 )
 def test_values_that_contradict_each_other(overrides: str, expected: str) -> None:
     assert expected in problem(WHOLE, overrides)
+
+
+@pytest.mark.parametrize(
+    ("metric", "larger"), [("eval_loss", False), ("loss", False), ("eval_mean_token_accuracy", True), (None, None)]
+)
+def test_the_direction_of_a_metric_follows_from_it(metric: str | None, larger: bool | None) -> None:
+    write(WHOLE)
+    chosen = load("mine", parse_overrides(f"metric_for_best_model={metric or 'null'}"))
+    resolved = topology.resolve(chosen, topology.read("cpu", "a test", directory=ROOT / "accelerate_configs"))
+    assert resolved["greater_is_better"] is larger
 
 
 def test_early_stopping_without_evaluations_is_a_contradiction() -> None:

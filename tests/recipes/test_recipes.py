@@ -80,7 +80,7 @@ def test_a_preset_has_the_values_of_the_founding_document(name: str) -> None:
 
 def test_the_default_states_what_it_is_known_for() -> None:
     """So that no default of a library, which may change with an upgrade, decides it."""
-    derived = {"gradient_accumulation_steps"}
+    derived = {"gradient_accumulation_steps", "greater_is_better"}
     assert (SAME.keys() | DIFFERENT.keys()) - derived <= read(Path("recipes/default.yaml")).keys()
 
 

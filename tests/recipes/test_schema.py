@@ -48,6 +48,48 @@ def test_what_is_accepted_of_a_schedule_upstream_takes(kind: str) -> None:
             get_scheduler(kind, optimizer, 1, 10, {"nonsense": 3})
 
 
+def test_what_an_optimizer_reads_of_its_arguments_is_known() -> None:
+    import inspect
+
+    from transformers import trainer_optimizer
+
+    spoilt = {"weight_decay", "block_size"}
+    for name, handler in trainer_optimizer._OPTIMIZER_HANDLERS.items():
+        code = inspect.getsource(handler)
+        if "ademamix" not in name and handler is trainer_optimizer._get_bitsandbytes_optimizer:
+            code = ""
+        read = {
+            *re.findall(r'optim_args(?:\.get\(|\.pop\(|\[)"(\w+)"', code),
+            *re.findall(r'"(\w+)" in ctx.optim_args', code),
+        }
+        for names in re.findall(r"for key in \(([^)]*)\)", code):
+            read |= {*re.findall(r'"(\w+)"', names)}
+        tried = {key: [*arguments.of_optimizer(name, f"{key}=x")] for key in read | {"nonsense"}}
+        unknown = {key for key, found in tried.items() if any("reads no" in each for each in found)}
+        assert unknown == read & spoilt | {"nonsense"}, name
+
+
+def test_every_optimizer_makes_a_step_or_is_refused_for_what_it_lacks(tmp_path: Path) -> None:
+    import torch
+    from transformers import Trainer, TrainingArguments, trainer_optimizer
+
+    needs = {name: module for module, each in schema.DATA["optimizers"]["packages"].items() for name in each["of"]}
+    assert schema.upstream()["optim"]["choices"] == sorted(
+        each.value for each in trainer_optimizer._OPTIMIZER_HANDLERS
+    )
+    for name in schema.upstream()["optim"]["choices"]:
+        if name in needs and importlib.util.find_spec(needs[name]) is None:
+            continue
+        targets = "all-linear" if name.startswith(("galore", "apollo")) else None
+        given = TrainingArguments(str(tmp_path), optim=name, optim_target_modules=targets, use_cpu=True, report_to=[])
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+        before = model[0].weight.detach().clone()
+        optimizer = Trainer(model, given).create_optimizer()
+        model(torch.ones(1, 4)).sum().backward()
+        optimizer.step()
+        assert not torch.equal(model[0].weight, before), name
+
+
 def test_renamed_keys_are_gone_from_trl_or_deprecated_in_it() -> None:
     deprecated = {"gradient_checkpointing", "gradient_checkpointing_kwargs", "use_liger_kernel", "pad_token"}
     assert schema.RENAMED.keys() & schema.upstream().keys() == deprecated

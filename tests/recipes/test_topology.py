@@ -269,7 +269,11 @@ def derived(name: str, overrides: str = "", processes: int | None = None) -> dic
     return {key: item.value for key, item in values.items() if item.origin.startswith("derived: ")}
 
 
-ALWAYS = {"logging_nan_inf_filter": False, "restore_callback_states_from_checkpoint": True}
+ALWAYS = {
+    "greater_is_better": False,
+    "logging_nan_inf_filter": False,
+    "restore_callback_states_from_checkpoint": True,
+}
 
 
 @pytest.mark.parametrize(

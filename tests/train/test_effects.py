@@ -78,7 +78,7 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "neftune_noise_alpha": (5.0, {}),
     "label_smoothing_factor": (0.1, {}),
     "optim": ("adamw_torch_fused", {}),
-    "optim_args": ("beta1=0.8", {}),
+    "optim_args": ("momentum=0.8", {"optim": "sgd"}),
     "adam_beta1": (0.8, {}),
     "adam_beta2": (0.95, {}),
     "adam_epsilon": (1e-6, {}),
@@ -105,7 +105,6 @@ OTHER: dict[str, tuple[Any, dict[str, Any]]] = {
     "save_total_limit": (2, {}),
     "load_best_model_at_end": (False, ALONE | {"load_best_model_at_end": True}),
     "metric_for_best_model": ("eval_mean_token_accuracy", {}),
-    "greater_is_better": (True, {}),
     "report_to": ("none", {}),
     # Our own.
     "description": ("Another idea.", {}),
@@ -128,7 +127,8 @@ ELSEWHERE = {
     ),
     "early_stopping_threshold": "tests/train/test_effects.py::test_a_threshold_decides_what_counts_as_an_improvement",
     "mask_empty_reasoning": ("tests/data/test_templates.py::test_an_empty_block_of_reasoning_is_left_out_of_the_loss"),
-    # There is one value that a recipe may give it.
+    # There is one value that a recipe may give each of them.
+    "greater_is_better": "tests/recipes/test_recipe.py::test_the_direction_of_a_metric_follows_from_it",
     "lora_task_type": "tests/test_bad_inputs.py::test_bad_input_gets_its_message",
     "extends": "tests/recipes/test_recipes.py::test_a_variant_states_only_what_differs_from_its_base",
 }
@@ -250,7 +250,7 @@ def test_what_is_derived_for_every_run_cannot_be_set() -> None:
     for name in ("cpu", "ddp", "zero3"):
         resolved = topology.resolve(loaded({}), topology.read(name, "a test"))
         always = {key for key in resolved.values if resolved.values[key].origin.startswith("derived: ")}
-        written = {"use_cpu", "activation_checkpointing_kwargs"}
+        written = {"greater_is_better", "use_cpu", "activation_checkpointing_kwargs"}
         assert always - written <= schema.REFUSED.keys()
         assert always >= {"logging_nan_inf_filter", "restore_callback_states_from_checkpoint"}
 

@@ -25,7 +25,7 @@ SWEPT = {
     *("global_batch_size", "per_device_train_batch_size", "train_sampling_strategy", "neftune_noise_alpha"),
     *("optim", "optim_args", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters"),
-    *("lora_modules_to_save", "use_rslora", "use_dora", "adapter_dtype"),
+    *("lora_modules_to_save", "use_rslora", "use_dora", "adapter_dtype", "router_aux_loss_coef"),
     *("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
 }
 _ROWS = "another value holds out, reads or cuts other rows, so the eval losses of two trials could not be compared"
@@ -38,9 +38,10 @@ REFUSED = {
     **dict.fromkeys(("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"), _ROWS),
     **dict.fromkeys(("max_length", "truncation_mode", "packing", "packing_strategy", "eval_packing"), _ROWS),
     **dict.fromkeys(("completion_only_loss", "assistant_only_loss", "loss_type", "label_smoothing_factor"), _LOSS),
-    **dict.fromkeys(("mask_empty_reasoning", "per_device_eval_batch_size", "router_aux_loss_coef"), _LOSS),
+    "mask_empty_reasoning": _LOSS,
     **dict.fromkeys(("model", "model_name_or_path", "model_revision", "model_init_kwargs"), _MODEL),
     **dict.fromkeys(("chat_template_path", "eos_token"), _ROWS),
+    "per_device_eval_batch_size": "it changes how fast an evaluation is, and nothing that it finds",
     "accelerate_config": "where a recipe runs changes nothing that is learned; choose it with ACCEL=",
 }
 # Their whole numbers must divide one another, so most of a range could not be trained.
@@ -234,7 +235,7 @@ def check(name: str | Path, space: Space, **where: Unpack[Where]) -> Job:
     if first["load_best_model_at_end"] and metric not in (None, "loss", "eval_loss"):
         problems.append(
             f"{name} keeps the best weights by {metric}, and trials are compared by the eval loss; set "
-            "metric_for_best_model: eval_loss and greater_is_better: false"
+            "metric_for_best_model: eval_loss"
         )
     where["overrides"] = given | recipes.parse_overrides(corners[0])
     job = jobs.check(name, **where)

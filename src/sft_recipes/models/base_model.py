@@ -19,6 +19,8 @@ from sft_recipes.recipes import arguments, places
 from sft_recipes.recipes.recipe import Recipe
 
 CACHE = Path(".cache/models")
+# What the config of a mixture of experts has that gives its router's logits, by which TRL knows one.
+ROUTER = "output_router_logits"
 # What configs, tokenizers and chat templates are kept in; never weights, and never code.
 FETCHED = ("*.json", "*.jinja", "*.model", "*.txt")
 
@@ -201,17 +203,25 @@ def further_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in given.items() if key not in arguments.WAYS | arguments.REFUSED.keys()}
 
 
+def _lacking(config: Mapping[str, Any], *names: str) -> list[str]:
+    """Those of some names that transformers' config of a model has not, by a process of its own."""
+    failure = "transformers cannot read this config"
+    return json.loads(children.call("sft_recipes.models.census", config, *names, failure=failure))
+
+
 def check_arguments(recipe: Recipe, config: Mapping[str, Any]) -> None:
-    """The recipe's `model_init_kwargs` are values that the model's config has.
+    """The recipe's `model_init_kwargs` are values that the model's config has, and it has a router to be balanced.
 
     Raises:
-        InputError: One is not, so that the model could not be built with it.
+        InputError: One is not, so that the model could not be built with it; or there is no router.
     """
+    if (weight := recipe["router_aux_loss_coef"]) and _lacking(config.get("text_config") or config, ROUTER):
+        raise InputError(
+            f"{recipe.values['router_aux_loss_coef'].origin}: router_aux_loss_coef is {weight:g}, and the model gives "
+            "no router's logits that it could weight; drop it"
+        )
     given = further_arguments({"model_init_kwargs": recipe["model_init_kwargs"]}).keys() - arguments.WEIGHTS
-    if not given:
-        return
-    failure = "transformers cannot read this config"
-    lacking = json.loads(children.call("sft_recipes.models.census", config, *sorted(given), failure=failure))
+    lacking = _lacking(config, *sorted(given)) if given else []
     known = ", ".join(sorted(arguments.WAYS | arguments.WEIGHTS))
     if lacking:
         raise InputError(

@@ -194,10 +194,19 @@ def _time(job: Job, batch: dict[str, Any]) -> dict[str, Any] | None:
         on_cpu=job.topology.use_cpu,
     )
     if found.seconds_per_step is None:
-        return {"seconds": None, "basis": found.basis, "span": None}
+        return {"seconds": None, "evaluations": None, "basis": found.basis, "span": None}
+    evaluations, held_out = (job.schedule.evaluations or 0) + recipe["eval_on_start"], job.rows.get("validation")
     low, high = (each * steps for each in found.seconds_per_step)
+    if evaluations and held_out:
+        size = held_out["rows"], held_out["tokens"]
+        one, other = (
+            evaluations * speed.evaluation(usual, each / batch["tokens_per_step"], *size, run)
+            for each in found.seconds_per_step
+        )
+        low, high = low + one, high + other
     span = duration(low) if duration(low) == duration(high) else f"{duration(low)} to {duration(high)}"
-    return {"seconds": [round(low, 1), round(high, 1)], "basis": found.basis, "span": span}
+    basis = {"evaluations": evaluations, "basis": found.basis, "span": span}
+    return {"seconds": [round(low, 1), round(high, 1)], **basis}
 
 
 def _evaluation(job: Job) -> dict[str, Any] | None:
@@ -258,7 +267,8 @@ def render(figures: dict[str, Any], *, whole: bool = False) -> Iterator[tuple[st
     if steps:
         text = f"{count(steps['steps'], 'step')}, {steps['steps_per_epoch']} an epoch; {steps['warmup_steps']} warm-up"
         text += f" ({share(steps['warmup_steps'], steps['steps'])}), learning rate up to"
-        yield "schedule", f"{text} {steps['peak_learning_rate']:.3g}"
+        text += f" {steps['peak_learning_rate']:.3g}"
+        yield "schedule", f"{text} until evaluations change it" if steps["follows_evaluations"] else text
     adapter = figures["adapter"]
     if adapter and adapter["rank"]:
         where = ", ".join(f"{number} {name}" for name, number in adapter["modules"].items())
@@ -269,7 +279,9 @@ def render(figures: dict[str, Any], *, whole: bool = False) -> Iterator[tuple[st
     yield from _render_memory(figures["memory"], card)
     if figures["time"]:
         span = figures["time"]["span"]
-        yield "time", f"{f'{span} of training' if span else 'not known before a run'}\n{figures['time']['basis']}"
+        with_them = f" with {count(number, 'evaluation')}" if (number := figures["time"]["evaluations"]) else ""
+        said = f"{span} of training{with_them}" if span else "not known before a run"
+        yield "time", f"{said}\n{figures['time']['basis']}"
     yield from _render_findings(figures["findings"], whole)
 
 

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 
+from sft_recipes.errors import InputError
+from sft_recipes.recipes import rates
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Topology, accumulation
 
@@ -17,8 +19,12 @@ class Schedule:
     steps_per_epoch: int
     steps: int
     warmup_steps: int
+    """Those at the beginning after which the learning rate is a higher one: none, where a schedule has no warm-up."""
     peak_learning_rate: float
     """The highest learning rate that is reached, which is not the recipe's when warm-up takes the whole run."""
+    last_learning_rate: float
+    follows_evaluations: bool
+    """Whether evaluations change the learning rate, so that these are its values until they do."""
     evaluations: int | None  # evaluations within the run, None when it has none
 
     @property
@@ -30,7 +36,8 @@ def schedule(recipe: Recipe, topology: Topology, rows: int) -> Schedule:
     """The schedule of `rows` training rows, as `Trainer.set_initial_training_values` computes it (transformers 5.23).
 
     Raises:
-        InputError: The global batch size cannot be reached on this topology.
+        InputError: The global batch size cannot be reached on this topology, or the learning rate of a step cannot be
+            computed.
     """
     accumulated = accumulation(recipe, topology)
     per_process = math.ceil(rows / topology.processes)
@@ -40,9 +47,17 @@ def schedule(recipe: Recipe, topology: Topology, rows: int) -> Schedule:
     steps = recipe["max_steps"] if recipe["max_steps"] > 0 else math.ceil(recipe["num_train_epochs"] * per_epoch)
     asked = recipe["warmup_steps"]
     warmup = int(asked) if asked >= 1 else math.ceil(steps * asked)
-    # The rate of step n is peak x n / warm-up, and the first step is number 0.
-    peak = recipe["learning_rate"] * min(1.0, (steps - 1) / warmup if warmup else 1.0)
-    return Schedule(rows, batches, accumulated, per_epoch, steps, warmup, peak, _evaluations(recipe, steps, per_epoch))
+    kind, kwargs = recipe["lr_scheduler_type"], recipe["lr_scheduler_kwargs"] or {}
+    try:
+        found = rates.summary(rates.schedule(kind, kwargs, recipe["learning_rate"], warmup, steps), warmup, steps)
+    except ArithmeticError as error:
+        where = f"{recipe.values['warmup_steps'].origin}: " if "warmup_steps" in recipe.values else ""
+        raise InputError(
+            f"{where}warmup_steps: lr_scheduler_type {kind} fails with {warmup} warm-up steps of {steps} ({error}); "
+            "write a share of the steps, such as warmup_steps: 0.03"
+        ) from None
+    follows, evaluations = kind in rates.ADAPTIVE, _evaluations(recipe, steps, per_epoch)
+    return Schedule(rows, batches, accumulated, per_epoch, steps, *found, follows, evaluations)
 
 
 def _evaluations(recipe: Recipe, steps: int, per_epoch: int) -> int | None:

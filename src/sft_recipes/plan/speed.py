@@ -43,6 +43,7 @@ class Measured:
 
     run: str
     tokens_per_second: float  # over all processes, padding not counted
+    rows_evaluated_per_second: float | None = None
 
 
 def flops_per_token(model: Model, setup: Setup) -> float:
@@ -160,13 +161,29 @@ def measured(recipe: Recipe, topology: Topology, gpus: Sequence[Gpu], runs: Path
             same = (facts["gpus"], facts["cpus"]) == machine and place.items() <= facts["topology"].items()
             rate = facts["measured"]["tokens_per_second"] if facts["status"] == "finished" else None
             started, rehearsal = facts["started"], facts.get("rehearsal")
+            evaluated = _evaluated(Run(path.parent))
         except (InputError, KeyError):
             # A run that is being written, or of another version.
             continue
         other = Recipe(path.parent.name, {key: recipes.Value(value, str(path)) for key, value in values.items()})
         if rate and same and not rehearsal and _work(other, topology) == _work(recipe, topology):
-            found.append((started, Measured(path.parent.name, rate)))
+            found.append((started, Measured(path.parent.name, rate, evaluated)))
     return max(found, key=lambda each: each[0])[1] if found else None
+
+
+def _evaluated(run: Run) -> float | None:
+    """Rows that a run evaluated a second, None if it evaluated none."""
+    rows = (run.facts()["data"]["splits"].get("validation") or {}).get("prepared_rows")
+    seconds = [entry["eval_runtime"] for entry in run.log_entries() if entry.get("eval_runtime")]
+    return rows * len(seconds) / sum(seconds) if rows and seconds else None
+
+
+def evaluation(setup: Setup, seconds_per_token: float, rows: int, tokens: int, run: Measured | None) -> float:
+    """Seconds for an evaluation of so many rows and tokens: as a run measured it, or the forward part of training."""
+    if run is not None and run.rows_evaluated_per_second:
+        return rows / run.rows_evaluated_per_second
+    # Forward, backward to the activations and, where they are trained, to the weights, and forward again to recompute.
+    return tokens * seconds_per_token / (2 + setup.checkpointing + (not setup.use_peft))
 
 
 def _work(recipe: Recipe, topology: Topology) -> tuple:

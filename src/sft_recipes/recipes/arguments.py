@@ -2,12 +2,13 @@
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from sft_recipes.errors import did_you_mean, listed
-from sft_recipes.recipes import schema
+from sft_recipes.recipes import rates, schema
 
 if TYPE_CHECKING:
     from sft_recipes.recipes.recipe import Recipe
@@ -34,14 +35,11 @@ def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
     found = [*of_schedule(kind, given)]
     for problem in found:
         yield "lr_scheduler_kwargs", f"lr_scheduler_kwargs: {problem}"
-    if not found and kind == "polynomial" and (end := given.get("lr_end", 1e-7)) >= recipe["learning_rate"]:
-        rate = schema.short(recipe["learning_rate"])
-        yield (
-            "lr_scheduler_kwargs",
-            f"lr_scheduler_kwargs: lr_end {schema.short(end)} is not below learning_rate {rate}",
-        )
-    if kind in ("reduce_lr_on_plateau", "greedy") and recipe["eval_strategy"] == "no":
+    for problem in () if found else _beside(recipe, kind, given):
+        yield "lr_scheduler_kwargs", f"lr_scheduler_kwargs: {problem}"
+    if kind in rates.ADAPTIVE and recipe["eval_strategy"] == "no":
         yield "lr_scheduler_type", f"lr_scheduler_type: {kind} needs evaluations, but eval_strategy is no"
+    yield from _optimizer(recipe)
     for problem in _model(recipe["model_init_kwargs"] or {}):
         yield "model_init_kwargs", f"model_init_kwargs: {problem}"
 
@@ -64,6 +62,53 @@ def of_schedule(kind: str, given: Mapping[str, Any]) -> Iterator[str]:
     lowest = ("min_lr", "min_lr_rate")
     if taken.keys() >= set(lowest) and sum(given.get(key) is not None for key in lowest) != 1:
         yield f"{kind} needs one of {' and '.join(lowest)}; write lr_scheduler_kwargs: {{min_lr_rate: 0.1}}"
+
+
+def _beside(recipe: "Recipe", kind: str, given: Mapping[str, Any]) -> Iterator[str]:
+    """What of a schedule's arguments, defaults included, does not go with the recipe's other values."""
+    chosen = {key: given.get(key, each["default"]) for key, each in upstream()["schedules"][kind].items()}
+    rate, metric = recipe["learning_rate"], recipe["metric_for_best_model"] or "loss"
+    for key in ("min_lr", "lr_end"):
+        if (low := chosen.get(key)) is not None and low >= rate:
+            default = "" if key in given else ", the default,"
+            remedy = f"write lr_scheduler_kwargs: {{{key}: {schema.short(rate / 10)}}}"
+            yield f"{key} {schema.short(low)}{default} is not below learning_rate {schema.short(rate)}; {remedy}"
+    if (high := chosen.get("max_lr")) is not None and high < rate:
+        yield f"max_lr {schema.short(high)} is below learning_rate {schema.short(rate)}"
+    wanted = "max" if schema.LARGER_IS_BETTER[metric] else "min"
+    if chosen.get("mode", wanted) != wanted:
+        remedy = f"write lr_scheduler_kwargs: {{mode: {wanted}}}"
+        yield f"mode {chosen['mode']} takes a better {metric} for a worse one; {remedy}"
+
+
+def of_optimizer(name: str, given: str) -> Iterator[str]:
+    """What is wrong with the arguments of an optimizer, `key=value, key=value` as `optim_args` has them."""
+    table = schema.DATA["optimizers"]
+    begins = max((each for each in table["arguments"] if name.startswith(each)), key=len, default=None)
+    taken = table["arguments"][begins] if begins else {}
+    for pair in given.replace(" ", "").split(",") if given else ():
+        key, _, value = pair.partition("=")
+        if key not in taken:
+            there = table["keys"].get(key)
+            instead = f"write {there}: {value}" if there else f"it reads {', '.join(taken) or 'none'}"
+            yield f"{name} reads no {key}; {instead}"
+        elif not re.fullmatch(table["forms"][taken[key]][1], value):
+            yield f"{key}: {schema.short(value)} is not {table['forms'][taken[key]][0]}"
+
+
+def _optimizer(recipe: "Recipe") -> Iterator[tuple[str, str]]:
+    """What the optimizer does not read, or would refuse only when it is made."""
+    name = recipe["optim"]
+    for problem in of_optimizer(name, recipe["optim_args"] or ""):
+        yield "optim_args", f"optim_args: {problem}"
+    by_modules = name.startswith(("galore", "apollo"))
+    if by_modules and not recipe["optim_target_modules"]:
+        yield "optim", f"optim: {name} needs optim_target_modules; write optim_target_modules: all-linear"
+    if recipe["optim_target_modules"] and not by_modules:
+        yield "optim_target_modules", f"optim_target_modules: {name} reads none; drop it"
+    # It gets the number as it is, and would multiply the first step's learning rate by its inverse.
+    if name.startswith("schedule_free") and 0 < recipe["warmup_steps"] < 1:
+        yield "warmup_steps", f"warmup_steps: {name} takes no share of the steps; write their number"
 
 
 def _model(given: Mapping[str, Any]) -> Iterator[str]:

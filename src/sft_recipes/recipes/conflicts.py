@@ -91,6 +91,11 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
     elif not recipe["validation_file"] and not recipe["dataset_name"] and not recipe["validation_split_size"]:
         none = "eval_strategy needs held-out rows: set validation_file or validation_split_size"
         yield wrong("eval_strategy", none)
+    metric, larger = recipe["metric_for_best_model"] or "loss", recipe["greater_is_better"]
+    if larger is not None and larger is not schema.LARGER_IS_BETTER[metric]:
+        both = f"greater_is_better: {schema.as_yaml(larger)} with metric_for_best_model: {metric}"
+        follows = "drop it, the direction follows from the metric"
+        yield wrong("greater_is_better", f"{both} keeps the worst weights", follows)
     if recipe["early_stopping_patience"] and not recipe["load_best_model_at_end"] and recipe["eval_strategy"] != "no":
         needs = "early stopping needs load_best_model_at_end: true and metric_for_best_model"
         yield wrong("early_stopping_patience", needs, "set both, or early_stopping_patience: 0")
@@ -106,6 +111,13 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
     for key in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
         if recipe[key] and not recipe["dataloader_num_workers"]:
             yield wrong(key, f"{key} needs dataloader_num_workers above 0", "set both, or drop it")
+    if recipe["packing"] and recipe["max_length"] is None:
+        yield wrong("packing", "packing needs max_length, which is what it fills", "set max_length: 2048")
+    elif recipe["padding_free"] and not recipe["packing"] and recipe["max_length"] is not None:
+        cut = "padding_free without packing cuts nothing at max_length"
+        yield wrong("padding_free", cut, "set packing: true, or max_length: null")
+    if recipe["fp16_full_eval"] and recipe["bf16_full_eval"]:
+        yield wrong("fp16_full_eval", "bf16_full_eval and fp16_full_eval are both true", "keep one")
     found = (*places.problems(recipe), *arguments.problems(recipe), *task.problems(recipe.own()))
     yield from (wrong(key, text) for key, text in found)
 
@@ -171,6 +183,14 @@ def of_topology(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
             f"is offloaded and optim is {recipe['optim']}",
             "set optim: adamw_torch",
         )
+    layerwise = recipe["optim"].endswith("layerwise")
+    if layerwise and recipe["global_batch_size"] != recipe["per_device_train_batch_size"] * topology.processes:
+        yield wrong(
+            f"optim: {recipe['optim']} steps after every micro-batch and cannot accumulate",
+            f"set global_batch_size: {recipe['per_device_train_batch_size']}, or the optimizer without layerwise",
+        )
+    if layerwise and topology.processes > 1:
+        yield wrong(f"optim: {recipe['optim']} runs in one process alone", "choose ACCEL=single_gpu")
     if fsdp and wide and wanted != "no":
         # accelerate/utils/fsdp_utils.py: `fsdp2_prepare_model`
         yield wrong("accelerate widens what FSDP2 trains to float32", "set adapter_dtype: float32")
@@ -261,6 +281,10 @@ def missing_tools(recipe: "Recipe", topology: "Topology", *, compilers: bool = T
         if tracker not in (None, "none") and importlib.util.find_spec(tracker) is None:
             install = f"run {pip} install '.[{tracker}]', or set report_to: none"
             yield missing(f"report_to: {tracker} is not installed", install)
+    for module, needed in schema.DATA["optimizers"]["packages"].items():
+        if recipe["optim"] in needed["of"] and importlib.util.find_spec(module) is None:
+            install = f"run {pip} install {needed['pip']}, or set optim: adamw_torch"
+            yield missing(f"optim: {recipe['optim']} needs {module}, which is not installed", install)
     if topology.backend == "deepspeed":
         if importlib.util.find_spec("deepspeed") is None:
             none = f"{topology.name}: DeepSpeed is not installed, it is for Linux alone"

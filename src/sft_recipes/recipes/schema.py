@@ -30,6 +30,8 @@ REFUSED: dict[str, str] = {key: why for why, keys in DATA["refused"].items() for
 # Those of them that follow from topology and run, so that a resolved recipe holds them.
 DERIVED = frozenset(DATA["derived"])
 RANGES: dict[str, dict[str, Any]] = {key: limits for limits in DATA["ranges"] for key in limits["keys"]}
+# Whether more of a figure by which the best checkpoint is chosen is better.
+LARGER_IS_BETTER: dict[str, bool] = DATA["larger_is_better"]
 TEXTS: dict[str, dict[str, Any]] = {key: limits for limits in DATA["texts"] for key in limits["keys"]}
 # What counts steps, rows and bytes here and upstream is no larger.
 LARGEST_NUMBER = 2**31 - 1
@@ -70,7 +72,7 @@ def upstream() -> dict[str, dict[str, Any]]:
     """TRL's fields by name: `class`, `types`, `default`, and `choices` where limited."""
     text = resources.files("sft_recipes.recipes").joinpath("upstream.json").read_text(encoding="utf-8")
     found = json.loads(text)
-    for key, choices in DATA["upstream_choices"].items():
+    for key, choices in (DATA["upstream_choices"] | {"metric_for_best_model": [*LARGER_IS_BETTER]}).items():
         found[key]["choices"] = choices
     return found
 
@@ -154,6 +156,10 @@ def _unfit(value: Any) -> str | None:
         if isinstance(part, dict):
             if wrong := [name for name in part if not isinstance(name, str)]:
                 return f"the name {short(wrong[0])} in a mapping is no text; put it in quotes"
+            for name, value in part.items():
+                if value is None and (colon := name.find(":")) > 0:
+                    pair = f"{{{name[:colon]}: {name[colon + 1 :].strip()}}}"
+                    return f"{shown(name)} has no value; after the colon a space is missing, write {pair}"
             parts += [(each, depth + 1) for pair in part.items() for each in pair]
         elif isinstance(part, list):
             if depth == 0 and "" in part:

@@ -329,6 +329,9 @@ def resolve(recipe: Recipe, topology: Topology) -> Recipe:
         # TRL sets this under the deprecated name, which transformers 5.23 no longer reads.
         kwargs = {**(recipe["activation_checkpointing_kwargs"] or {}), "use_reentrant": True}
         derived["activation_checkpointing_kwargs"] = (kwargs, "ZeRO-3 with adapters needs reentrant checkpointing")
+    if metric := recipe["metric_for_best_model"]:
+        better = schema.LARGER_IS_BETTER[metric]
+        derived["greater_is_better"] = (better, f"{'more' if better else 'less'} {metric} is better")
     # A NaN must reach the log, where it stops the run; upstream's default writes 0.0 in its place.
     derived["logging_nan_inf_filter"] = (False, "a NaN stops the run instead of being logged as 0")
     # Otherwise a resumed run forgets how many evaluations were without improvement.

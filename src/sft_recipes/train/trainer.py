@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from datasets import Dataset, concatenate_datasets
 from transformers import TrainerControl
 from transformers.trainer_callback import DefaultFlowCallback, ExportableState
+from transformers.trainer_utils import EvalLoopOutput
 from trl import SFTTrainer
 
 from sft_recipes.children import peak_resident
@@ -24,12 +26,14 @@ from sft_recipes.train.callbacks import GracefulStop, Record, Stopped, diverged
 class Trainer(SFTTrainer):
     """SFTTrainer that changes no step of a run, and what upstream leaves out around the steps.
 
+    What an evaluation finds is that of all supervised tokens, however they are batched and on however many processes.
     Checkpoints are known to be finite before they are written, sealed when whole, and rotated only then. A resumed
     run has everything the interrupted one had: the sums of its losses and tokens, its callbacks, the evaluation that
     was still to come, and whether it had ended.
     """
 
     control: TrainerControl
+    router_aux_loss_coef: float
     kept_step = 0
     """The step whose weights the model holds at the end."""
 
@@ -68,6 +72,59 @@ class Trainer(SFTTrainer):
 
     def create_model_card(self, *given: Any, **named: Any) -> None:
         """None beside the run's files at each save: that of the adapter is written when there is something to say."""
+
+    # Training
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        """As upstream's, without the rows that accelerate repeats to fill the last batches of an epoch."""
+        args, size = self.args, self.args.train_batch_size
+        left = len(self.train_dataset) % (size * args.world_size)
+        ended = batch_samples and self.accelerator.gradient_state.end_of_dataloader
+        # A sampler that rebalances gives each process batches of its own, and repeats none.
+        filled = not args.dataloader_drop_last and args.train_sampling_strategy != "batch_rebalance"
+        if ended and left and filled and not self.padding_free:
+            # The first processes have the rows that are left.
+            batch_samples[-1]["labels"][max(left - args.process_index * size, 0) :] = -100
+        return super()._get_num_items_in_batch(batch_samples, device)
+
+    # Evaluating
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None) -> Any:
+        """Batches of the rows that are held out, with empty ones where rows would be left out or computed twice."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        processes = self.args.world_size
+        # Accelerate fills the last batches with the first rows, so that all processes have as many of one size.
+        missing = -len(rows) % (self.args.eval_batch_size * processes)
+        if missing and (processes > 1 or self.args.dataloader_drop_last):
+            unsupervised = rows[0] | {"labels": [-100] * len(rows[0]["labels"])}
+            empty = Dataset.from_list([unsupervised] * missing, features=rows.features)
+            rows = concatenate_datasets([rows, empty])
+        return super().get_eval_dataloader(rows)
+
+    def prediction_step(self, model: torch.nn.Module, inputs: dict[str, Any], *given: Any, **named: Any) -> Any:
+        """As upstream's, noting the sum of a batch's losses and over how many tokens it is."""
+        found = super().prediction_step(model, inputs, *given, **named)
+        tokens = int((inputs["labels"][:, 1:] != -100).sum())
+        self._evaluated.append((float(found[0]) * tokens, tokens))
+        return found
+
+    def evaluation_loop(self, *given: Any, **named: Any) -> EvalLoopOutput:
+        """As upstream's, with means over all supervised tokens, where upstream's are means of those of batches."""
+        self._evaluated: list[tuple[float, int]] = []
+        self._metrics["eval"].clear()
+        # The term that balances experts is no loss of a token, and another one in each size of a batch.
+        balance, self.router_aux_loss_coef = self.router_aux_loss_coef, 0.0
+        try:
+            output = super().evaluation_loop(*given, **named)
+        finally:
+            self.router_aux_loss_coef = balance
+        own = torch.tensor(self._evaluated, dtype=torch.float64, device=self.args.device)
+        losses, tokens = self.accelerator.reduce(own).unbind(1)
+        output.metrics["eval_loss"] = float(losses.sum() / tokens.sum())
+        for name in ("entropy", "mean_token_accuracy"):
+            means = torch.tensor(self._metrics["eval"][name], dtype=torch.float64, device=self.args.device)
+            self._metrics["eval"][name] = [float(means @ tokens / tokens.sum())]
+        return output
 
     # Stopping
 

@@ -17,13 +17,14 @@ import peft
 import torch
 from peft import get_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from trl import SFTTrainer
 
 from sft_recipes.data import refusals, tokens
 from sft_recipes.errors import InputError
 from sft_recipes.models.loading import offloaded
-from sft_recipes.recipes import places
+from sft_recipes.recipes import places, rates
 from sft_recipes.recipes.places import TEMPLATES
 from sft_recipes.terminal import count, say, share
 
@@ -362,20 +363,20 @@ def start(
         )
     if problems:
         raise InputError(*problems)
-    warmup = args.get_warmup_steps(state.max_steps)
-    # The largest factor of a linear warm-up within the run; the schedule's own decay only starts after it.
-    peak = args.learning_rate * min(1.0, (state.max_steps - 1) / warmup if warmup else 1.0)
+    made = rates.summary(_rate(trainer.lr_scheduler), args.get_warmup_steps(state.max_steps), state.max_steps)
     say(
         "batch",
         f"{args.per_device_train_batch_size} per device x {count(args.world_size, 'process')}"
         f" x {args.gradient_accumulation_steps} accumulation = {effective} rows a step",
     )
-    epochs = f"{args.num_train_epochs:g} epoch{'' if args.num_train_epochs == 1 else 's'}"
-    reach = "" if warmup < state.max_steps else f"; the run ends before {args.learning_rate:g} is reached"
+    batches = len(trainer.callback_handler.train_dataloader)
+    epochs = state.max_steps / max(math.ceil(batches / args.gradient_accumulation_steps), 1)
+    reach = "" if made.warmup_steps < state.max_steps else f"; the run ends before {args.learning_rate:g} is reached"
     say(
         "schedule",
-        f"{count(state.max_steps, 'step')} in {epochs}, {args.lr_scheduler_type.value} from {args.learning_rate:g}, "
-        f"{warmup} warm-up ({share(warmup, state.max_steps)}){reach}",
+        f"{count(state.max_steps, 'step')} in {epochs:.3g} epoch{'' if epochs == 1 else 's'}, "
+        f"{args.lr_scheduler_type.value} from {args.learning_rate:g}, "
+        f"{made.warmup_steps} warm-up ({share(made.warmup_steps, state.max_steps)}){reach}",
     )
     how = "" if kind == "NO" else f" by {kind}{f' ZeRO-{stage}' if stage else ''}"
     mixed = "no mixed precision" if precision == "no" else f"mixed precision {precision}"
@@ -383,15 +384,27 @@ def start(
     return {
         "effective_batch": effective,
         "max_steps": state.max_steps,
-        "warmup_steps": warmup,
-        "warmup_share": warmup / state.max_steps,
-        "peak_learning_rate": peak,
+        "epochs": epochs,
+        "warmup_steps": made.warmup_steps,
+        "warmup_share": made.warmup_steps / state.max_steps,
+        "peak_learning_rate": made.peak,
+        "last_learning_rate": made.last,
         "distributed_type": kind,
         "world_size": accelerator.num_processes,
         "zero_stage": stage,
         "mixed_precision": precision,
         "device": accelerator.device.type,
     }
+
+
+def _rate(scheduler: Any) -> rates.Rate:
+    """The learning rate of a step, of the scheduler that was made."""
+    # Accelerate's and DeepSpeed's hold upstream's.
+    scheduler = getattr(scheduler, "scheduler", scheduler)
+    if isinstance(scheduler, LambdaLR):
+        return lambda step: scheduler.base_lrs[0] * scheduler.lr_lambdas[0](step)
+    start = scheduler.optimizer.param_groups[0]["lr"]
+    return lambda step: start
 
 
 def saved_adapter(trainer: SFTTrainer, directory: Path) -> Facts:

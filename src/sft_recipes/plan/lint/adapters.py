@@ -37,6 +37,12 @@ def compute_dtype(case: Case) -> Found:
         yield {}
 
 
+def precision_mixed(case: Case) -> Found:
+    computes = {"float16": "bf16", "bfloat16": "fp16"}.get(case.recipe["dtype"])
+    if computes and case.recipe[computes]:
+        yield {"computes": computes, "matching": {"bf16": "bfloat16", "fp16": "float16"}[computes]}
+
+
 def target_unmatched(case: Case) -> Found:
     if case.model is None or not case.recipe["use_peft"]:
         return

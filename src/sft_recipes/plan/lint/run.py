@@ -11,6 +11,7 @@ from sft_recipes.plan.lint import Case, Found
 from sft_recipes.recipes import conflicts
 from sft_recipes.recipes.conflicts import Conflict
 from sft_recipes.recipes.recipe import MODELS, Recipe
+from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.recipes.topology import Gpu, Topology
 from sft_recipes.terminal import count, share
 
@@ -60,11 +61,6 @@ def zero_saves_nothing(case: Case) -> Found:
         yield {"saved": saved / GIB, "adapters": adapters}
 
 
-def evaluation_batch(case: Case) -> Found:
-    if case.recipe["eval_strategy"] != "no" and "per_device_eval_batch_size" not in case.recipe.values:
-        yield {}
-
-
 def warmup_share(case: Case) -> Found:
     plan, rate = case.schedule, case.recipe["learning_rate"]
     if plan is None or plan.warmup_share < 0.2:
@@ -74,6 +70,16 @@ def warmup_share(case: Case) -> Found:
         effect = f": the learning rate ends at {plan.peak_learning_rate:.2g} on its way to {rate:g} and never decays"
     severity = "info" if plan.warmup_share < 0.5 else "warning"
     yield {"share": share(plan.warmup_steps, plan.steps), "effect": effect, "severity": severity}
+
+
+def warmup_ignored(case: Case) -> Found:
+    if case.schedule is not None and case.recipe["warmup_steps"] and not case.schedule.warmup_steps:
+        yield {"asked": as_yaml(case.recipe["warmup_steps"])}
+
+
+def batch_exceeds_rows(case: Case) -> Found:
+    if case.schedule is not None and case.schedule.rows < case.recipe["global_batch_size"]:
+        yield {"rows": count(case.schedule.rows, "training row")}
 
 
 def few_steps(case: Case) -> Found:
