@@ -142,7 +142,8 @@ def test_all_contradictions_are_said_at_once_and_what_agrees_is_none(first: Run)
     loaded = recipes.load("mine", agreeing)
     assert (loaded["model_name_or_path"], loaded["lora_target_modules"]) == ("model", ["v_proj", "q_proj"])
     (problem,) = refused(lora_target_modules=["all-linear"])
-    assert "lora_target_modules is [all-linear], and the adapter tuned is on q_proj, v_proj alone" in problem
+    assert "lora_target_modules is [all-linear], and the adapter tuned" in problem
+    assert "has nothing on model.layers.*.self_attn.k_proj, model.layers.*.self_attn.o_proj, " in problem
 
 
 def test_a_sweep_over_its_rank_is_refused_and_one_over_the_learning_rate_is_not(first: Run) -> None:
@@ -279,16 +280,23 @@ def test_tensors_that_are_no_part_of_the_adapter_never_reach_the_base(
         train_here("mine", name="hostile", adapter_name_or_path="copy", **FLOAT32)
 
 
-@pytest.mark.parametrize("quantised", [False, True])
+WHOLE = {"lora_target_modules": ["all-linear"], "use_rslora": True, "use_dora": True, "lora_modules_to_save": ["norm"]}
+IDLE = {"learning_rate": 1e-30, "weight_decay": 0.0, "max_steps": 1, "eval_strategy": "no", "eval_on_start": False}
+IDLE |= {"load_best_model_at_end": False, "early_stopping_patience": 0}
+
+
+@pytest.mark.parametrize(
+    ("shape", "how", "layers"),
+    [({}, {}, 0), ({}, {"load_in_4bit": True, "dtype": "bfloat16"}, 14), (WHOLE, {}, 0)],
+    ids=["float32", "four-bit", "all-linear-rslora-dora-norms"],
+)
 def test_after_steps_that_change_nothing_the_adapter_is_the_earlier_one_to_the_bit(
-    first: Run, train_here: Finished, quantised: bool
+    finished: Finished, train_here: Finished, shape: dict[str, Any], how: dict[str, Any], layers: int
 ) -> None:
     """Adam moves a weight by the rate at the most, and 1e-30 is below half the last bit of every weight here."""
-    how = {"load_in_4bit": True, "dtype": "bfloat16"} if quantised else {}
-    idle = AGAIN | how | {"learning_rate": 1e-30, "weight_decay": 0.0, "max_steps": 1, "eval_strategy": "no"}
-    off = {"eval_on_start": False, "load_best_model_at_end": False, "early_stopping_patience": 0}
-    run = train_here(name="idle", **idle | off)
-    assert run.facts()["in_effect"]["base"]["four_bit_layers"] == (14 if quantised else 0)
+    first = finished(**FLOAT32 | shape)
+    run = train_here(name="idle", **FLOAT32 | shape | how | IDLE, adapter_name_or_path="tuned")
+    assert run.facts()["in_effect"]["base"]["four_bit_layers"] == layers
     now, before = weights(run.adapter), weights(first.adapter)
     assert now.keys() == before.keys()
     assert all(torch.equal(now[key], before[key]) and now[key].dtype == before[key].dtype for key in now)

@@ -121,7 +121,7 @@ class Job:
         found = base_model.find(self.recipe["model_name_or_path"], str(self.recipe["model_revision"]))
         if found:
             base_model.check_arguments(self.recipe, found.config)
-            earlier.check_targets(self.recipe, found)
+            earlier.check_targets(self.recipe.own(), self.recipe["lora_target_modules"], found)
         return found
 
     @functools.cached_property

@@ -5,9 +5,13 @@ equal to the installed PEFT, and what loads the weights is PEFT itself (`models.
 """
 
 import json
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
 
 from sft_recipes.errors import InputError, shown
 from sft_recipes.files import open_regular
@@ -132,6 +136,21 @@ def _faults(whole: dict[str, Any], said: dict[str, Any]) -> Iterator[str]:
             yield f"target_modules is the pattern {schema.short(value)}, not a list of names; {instead}"
         elif value is not None and (found := schema.problem(key, value)):
             yield found
+
+
+def layers(directory: Path) -> Counter[str]:
+    """The layers that an adapter's weights are for, with `*` for their numbers, as a census has them.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    try:
+        # Of NumPy nothing but its name: no tensor is read.
+        with safe_open(directory / WEIGHTS, "np") as file:
+            names = {name.partition(".lora_")[0].removeprefix("base_model.model.") for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{directory / WEIGHTS} cannot be read: {error}; put it back from a copy") from None
+    return Counter(re.sub(r"\.\d+(?=\.|$)", ".*", name) for name in names)
 
 
 def continued(recipe: "Recipe") -> "Recipe":

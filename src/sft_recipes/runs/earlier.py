@@ -1,6 +1,6 @@
 """The adapter that a run continues from: can it be trusted, what is it known by, and what did it continue from?"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,6 @@ from sft_recipes.errors import InputError
 from sft_recipes.files import sha256
 from sft_recipes.models.base_model import Model
 from sft_recipes.recipes import adapters
-from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.runs.run import Run, adapter_damage
 
 
@@ -38,21 +37,20 @@ def check(own: Mapping[str, Any]) -> None:
         raise InputError(f"{where}: {damage}")
 
 
-def check_targets(recipe: Recipe, model: Model) -> None:
+def check_targets(own: Mapping[str, Any], targets: Sequence[str] | None, model: Model) -> None:
     """A recipe that says all-linear continues from an adapter on all linear layers of its base.
 
     Raises:
         InputError: The adapter is on some of them alone.
     """
-    directory = folder(recipe.own())
-    if directory is None or recipe["lora_target_modules"] != ["all-linear"]:
+    directory = folder(own) if targets == ["all-linear"] else None
+    if directory is None:
         return
-    targets = adapters.values(directory)["lora_target_modules"] or []
-    if model.targets(targets) != model.targets(["all-linear"]):
+    held = adapters.layers(directory)
+    if lacking := [group.path for group in model.groups if group.kind == "linear" and held[group.path] < group.count]:
         raise InputError(
-            f"{recipe.values['lora_target_modules'].origin}: lora_target_modules is [all-linear], and the adapter "
-            f"{recipe['adapter_name_or_path']} is on {', '.join(targets)} alone, which cannot be changed; write "
-            "that, or drop the key"
+            f"lora_target_modules is [all-linear], and the adapter {own['adapter_name_or_path']} that "
+            f"adapter_name_or_path names has nothing on {', '.join(lacking)}, which cannot be changed; drop the key"
         )
 
 

@@ -49,6 +49,11 @@ def train(run: Run, *, launched: bool = False) -> None:
     verify.model_files(recipe, conversational=prepared["conversational"])
     record, stop = Record(run), GracefulStop(run, launched=launched)
     continues = earlier.folder(own)
+    if continues and (targets := recipe.get("lora_target_modules")) == ["all-linear"]:
+        # A plan may have had no config of the base, which is here by now.
+        known = base_model.find(recipe["model_name_or_path"], recipe.get("model_revision", "main"))
+        if known:
+            earlier.check_targets(own, targets, known)
     trainer = build(recipe, [StopOnNaN(run), stop], continues=continues)
     trainer.belongs_to(run, record, stop)
     main = trainer.is_world_process_zero()
