@@ -233,6 +233,21 @@ def test_a_folder_that_holds_no_adapter_is_refused(first: Run, damage: Callable[
 
 
 @pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("a b", "the string 'a b' is no directory of a run or an adapter, and no Hub id such as ORG/NAME"),
+        ("~nobody/adapter", "the string '~nobody/adapter' is in nobody's home"),
+        ("./model", "./model is no adapter: model has no adapter_config.json"),
+        (" tuned", "is blank, or begins or ends with white space"),
+        (7, "expected text, got 7"),
+    ],
+)
+def test_what_can_be_the_name_of_no_adapter_is_refused(first: Run, name: Any, said: str) -> None:
+    (problem,) = refused(adapter_name_or_path=name)
+    assert problem.startswith("SET: adapter_name_or_path: ") and said in problem
+
+
+@pytest.mark.parametrize(
     ("facts", "said"),
     [
         ({"status": "interrupted"}, "is interrupted, not finished; finish it first: make resume NAME=tuned"),

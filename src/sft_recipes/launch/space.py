@@ -40,6 +40,7 @@ REFUSED = {
     **dict.fromkeys(("completion_only_loss", "assistant_only_loss", "loss_type", "label_smoothing_factor"), _LOSS),
     **dict.fromkeys(("per_device_eval_batch_size", "router_aux_loss_coef"), _LOSS),
     **dict.fromkeys(("model", "model_name_or_path", "model_revision", "model_init_kwargs"), _MODEL),
+    **dict.fromkeys(("adapter_name_or_path", "adapter_revision"), _MODEL),
     **dict.fromkeys(("chat_template_path", "eos_token"), _ROWS),
     "accelerate_config": "where a recipe runs changes nothing that is learned; choose it with ACCEL=",
 }
