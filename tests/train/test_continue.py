@@ -125,7 +125,6 @@ def test_base_and_shape_are_taken_from_the_adapter_and_planned_with(first: Run) 
         ("lora_modules_to_save", ["lm_head"], "null"),
         ("use_dora", True, "false"),
         ("use_peft", False, "true"),
-        ("model_revision", "abc", "main"),
     ],
 )
 def test_what_the_recipe_says_otherwise_is_refused_with_what_to_write(
@@ -144,6 +143,14 @@ def test_all_contradictions_are_said_at_once_and_what_agrees_is_none(first: Run)
     (problem,) = refused(lora_target_modules=["all-linear"])
     assert "lora_target_modules is [all-linear], and the adapter tuned" in problem
     assert "has nothing on model.layers.*.self_attn.k_proj, model.layers.*.self_attn.o_proj, " in problem
+
+
+def test_a_base_that_it_pins_is_another_at_another_commit_and_one_that_it_does_not_may_be_pinned(first: Run) -> None:
+    assert recipes.load("mine", {"model_revision": "abc"})["model_revision"] == "abc"
+    copied(first, revision="v1")
+    (problem,) = refused(adapter_name_or_path="copy", model_revision="v2")
+    assert "model_revision is v2, and the adapter copy that adapter_name_or_path names has v1" in problem
+    assert recipes.load("mine", {"adapter_name_or_path": "copy"})["model_revision"] == "v1"
 
 
 def test_a_sweep_over_its_rank_is_refused_and_one_over_the_learning_rate_is_not(first: Run) -> None:

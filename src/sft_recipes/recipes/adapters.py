@@ -101,7 +101,8 @@ def values(directory: Path) -> dict[str, Any]:
     given, known = config(directory), arguments.upstream()["adapters"]
     whole = known | given
     said: dict[str, Any] = {"model_name_or_path": whole["base_model_name_or_path"], "use_peft": True}
-    said |= {"model_revision": whole["revision"]} if whole["revision"] is not None else {}
+    # A branch that is everybody's default says nothing of which commit it was.
+    said |= {"model_revision": whole["revision"]} if whole["revision"] not in (None, "main") else {}
     said |= {key: whole[name] for name, key in KEYS.items()}
     for key, value in said.items():
         if isinstance(value, list) and all(isinstance(each, str) for each in value):
@@ -170,9 +171,9 @@ def continued(recipe: "Recipe") -> "Recipe":
     except InputError as error:
         raise InputError(*(f"{where}: {text}" for text in error.problems)) from None
     stated = {key: item for key, item in recipe.values.items() if _stated(recipe, key, item)}
-    if "model_revision" not in found and not _same("model_name_or_path", recipe["model_name_or_path"], found):
-        # That of another model.
-        found["model_revision"] = "main"
+    if not _same("model_name_or_path", recipe["model_name_or_path"], found) and "model_revision" not in stated:
+        # What is inherited is that of another model.
+        found.setdefault("model_revision", "main")
     problems = [
         f"{stated[key].origin}: {key} is {schema.short(stated[key].value)}, and the adapter {name} that "
         f"adapter_name_or_path names has {schema.short(value)}, which cannot be changed; write that, or drop the key"

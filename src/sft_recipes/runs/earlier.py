@@ -83,14 +83,18 @@ def chain(own: Mapping[str, Any]) -> dict[str, Any] | None:
         "sha256": sha256(directory / adapters.WEIGHTS),
         "run": run.name if run else None,
         "base": said["model_name_or_path"],
-        "revision": said.get("model_revision"),
+        "revision": adapters.config(directory).get("revision"),
         "continues": run.facts().get("continues") if run else None,
     }
 
 
 def links(continues: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
     """The adapters of a chain, as `chain` has them, the one that was continued from last at first."""
-    return [continues, *links(continues["continues"])] if continues else []
+    found = []
+    while isinstance(continues, Mapping):
+        found.append(continues)
+        continues = continues.get("continues")
+    return found
 
 
 def _run(directory: Path) -> Run | None:

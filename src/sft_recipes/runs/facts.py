@@ -99,7 +99,7 @@ class Continues(TypedDict):
     run: str | None
     base: str
     revision: str | None
-    continues: "Continues | None"
+    continues: dict[str, Any] | None
 
 
 class Event(TypedDict):

@@ -48,12 +48,7 @@ def train(run: Run, *, launched: bool = False) -> None:
     # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
     verify.model_files(recipe, conversational=prepared["conversational"])
     record, stop = Record(run), GracefulStop(run, launched=launched)
-    continues = earlier.folder(own)
-    if continues and (targets := recipe.get("lora_target_modules")) == ["all-linear"]:
-        # A plan may have had no config of the base, which is here by now.
-        known = base_model.find(recipe["model_name_or_path"], recipe.get("model_revision", "main"))
-        if known:
-            earlier.check_targets(own, targets, known)
+    continues = earlier_adapter(recipe, own)
     trainer = build(recipe, [StopOnNaN(run), stop], continues=continues)
     trainer.belongs_to(run, record, stop)
     main = trainer.is_world_process_zero()
@@ -97,6 +92,21 @@ def train(run: Run, *, launched: bool = False) -> None:
     if main:
         run.update(status="interrupted" if stop.stopped else "finished", measured=measured)
     trainer.end()
+
+
+def earlier_adapter(recipe: Mapping[str, Any], own: Mapping[str, Any]) -> Path | None:
+    """Where the adapter lies that is continued from; None where a new one is trained.
+
+    Raises:
+        InputError: It is not there, or not on all the layers that the recipe asks for.
+    """
+    directory, targets = earlier.folder(own), recipe.get("lora_target_modules")
+    if directory and targets == ["all-linear"]:
+        # A plan may have had no config of the base, which is here by now.
+        known = base_model.find(recipe["model_name_or_path"], recipe.get("model_revision", "main"))
+        if known:
+            earlier.check_targets(own, targets, known)
+    return directory
 
 
 def measurements(trainer: Trainer) -> dict[str, Any]:
