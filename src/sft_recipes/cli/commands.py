@@ -125,7 +125,7 @@ def rehearse(
 
 @command(BEFORE)
 def audit(
-    file: Annotated[Path, argument("FILE", "YAML of TRL, alignment-handbook, Axolotl, LLaMA-Factory")],
+    file: Annotated[Path, argument("FILE", "YAML of TRL, Axolotl, LLaMA-Factory, ms-swift, torchtune, oumi")],
     tool: Annotated[str | None, option("NAME", "whose it is, where its keys do not tell")] = None,
     gpus: Annotated[int | None, number("N", "processes it was written for, where it does not say")] = None,
     out: Annotated[Path | None, output("FILE", "write the recipe there")] = None,
@@ -134,7 +134,9 @@ def audit(
     from sft_recipes.interop import audit
 
     made = audit.audit(file, tool, gpus)
-    for path in audit.write(made, out) if out else ():
+    if out and made.problems:
+        print(f"{out} is not written, since the recipe would be refused", file=sys.stderr)
+    for path in audit.write(made, out) if out and not made.problems else ():
         print(f"wrote {path}", file=sys.stderr)
     return Result(audit.facts(made), audit.render(made), 0 if made.complete else 2)
 

@@ -167,6 +167,7 @@ def environment(run: Run) -> dict[str, str]:
     if chosen.computes_on_cpu:
         # Each process takes its share of the cores; torchrun's own default is one.
         variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // chosen.processes)))
-    # As accelerate has it, before torch is there to read it.
-    variables.setdefault("OMP_NUM_THREADS", "1")
+    elif chosen.backend == "single":
+        # As accelerate has it, but before torch is there to read it.
+        variables.setdefault("OMP_NUM_THREADS", "1")
     return variables

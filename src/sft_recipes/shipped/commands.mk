@@ -28,7 +28,7 @@ diff: ## what recipes A and B do differently, why, and what follows (DATA=)
 gpu: ## measure this machine into benchmarks/ (BUDGET=400 seconds, OUT=folder, ONLY="memory speed")
 rules: ## every rule that plan and train apply
 rehearse: ## run RECIPE for a few steps with a tiny model on CPU processes, to see that nothing breaks
-audit: ## check another tool's SFT configuration FILE, and translate it into the recipe OUT
+audit: ## check another tool's SFT configuration FILE, and translate it into the recipe OUT (TOOL=axolotl, GPUS=8)
 train: ## fine-tune RECIPE into runs/NAME (MODEL=, DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1, SEEDS="42 43")
 sweep: ## RECIPE with every value of OVER="learning_rate=1e-4,2e-4 lora_r=16,32", compared (TRIALS=20 by Optuna, JOBS=, OUT=)
 resume: ## continue the interrupted run NAME from its newest whole checkpoint (FORGET_BEST=1 where its best is lost)
