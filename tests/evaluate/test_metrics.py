@@ -336,9 +336,7 @@ def test_worse_is_corrected_for_the_number_of_baselines_and_better_is_not(monkey
 
 def test_what_is_said_of_few_rows_is_what_was_simulated() -> None:
     page = (ROOT / "docs" / "intervals.md").read_text(encoding="utf-8")
-    first, different, worse, *_ = re.findall(
-        r"^\|---.*\n((?:\|.*\n)+)", page.partition("<!-- the tables")[2], re.MULTILINE
-    )
+    first, _, worse, *_ = re.findall(r"^\|---.*\n((?:\|.*\n)+)", page.partition("<!-- the tables")[2], re.MULTILINE)
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in first.splitlines()]
     assert f"{100 * min(float(row[3]) for row in rows):.0f} of 100 samples" in verdict.FEW_ROWS
     corrected = [float(line.split("|")[-2]) for line in worse.splitlines()]

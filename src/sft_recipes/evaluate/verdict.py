@@ -13,8 +13,8 @@ Row = Mapping[str, Any]
 MINIMUM_ROWS = 100
 MINIMUM_CLASS = 10
 FEW_ROWS = (
-    "with so few rows, of all or of a class, the interval of macro F1 may hold the truth in 86 of 100 samples instead of "
-    "95, and be too low (docs/intervals.md)"
+    "with so few rows, of all or of a class, the interval of macro F1 may hold the truth in 86 of 100 samples instead "
+    "of 95, and be too low (docs/intervals.md)"
 )
 
 
