@@ -1,8 +1,9 @@
 """Write what the recipe loader knows of upstream, so that it answers without importing torch.
 
 src/sft_recipes/recipes/upstream.json has the fields of TRL's three dataclasses, their types, defaults and help;
-arguments.json beside it the arguments of each learning rate schedule, and the methods of quantisation. A test keeps
-both equal to what is installed. Run after an upgrade: `python scripts/snapshot_upstream.py`.
+arguments.json beside it the arguments of each learning rate schedule, the methods of quantisation, and the defaults of
+an adapter's config in PEFT. A test keeps both equal to what is installed. Run after an upgrade:
+`python scripts/snapshot_upstream.py`.
 """
 
 import dataclasses
@@ -72,8 +73,9 @@ def snapshot() -> dict[str, dict[str, Any]]:
 
 
 def arguments() -> dict[str, Any]:
-    """The arguments of each schedule: types, whether required, default; and the methods of quantisation."""
+    """What each schedule takes: types, whether required, default; quantisations; an adapter's defaults."""
     import torch
+    from peft import LoraConfig
     from transformers import optimization
     from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 
@@ -94,7 +96,8 @@ def arguments() -> dict[str, Any]:
             for key, each in inspect.signature(made).parameters.items()
             if key not in NOT_GIVEN
         }
-    return {"schedules": found, "quantisation": sorted(AUTO_QUANTIZATION_CONFIG_MAPPING)}
+    adapters = {key: value for key, value in LoraConfig().to_dict().items() if key != "peft_version"}
+    return {"schedules": found, "quantisation": sorted(AUTO_QUANTIZATION_CONFIG_MAPPING), "adapters": adapters}
 
 
 if __name__ == "__main__":

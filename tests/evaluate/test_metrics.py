@@ -245,6 +245,25 @@ def test_a_good_model_is_better_than_base_and_every_baseline_and_the_other_way_r
     assert swapped["paired"]["base"]["difference"]["value"] == pytest.approx(-against["difference"]["value"])
 
 
+def test_an_adapter_that_was_continued_from_has_to_be_beaten_too(
+    gold: list[str], train: list[tuple[str, str]], generator: np.random.Generator
+) -> None:
+    prompts = texts_of(gold, generator)
+    base, between, best = (answered(gold, share, generator) for share in (0.3, 0.8, 0.99))
+    found = measure(rows_of(gold, prompts, base=base, earlier=between, tuned=best), train)
+    assert [*found["models"]] == ["base", "earlier", "tuned"]
+    assert found["verdict"]["outcome"] == "better"
+    assert re.match(
+        r"better than the base \(\+0\.\d\d macro F1, .*\), the earlier adapter \(\+0\.\d\d macro F1, .*\) and every "
+        r"trivial baseline \(the best, TF-IDF",
+        found["verdict"]["text"],
+    )
+    forgot = measure(rows_of(gold, prompts, base=base, earlier=best, tuned=between), train)
+    assert forgot["verdict"]["outcome"] == "worse"
+    assert forgot["verdict"]["text"].startswith("worse than the earlier adapter (-0.")
+    assert "; better than the base (+0." in forgot["verdict"]["text"]
+
+
 def test_better_than_the_base_alone_is_not_better(
     gold: list[str], train: list[tuple[str, str]], generator: np.random.Generator
 ) -> None:

@@ -258,7 +258,7 @@ def test_a_model_that_was_trained_whole_is_compared_with_the_base_and_reads_its_
 def test_two_whole_models_are_never_in_memory_together(whole: Path) -> None:
     recipe = yaml.safe_load((whole / "recipe.yaml").read_text(encoding="utf-8"))
     last = None
-    for _, model, _ in scoring.base_and_tuned(recipe, whole / "adapter", ["tuned", "base"], on_cpu=True):
+    for _, model, _ in scoring.each_model(recipe, whole / "adapter", ["tuned", "base"], on_cpu=True):
         assert last is None or last() is None
         last = weakref.ref(model)
         del model

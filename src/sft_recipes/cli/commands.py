@@ -461,6 +461,11 @@ def export(
     from sft_recipes.plan.job import with_data
 
     resolved = _resolved(recipe, job)
+    if continued := resolved["adapter_name_or_path"]:
+        raise InputError(
+            f"{resolved.values['adapter_name_or_path'].origin}: stock trl sft would begin with a new adapter and not "
+            f"with {continued}; train it here, or merge that adapter and name the result as model_name_or_path"
+        )
     prepared = preparation.prepare(**preparation.source_of(resolved), cache=preparation.CACHE)
     stock = with_data(resolved, prepared).derive(output_dir=(f"runs/{resolved.name}-trl", "stock trl needs one"))
     return Result(stock.upstream(), _written(out, recipes.dump(stock.upstream())))

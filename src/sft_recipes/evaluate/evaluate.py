@@ -1,4 +1,4 @@
-"""A finished run on rows it has not seen: predictions of base and tuned model, metrics with intervals, a verdict.
+"""A finished run on rows it has not seen: what base and tuned model say, metrics with intervals, a verdict.
 
 This process imports no torch; what the models say of the rows is the work of another (`scoring.py`).
 """
@@ -20,12 +20,12 @@ from sft_recipes.files import sealed, write_whole
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, task
 from sft_recipes.recipes.task import Task
-from sft_recipes.runs import identity
+from sft_recipes.runs import earlier, identity
 from sft_recipes.runs.run import Run, adapter_damage, unfinished
 from sft_recipes.terminal import count, say
 
 SCHEMA = 1
-MODELS = ("base", "tuned")
+MODELS = ("base", "earlier", "tuned")
 
 
 def evaluate(
@@ -40,7 +40,8 @@ def evaluate(
     Args:
         name: The run's.
         split: test or validation; without it test, or validation where the run has no test rows.
-        base: Whether to score the base model on the same rows. A base that has been scored on them already is kept.
+        base: Whether to score the base model on the same rows, and the adapter that the run continued from, if it
+            did. What has been scored on them already is kept.
         overrides: `key=value` words for the keys of `task.KEYS`, where the run's recipe says nothing or another thing.
 
     Returns:
@@ -127,10 +128,12 @@ def _evaluate(
     prompts = (question.prompt for question in asked.questions)
     scoring_job.prepare(work, run, asked.task, asked.longest_answers, prompts, head["fingerprint"])
     outputs = _outputs(work)
-    wanted = [model for model in MODELS if model == "tuned" or base or outputs[model]]
+    continued = earlier.folder(facts["own"])
+    there = [model for model in MODELS if continued or model != "earlier"]
+    wanted = [model for model in there if model == "tuned" or base or outputs[model]]
     before = _measured(work)
     if any(len(outputs[model]) < len(asked.questions) for model in wanted):
-        if code := scoring_job.score(work, wanted, lock):
+        if code := scoring_job.score(work, wanted, lock, continued):
             return code, None
         outputs = _outputs(work)
     else:
@@ -180,7 +183,7 @@ def render(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "evaluated", f"{text} ({speeds})"
     shown = ("macro_f1", "accuracy") if result["task"] == "classification" else ("exact_match", "rougeL", "chrf")
     shown = (*shown, "valid_json") if result["primary"] == "valid_json" else shown
-    for model in ("tuned", "base"):
+    for model in reversed(MODELS):
         if model in result["models"]:
             yield model, _figures(result["models"][model], shown)
     for name, figures in result["baselines"].items():

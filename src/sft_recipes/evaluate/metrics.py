@@ -36,7 +36,7 @@ Train = Sequence[tuple[str, str]]
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
 
-MODELS = ("base", "tuned")
+MODELS = ("base", "earlier", "tuned")
 # Groups of fewer rows take no part in gaps. With so many the interval of an accuracy is up to 34 points wide.
 MINIMUM_GROUP = 30
 # Even if all of fewer rows favoured one model, an exact test would not reach p = 0.05: 2 x 0.5^5 = 0.06.

@@ -1,4 +1,4 @@
-"""The base and the tuned model on the same rows: how likely each answer is, or what they generate.
+"""The base, an earlier and the tuned model on the same rows: how likely each answer is, or what they generate.
 
 It needs torch, so it is a process of its own: `python -m sft_recipes.evaluate.scoring_process WORKDIR` reads
 `job.json` and `rows.jsonl`, appends to `outputs.jsonl`, so that an interrupted evaluation goes on where it stopped,
@@ -27,7 +27,7 @@ from sft_recipes.errors import InputError
 from sft_recipes.evaluate.likelihood import BATCH_TOKENS, Prompt, in_batches, likelihoods
 from sft_recipes.files import write_whole
 from sft_recipes.models import base_model
-from sft_recipes.models.loading import keep_four_bit, offloaded, stored_quantisation
+from sft_recipes.models.loading import keep_four_bit, offloaded, put_adapter, stored_quantisation
 from sft_recipes.recipes import topology
 from sft_recipes.terminal import counting_rows, say_error
 
@@ -108,16 +108,20 @@ def load(
     return model.eval(), words
 
 
-def base_and_tuned(
-    recipe: Mapping[str, Any], tuned: Path, names: Sequence[str], *, on_cpu: bool
+def each_model(
+    recipe: Mapping[str, Any], tuned: Path, names: Sequence[str], *, on_cpu: bool, earlier: Path | None = None
 ) -> Iterator[tuple[str, Any, Any]]:
-    """(name, model, tokenizer) for each of "base" and "tuned" asked for; let go of a model before taking the next.
+    """(name, model, tokenizer) for each of "base", "earlier" and "tuned"; let go of a model before taking the next.
 
-    An adapter is switched off for the base model; two whole models are loaded one after the other.
+    An adapter is switched off for the base model, and another one on for the `earlier` one, which the tuned one was
+    continued from; two whole models are loaded one after the other.
     """
     if recipe.get("use_peft"):
         model, tokenizer = load(recipe, tuned, on_cpu=on_cpu)
+        if earlier:
+            put_adapter(model, earlier, "earlier")
         for name in names:
+            model.set_adapter("earlier" if name == "earlier" else "default", inference_mode=True)
             with model.disable_adapter() if name == "base" else contextlib.nullcontext():
                 yield name, model, tokenizer
         return
@@ -207,7 +211,9 @@ def run(workdir: Path) -> None:
     measured: dict[str, dict[str, float]] = {}
     clock = time.perf_counter()
     with (workdir / "outputs.jsonl").open("a", encoding="utf-8") as file:
-        for name, model, tokenizer in base_and_tuned(job["recipe"], Path(job["tuned"]), names, on_cpu=job["on_cpu"]):
+        earlier = Path(job["earlier"]) if job.get("earlier") else None
+        models = each_model(job["recipe"], Path(job["tuned"]), names, on_cpu=job["on_cpu"], earlier=earlier)
+        for name, model, tokenizer in models:
             began = time.perf_counter()
             load_seconds += began - clock
             device = torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type

@@ -51,13 +51,14 @@ def prepare(
     write_whole(path, json.dumps(job, indent=1))
 
 
-def score(work: Path, models: Sequence[str], lock: int) -> int:
+def score(work: Path, models: Sequence[str], lock: int, earlier: Path | None = None) -> int:
     """Let the models answer the rows that they have not answered yet.
 
     Args:
         work: A prepared directory.
-        models: base, tuned, or both.
+        models: of base, earlier and tuned.
         lock: The descriptor of the run's lock, which the process keeps even if this one is killed.
+        earlier: The adapter that the run continued from.
 
     Returns:
         0 when all is answered; 1 when that failed and 3 when it was interrupted, what was answered being kept.
@@ -65,7 +66,8 @@ def score(work: Path, models: Sequence[str], lock: int) -> int:
     Raises:
         InputError: The process cannot do what it is asked.
     """
-    job = json.loads((work / "job.json").read_text(encoding="utf-8")) | {"models": list(models)}
+    asked = {"models": list(models), "earlier": str(earlier) if earlier else None}
+    job = json.loads((work / "job.json").read_text(encoding="utf-8")) | asked
     write_whole(work / "job.json", json.dumps(job, indent=1))
     answer = work / "answer.json"
     answer.unlink(missing_ok=True)

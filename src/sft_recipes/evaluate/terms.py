@@ -20,6 +20,7 @@ COLUMNS = {key: name for key, name in METRICS.items() if key != "micro_f1"}
 COLUMNS |= {"invalid": "invalid", "unfinished": "unfinished"}
 NAMES = {
     "tuned": "tuned model",
+    "earlier": "earlier adapter",
     "base": "base model",
     "majority": "majority class",
     "stratified": "stratified draw",
@@ -31,6 +32,7 @@ NAMES = {
 
 IN_SENTENCES = NAMES | {
     "base": "the base",
+    "earlier": "the earlier adapter",
     "tuned": "the tuned model",
     "majority": "the majority class",
     "stratified": "a stratified draw",

@@ -21,9 +21,10 @@ FEW_ROWS = (
 def verdict(result: Mapping[str, Any], rows: Sequence[Row], unseen: int = 0) -> dict[str, Any]:
     """The outcome, one line of text, and the reasons behind it or beside it.
 
-    "better" is better than the base and than every baseline, each at 95 %: an intersection-union test, which needs no
-    correction for the number of comparisons (Berger 1982, doi:10.1080/00401706.1982.10487790). "worse" is worse than
-    any of them after Holm's correction over all, without which it would be said the more often the more there are.
+    "better" is better than the base, than an adapter that it was continued from, and than every baseline, each at
+    95 %: an intersection-union test, which needs no correction for the number of comparisons (Berger 1982,
+    doi:10.1080/00401706.1982.10487790). "worse" is worse than any of them after Holm's correction over all, without
+    which it would be said the more often the more there are.
 
     Args:
         result: what `metrics.measure` has found.
@@ -64,18 +65,23 @@ def _clauses(result: Mapping[str, Any]) -> str:
             f"{_name(name, result)} ({_amount(paired[name])})" for name in paired if paired[name]["outcome"] == outcome
         ]
         if named:
-            clauses.append(f"{phrase} {' and '.join(filter(None, [', '.join(named[:-1]), named[-1]]))}")
+            clauses.append(f"{phrase} {_together(named)}")
     better = [name for name in paired if paired[name]["outcome"] == "better"]
-    trivial = [name for name in better if name != "base"]
-    beaten = [f"the base ({_amount(paired['base'])})"] if "base" in better else []
+    models = ("base", "earlier")
+    trivial = [name for name in better if name not in models]
+    beaten = [f"{IN_SENTENCES[name]} ({_amount(paired[name])})" for name in models if name in better]
     if trivial:
         closest = min(trivial, key=lambda name: paired[name]["difference"]["value"])
-        other = "" if len(trivial) == len(paired.keys() - {"base"}) else "other "
+        other = "" if len(trivial) == len(paired.keys() - {*models}) else "other "
         amount = _amount(paired[closest], short=bool(beaten))
         beaten.append(f"every {other}trivial baseline (the best, {_name(closest, result)}, by {amount})")
     if beaten:
-        clauses.append(f"better than {' and '.join(beaten)}")
+        clauses.append(f"better than {_together(beaten)}")
     return "; ".join(clauses)
+
+
+def _together(parts: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
 
 
 def _amount(pair: Mapping[str, Any], short: bool = False) -> str:

@@ -99,6 +99,9 @@ def rehearsal_of(real: Job, base: tiny.Base) -> Job:
         # Nobody should find a rehearsal among the runs of a tracker.
         "report_to": "tensorboard" if "tensorboard" in (recipe["report_to"] or ()) else "none",
     }
+    if recipe["adapter_name_or_path"]:
+        # Its weights are for the real base; one of the same shape begins anew.
+        changes["adapter_name_or_path"] = None
     if base.tokenizer is None:
         # The demo's tokenizer stands in, and has neither the tokens of the model's template nor its end of a turn.
         changes |= {key: None for key in ("chat_template_path", "eos_token") if recipe[key]}
@@ -149,6 +152,8 @@ def description(job: Job, real: Topology, base: tiny.Base) -> str:
         )
     if base.config.get("quantization_config"):
         text += "\ndequantising is not rehearsed: the tiny model's weights are whole"
+    if "adapter_name_or_path" in job.recipe.values:
+        text += "\nthe earlier adapter is not rehearsed: one of its shape begins anew"
     if real.config.get("deepspeed_config", {}) != job.topology.config.get("deepspeed_config", {}):
         text += "\noffloading is not rehearsed: everything is in host memory here"
     return text + "\nmemory, speed and what is learned are not rehearsed"

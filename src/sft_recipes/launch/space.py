@@ -40,6 +40,7 @@ REFUSED = {
     **dict.fromkeys(("completion_only_loss", "assistant_only_loss", "loss_type", "label_smoothing_factor"), _LOSS),
     "mask_empty_reasoning": _LOSS,
     **dict.fromkeys(("model", "model_name_or_path", "model_revision", "model_init_kwargs"), _MODEL),
+    **dict.fromkeys(("adapter_name_or_path", "adapter_revision"), _MODEL),
     **dict.fromkeys(("chat_template_path", "eos_token"), _ROWS),
     "per_device_eval_batch_size": "it changes how fast an evaluation is, and nothing that it finds",
     "accelerate_config": "where a recipe runs changes nothing that is learned; choose it with ACCEL=",

@@ -156,6 +156,8 @@ def find_config(name: str, revision: str = "main") -> tuple[dict[str, Any], str]
         return _read(directory / "config.json"), f"config of {name}" if local else "config in the Hub's cache"
     if name in bundled():
         return bundled()[name]["config"], f"bundled config of {name}"
+    if places.directory_with(places.ADAPTER, name, revision):
+        raise InputError(f"model_name_or_path: {places.not_a_model(name)}")
     return None
 
 

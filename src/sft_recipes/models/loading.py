@@ -1,18 +1,22 @@
-"""How a base model is loaded, in training as in scoring. Imports torch and transformers."""
+"""How a base model and an earlier adapter are loaded, in training as in scoring. Imports torch and transformers."""
 
 import collections
 import contextlib
 import pickle
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
 from jinja2 import TemplateError
+from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
 from transformers.quantizers import AutoQuantizationConfig
 
 from sft_recipes.data import tokens
 from sft_recipes.errors import InputError
 from sft_recipes.models import base_model
+from sft_recipes.recipes import adapters
 
 
 def stored_quantisation(recipe: Mapping[str, Any]) -> Any:
@@ -45,6 +49,45 @@ def refusals() -> Iterator[None]:
         raise tokens.refuses("a row", tokens.NO_MARKS) from None
     except (ValueError, ImportError) as error:
         raise InputError(f"refused by TRL or transformers: {error}") from error
+
+
+def adapter_config(directory: Path) -> PeftConfig:
+    """The config of an earlier adapter, as PEFT reads it, for an adapter that is trained.
+
+    Raises:
+        InputError: It asks for what no recipe can say.
+    """
+    adapters.values(directory)
+    found = PeftConfig.from_pretrained(str(directory))
+    found.inference_mode = False
+    return found
+
+
+def put_adapter(model: PeftModel, directory: Path, name: str = "default") -> None:
+    """Give an adapter of a model the weights of an earlier one, in the dtype that it has; one more of a new name.
+
+    Raises:
+        InputError: The file does not hold the tensors of that adapter on this base, and no others.
+    """
+    new = name not in model.peft_config
+    if new:
+        model.add_adapter(name, adapter_config(directory))
+    state = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    expected = {key: list(tensor.shape) for key, tensor in state.items()}
+    path = directory / adapters.WEIGHTS
+    try:
+        with safe_open(path, "pt") as file:
+            # What is no part of an adapter would overwrite the base.
+            held = {key: file.get_slice(key).get_shape() for key in file.keys()}  # noqa: SIM118, it is no mapping
+        if other := sorted(key for key in held.keys() | expected.keys() if held.get(key) != expected.get(key)):
+            wanted = f"{other[0]} is {held.get(other[0])}, not {expected.get(other[0])}"
+            raise InputError(
+                f"{path} does not hold the adapter that {adapters.CONFIG} describes on this base: {len(other)} of its "
+                f"tensors are other ones, such as {wanted}; put the files back, or name another adapter"
+            )
+        model.load_adapter(str(directory), name, is_trainable=not new, torch_device="cpu", autocast_adapter_dtype=new)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path} cannot be read: {error}; put it back from a copy") from None
 
 
 def offloaded(model: Any) -> str | None:

@@ -17,6 +17,7 @@ GIB = 2**30
 # (micro-batch, checkpointing of activations, workers), or what is written down.
 IDEAS = {
     "base model": ("model_name_or_path", "model_revision", "chat_template_path"),
+    "earlier adapter": ("adapter_name_or_path", "adapter_revision"),
     "precision": (
         "load_in_4bit",
         "load_in_8bit",

@@ -28,6 +28,7 @@ from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.conflicts import Conflict
 from sft_recipes.recipes.recipe import Overrides, Recipe
 from sft_recipes.recipes.topology import Gpu, Topology
+from sft_recipes.runs import earlier
 from sft_recipes.terminal import counting_rows, say
 
 # What the shipped accelerate configs are written for.
@@ -128,6 +129,7 @@ class Job:
         found = base_model.find(self.recipe["model_name_or_path"], str(self.recipe["model_revision"]))
         if found:
             base_model.check_arguments(self.recipe, found.config)
+            earlier.check_targets(self.recipe.own(), self.recipe["lora_target_modules"], found)
         return found
 
     @functools.cached_property
@@ -175,6 +177,8 @@ class Job:
         for key, item in self.recipe.values.items():
             if item.origin == "SET":
                 yield "override", f"{key}: {recipes.schema.as_yaml(item.value)}"
+        if chain := earlier.chain(self.recipe.own()):
+            yield "continues", f"{chain['adapter']}, SHA-256 {chain['sha256'][:16]}, on {chain['base']}"
         yield "topology", self.topology.describe()
         for note in self.prepared.notes:
             yield "data", note
@@ -200,6 +204,7 @@ def resolve(
         InputError: The recipe, the accelerate config or the GPU is none, or values contradict each other.
     """
     recipe = recipes.load(name, overrides)
+    earlier.check(recipe.own())
     visible = topology.visible_gpus()
     chosen = topology.choose(recipe, accel, processes, visible)
     if chosen.use_cpu and gpu is not None:

@@ -20,9 +20,10 @@ REFUSED: dict[str, str] = {key: why for why, keys in schema.DATA["of_model_init"
 
 @functools.cache
 def upstream() -> dict[str, Any]:
-    """The `schedules` of transformers with their arguments, and its methods of `quantisation`.
+    """The `schedules` of transformers with their arguments, its methods of `quantisation`, and PEFT's `adapters`.
 
-    A snapshot that a test keeps equal to the installed transformers, as `schema.upstream` is.
+    The last are the defaults of its `LoraConfig`. A snapshot that a test keeps equal to the installed libraries, as
+    `schema.upstream` is.
     """
     text = resources.files("sft_recipes.recipes").joinpath("arguments.json").read_text(encoding="utf-8")
     return json.loads(text)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 _REPOSITORY = re.compile(
     r"(?!.*(?:--|\.\.))(?:[A-Za-z0-9_][\w.-]*/)?[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?", re.ASCII
 )
+# What PEFT knows an adapter by, as a directory with it is an adapter to transformers too.
+ADAPTER = "adapter_config.json"
 # By its suffix TRL tells a template from a model whose template it would take.
 TEMPLATES = (".jinja", ".j2")
 # What a file may be called that somebody takes for a template, and no repository is.
@@ -80,6 +82,28 @@ def _cut_off(path: Path) -> bool:
         return True
 
 
+def nowhere(key: str, name: str, noun: str) -> str | None:
+    """Why a name can be that of neither a directory nor a repository, as a sentence; None if it can."""
+    if name.startswith("~") and not name.startswith("~/"):
+        return f"{key}: {shown(name)} is in nobody's home; write the directory in full"
+    if key == "dataset_name" and os.path.isfile(name):  # noqa: PTH113, of a name too long it is false
+        return f"{key}: {name} is a file, and this names a directory or a Hub id; write train_file: {name}"
+    if not is_local(name) and not _REPOSITORY.fullmatch(name):
+        return f"{key}: {shown(name)} is no directory of a {noun}, and no Hub id such as ORG/NAME"
+    return None
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a directory holds an adapter, or is that of a run that does."""
+    directory = Path(name).expanduser()
+    return any((directory / place / ADAPTER).is_file() for place in (".", "adapter"))
+
+
+def not_a_model(name: str) -> str:
+    """That an adapter is none, and the key that names one."""
+    return f"{name} is an adapter and no model; write adapter_name_or_path: {name}, which brings its own base"
+
+
 def template(name: str) -> str:
     """The text of a chat template file.
 
@@ -101,13 +125,10 @@ def template(name: str) -> str:
 def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
     """What is wrong with the names themselves, as (key, problem)."""
     for key, noun in (("model_name_or_path", "saved model"), ("dataset_name", "dataset")):
-        name = recipe[key]
-        if name and name.startswith("~") and not name.startswith("~/"):
-            yield key, f"{key}: {shown(name)} is in nobody's home; write the directory in full"
-        elif name and key == "dataset_name" and os.path.isfile(name):  # noqa: PTH113, of a name too long it is false
-            yield key, f"{key}: {name} is a file, and this names a directory or a Hub id; write train_file: {name}"
-        elif name and not is_local(name) and not _REPOSITORY.fullmatch(name):
-            yield key, f"{key}: {shown(name)} is no directory of a {noun}, and no Hub id such as ORG/NAME"
+        if recipe[key] and (found := nowhere(key, recipe[key], noun)):
+            yield key, found
+        elif key == "model_name_or_path" and recipe[key] and is_adapter(recipe[key]):
+            yield key, f"{key}: {not_a_model(recipe[key])}"
     name = recipe["chat_template_path"]
     if not name:
         return

@@ -16,7 +16,7 @@ import yaml
 
 from sft_recipes.errors import InputError, nearest, shown
 from sft_recipes.files import open_regular
-from sft_recipes.recipes import conflicts, places, schema, secrets
+from sft_recipes.recipes import adapters, conflicts, places, schema, secrets
 from sft_recipes.recipes.shipped import located, shipped_names
 
 RECIPES = Path("recipes")
@@ -308,7 +308,8 @@ def file_of(recipe: str | Path, directory: Path = RECIPES) -> Path:
 def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPES) -> Recipe:
     """Read a recipe by its name (or a file by its path), over its base, under the overrides, and check every key.
 
-    An override `model` names a file of models/, whose values come before the other overrides.
+    An override `model` names a file of models/, whose values come before the other overrides. Of a recipe that
+    continues from an adapter, base and shape are the adapter's (`adapters.continued`).
 
     Raises:
         InputError: With all problems of the recipe, its base, the model and the overrides at once.
@@ -349,6 +350,8 @@ def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPE
         problems += secrets.problems(inherited).values()
     problems += refused(values)
     loaded = Recipe(path.stem, values, extended)
+    if not problems and loaded["adapter_name_or_path"]:
+        loaded = adapters.continued(loaded)
     if not problems:
         for each in conflicts.of_values(loaded):
             problems.append(f"{values[each.key].origin if each.key in values else loaded.name}: {each}")

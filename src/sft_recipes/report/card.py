@@ -16,6 +16,7 @@ from sft_recipes.models import base_model
 from sft_recipes.recipes import schema
 from sft_recipes.report import page, quality
 from sft_recipes.report.report import evaluation
+from sft_recipes.runs import earlier
 from sft_recipes.runs.run import Run
 
 Facts = dict[str, Any]
@@ -57,6 +58,7 @@ def card(run: Run, proof: Facts | None = None) -> str:
         facts=facts,
         recipe={key: recipe.get(key) for key in ("use_peft", "load_in_4bit", "lora_r", "lora_alpha", "max_length")},
         proof=proof,
+        links=[{**link, "adapter": public("", link["adapter"])} for link in earlier.links(facts.get("continues"))],
         base=base,
         revision=recipe.get("model_revision", "main"),
         dataset=dataset,

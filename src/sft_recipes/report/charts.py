@@ -21,10 +21,11 @@ from sft_recipes.terminal import visible
 Estimate = Mapping[str, Any]
 """`value`, `low` and `high`; each null where it is not defined."""
 
-INK, PAPER, FAINT, RULE, TUNED, BASE = (COLOURS[n][0] for n in ("ink", "paper", "faint", "rule", "tuned", "base"))
-# What tells the two models and everything else apart, besides the colour.
-COLOUR = {"tuned": TUNED, "base": BASE, "other": FAINT}
-MARKER = {"tuned": "o", "base": "D", "other": "s"}
+INK, PAPER, FAINT, RULE = (COLOURS[name][0] for name in ("ink", "paper", "faint", "rule"))
+TUNED, EARLIER, BASE = (COLOURS[name][0] for name in ("tuned", "earlier", "base"))
+# What tells the models and everything else apart, besides the colour.
+COLOUR = {"tuned": TUNED, "earlier": EARLIER, "base": BASE, "other": FAINT}
+MARKER = {"tuned": "o", "earlier": "^", "base": "D", "other": "s"}
 # Points of a curve, about two for each pixel that it is wide on a page.
 MOST_POINTS = 1000
 WIDTH = 4.4

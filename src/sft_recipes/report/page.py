@@ -21,6 +21,7 @@ COLOURS = {
     "faint": ("#666666", "#9c9c9c"),
     "rule": ("#dddddd", "#3a3a3a"),
     "tuned": ("#0072b2", "#56b4e9"),
+    "earlier": ("#008560", "#2fc79c"),
     "base": ("#d55e00", "#e69f00"),
     "trained": ("#0a5c2b", "#9be7b4"),
     "trained-paper": ("#dff5e5", "#12351f"),

@@ -11,7 +11,7 @@ from sft_recipes.report.table import Cell, Estimate, Table, p_values
 
 Facts = dict[str, Any]
 Lines = Sequence[tuple[str, Mapping[str, Facts]]]
-"""Of a chart: each with its label, and the metrics of one or two models by their role (a key of `charts.MARKER`)."""
+"""Of a chart: each with its label, and the metrics of models by their role (a key of `charts.MARKER`)."""
 
 # Rows that tell most: so many, of which so many missed and broken ones at first.
 TELLING, MISSED, BROKEN = 20, 10, 5
@@ -62,7 +62,7 @@ def shown(metrics: Facts, predictions: Sequence[Facts]) -> Facts | None:
 
 
 def models_table(metrics: Facts) -> Table:
-    """Tuned model, base model and baselines with their metrics."""
+    """The models and the baselines with their metrics."""
     named = {NAMES.get(name, name): each for name, each in _with_baselines(metrics).items()}
     counted = "invalid" if metrics["task"] == "classification" else "unfinished"
     return estimates("Models and trivial baselines, same rows", named, _columns(named, metrics), counted, counted)
@@ -76,7 +76,7 @@ def groups_table(metrics: Facts) -> Table:
 
 
 def lines(metrics: Facts) -> Lines:
-    """Tuned model, base model and baselines as the lines of a chart."""
+    """The models and the baselines as the lines of a chart."""
     of = _with_baselines(metrics).items()
     return [(NAMES.get(name, name), {name if name in charts.MARKER else "other": each}) for name, each in of]
 
@@ -112,12 +112,12 @@ def estimates(title: str, named: Mapping[str, Facts], columns: Mapping[str, str]
 
 
 def _models(named: Mapping[str, Any]) -> list[str]:
-    """Which of the two models is there."""
-    return [name for name in ("tuned", "base") if name in named]
+    """Which of the models are there."""
+    return [name for name in ("tuned", "earlier", "base") if name in named]
 
 
 def _with_baselines(metrics: Facts) -> dict[str, Facts]:
-    """The tuned model, the base model and the baselines, without the single classes of `always`."""
+    """The models and the baselines, without the single classes of `always`."""
     models = {name: metrics["models"][name] for name in _models(metrics["models"])}
     return models | {name: each for name, each in metrics["baselines"].items() if name != "always"}
 
@@ -204,7 +204,7 @@ def _groups(metrics: Facts) -> Facts:
     return {
         "small": sum(each["n"] < groups["minimum"] for _, each in by),
         "charts": plots("groups", of[:MOST_GROUPS], columns),
-        "key": [(name, {"tuned": "●", "base": "◇"}[name], NAMES[name]) for name in models],
+        "key": [(name, {"tuned": "●", "earlier": "△", "base": "◇"}[name], NAMES[name]) for name in models],
         "metrics": groups_table(metrics),
         "gaps": Table("Largest gap between two groups", ["", "metric", "gap", "largest", "smallest"], gaps, "words"),
     }

@@ -14,7 +14,7 @@ from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.report import charts, page, quality, tables
 from sft_recipes.report.quality import OUTCOMES
 from sft_recipes.report.table import Cell, Code, Table, pairs
-from sft_recipes.runs import outcome
+from sft_recipes.runs import earlier, outcome
 from sft_recipes.runs.facts import as_written
 from sft_recipes.runs.run import Run
 
@@ -48,6 +48,7 @@ def write(run: Run) -> Path:
             "report.html",
             title=f"{run.name}: {facts['recipe']}",
             run=run.name,
+            links=earlier.links(facts.get("continues")),
             held_out=outcome.held_out(facts["measured"]) if facts.get("measured") else [],
             facts={"measured": None, "seconds": None, "ended": None, "error": None, "resumed": [], "launches": []}
             | facts,

@@ -88,6 +88,18 @@ class Identity(TypedDict):
     files: dict[str, str]
     settings: str
     base: Base | None
+    adapter: NotRequired[Base | None]
+
+
+class Continues(TypedDict):
+    """The adapter that a run continues from, and the one before it."""
+
+    adapter: str
+    sha256: str
+    run: str | None
+    base: str
+    revision: str | None
+    continues: dict[str, Any] | None
 
 
 class Event(TypedDict):
@@ -139,6 +151,7 @@ class RunFacts(TypedDict):
     versions: NotRequired[dict[str, str]]
     gpus: NotRequired[list[str]]
     seconds: NotRequired[float]
+    continues: NotRequired[Continues | None]
     identity: NotRequired[Identity]
     journal: NotRequired[list[Event]]
     resumed: NotRequired[list[Resumed]]

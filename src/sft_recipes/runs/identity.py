@@ -18,6 +18,7 @@ from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, topology
 from sft_recipes.recipes.recipe import Value
 from sft_recipes.recipes.topology import Topology
+from sft_recipes.runs import earlier
 from sft_recipes.runs import facts as shapes
 from sft_recipes.runs.run import Run, begun
 
@@ -40,8 +41,10 @@ def first_files(directory: Path, facts: Facts, values: Facts, accelerate: Facts)
         "files": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
         "settings": _settings(facts),
         "base": _base(values),
+        "adapter": earlier.fingerprint(facts["own"]),
     }
-    return {**texts, "run.json": begun({"name": directory.name, **facts, "identity": identity})}
+    known = {"continues": earlier.chain(facts["own"]), "identity": identity}
+    return {**texts, "run.json": begun({"name": directory.name, **facts, **known})}
 
 
 def know_base(run: Run) -> None:
@@ -174,6 +177,8 @@ def _changed(run: Run, facts: Facts) -> Iterator[str]:
     values = run.values()
     for each in differences(was["base"], _base(values)):
         yield f"base model {values['model_name_or_path']}: {each}"
+    for each in differences(was.get("adapter"), earlier.fingerprint(facts["own"])):
+        yield f"earlier adapter {facts['own']['adapter_name_or_path']}: {each}"
 
 
 def _moved(run: Run) -> list[str]:

@@ -18,8 +18,8 @@ from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_co
 from sft_recipes.files import sealed
 from sft_recipes.models import base_model
 from sft_recipes.models.census import beside_text, config_of
-from sft_recipes.models.loading import keep_four_bit, refusals, stored_quantisation
-from sft_recipes.runs import checkpoints, lock
+from sft_recipes.models.loading import adapter_config, keep_four_bit, put_adapter, refusals, stored_quantisation
+from sft_recipes.runs import checkpoints, earlier, lock
 from sft_recipes.runs.run import Run
 from sft_recipes.train import engine, verify
 from sft_recipes.train.callbacks import GracefulStop, Progress, Record, StopOnNaN, Stopped
@@ -48,8 +48,8 @@ def train(run: Run, *, launched: bool = False) -> None:
     # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
     verify.model_files(recipe, conversational=prepared["conversational"])
     record, stop = Record(run), GracefulStop(run, launched=launched)
-    mask = own.get("mask_empty_reasoning", False)
-    trainer = build(recipe, [StopOnNaN(run), stop], mask_empty_reasoning=mask)
+    continues, mask = earlier_adapter(recipe, own), own.get("mask_empty_reasoning", False)
+    trainer = build(recipe, [StopOnNaN(run), stop], mask_empty_reasoning=mask, continues=continues)
     trainer.belongs_to(run, record, stop)
     main = trainer.is_world_process_zero()
     trainer.remove_callback(PrinterCallback)
@@ -59,6 +59,9 @@ def train(run: Run, *, launched: bool = False) -> None:
     if own["early_stopping_patience"]:
         trainer.add_callback(EarlyStoppingCallback(own["early_stopping_patience"], own["early_stopping_threshold"]))
     correct(trainer, recipe, own)
+    if continues:
+        # In the dtype that the adapter is trained in, so that nothing is rounded on the way.
+        put_adapter(trainer.model, continues)
 
     in_effect = {
         "base": verify.base(trainer.model, recipe),
@@ -89,6 +92,21 @@ def train(run: Run, *, launched: bool = False) -> None:
     if main:
         run.update(status="interrupted" if stop.stopped else "finished", measured=measured)
     trainer.end()
+
+
+def earlier_adapter(recipe: Mapping[str, Any], own: Mapping[str, Any]) -> Path | None:
+    """Where the adapter lies that is continued from; None where a new one is trained.
+
+    Raises:
+        InputError: It is not there, or not on all the layers that the recipe asks for.
+    """
+    directory, targets = earlier.folder(own), recipe.get("lora_target_modules")
+    if directory and targets == ["all-linear"]:
+        # A plan may have had no config of the base, which is here by now.
+        known = base_model.find(recipe["model_name_or_path"], recipe.get("model_revision", "main"))
+        if known:
+            earlier.check_targets(own, targets, known)
+    return directory
 
 
 def measurements(trainer: Trainer) -> dict[str, Any]:
@@ -164,6 +182,7 @@ def build(
     base: Any = None,
     tokenizer: Any = None,
     mask_empty_reasoning: bool = False,
+    continues: Path | None = None,
 ) -> Trainer:
     """The trainer of a resolved recipe, with its model loaded and its rows tokenised.
 
@@ -175,6 +194,7 @@ def build(
         base: The base model where it is loaded already, as the benchmark's random weights are.
         tokenizer: Its tokenizer, which must then be given too.
         mask_empty_reasoning: The recipe's key of that name.
+        continues: An earlier adapter, whose config that of the new one is.
 
     Raises:
         InputError: Upstream refuses what it is given.
@@ -195,15 +215,18 @@ def build(
         model.lora_target_modules = recipe["lora_target_modules"]
     # Handed over as a config of its own; as a mapping transformers refuses it.
     training.model_init_kwargs.pop("quantization_config", None)
-    adapters, quantisation = get_peft_config(model), stored_quantisation(recipe) or get_quantization_config(model)
+    adapters = adapter_config(continues) if continues else get_peft_config(model)
+    quantisation = stored_quantisation(recipe) or get_quantization_config(model)
     words = tokenizer
     if base is not None:
         training.model_init_kwargs = quantisation = None
     elif beside is not None:
         # Not the processor of images and sounds too, which needs packages of its own: rows are text.
         words = AutoTokenizer.from_pretrained(model.model_name_or_path, revision=model.model_revision)
-    if beside is not None and adapters is not None:
-        adapters.exclude_modules = beside
+    if adapters is not None:
+        # Which base it is on, to those who have the adapter alone.
+        adapters.revision = model.model_revision
+        adapters.exclude_modules = beside or adapters.exclude_modules
     dataset = load_dataset(script.dataset_name)
     with refusals():
         trainer = Trainer(

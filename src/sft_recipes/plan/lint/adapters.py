@@ -69,7 +69,10 @@ def attention_only_experts(case: Case) -> Found:
 
 def alpha_follows_rank(case: Case) -> Found:
     base, recipe = case.recipe.base, case.recipe
-    if base is not None and recipe["lora_r"] != base["lora_r"] and recipe["lora_alpha"] != base["lora_alpha"]:
+    # What an earlier adapter has is no choice.
+    if base is None or recipe["adapter_name_or_path"]:
+        return
+    if recipe["lora_r"] != base["lora_r"] and recipe["lora_alpha"] != base["lora_alpha"]:
         before, after = (each["lora_alpha"] / each["lora_r"] for each in (base, recipe))
         yield {"base": base, "before": before, "after": after}
 
