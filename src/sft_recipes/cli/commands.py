@@ -4,6 +4,8 @@ Each imports what it needs when it runs, so that `--help` and a wrong recipe ans
 """
 
 import contextlib
+import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -336,8 +338,6 @@ def push(
 def list_() -> Result:
     """List the recipes and the one idea of each."""
     ideas = {name: recipes.load(name)["description"] for name in recipes.names()}
-    if not ideas:
-        raise InputError(f"no recipes in {recipes.RECIPES.absolute()}; run from the project's root")
     return Result(ideas, table([*ideas.items()]))
 
 
@@ -345,8 +345,6 @@ def list_() -> Result:
 def models() -> Result:
     """List the models that any recipe can be trained on."""
     found = {name: recipes.read_model(name)["description"].value for name in recipes.names(recipes.MODELS)}
-    if not found:
-        raise InputError(f"no models in {recipes.MODELS.absolute()}; run from the project's root")
     return Result(found, table([*found.items()]))
 
 
@@ -411,13 +409,45 @@ def keys() -> Result:
 
 
 @command(RECIPES)
+def init(
+    folder: Annotated[Path, argument("FOLDER", "where it begins; this folder without it")] = Path(),
+    name: Annotated[str, option("NAME", "the name of its first recipe")] = "my_experiment",
+    base: Annotated[str, option("RECIPE", "the recipe that it extends", names_in("recipes"), "--from")] = "default",
+) -> Result:
+    """Begin a project of one's own: a Makefile, a first recipe, the accelerate configs."""
+    from sft_recipes.recipes import project
+
+    files = [str(path) for path in project.init(folder, name, base)]
+    there = "" if folder == Path() else f"cd {shlex.quote(str(folder))}, "
+    said = "\n".join(f"wrote {path}" for path in files)
+    following = f"next: {there}put your rows and the change into the recipe, then make plan RECIPE={name}"
+    return Result({"files": files}, f"{said}\n{following}")
+
+
+@command(RECIPES)
 def new(
     name: Annotated[str, argument("NAME", "the new recipe's name")],
     base: Annotated[str, option("RECIPE", "the recipe that it extends", names_in("recipes"), "--from")] = "default",
 ) -> Result:
-    """Write a recipe of three lines that extends another."""
-    path = str(recipes.write_new(name, base))
+    """Write a recipe of four lines that extends another."""
+    from sft_recipes.recipes import project
+
+    path = str(project.new(name, base))
     return Result({"file": path}, f"wrote {path}\nnext: put the change it tries into it, then make plan RECIPE={name}")
+
+
+@command(RECIPES)
+def schema_(
+    kind: Annotated[
+        Literal["recipe", "model", "accelerate"],
+        argument("KIND", "recipe, model (of models/) or accelerate (of accelerate_configs/)"),
+    ] = "recipe",
+) -> Result:
+    """Print the JSON Schema of a recipe, by which editors complete and explain its keys."""
+    from sft_recipes.recipes import editor
+
+    found = editor.of(kind)
+    return Result(found, json.dumps(found, indent=1))
 
 
 @command(RECIPES)

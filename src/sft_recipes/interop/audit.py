@@ -352,7 +352,7 @@ def _problems(audit: Audit) -> list[str]:
         path.write_text(text(audit, template), encoding="utf-8")
         try:
             recipe = recipes.load(path)
-            if recipe["accelerate_config"] and topology.CONFIGS.is_dir():
+            if recipe["accelerate_config"]:
                 topology.resolve(recipe, topology.read(recipe["accelerate_config"], "the recipe", audit.processes))
         except InputError as error:
             return [problem.replace(f"{path}", "recipe") for problem in error.problems]

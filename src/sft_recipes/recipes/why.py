@@ -15,6 +15,7 @@ from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, topology
 from sft_recipes.recipes.recipe import RECIPES, Recipe
 from sft_recipes.recipes.schema import as_yaml
+from sft_recipes.recipes.shipped import located
 from sft_recipes.terminal import count
 
 SCHEMA = 1
@@ -159,13 +160,15 @@ def _written(key: str, recipe: Recipe, directory: Path) -> dict[str, Any]:
 def comment(origin: str) -> str | None:
     """The comment above a key where it is written: the reason that the recipe gives."""
     path, _, line = origin.rpartition(":")
-    if not line.isdigit() or not Path(path).is_file():
+    written = located(path)
+    if not line.isdigit() or not written.is_file():
         return None
-    above = Path(path).read_text(encoding="utf-8").splitlines()[: int(line) - 1]
+    above = written.read_text(encoding="utf-8").splitlines()[: int(line) - 1]
     found: list[str] = []
     while above and above[-1].startswith("#"):
         found.insert(0, above.pop().lstrip("# "))
-    if found and found[0] in GROUPS:
+    # A heading of the file, and what is there for editors.
+    if found and (found[0] in GROUPS or found[0].startswith("yaml-language-server:")):
         del found[0]
     return " ".join(found) or None
 
