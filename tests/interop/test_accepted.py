@@ -1,12 +1,13 @@
 """Every recipe that an audit writes loads, and has no blocking finding that the audit does not state."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import ROOT
-from theirs import AXOLOTL, CASES, FACTORY, FILES, TRL
+from theirs import AXOLOTL, CASES, FACTORY, FILES, TRL, audited, outcomes
 
 from sft_recipes.interop import importers, tables
 from sft_recipes.interop.audit import OPEN, Audit, audit, write
@@ -88,3 +89,31 @@ def test_no_key_makes_a_recipe_that_is_refused(tool: str, tmp_path: Path, monkey
 def test_no_recipe_of_a_public_file_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert refusals(audit(FILES / name), tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        (TRL + "use_peft: true\nlora_target_modules: [q_proj, lm_head]\n", "lora_target_modules"),
+        (TRL + "use_peft: true\nlora_target_parameters: [mlp.experts.down_proj]\n", "lora_dropout"),
+        (TRL + "use_peft: true\nlora_target_parameters: [a.b]\nlora_dropout: 0.1\n", "lora_dropout"),
+        (TRL + "model_init_kwargs: {trust_remote_code: true}\n", "model_init_kwargs"),
+        (TRL + "bf16: false\n", "bf16"),
+        (TRL + "fp16: true\n", "fp16"),
+    ],
+)
+def test_what_a_plan_refuses_of_any_recipe_is_stated(
+    content: str, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    made = audited(tmp_path, content, processes=2)
+    assert key in outcomes(made)["inexpressible"]
+    assert refusals(made, tmp_path) == []
+    assert key not in outcomes(audited(tmp_path, TRL + "use_peft: true\n", processes=2)).get("inexpressible", set())
+
+
+def test_what_is_not_stated_would_be_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    made = audited(tmp_path, TRL + "bf16: false\n", processes=2)
+    silent = dataclasses.replace(made, entries=tuple(entry for entry in made.entries if entry.key != "bf16"))
+    assert [found.partition(":")[0] for found in refusals(silent, tmp_path)] == ["unsupported-pair"]

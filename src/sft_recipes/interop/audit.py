@@ -294,7 +294,7 @@ class _Result:
             key, outcome = rule["key"], next(name for name in ("missing", "assumed", "cannot", "why") if name in rule)
             words = tables.sentence(rule[outcome])
             if outcome == "cannot":
-                self.add(key, "inexpressible", f"{_shown(self.recipe[key])}; {words}", (key,))
+                self.add(key, "inexpressible", f"{_shown(self.recipe.get(key))}; {words}", (key,))
                 continue
             before = f"; not {_shown(self.recipe[key])}" if self.recipe.get(key) else ""
             self.recipe[key] = value = rule["value"]
