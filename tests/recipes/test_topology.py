@@ -446,7 +446,7 @@ def test_a_part_has_its_own_memory(nvidia_smi: Any) -> None:
     nvidia_smi(DIVIDED[1:], parts=PARTS.partition("\n")[2])
     (part,) = topology.visible_gpus()
     assert part == Gpu("NVIDIA A100-SXM4-80GB MIG 3g.40gb", 38146)
-    assert gpus.of(part) is None, "the figures of the whole GPU are not a part's"
+    assert gpus.of(part) == gpus.find("a100-80gb-3g.40gb"), "the figures of the part, not of the whole GPU"
 
 
 def test_a_fault_is_not_taken_for_a_machine_without_gpus(

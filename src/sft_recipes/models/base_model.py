@@ -96,7 +96,7 @@ class Model:
         ]
 
     def adapter_parameters(self, names: Iterable[str], rank: int, parameters: Iterable[str] = ()) -> int:
-        """Trainable parameters of LoRA: rank x (in + out) for every adapted layer (arXiv 2106.09685, section 4.1).
+        """Trainable parameters of LoRA: rank x (in + out) for every adapted layer (arXiv 2106.09685v2, section 4.1).
 
         The same again for every expert of the `parameters` (peft/tuners/lora/layer.py, 0.21: `ParamWrapper`).
         """
