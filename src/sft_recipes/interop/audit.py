@@ -294,7 +294,7 @@ class _Result:
             key, outcome = rule["key"], next(name for name in ("missing", "assumed", "cannot", "why") if name in rule)
             words = tables.sentence(rule[outcome])
             if outcome == "cannot":
-                self.add(key, "inexpressible", f"{_shown(self.recipe[key])}; {words}", (key,))
+                self.add(key, "inexpressible", f"{_shown(self.recipe.get(key))}; {words}", (key,))
                 continue
             before = f"; not {_shown(self.recipe[key])}" if self.recipe.get(key) else ""
             self.recipe[key] = value = rule["value"]
@@ -352,7 +352,7 @@ def _problems(audit: Audit) -> list[str]:
         path.write_text(text(audit, template), encoding="utf-8")
         try:
             recipe = recipes.load(path)
-            if recipe["accelerate_config"] and topology.CONFIGS.is_dir():
+            if recipe["accelerate_config"]:
                 topology.resolve(recipe, topology.read(recipe["accelerate_config"], "the recipe", audit.processes))
         except InputError as error:
             return [problem.replace(f"{path}", "recipe") for problem in error.problems]

@@ -12,6 +12,7 @@ from sft_recipes.interop import importers
 from sft_recipes.interop.importers import TOOLS
 from sft_recipes.recipes import schema, secrets
 from sft_recipes.recipes.recipe import Value
+from sft_recipes.recipes.shipped import located
 
 # A file is recognised by so many keys, and none but the tool may have more than this share of them.
 _SIGNS, _MARGIN = 2, 0.5
@@ -81,7 +82,7 @@ def flat(values: Mapping[str, Value], tool: str) -> dict[str, Any]:
 def lines(path: Path) -> dict[str, int]:
     """The line of every key of a file that was read, and of every section.key in it."""
     found: dict[str, int] = {}
-    left: list[tuple[str, Any]] = [("", yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader))]
+    left: list[tuple[str, Any]] = [("", yaml.compose(located(path).read_text("utf-8"), yaml.SafeLoader))]
     while left:
         section, node = left.pop()
         for key, value in node.value:

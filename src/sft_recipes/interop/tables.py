@@ -62,6 +62,8 @@ def _holds(condition: Any, value: Any) -> bool:
         return any(value == item and isinstance(value, bool) == isinstance(item, bool) for item in condition)
     if "not" in condition:
         return not _holds(condition["not"], value)
+    if "holds" in condition:
+        return isinstance(value, (list, dict)) and condition["holds"] in value
     if "from" in condition:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and value >= condition["from"]
     items = value if isinstance(value, list) and value else [value]

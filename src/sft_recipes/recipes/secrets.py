@@ -33,7 +33,7 @@ _NAME = re.compile(
 # Tokens that a model reads, by what they are for.
 _READ_BY_MODELS = re.compile(
     r"(?:^|_)(?:bos|eos|eot|eom|pad|unk|sep|cls|mask|stop|start|end|begin|image|audio|video|vision|boi|eoi|special)"
-    r"_token(?:_id)?$"
+    r"_token(?:_id)?$|_thinking_key$"
 )
 # A shorter value of the environment could be any word.
 _SHORTEST = 8
