@@ -14,7 +14,7 @@ from sft_recipes.recipes import recipe
 from sft_recipes.runs.run import Run
 
 # Before the tests put their own in its place (conftest.counted_here).
-counted_apart = base_model._count
+asked_apart = base_model._asked_apart
 
 
 @pytest.mark.parametrize("name", base_model.bundled())
@@ -37,7 +37,9 @@ def test_adapter_and_four_bit_parameters_are_those_of_a_real_run(
     effect = train_here(lora_target_modules=targets, max_steps=1, warmup_steps=0).facts()["in_effect"]
     model = base_model.find("model")
     assert model is not None
-    assert model.adapter_parameters(targets, 8) == effect["adapter"]["trainable_parameters"]
+    made = model.adapters(base_model.Asked(tuple(targets)))
+    assert made.parameters(8) == effect["adapter"]["trainable_parameters"]
+    assert made.modules == effect["adapter"]["modules"]
     assert model.elements() == effect["base"]["parameters"]
     assert model.four_bit_share == effect["base"]["four_bit_share"]
 
@@ -70,14 +72,16 @@ def test_a_config_that_makes_no_model_is_refused(project: Path, text: str, messa
 
 def test_the_modules_are_counted_once(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = base_model.find("model")
-    monkeypatch.setattr(base_model, "_count", None)
+    monkeypatch.setattr(base_model, "_asked_apart", None)
     assert base_model.find("model") == first
 
 
 @pytest.mark.slow
 def test_the_process_that_counts_gives_what_is_counted_here(project: Path) -> None:
     config = json.loads(Path("model/config.json").read_text())
-    assert counted_apart(config) == [list(group) for group in census.take(config)]
+    asked = {"config": config, "adapter": base_model.Asked(("all-linear",)).keys()}
+    for question in ("parameters", "adapters"):
+        assert asked_apart(question, asked) == json.loads(json.dumps(census.answer(question, asked)))
 
 
 def test_arguments_that_the_model_has_no_value_for_are_refused(project: Path) -> None:

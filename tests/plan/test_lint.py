@@ -55,6 +55,7 @@ def case(
     return Case(loaded, chosen, (topology.Gpu("NVIDIA A100-SXM4-80GB", 81920),) * gpus, card, model, data, plan)
 
 
+GPT_OSS = {"model_name_or_path": "openai/gpt-oss-20b", "load_in_4bit": False, "lora_dropout": 0.0}
 EXPERTS = {"num_experts": 128, "router_aux_loss_coef": 0.9}
 SHORT = lengths(train={20: 900, 400: 100})
 EVEN = lengths(train={2000: 1000})
@@ -118,19 +119,29 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     ),
     "target-head": (lambda: case(lora_target_modules=["q_proj", "lm_head"]), "lm_head", lambda: case()),
     "attention-only-experts": (
-        lambda: case(config=EXPERTS),
-        "128 experts are not adapted",
-        lambda: case(config=EXPERTS, lora_target_parameters=["mlp.experts.down_proj"]),
+        lambda: case(**GPT_OSS, lora_target_modules=["all-linear"]),
+        "32 experts are not adapted",
+        lambda: case(**GPT_OSS, lora_target_parameters=["mlp.experts.down_proj"]),
     ),
     "alpha-follows-rank": (
         lambda: case("high_capacity"),
         "32 -> 64 and lora_alpha 32 -> 64",
         lambda: case("high_capacity", lora_alpha=32),
     ),
-    "expert-dropout": (
-        lambda: case(lora_target_parameters=["mlp.experts.down_proj"]),
-        "refused by PEFT",
-        lambda: case(lora_target_parameters=["mlp.experts.down_proj"], lora_dropout=0.0),
+    "adapter-refused": (
+        lambda: case(**GPT_OSS | {"lora_dropout": 0.1}, lora_target_parameters=["mlp.experts.down_proj"]),
+        "lora.ParamWrapper does not work with lora_dropout != 0",
+        lambda: case(**GPT_OSS, lora_target_parameters=["mlp.experts.down_proj"]),
+    ),
+    "model-class": (
+        lambda: case(config={"architectures": None}),
+        "names no architectures",
+        lambda: case(),
+    ),
+    "part-without-gradient": (
+        lambda: case(model_name_or_path="google/gemma-3-4b-it", use_peft=False, load_in_4bit=False),
+        "rows of text leave part of it without a gradient",
+        lambda: case(use_peft=False, load_in_4bit=False),
     ),
     "router-loss": (
         lambda: case(config=EXPERTS),

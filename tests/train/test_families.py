@@ -22,7 +22,7 @@ from sft_recipes.deploy import merge
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import likelihood, scoring
 from sft_recipes.launch import rehearse
-from sft_recipes.models import base_model
+from sft_recipes.models import base_model, conflicts
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan
 from sft_recipes.recipes import recipe, schema, topology
@@ -72,8 +72,7 @@ def test_a_model_can_be_planned_without_the_hub(project: Path, family: str) -> N
     quantised = bool(model.config.get("quantization_config"))
     assert quantised == (not composed["load_in_4bit"])
     for preset in PRESETS:
-        targets = of(family, preset)["lora_target_modules"]
-        assert all(model.targets([name]) for name in targets)
+        assert not [*conflicts.of_model(model, of(family, preset))]
     path = composed["chat_template_path"]
     assert path is None or (Path(path).is_file() and Path(path).parent == recipe.MODELS)
 
@@ -459,7 +458,7 @@ def test_a_family_trains_on_answers_alone_and_learns_to_stop(
     counted = base_model.from_config(str(base), config, "a test")
     assert counted.elements() == effect["base"]["parameters"]
     assert effect["base"]["four_bit_share"] == (counted.four_bit_share if composed["load_in_4bit"] else 0)
-    trained = counted.adapter_parameters(composed["lora_target_modules"], composed["lora_r"])
+    trained = counted.adapters(base_model.Asked.of(composed)).parameters(composed["lora_r"])
     assert trained == effect["adapter"]["trainable_parameters"]
     assert effect["run"]["max_steps"] == 1
 
@@ -500,7 +499,7 @@ def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
     ).facts()["in_effect"]
     assert [(type(each).__name__, each.dequantize) for each in asked] == [("Mxfp4Config", True)]
     assert effect["base"]["dtypes"] == ["bfloat16"]
-    assert effect["adapter"]["modules"] == {"q_proj": 2, "v_proj": 2, "experts": 4}
+    assert effect["adapter"]["modules"] == {"q_proj": 2, "v_proj": 2, "gate_up_proj": 2, "down_proj": 2}
 
     stored = load_file(base / "model.safetensors")
     name = "model.layers.0.mlp.experts.down_proj"
@@ -513,7 +512,7 @@ def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
 
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     counted = base_model.from_config(str(base), config, "a test")
-    trained = counted.adapter_parameters(["q_proj", "v_proj"], 32, parameters)
+    trained = counted.adapters(base_model.Asked(("q_proj", "v_proj"), tuple(parameters))).parameters(32)
     assert trained == effect["adapter"]["trainable_parameters"]
 
 

@@ -101,7 +101,9 @@ def make(base: Base) -> Path:
 def build(directory: Path, config: dict[str, Any], tokenizer: Path | None) -> None:
     """Write the tiny model with the tokenizer, the demo's where there is none; it appears only when it is whole."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from sft_recipes.models import census
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -113,7 +115,7 @@ def build(directory: Path, config: dict[str, Any], tokenizer: Path | None) -> No
             for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
                 setattr(small.get_text_config(), key, getattr(words, key))
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(small, dtype=torch.bfloat16).save_pretrained(work)
+        census.build(small, dtype=torch.bfloat16).save_pretrained(work)
         if tokenizer is None:
             words.save_pretrained(work)
         # The files themselves, because a tokenizer that is read and written again need not be the same one.

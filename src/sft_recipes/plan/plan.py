@@ -136,14 +136,14 @@ def _adapter(job: Job) -> dict[str, Any] | None:
     if job.model is None:
         return None
     if not recipe["use_peft"]:
-        return {"trainable_parameters": job.model.elements(), "rank": None, "alpha": None, "modules": {}}
-    targets, parameters = recipe["lora_target_modules"] or [], recipe["lora_target_parameters"] or []
-    adapted = job.model.targets(targets) + job.model.experts(parameters)
+        return {"trainable_parameters": job.model.elements(), "rank": None, "alpha": None, "modules": {}, "saved": {}}
+    made = job.model.adapters(base_model.Asked.of(recipe))
     return {
-        "trainable_parameters": job.model.adapter_parameters(targets, recipe["lora_r"], parameters),
+        "trainable_parameters": made.parameters(recipe["lora_r"]),
         "rank": recipe["lora_r"],
         "alpha": recipe["lora_alpha"],
-        "modules": {group.path.rpartition(".")[2]: group.count for group in adapted},
+        "modules": made.modules,
+        "saved": made.saved,
     }
 
 
@@ -263,7 +263,8 @@ def render(figures: dict[str, Any], *, whole: bool = False) -> Iterator[tuple[st
     if adapter and adapter["rank"]:
         where = ", ".join(f"{number} {name}" for name, number in adapter["modules"].items())
         text = f"{adapter['trainable_parameters']:,} trainable, r={adapter['rank']}, alpha={adapter['alpha']}"
-        yield "adapter", f"{text} on {where}"
+        whole = "".join(f", and {path} whole ({number:,})" for path, number in adapter["saved"].items())
+        yield "adapter", f"{text} on {where}{whole}"
     elif adapter:
         yield "training", f"all {adapter['trainable_parameters']:,} parameters, no adapter"
     yield from _render_memory(figures["memory"], card)

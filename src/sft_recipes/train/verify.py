@@ -16,13 +16,14 @@ import numpy as np
 import peft
 import torch
 from peft import get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from trl import SFTTrainer
 from trl.chat_template_utils import get_training_chat_template, has_generation_markers
 
 from sft_recipes.errors import InputError
+from sft_recipes.models import base_model, census, conflicts
 from sft_recipes.models.loading import offloaded
+from sft_recipes.recipes.recipe import Recipe, Value
 from sft_recipes.terminal import count, say, share
 
 Facts = dict[str, Any]
@@ -32,12 +33,12 @@ def model_files(recipe: Mapping[str, Any], conversational: bool) -> None:
     """The config and tokenizer can be loaded and fit the recipe; before any weight is read.
 
     Raises:
-        InputError: The model cannot be found, is already quantised, has no module of a target's name, or its chat
-            template cannot do what is asked.
+        InputError: The model cannot be found, cannot be had as the recipe asks for it (`models.conflicts`), or its
+            chat template cannot do what is asked.
     """
     name, revision = recipe["model_name_or_path"], recipe.get("model_revision", "main")
     try:
-        config = AutoConfig.from_pretrained(name, revision=revision)
+        AutoConfig.from_pretrained(name, revision=revision)
         tokenizer = AutoTokenizer.from_pretrained(name, revision=revision)
     except (OSError, ValueError) as error:
         raise InputError(
@@ -45,20 +46,11 @@ def model_files(recipe: Mapping[str, Any], conversational: bool) -> None:
             "Name a local directory, or a Hub id while the Hub is reachable; a gated model needs HF_TOKEN in the "
             "environment"
         ) from None
-    quantised = getattr(config, "quantization_config", None)
-    if quantised and (recipe.get("load_in_4bit") or recipe.get("load_in_8bit")):
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised.quant_method
-        raise InputError(
-            f"{name} is already quantised ({method}), so bitsandbytes cannot quantise it to 4 bit; choose its "
-            "unquantised checkpoint, or set load_in_4bit: false"
-        )
-    if recipe.get("use_peft"):
-        _targets(name, config, recipe)
-    elif config.get_text_config() is not config:
-        raise InputError(
-            f"{name} is a model for more than text, and rows of text leave part of it without a gradient; train "
-            "adapters (use_peft: true), which stay on its language part, or choose a checkpoint of text alone"
-        )
+    # Its config is on this machine now, if it was not when the run was planned.
+    if (found := base_model.find(name, revision)) is not None:
+        asked = Recipe(name, {key: Value(value, "recipe.yaml") for key, value in recipe.items()})
+        if problems := [str(each) for each in conflicts.of_model(found, asked)]:
+            raise InputError(*problems)
     if conversational and not recipe.get("chat_template_path"):
         if not tokenizer.chat_template:
             raise InputError(
@@ -74,26 +66,6 @@ def model_files(recipe: Mapping[str, Any], conversational: bool) -> None:
                     "has no marked copy of it. Set chat_template_path to a .jinja copy with {% generation %} around "
                     "the assistant's text, or give each row one answer"
                 ) from None
-
-
-def _targets(name: str, config: Any, recipe: Mapping[str, Any]) -> None:
-    """Every target matches a module, which PEFT itself only asks of all of them together."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    modules = [path for path, _ in model.named_modules()]
-    unmatched = [
-        target
-        for target in recipe.get("lora_target_modules") or []
-        if target != "all-linear" and not any(path == target or path.endswith(f".{target}") for path in modules)
-    ]
-    if unmatched:
-        linear = {
-            path.rpartition(".")[2] for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)
-        }
-        raise InputError(
-            f"lora_target_modules: {', '.join(unmatched)} matches no module of {name}; its linear layers are "
-            f"{', '.join(sorted(linear - {'lm_head'}))}"
-        )
 
 
 def data(trainer: SFTTrainer, prepared_rows: int) -> Facts:
@@ -268,19 +240,10 @@ def adapter(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, An
     if not recipe.get("use_peft"):
         say("training", f"all {total:,} parameters in {' and '.join(dtypes)}, no adapter")
         return {"trainable_parameters": total, "dtypes": dtypes, "modules": {}}
-    modules = collections.Counter(
-        # Adapters on two parameters of a module are one inside the other.
-        name.removesuffix(".base_layer").rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer)
-    )
-    missing = [
-        target
-        for target in recipe.get("lora_target_modules") or []
-        if target != "all-linear" and not modules[target.rpartition(".")[2]]
-    ]
-    if missing:
-        raise InputError(f"lora_target_modules: {', '.join(missing)} got no adapter; adapters are on {dict(modules)}")
+    modules = collections.Counter(path.rpartition(".")[2] for path, _ in census.adapted(model))
+    if missing := census.unmatched(model, recipe):
+        names = ", ".join(f"{name} of {key}" for key, name in missing)
+        raise InputError(f"{names} got nothing; adapters are on {dict(modules)}")
     engine = trainer.is_deepspeed_enabled and recipe.get("bf16")
     # DeepSpeed computes with a bfloat16 copy and keeps the float32 master weights that the optimizer updates.
     wanted = "bfloat16" if engine else own["adapter_dtype"]

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft_recipes.demo import demo_base
+from sft_recipes.models.base_model import Asked
 from sft_recipes.plan.lint import Case, Found
 from sft_recipes.recipes import conflicts
 from sft_recipes.recipes.conflicts import Conflict
@@ -51,8 +52,7 @@ def zero_saves_nothing(case: Case) -> Found:
     recipe, stage, processes = case.recipe, case.topology.zero_stage, case.topology.processes
     if case.model is None or not recipe["use_peft"] or stage not in (1, 2) or processes < 2:
         return
-    targets, parameters = recipe["lora_target_modules"] or [], recipe["lora_target_parameters"] or []
-    adapters = case.model.adapter_parameters(targets, recipe["lora_r"], parameters)
+    adapters = case.model.adapters(Asked.of(recipe)).parameters(recipe["lora_r"])
     # DeepSpeed's float32 master weights and two moments, and at stage 2 the gradients in bfloat16.
     saved = adapters * (12 + (2 if stage == 2 else 0)) * (processes - 1) // processes
     if saved < GIB:

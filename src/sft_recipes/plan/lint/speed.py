@@ -29,8 +29,11 @@ def largest_micro_batch(case: Case) -> memory.Setup:
             longest = max(lengths)
     if longest is None:
         longest = case.model.text_config.get("max_position_embeddings", 2048) if case.model else 2048
+    evaluated = longest
+    if case.data and not recipe["packing"] and (held_out := case.data["splits"].get("validation")):
+        evaluated = max(survey.kept_lengths(held_out, recipe["max_length"]), default=longest)
     tokens = recipe["per_device_train_batch_size"] * longest
-    return memory.Setup.of(recipe, case.topology, tokens, longest, supervised)
+    return memory.Setup.of(recipe, case.topology, tokens, longest, supervised, evaluated)
 
 
 def does_not_fit(case: Case) -> Found:
