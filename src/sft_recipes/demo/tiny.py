@@ -138,27 +138,33 @@ def shrunk(config: dict[str, Any], vocabulary: int) -> Any:
     full = config_of({key: value for key, value in config.items() if key != "quantization_config"})
     text = full.get_text_config()
     layers, heads, full_width = text.num_hidden_layers, text.num_attention_heads, text.hidden_size
-    kinds = getattr(text, "layer_types", None) or [None] * layers
+    # As they are written: what differs from layer to layer cannot be asked of the config as a whole.
+    written = text.to_dict()
+    kinds = written.get("layer_types") or [None] * layers
     firsts = sorted({kinds.index(kind) for kind in kinds})
     kept = firsts if len(firsts) > 1 else [*range(layers)][:2]
-    for key, value in text.to_dict().items():
+    for key, value in written.items():
         if isinstance(value, list) and len(value) == layers and key != "architectures":
             setattr(text, key, [value[index] for index in kept])
-    shared = heads // (getattr(text, "num_key_value_heads", None) or heads)
+    shared = heads // (written.get("num_key_value_heads") or heads)
     text.num_hidden_layers = len(kept)
     text.num_attention_heads = shared if shared > 1 else 2
-    if getattr(text, "num_key_value_heads", None):
+    if written.get("num_key_value_heads"):
         text.num_key_value_heads = text.num_attention_heads // shared
     number, width = text.num_attention_heads, full_width // heads
-    if getattr(text, "head_dim", None):
+    if written.get("head_dim"):
         text.hidden_size = WIDTH if WIDTH % number == 0 else WIDTH * number
     else:
         # A head's width is its share of the hidden size, and RoPE may have a factor for each of its pairs.
         text.hidden_size = number * (width if width % WIDTH == 0 else WIDTH)
     for key in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"):
-        if getattr(text, key, None):
+        if written.get(key):
             setattr(text, key, 2 * WIDTH)
     text.vocab_size = vocabulary
+    for part in (full, text):
+        # An embedding has room for it, which that of fewer tokens need not have.
+        if (getattr(part, "pad_token_id", None) or 0) >= vocabulary:
+            part.pad_token_id = None
     for part in (getattr(full, name, None) for name in full.sub_configs):
         # Parts that see or hear, which rows of text never reach.
         if part is not None and part is not text:

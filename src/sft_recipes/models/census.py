@@ -96,11 +96,16 @@ def beside_text(model: Any) -> str | None:
     start = next(path for path, module in model.named_modules() if module is text)
     excluded = [] if model.config.get_text_config() is model.config else [rf"(?!{re.escape(start)}\.).*"]
     for path, module in text.named_modules():
-        other = isinstance(module, PreTrainedModel) and type(module.config) is not type(text.config)
-        # As Llama 3.2 and Idefics have them: layers that only pictures pass.
-        if other or "CrossAttention" in type(module).__name__:
-            excluded.append(rf"{re.escape(f'{start}.{path}')}(\..*)?")
-    return "|".join(excluded) or None
+        part = None
+        if isinstance(module, PreTrainedModel) and type(module.config) is not type(text.config):
+            # All that it comes with, such as the projection of what it sees.
+            part = path.partition(".")[0]
+        elif "CrossAttention" in type(module).__name__:
+            # As Llama 3.2 and Idefics have them: layers that only pictures pass.
+            part = path
+        if part:
+            excluded.append(rf"{re.escape(f'{start}.{part}')}(\..*)?")
+    return "|".join(dict.fromkeys(excluded)) or None
 
 
 def lora_config(arguments: Any, beside: str | None) -> Any:

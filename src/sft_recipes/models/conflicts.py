@@ -26,6 +26,20 @@ def of_model(model: Model, recipe: Recipe) -> Iterator[Conflict]:
         )
 
 
+def of_rows(model: Model, longest: int) -> Iterator[Conflict]:
+    """Rows of more tokens than the model has positions for, or was made for."""
+    number, ends = model.positions
+    if number is None or longest <= number:
+        return
+    rows = f"rows have up to {longest:,} tokens, and {model.name}"
+    shorter = f"set max_length to {number:,} at most"
+    if ends:
+        yield _conflict("positions-missing", f"{rows} has positions for {number:,} alone", shorter)
+    else:
+        known = f"{rows} was made for {number:,}: nothing beyond is known to it, and nothing refuses it"
+        yield _conflict("beyond-positions", known, f"{shorter}, or extend the model on purpose")
+
+
 def of_adapter(model: Model, recipe: Recipe) -> Iterator[Conflict]:
     """Names that match nothing, the output embedding, and what PEFT says it does not make."""
     if "lm_head" in (recipe["lora_target_modules"] or []):

@@ -113,6 +113,7 @@ def data(trainer: SFTTrainer, prepared_rows: int) -> Facts:
         )
     if trainer.eval_dataset is not None and not len(trainer.eval_dataset):
         raise InputError(f"no held-out row keeps its answer at max_length {args.max_length}; set a larger max_length")
+    _positions(trainer, lengths)
     real = _real_token_share(trainer, lengths)
     pad_is_eos = tokenizer.pad_token_id == tokenizer.eos_token_id
     text = f"{share(supervised, tokens)} of {tokens:,} tokens ({'answers' if supervised < tokens else 'everything'})"
@@ -138,6 +139,17 @@ def data(trainer: SFTTrainer, prepared_rows: int) -> Facts:
         "real_token_share": real,
         "pad_is_eos": pad_is_eos,
     }
+
+
+def _positions(trainer: SFTTrainer, lengths: list[int]) -> None:
+    """Every row, of training and of evaluations, has a position for each of its tokens."""
+    batches = trainer.eval_dataset.with_format("arrow").iter(1000) if trainer.eval_dataset is not None else ()
+    held_out = (batch["input_ids"].combine_chunks().value_lengths().to_pylist() for batch in batches)
+    longest, config = max(itertools.chain(lengths, *held_out)), trainer.model.config
+    found = base_model.find(config.name_or_path, getattr(config, "_commit_hash", None) or "main")
+    refused = conflicts.of_rows(found, longest) if found else ()
+    if problems := [str(each) for each in refused if each.rule == "positions-missing"]:
+        raise InputError(*problems)
 
 
 def _real_token_share(trainer: SFTTrainer, lengths: list[int]) -> float:

@@ -3,7 +3,7 @@
 import functools
 import math
 
-from sft_recipes.models import conflicts
+from sft_recipes.models import base_model, conflicts
 from sft_recipes.models.base_model import Asked
 from sft_recipes.plan.lint import Case, Found
 from sft_recipes.recipes.schema import as_yaml
@@ -34,6 +34,16 @@ part_without_gradient = functools.partial(_of_model, "part-without-gradient")
 target_unmatched = functools.partial(_of_model, "target-unmatched")
 target_head = functools.partial(_of_model, "target-head")
 adapter_refused = functools.partial(_of_model, "adapter-refused")
+
+
+def stored_quantised(case: Case) -> Found:
+    stored = (case.model.config.get("quantization_config") or {}) if case.model else {}
+    method = stored.get("quant_method")
+    if case.model is None or method in (None, "bitsandbytes") or base_model.dequantised(case.recipe.upstream()):
+        return
+    bits = case.model.stored_bits
+    counted = f"counted with {bits:.2g} bits a weight" if bits else "its memory is counted as if it were not"
+    yield {"method": method, "counted": counted}
 
 
 def four_bit_coverage(case: Case) -> Found:

@@ -9,7 +9,7 @@ from pathlib import Path
 from sft_recipes.demo import demo_base
 from sft_recipes.models.base_model import Asked
 from sft_recipes.plan.lint import Case, Found
-from sft_recipes.recipes import conflicts
+from sft_recipes.recipes import conflicts, places
 from sft_recipes.recipes.conflicts import Conflict
 from sft_recipes.recipes.recipe import MODELS, Recipe
 from sft_recipes.recipes.topology import Gpu, Topology
@@ -124,7 +124,7 @@ def partial_epoch(case: Case) -> Found:
 def model_unpinned(case: Case) -> Found:
     name, revision = case.recipe["model_name_or_path"], str(case.recipe["model_revision"])
     where = Path(case.recipe.values["model_name_or_path"].origin.rpartition(":")[0])
-    if not Path(name).exists() and not name.startswith(".") and not COMMIT.fullmatch(revision):
+    if not places.is_local(name) and not COMMIT.fullmatch(revision):
         yield {"family": f" MODEL={where.stem}" if where.parent == MODELS else ""}
 
 
