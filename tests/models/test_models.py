@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sft_recipes.demo import tiny
 from sft_recipes.errors import InputError
 from sft_recipes.models import base_model, census, conflicts
 from sft_recipes.plan import job as jobs
@@ -81,17 +82,18 @@ SMALL = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32
 @pytest.mark.parametrize(
     ("config", "targets", "parameters", "modules"),
     [
-        # Published sizes: 16 x (48 layers: attention 217,088 + 38,912 k + ... , experts and router) = 996,507,648.
         (QWEN3_MOE, ("all-linear",), 996_507_648, {"gate_up_proj": 48, "down_proj": 48, "gate": 48, "q_proj": 48}),
         (QWEN3_MOE, SEVEN, 994_836_480, {"gate_up_proj": 48, "down_proj": 48, "o_proj": 48}),
         ("gpt_oss", ("all-linear",), 16 * 2 * (128 + 2 * 96 + 128), {"q_proj": 2, "k_proj": 2, "v_proj": 2, "o_proj": 2}),
-        ("mixtral", ("w1", "w2", "w3"), 16 * 2 * 4 * (64 + 192 + 96 + 64), {"gate_up_proj": 2, "down_proj": 2}),
+        ("mixtral", ("w1", "w2", "w3"), 16 * 2 * 4 * (2 * (64 + 192) + 96 + 64), {"gate_up_proj": 2, "down_proj": 2}),
         ("olmoe", ("all-linear",), None, {"gate_up_proj": 2, "down_proj": 2, "gate": 2, "o_proj": 2}),
         ("deepseek_v3", ("all-linear",), None, {"gate": 1, "gate_up_proj": 1, "kv_b_proj": 2}),
         ("gpt2", ("all-linear",), None, {"c_attn": 2, "c_proj": 4, "c_fc": 2}),
         ("bloom", ("all-linear",), None, {"query_key_value": 2, "dense": 2}),
         ("mpt", ("all-linear",), None, {"Wqkv": 2, "up_proj": 2}),
         ("qwen3", ("layers.1.self_attn.q_proj",), None, {"q_proj": 1}),
+        # A linear layer of its own class, but one all the same.
+        ("falcon", ("all-linear",), None, {"query_key_value": 2, "dense": 2}),
     ],
 )
 def test_what_is_adapted_is_what_peft_adapts(
@@ -112,6 +114,49 @@ def test_what_is_adapted_is_what_peft_adapts(
     assert made.parameters(16) == sum(each.numel() for each in model.parameters() if each.requires_grad)
     assert parameters in (None, made.parameters(16))
     assert modules.items() <= made.modules.items() and not made.unmatched and made.refused is None
+
+
+BEYOND_TEXT = {
+    "qwen3_5": "Qwen3_5ForConditionalGeneration",
+    "qwen3_5_moe": "Qwen3_5MoeForConditionalGeneration",
+    "mllama": "MllamaForConditionalGeneration",
+    "llama4": "Llama4ForConditionalGeneration",
+    "qwen2_5_vl": "Qwen2_5_VLForConditionalGeneration",
+    "qwen3_vl": "Qwen3VLForConditionalGeneration",
+    "mistral3": "Mistral3ForConditionalGeneration",
+    "gemma3": "Gemma3ForConditionalGeneration",
+    "gemma4": "Gemma4ForConditionalGeneration",
+    "llava": "LlavaForConditionalGeneration",
+    "phi4_multimodal": "Phi4MultimodalForCausalLM",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "name"), BEYOND_TEXT.items())
+def test_adapters_of_a_model_for_more_than_text_are_those_that_text_reaches(family: str, name: str) -> None:
+    """Of the class that its config names, which is the one that SFTTrainer loads; made as small as for a rehearsal."""
+    import torch
+    from peft import get_peft_model
+    from transformers import AutoConfig
+    from trl import ModelConfig
+
+    config = AutoConfig.for_model(family).to_dict() | {"architectures": [name]}
+    small = tiny.shrunk({"pad_token_id": None, **config}, vocabulary=320)
+    base = census.build(small)
+    assert type(base).__name__ == name
+    arguments = ModelConfig(use_peft=True, lora_r=2, lora_dropout=0.0, lora_target_modules=["all-linear"])
+    model = get_peft_model(base, census.lora_config(arguments, census.beside_text(base)))
+    text = torch.arange(10, 18)[None]
+    # Gemma wants to be told which tokens are pictures, as SFTTrainer does.
+    types = {"token_type_ids": text * 0, "mm_token_type_ids": text * 0} if family.startswith("gemma") else {}
+    outputs = model.train()(input_ids=text, attention_mask=torch.ones_like(text), use_cache=False, **types)
+    outputs.logits.float().logsumexp(-1).sum().backward()
+    trained = {path: each for path, each in model.named_parameters() if each.requires_grad}
+    assert trained and not [path for path, each in trained.items() if each.grad is None]
+    counted = base_model.from_config(family, small.to_dict() | {"architectures": [name]}, "a test")
+    made = counted.adapters(base_model.Asked(("all-linear",)))
+    assert made.parameters(2) == sum(each.numel() for each in trained.values())
+    assert counted.elements() == sum(each.numel() for each in base.parameters() if not each.requires_grad)
 
 
 # How these call what SMALL has, or what their sizes must be to go together.

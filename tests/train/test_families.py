@@ -15,7 +15,7 @@ import torch
 import yaml
 from conftest import ROOT, alpaca_rows, write_rows
 from finished import restate
-from transformers import AutoModelForCausalLM, Mxfp4Config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Mxfp4Config
 
 from sft_recipes.demo import demo_base, tiny
 from sft_recipes.deploy import merge
@@ -536,6 +536,46 @@ def test_several_turns_are_marked_or_refused_with_the_remedy(
     one_step()
     words, row = seen[0].processing_class, seen[0].train_dataset[0]
     assert words.decode([label for label in row["labels"] if label != -100]) == turns
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("qwen3_5", "Qwen3_5ForConditionalGeneration"), ("mllama", "MllamaForConditionalGeneration")],
+)
+def test_plan_rehearsal_and_training_load_one_class(
+    project: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path, family: str, name: str
+) -> None:
+    write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
+    config = AutoConfig.for_model(family).to_dict() | {"architectures": [name]}
+    tiny.build(tmp_path / "base", config, None)
+    asked = {"lora_target_modules": ["all-linear"], "model_name_or_path": str(tmp_path / "base")}
+    effect = train_here("default", **asked, **ONE_STEP).facts()["in_effect"]
+    assert type(seen[0].model.get_base_model()).__name__ == name
+    planned = plan.plan("default", overrides=[f"{key}={json.dumps(value)}" for key, value in asked.items()])
+    assert planned["model"]["parameters"] == effect["base"]["parameters"]
+    assert planned["adapter"]["trainable_parameters"] == effect["adapter"]["trainable_parameters"]
+    assert planned["adapter"]["modules"] == effect["adapter"]["modules"]
+    assert seen[0].model.get_base_model().config.architectures == [name]
+
+
+@pytest.mark.slow
+def test_a_base_that_bitsandbytes_stored_in_4_bit_is_trained_on(
+    project: Path, tiny_model: Path, train_here: Callable[..., Any]
+) -> None:
+    stored = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, quantization_config=stored, dtype=torch.bfloat16)
+    base.save_pretrained("stored")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained("stored")
+    effect = train_here("tiny", model_name_or_path="./stored", max_steps=1, warmup_steps=0).facts()["in_effect"]
+    assert effect["base"]["four_bit_layers"] == 14 and effect["run"]["max_steps"] == 1
+    with pytest.raises(InputError, match="stored quantised by bitsandbytes, with load_in_4bit: true"):
+        jobs.lint_or_raise(jobs.check("tiny", overrides=["model_name_or_path=./stored", "load_in_4bit=false"]))
 
 
 @pytest.mark.slow

@@ -113,7 +113,9 @@ def build(directory: Path, config: dict[str, Any], tokenizer: Path | None) -> No
         small = shrunk(config, len(words))
         if tokenizer is None:
             for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                setattr(small.get_text_config(), key, getattr(words, key))
+                # Some configs want a number of each, and the demo's tokenizer has no beginning of a text.
+                number = getattr(words, key)
+                setattr(small.get_text_config(), key, words.eos_token_id if number is None else number)
         torch.manual_seed(0)
         census.build(small, dtype=torch.bfloat16).save_pretrained(work)
         if tokenizer is None:
@@ -148,6 +150,8 @@ def shrunk(config: dict[str, Any], vocabulary: int) -> Any:
             setattr(text, key, [value[index] for index in kept])
     shared = heads // (written.get("num_key_value_heads") or heads)
     text.num_hidden_layers = len(kept)
+    if differing := {int(layer): values for layer, values in (written.get("per_layer_config") or {}).items()}:
+        text.per_layer_config = {new: differing[old] for new, old in enumerate(kept) if old in differing}
     text.num_attention_heads = shared if shared > 1 else 2
     if written.get("num_key_value_heads"):
         text.num_key_value_heads = text.num_attention_heads // shared
@@ -161,6 +165,8 @@ def shrunk(config: dict[str, Any], vocabulary: int) -> Any:
         if written.get(key):
             setattr(text, key, 2 * WIDTH)
     text.vocab_size = vocabulary
+    if written.get("vocab_size_per_layer_input"):
+        text.vocab_size_per_layer_input = vocabulary
     for part in (full, text):
         # An embedding has room for it, which that of fewer tokens need not have.
         if (getattr(part, "pad_token_id", None) or 0) >= vocabulary:

@@ -5,6 +5,7 @@ config, or which `names` of values it does not know (`base_model` asks them all)
 """
 
 import collections
+import contextlib
 import json
 import re
 import sys
@@ -88,8 +89,10 @@ def beside_text(model: Any) -> str | None:
     """A regular expression of the modules that rows of text never reach, for PEFT's `exclude_modules`.
 
     A model that also sees or hears has layers of the same names as its language model's, some within it: an adapter
-    there would get no gradient, which DDP would wait for. None for a model of text alone.
+    there would get no gradient, which DDP would wait for. A router that is a linear layer by name and gives more than
+    its product, as Llama 4's, is not to be adapted either. None for a model of text and linear layers alone.
     """
+    import torch
     from transformers import PreTrainedModel
 
     text = model.get_decoder()
@@ -103,9 +106,20 @@ def beside_text(model: Any) -> str | None:
         elif "CrossAttention" in type(module).__name__:
             # As Llama 3.2 and Idefics have them: layers that only pictures pass.
             part = path
+        elif isinstance(module, torch.nn.Linear) and type(module).__module__.startswith("transformers.models."):
+            part = None if _gives_a_tensor(module) else path
         if part:
             excluded.append(rf"{re.escape(f'{start}.{part}')}(\..*)?")
     return "|".join(dict.fromkeys(excluded)) or None
+
+
+def _gives_a_tensor(linear: Any) -> bool:
+    """Whether a linear layer of a model's own class gives one, as PEFT takes it to do."""
+    import torch
+
+    with torch.no_grad(), contextlib.suppress(RuntimeError):
+        return isinstance(linear(linear.weight.new_empty(1, linear.in_features)), torch.Tensor)
+    return True
 
 
 def lora_config(arguments: Any, beside: str | None) -> Any:
