@@ -129,7 +129,7 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     ),
     "positions-missing": (
         lambda: learned_positions({30: 20, 1200: 1}, max_length=2048),
-        "rows have up to 1,200 tokens, and openai-community/gpt2 has positions for 1,024 alone",
+        "rows have up to 1,200 tokens, and org/model has positions for 1,024 alone",
         lambda: learned_positions({30: 20, 1000: 1}, max_length=2048),
     ),
     "beyond-positions": (
@@ -164,6 +164,11 @@ CASES: dict[str, tuple[Any, str, Any]] = {
         lambda: case(config={"architectures": None}),
         "names no architectures",
         lambda: case(),
+    ),
+    "attention-unsupported": (
+        lambda: of_config({"model_type": "bloom"}, attn_implementation="sdpa"),
+        "does not support an attention implementation through torch.nn.functional.scaled_dot_product_attention",
+        lambda: of_config({"model_type": "bloom"}, attn_implementation="eager"),
     ),
     "part-without-gradient": (
         lambda: case(model_name_or_path="google/gemma-3-4b-it", use_peft=False, load_in_4bit=False),
@@ -245,11 +250,16 @@ def experts_case() -> Case:
     return Case(whole.recipe, whole.topology, model=model)
 
 
+def of_config(config: dict[str, Any], **given: Any) -> Case:
+    """The default recipe on a model of this config."""
+    found = case(lora_target_modules=["all-linear"], **given)
+    return dataclasses.replace(found, model=base_model.from_config("org/model", config, "test"))
+
+
 def learned_positions(rows: dict[int, int], **overrides: Any) -> Case:
     """The default recipe on GPT-2, which has 1,024 positions."""
-    given = case(data=lengths(train=rows), lora_target_modules=["all-linear"], **overrides)
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_positions": 1024}
-    return dataclasses.replace(given, model=base_model.from_config("openai-community/gpt2", config, "test"))
+    return of_config(config, data=lengths(train=rows), **overrides)
 
 
 def said(rule: str, given: Case) -> list[str]:

@@ -560,6 +560,32 @@ def test_plan_rehearsal_and_training_load_one_class(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "name", "positions"),
+    [
+        ("gpt2", "GPT2LMHeadModel", "n_positions"),
+        ("opt", "OPTForCausalLM", "max_position_embeddings"),
+        ("mpt", "MptForCausalLM", "max_seq_len"),
+        ("bloom", "BloomForCausalLM", None),
+    ],
+)
+def test_older_families_train_until_their_positions_end(
+    project: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path, family: str, name: str, positions: str
+) -> None:
+    write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
+    asked = {"lora_target_modules": ["all-linear"], "attn_implementation": "eager"}
+    config = AutoConfig.for_model(family).to_dict() | {"architectures": [name]}
+    for directory, number in (("base", 512), ("short", 16)):
+        tiny.build(tmp_path / directory, config | ({positions: number} if positions else {}), None)
+    effect = train_here("default", model_name_or_path=str(tmp_path / "base"), **asked, **ONE_STEP).facts()["in_effect"]
+    assert effect["data"]["rows"] == 4 and effect["adapter"]["modules"]
+    if positions:
+        asked["model_name_or_path"] = str(tmp_path / "short")
+        with pytest.raises(InputError, match=r"rows have up to \d+ tokens, and .* has positions for 16 alone; set max_len"):
+            train_here("default", name="short", **asked, **ONE_STEP)
+
+
+@pytest.mark.slow
 def test_a_base_that_bitsandbytes_stored_in_4_bit_is_trained_on(
     project: Path, tiny_model: Path, train_here: Callable[..., Any]
 ) -> None:

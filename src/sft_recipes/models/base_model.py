@@ -110,6 +110,10 @@ class Model:
         hard = config.get("model_type") == "mpt" or any(group.kind == "positions" for group in self.groups)
         return number, hard
 
+    def without_attention(self, implementation: str) -> str | None:
+        """Why it has no such implementation of attention, as transformers says it; None if it has."""
+        return _answer("attention", {"config": self.config, "attention": implementation})
+
     def adapters(self, asked: "Asked") -> "Adapters":
         """What PEFT makes of the keys of a recipe that ask for adapters.
 

@@ -1,7 +1,6 @@
 """A model as training loads it, on the meta device: its parameters, and what PEFT makes of them.
 
-`python -m sft_recipes.models.census` answers, as JSON, the question on its input: `parameters` or `adapters` of a
-config, or which `names` of values it does not know (`base_model` asks them all).
+`python -m sft_recipes.models.census QUESTION` answers one of `answer` as JSON; `base_model` asks them all.
 """
 
 import collections
@@ -220,8 +219,21 @@ def _adapter(config: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
 
 
 def answer(question: str, asked: Mapping[str, Any]) -> Any:
-    """The answer to a question about `config`: its `parameters`, what PEFT makes of `adapter`, or unknown `names`."""
+    """The answer to a question about `config`.
+
+    Its `parameters`; what PEFT makes of `adapter`; those of `names` that it does not know; or why its class has not the
+    `attention` that is asked for, None if it has.
+    """
     config = asked["config"]
+    if question == "attention":
+        try:
+            on_meta(config_of(config), attn_implementation=asked["attention"])
+        except ValueError as error:
+            return str(error)
+        except ImportError:
+            # A package that this machine lacks, not the model.
+            pass
+        return None
     if question == "names":
         known = config_of(config)
         return [name for name in asked["names"] if not hasattr(known, name)]

@@ -15,6 +15,9 @@ def of_model(model: Model, recipe: Recipe) -> Iterator[Conflict]:
     if not model.config.get("architectures"):
         none = f"{model.source} names no architectures, by which SFTTrainer chooses the class that it loads"
         yield _conflict("model-class", none, "write the class that it was saved from, as architectures: [...]")
+    attention = recipe["attn_implementation"]
+    if attention and (why := model.without_attention(attention)):
+        yield _conflict("attention-unsupported", why.partition(". ")[0], "set attn_implementation: eager")
     yield from of_stored(model, recipe)
     if recipe["use_peft"]:
         yield from of_adapter(model, recipe)

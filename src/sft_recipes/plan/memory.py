@@ -184,7 +184,8 @@ class Shape:
                 raise InputError(f"{model.source} has no {names[0]}, which its memory follows from; use a text model")
             return value
 
-        hidden, heads = size("hidden_size", "n_embd"), size("num_attention_heads", "n_head")
+        hidden = size("hidden_size", "n_embd", "d_model")
+        heads = size("num_attention_heads", "n_head", "n_heads")
         head = size("head_dim", default=hidden // heads)
         experts = size("num_experts_per_tok", "num_experts_per_token", "experts_per_token", default=0)
         width = size("intermediate_size", "n_inner", default=4 * hidden)
@@ -192,7 +193,7 @@ class Shape:
             width = experts * size("moe_intermediate_size", default=width)
             width += size("shared_expert_intermediate_size", default=0)
         return cls(
-            layers=size("num_hidden_layers", "n_layer"),
+            layers=size("num_hidden_layers", "n_layer", "n_layers"),
             hidden=hidden,
             intermediate=width,
             queries=heads * head,

@@ -29,6 +29,7 @@ def _of_model(rule: str, case: Case) -> Found:
 
 
 model_class = functools.partial(_of_model, "model-class")
+attention_unsupported = functools.partial(_of_model, "attention-unsupported")
 checkpoint_quantised = functools.partial(_of_model, "checkpoint-quantised")
 part_without_gradient = functools.partial(_of_model, "part-without-gradient")
 target_unmatched = functools.partial(_of_model, "target-unmatched")
