@@ -289,7 +289,7 @@ def test_the_modules_are_counted_once(project: Path, monkeypatch: pytest.MonkeyP
 def test_the_process_that_counts_gives_what_is_counted_here(project: Path) -> None:
     config = json.loads(Path("model/config.json").read_text())
     asked = {"config": config, "adapter": base_model.Asked(("all-linear",)).keys()}
-    for question in ("parameters", "adapters"):
+    for question in ("model", "adapters"):
         assert asked_apart(question, asked) == json.loads(json.dumps(census.answer(question, asked)))
 
 

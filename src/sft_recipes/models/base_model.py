@@ -55,12 +55,14 @@ class Model:
         config: config.json.
         source: where the config was found, as a person reads it.
         groups: every parameter of the model, shared ones once.
+        without: the implementations of attention that it has not, with transformers' reason.
     """
 
     name: str
     config: dict[str, Any]
     source: str
     groups: tuple[Group, ...]
+    without: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -109,10 +111,6 @@ class Model:
             number = max(number, round(original * factor))
         hard = config.get("model_type") == "mpt" or any(group.kind == "positions" for group in self.groups)
         return number, hard
-
-    def without_attention(self, implementation: str) -> str | None:
-        """Why it has no such implementation of attention, as transformers says it; None if it has."""
-        return _answer("attention", {"config": self.config, "attention": implementation})
 
     def adapters(self, asked: "Asked") -> "Adapters":
         """What PEFT makes of the keys of a recipe that ask for adapters.
@@ -206,8 +204,9 @@ def from_config(name: str, config: dict[str, Any], source: str) -> Model:
     Raises:
         InputError: transformers cannot build a causal language model from it.
     """
-    groups = (Group(path, tuple(shape), *rest) for path, shape, *rest in _answer("parameters", {"config": config}))
-    return Model(name, config, source, tuple(groups))
+    answer = _answer("model", {"config": config})
+    groups = tuple(Group(path, tuple(shape), *rest) for path, shape, *rest in answer["groups"])
+    return Model(name, config, source, groups, answer["without"])
 
 
 def fetch(recipe: Recipe) -> Path:

@@ -79,6 +79,19 @@ def take(config: Mapping[str, Any]) -> list[tuple[str, list[int], int, str]]:
     return [(path, list(shape), count, kind) for (path, shape, kind), count in counts.items()]
 
 
+def without_attention(config: Mapping[str, Any]) -> dict[str, str]:
+    """The implementations of attention that the model's class has not, with transformers' words for it."""
+    found = {}
+    for name in ("eager", "sdpa", "flash_attention_2", "flash_attention_3", "flex_attention"):
+        # A package that this machine lacks is not the model's fault.
+        with contextlib.suppress(ImportError):
+            try:
+                on_meta(config_of(config), attn_implementation=name)
+            except ValueError as error:
+                found[name] = str(error)
+    return found
+
+
 def _pattern(path: str) -> str:
     """A path with `*` for its numbers, so that those of all layers are one."""
     return re.sub(r"\.\d+(?=\.|$)", ".*", path)
@@ -221,23 +234,16 @@ def _adapter(config: Mapping[str, Any], asked: Mapping[str, Any]) -> Any:
 def answer(question: str, asked: Mapping[str, Any]) -> Any:
     """The answer to a question about `config`.
 
-    Its `parameters`; what PEFT makes of `adapter`; those of `names` that it does not know; or why its class has not the
-    `attention` that is asked for, None if it has.
+    Its `model`, as parameters and why it is `without` an implementation of attention; what PEFT makes of `adapter`; or
+    those of `names` that it does not know.
     """
     config = asked["config"]
-    if question == "attention":
-        try:
-            on_meta(config_of(config), attn_implementation=asked["attention"])
-        except ValueError as error:
-            return str(error)
-        except ImportError:
-            # A package that this machine lacks, not the model.
-            pass
-        return None
     if question == "names":
         known = config_of(config)
         return [name for name in asked["names"] if not hasattr(known, name)]
-    return adapters(config, asked["adapter"]) if question == "adapters" else take(config)
+    if question == "adapters":
+        return adapters(config, asked["adapter"])
+    return {"groups": take(config), "without": without_attention(config)}
 
 
 if __name__ == "__main__":

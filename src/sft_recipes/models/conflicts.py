@@ -15,8 +15,7 @@ def of_model(model: Model, recipe: Recipe) -> Iterator[Conflict]:
     if not model.config.get("architectures"):
         none = f"{model.source} names no architectures, by which SFTTrainer chooses the class that it loads"
         yield _conflict("model-class", none, "write the class that it was saved from, as architectures: [...]")
-    attention = recipe["attn_implementation"]
-    if attention and (why := model.without_attention(attention)):
+    if why := model.without.get(recipe["attn_implementation"] or ""):
         yield _conflict("attention-unsupported", why.partition(". ")[0], "set attn_implementation: eager")
     yield from of_stored(model, recipe)
     if recipe["use_peft"]:
