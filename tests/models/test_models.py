@@ -60,7 +60,8 @@ def test_experts_held_as_one_tensor_are_no_linear_layers(project: Path) -> None:
 
 
 SEVEN = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-QWEN3_MOE = {"model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144, "moe_intermediate_size": 768} | {
+QWEN3_MOE = {"model_type": "qwen3_moe", "hidden_size": 2048, "intermediate_size": 6144} | {
+    "moe_intermediate_size": 768,
     "num_hidden_layers": 48,
     "num_attention_heads": 32,
     "num_key_value_heads": 4,
@@ -84,7 +85,12 @@ SMALL = {"hidden_size": 64, "intermediate_size": 96, "moe_intermediate_size": 32
     [
         (QWEN3_MOE, ("all-linear",), 996_507_648, {"gate_up_proj": 48, "down_proj": 48, "gate": 48, "q_proj": 48}),
         (QWEN3_MOE, SEVEN, 994_836_480, {"gate_up_proj": 48, "down_proj": 48, "o_proj": 48}),
-        ("gpt_oss", ("all-linear",), 16 * 2 * (128 + 2 * 96 + 128), {"q_proj": 2, "k_proj": 2, "v_proj": 2, "o_proj": 2}),
+        (
+            "gpt_oss",
+            ("all-linear",),
+            16 * 2 * (128 + 2 * 96 + 128),
+            {"q_proj": 2, "k_proj": 2, "v_proj": 2, "o_proj": 2},
+        ),
         ("mixtral", ("w1", "w2", "w3"), 16 * 2 * 4 * (2 * (64 + 192) + 96 + 64), {"gate_up_proj": 2, "down_proj": 2}),
         ("olmoe", ("all-linear",), None, {"gate_up_proj": 2, "down_proj": 2, "gate": 2, "o_proj": 2}),
         ("deepseek_v3", ("all-linear",), None, {"gate": 1, "gate_up_proj": 1, "kv_b_proj": 2}),
@@ -183,7 +189,10 @@ def asked_of(recipe_keys: dict[str, Any], config: dict[str, Any]) -> list[str]:
         ({"lora_modules_to_save": ["embed_tokens", "norms"]}, "lora_modules_to_save: norms matches no module"),
         ({"lora_target_parameters": ["mlp.experts.up"]}, "its experts are model.layers.*.mlp.experts.down_proj"),
         ({"lora_target_modules": ["gate_proj"]}, "gate_proj without also targeting up_proj"),
-        ({"lora_target_modules": ["all-linear"], "lora_dropout": 0.1}, "adapters on down_proj, gate, gate_up_proj need"),
+        (
+            {"lora_target_modules": ["all-linear"], "lora_dropout": 0.1},
+            "on down_proj, gate, gate_up_proj need",
+        ),
         ({"lora_target_modules": ["all-linear"], "use_dora": True}, "does not work with use_dora=True"),
         ({"lora_target_modules": ["lm_head"]}, "names lm_head, which SFTTrainer refuses"),
         ({"lora_target_modules": ["all-linear"]}, None),
@@ -208,7 +217,11 @@ FOUR = {"load_in_4bit": True, "use_bnb_nested_quant": True, "dtype": "bfloat16"}
     ("stored", "asked", "refused"),
     [
         (BNB, FOUR, None),
-        (BNB, {}, "stored quantised by bitsandbytes, with load_in_4bit: true; write the same, or choose its unquantised"),
+        (
+            BNB,
+            {},
+            "stored quantised by bitsandbytes, with load_in_4bit: true; write the same, or choose",
+        ),
         (BNB, FOUR | {"dtype": "float16"}, "with dtype: bfloat16; write the same"),
         (BNB | {"bnb_4bit_quant_type": "fp4"}, FOUR, "with bnb_4bit_quant_type: fp4; write the same"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 128}, FOUR, r"already \(gptq\).*; choose its unquantised"),
@@ -255,7 +268,13 @@ def test_modules_that_are_trained_whole_are_counted() -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "limit"),
-    [("gpt2", (1024, True)), ("opt", (2048, True)), ("mpt", (2048, True)), ("bloom", (None, False)), ("qwen3", (32768, False))],
+    [
+        ("gpt2", (1024, True)),
+        ("opt", (2048, True)),
+        ("mpt", (2048, True)),
+        ("bloom", (None, False)),
+        ("qwen3", (32768, False)),
+    ],
 )
 def test_positions_end_where_they_are_learned(model_type: str, limit: tuple[int | None, bool]) -> None:
     from transformers import AutoConfig

@@ -53,6 +53,13 @@ def test_memory_grows_with_tokens_rank_and_width(qwen: base_model.Model, checkpo
     assert allocated(qwen, four_bit=True, **common) < allocated(qwen, **common)
 
 
+@pytest.mark.parametrize(("tensors", "measured"), [(0.18, 1.84), (0.20, 1.87), (1.43, 4.20), (1.73, 4.07)])
+def test_a_process_on_a_cpu_is_counted_with_its_libraries(tensors: float, measured: float) -> None:
+    """Peaks of resident memory, in GiB, of the processes whose tensors were counted so."""
+    found = memory.Memory(tensors * GIB, *[0.0] * (len(dataclasses.fields(memory.Memory)) - 1)).process / GIB
+    assert measured - 0.1 < found < 1.2 * measured
+
+
 def test_choices_cost_what_they_are_known_to_cost(qwen: base_model.Model) -> None:
     common = {"four_bit": True, "double_quant": True, "tokens": 8192, "length": 2048, "checkpointing": False}
     plain = allocated(qwen, **common)

@@ -570,7 +570,7 @@ def test_plan_rehearsal_and_training_load_one_class(
     ],
 )
 def test_older_families_train_until_their_positions_end(
-    project: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path, family: str, name: str, positions: str
+    project: Path, train_here: Callable[..., Any], tmp_path: Path, family: str, name: str, positions: str
 ) -> None:
     write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
     asked = {"lora_target_modules": ["all-linear"], "attn_implementation": "eager"}
@@ -581,7 +581,7 @@ def test_older_families_train_until_their_positions_end(
     assert effect["data"]["rows"] == 4 and effect["adapter"]["modules"]
     if positions:
         asked["model_name_or_path"] = str(tmp_path / "short")
-        with pytest.raises(InputError, match=r"rows have up to \d+ tokens, and .* has positions for 16 alone; set max_len"):
+        with pytest.raises(InputError, match=r"rows have up to \d+ tokens, .* has positions for 16 alone; set max"):
             train_here("default", name="short", **asked, **ONE_STEP)
 
 

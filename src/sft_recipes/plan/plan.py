@@ -18,8 +18,8 @@ from sft_recipes.models import base_model
 from sft_recipes.plan import lint, memory, speed, trace
 from sft_recipes.plan.job import Job, Where, resolve
 from sft_recipes.plan.lint.speed import largest_micro_batch
-from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import places, topology
+from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Overrides, Recipe
 from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.terminal import count, duration, share
@@ -166,6 +166,7 @@ def _memory(job: Job, traced: bool) -> dict[str, Any] | None:
         "components": {name: round(value) for name, value in dataclasses.asdict(estimated).items()},
         "allocated": round(estimated.allocated),
         "device": round(estimated.device),
+        "process": round(estimated.process) if job.topology.use_cpu else None,
         "not_counted": memory.not_counted(job.model, setup),
         "traced": None,
         "available": None,
@@ -344,6 +345,8 @@ def _render_memory(figures: dict[str, Any] | None, card: dict[str, Any] | None) 
         yield "", listed
     if figures["not_counted"]:
         yield "", figures["not_counted"]
+    if figures["process"] is not None:
+        yield "", f"of tensors; each process on this CPU takes up to {size(figures['process'])}, libraries included"
     if card is not None:
         available = figures["available"] / GIB
         verdict = "fits" if figures["fits"] else "does not fit"

@@ -254,8 +254,8 @@ def adapter(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, An
         return {"trainable_parameters": total, "dtypes": dtypes, "modules": {}}
     modules = collections.Counter(path.rpartition(".")[2] for path, _ in census.adapted(model))
     if missing := census.unmatched(model, recipe):
-        names = ", ".join(f"{name} of {key}" for key, name in missing)
-        raise InputError(f"{names} got nothing; adapters are on {dict(modules)}")
+        nothing = ", ".join(f"{name} of {key}" for key, name in missing)
+        raise InputError(f"{nothing} got nothing; adapters are on {dict(modules)}")
     engine = trainer.is_deepspeed_enabled and recipe.get("bf16")
     # DeepSpeed computes with a bfloat16 copy and keeps the float32 master weights that the optimizer updates.
     wanted = "bfloat16" if engine else own["adapter_dtype"]
