@@ -82,7 +82,12 @@ def peaks(facts: dict[str, Any]) -> str:
     if product := found.get("bfloat16_matrix_product"):
         words.append(
             f"a bfloat16 product of {product['side']:,} x {product['side']:,} matrices at {product['tflops']:,.2f} "
-            "TFLOP/s" + (f" ({product['tflops'] / sheet.bf16_tflops:.0%} of the data sheet's)" if sheet else "")
+            "TFLOP/s"
+            + (
+                f" ({product['tflops'] / sheet.bf16_tflops:.0%} of the data sheet's)"
+                if sheet and sheet.bf16_tflops
+                else ""
+            )
         )
     if copy := found.get("copy_read_and_write"):
         words.append(
@@ -147,7 +152,7 @@ def speed(facts: dict[str, Any]) -> str:
                     f"{rate / each['arms']['origin']['tokens_per_second']:.2f}",
                     f"{told['samples_per_second']:,.1f}",
                     mfu(each, rate, product["tflops"]) if product else "",
-                    mfu(each, rate, sheet.bf16_tflops) if sheet else "",
+                    mfu(each, rate, sheet.bf16_tflops) if sheet and sheet.bf16_tflops else "",
                     f"{told['waiting_share']:.1%}",
                 ]
             )

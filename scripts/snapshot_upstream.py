@@ -1,6 +1,6 @@
 """Write what the recipe loader knows of upstream, so that it answers without importing torch.
 
-src/sft_recipes/recipes/upstream.json has the fields of TRL's three dataclasses, their types and defaults;
+src/sft_recipes/recipes/upstream.json has the fields of TRL's three dataclasses, their types, defaults and help;
 arguments.json beside it the arguments of each learning rate schedule, and the methods of quantisation. A test keeps
 both equal to what is installed. Run after an upgrade: `python scripts/snapshot_upstream.py`.
 """
@@ -54,7 +54,7 @@ def default(field: dataclasses.Field) -> Any:
 
 
 def snapshot() -> dict[str, dict[str, Any]]:
-    """Every field of ScriptArguments, SFTConfig and ModelConfig: its class, types, default, and choices if limited."""
+    """Every field of ScriptArguments, SFTConfig and ModelConfig: class, types, default, help, and any choices."""
     from trl import ModelConfig, ScriptArguments, SFTConfig
 
     fields: dict[str, dict[str, Any]] = {}
@@ -66,6 +66,7 @@ def snapshot() -> dict[str, dict[str, Any]]:
             entry = {"class": cls.__name__, "types": type_names(hints[field.name]), "default": default(field)}
             if limited := choices(field, hints[field.name]):
                 entry["choices"] = limited
+            entry["help"] = " ".join(field.metadata["help"].split())
             fields[field.name] = entry
     return dict(sorted(fields.items()))
 

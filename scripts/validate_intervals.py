@@ -1,7 +1,8 @@
-"""Do the intervals of an evaluation hold? `python scripts/validate_intervals.py`, a quarter of an hour on one core.
+"""Do the intervals of an evaluation hold? `python scripts/validate_intervals.py`, half an hour on one core.
 
 Draws samples from known populations and counts how often the intervals of `sft_recipes.evaluate.metrics` hold the
-truth, and how often two equally good models are called different. Rewrites the tables at the end of docs/intervals.md.
+truth, and how often equally good models are called different, or one of them worse. Rewrites the tables at the end of
+docs/intervals.md.
 """
 
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ MARK = "<!-- the tables below are written by scripts/validate_intervals.py -->\n
 SAMPLES = 400
 # With 999 the bounds are a little noisier than with the 2,000 of an evaluation, not other on average.
 RESAMPLES = 999
-SIZES = (30, 60, 100, 200, 500)
+SIZES = (30, 50, 100, 200, 500)
 PRIORS = {
     "2 equal": np.full(2, 0.5),
     "2, 80 % and 20 %": np.array([0.8, 0.2]),
@@ -29,13 +30,15 @@ POPULATION = 1_000_000
 Codes = NDArray[np.intp]
 
 
-def draw(generator: np.random.Generator, prior: Any, size: int, error: float, shared: float = 0.0) -> list[Codes]:
-    """Classes of rows and the answers of two models that err equally often, in part (`shared`) alike."""
+def draw(
+    generator: np.random.Generator, prior: Any, size: int, error: float, shared: float = 0.0, models: int = 2
+) -> list[Codes]:
+    """Classes of rows and the answers of models that err equally often, in part (`shared`) alike."""
     classes = len(prior)
     gold = generator.choice(classes, size, p=prior)
     alike = generator.random(size) < shared
     answers: list[Codes] = []
-    for _ in range(2):
+    for _ in range(models):
         wrong = (gold + generator.integers(1, classes, size)) % classes
         answer = np.where(generator.random(size) < error, wrong, gold)
         answers.append(np.where(alike, answers[0], answer) if answers else answer)
@@ -43,7 +46,16 @@ def draw(generator: np.random.Generator, prior: Any, size: int, error: float, sh
 
 
 def coverage() -> Iterator[list[str]]:
-    yield ["classes", "accuracy", "rows", "macro F1 covered", "no interval", "MCC covered", "no interval"]
+    yield [
+        "classes",
+        "accuracy",
+        "rows",
+        "macro F1 covered",
+        "truth above it",
+        "no interval",
+        "MCC covered",
+        "no interval",
+    ]
     generator = np.random.default_rng(0)
     at = [classification.SCORES.index(name) for name in ("macro_f1", "mcc")]
     for name, prior in PRIORS.items():
@@ -53,7 +65,7 @@ def coverage() -> Iterator[list[str]]:
             )
             truth = statistic(np.bincount(cells)[None].astype(float))[0, 0, at]
             for size in SIZES:
-                held, given = np.zeros(2), np.zeros(2)
+                held, above, given = np.zeros(2), np.zeros(2), np.zeros(2)
                 for number in range(SAMPLES):
                     gold, said, _ = draw(generator, prior, size, 1 - accuracy)
                     sample = metrics._class_sample(gold, {"first": said}, len(prior), None)
@@ -63,10 +75,9 @@ def coverage() -> Iterator[list[str]]:
                         if low is not None and high is not None:
                             given[column] += 1
                             held[column] += low <= truth[column] <= high
-                shares = [
-                    f"{part:.2f}" for pair in zip(held / given, 1 - given / SAMPLES, strict=True) for part in pair
-                ]
-                yield [name, str(accuracy), str(size), *shares]
+                            above[column] += truth[column] > high
+                f1, mcc = zip(held / given, above / given, 1 - given / SAMPLES, strict=True)
+                yield [name, str(accuracy), str(size), *(f"{part:.2f}" for part in (*f1, mcc[0], mcc[2]))]
 
 
 def false_alarms() -> Iterator[list[str]]:
@@ -85,6 +96,23 @@ def false_alarms() -> Iterator[list[str]]:
                     called += pair["outcome"] != "not_distinguishable"
                 shares.append(f"{called / SAMPLES:.3f}")
             yield [name, str(accuracy), *shares]
+
+
+def called_worse() -> Iterator[list[str]]:
+    yield ["classes", "rows", "as good as", "called worse without correction", "called worse"]
+    generator = np.random.default_rng(4)
+    for name, prior in PRIORS.items():
+        for size in (100, 500):
+            for others in (1, 2, 3, 5):
+                alone = corrected = 0
+                for number in range(SAMPLES):
+                    gold, *said = draw(generator, prior, size, 0.2, shared=0.5, models=others + 1)
+                    names = ["tuned", *map(str, range(others))]
+                    sample = metrics._class_sample(gold, dict(zip(names, said, strict=True)), len(prior), None)
+                    pairs = metrics._all_paired(sample, *sample.bootstrap([number], RESAMPLES), "macro_f1").values()
+                    alone += any(pair["p"] <= 0.05 and pair["difference"]["value"] < 0 for pair in pairs)
+                    corrected += any(pair["outcome"] == "worse" for pair in pairs)
+                yield [name, str(size), str(others), f"{alone / SAMPLES:.3f}", f"{corrected / SAMPLES:.3f}"]
 
 
 def gaps() -> Iterator[list[str]]:
@@ -140,6 +168,7 @@ def main() -> None:
     sections = {
         "Intervals of one model": coverage(),
         "Equally good models that are called different": false_alarms(),
+        "A model as good as others that is called worse than one of them": called_worse(),
         "The largest gap between groups": gaps(),
         "Calibration error": calibration(),
     }

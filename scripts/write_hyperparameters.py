@@ -118,7 +118,9 @@ def source(identifier: str) -> str:
     if kind == "doi":
         return f"[{identifier}](https://doi.org/{rest})"
     if kind == "https":
-        return f"[{re.sub(r'^//(github[.]com/)?', '', rest)}]({identifier})"
+        address, _, date = why.cited(identifier).partition(" ")
+        name = re.sub(r"^//(github[.]com/)?", "", rest)
+        return f"[{name}]({address})" + (f" at {address.rpartition('/')[2][:7]} {date}" if date else "")
     if "/" in identifier:
         return f"[{identifier}](../{identifier})"
     return identifier

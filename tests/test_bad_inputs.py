@@ -13,6 +13,7 @@ import yaml
 from conftest import ROOT
 
 from sft_recipes import cli
+from sft_recipes.recipes import recipe, topology
 
 TABLES = ROOT / "tests" / "bad_inputs"
 SCHEMAS: dict[str, Any] = {
@@ -81,11 +82,16 @@ def test_bad_input_gets_its_message(
                 monkeypatch.setenv(name, filled(value))
         assert cli.main([filled(each.format(**case)) for each in shlex.split(case["run"])]) == 2
         assert {path for path in place.rglob("*") if ".cache" not in path.parts} == before
+        folders = {"RECIPES": recipe.RECIPES, "MODELS": recipe.MODELS, "CONFIGS": topology.CONFIGS}
+        there = {word: recipe.names(folder) for word, folder in folders.items()}
     finally:
         if made:
             made.unlink()
     says = case["says"] if isinstance(case["says"], list) else [case["says"]]
-    assert capsys.readouterr().err == "".join(f"error: {each}\n" for each in says)
+    said = "".join(f"error: {each}\n" for each in says)
+    for word, names in there.items():
+        said = said.replace(f"there are {word}", f"there are {', '.join(names)}")
+    assert capsys.readouterr().err == said
 
 
 def test_there_are_enough_of_them() -> None:

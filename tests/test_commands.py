@@ -25,6 +25,7 @@ from sft_recipes.plan import job as jobs
 from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes.recipe import dump, load
 
+TARGETS = "src/sft_recipes/shipped/commands.mk"
 HOSTILE = [
     "x; touch pwned",
     "x' ; touch pwned ; '",
@@ -55,7 +56,8 @@ def make(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 @pytest.fixture
 def checkout(project: Path) -> Path:
     """The project with the Makefile; the environment counts as installed, as it is."""
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in ("Makefile", "pyproject.toml", "constraints.txt", TARGETS):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, project / name)
     stamp = Path(sys.prefix) / ".sft-recipes"
     if not stamp.exists() or stamp.stat().st_mtime < (project / "pyproject.toml").stat().st_mtime:
@@ -65,7 +67,8 @@ def checkout(project: Path) -> Path:
 
 def test_help_names_every_target_in_one_line(checkout: Path) -> None:
     said = make("help", cwd=checkout).stdout
-    targets = set(re.findall(r"^([a-z][a-z_%-]*):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    written = (ROOT / "Makefile").read_text() + (ROOT / TARGETS).read_text()
+    targets = set(re.findall(r"^([a-z][a-z_%-]*):", written, flags=re.MULTILINE))
     assert targets == set(re.findall(r"^  make (\S+) +\S", said, flags=re.MULTILINE))
 
 
@@ -74,7 +77,8 @@ def test_list_shows_each_recipe_with_its_idea(checkout: Path) -> None:
     assert said.returncode == 0, said.stderr
     names = [line.split()[0] for line in said.stdout.splitlines()]
     assert names[0] == "default"
-    assert set(names) == {path.stem for path in (checkout / "recipes").glob("*.yaml")}
+    here, shipped = ({path.stem for path in (each / "recipes").glob("*.yaml")} for each in (checkout, ROOT))
+    assert set(names) == here | shipped and here - shipped == {"tiny"}
     assert all(len(line.split()) > 4 for line in said.stdout.splitlines())
 
 
@@ -89,8 +93,8 @@ def received(target: str, variables: dict[str, str], cwd: Path) -> list[str]:
     assert (cwd / "received").read_text() == f"--make {target} "
     handed = dict(each.split("=", 1) for each in (cwd / "handed").read_text().split("\0") if each)
     assert variables.items() <= handed.items()
-    assert sorted(handed["GIVEN"].split()) == sorted([*variables, "PROGRAM"])
-    return cli.from_make(target, handed | {"GIVEN": " ".join(variables)})
+    assert sorted(handed["GIVEN"].split()) == sorted(variables)
+    return cli.from_make(target, handed)
 
 
 def refused_as_data(target: str, variables: dict[str, str], variable: str, cwd: Path, capsys: Any) -> None:
@@ -416,12 +420,12 @@ def test_resume_refuses_what_is_not_the_same_run(project: Path, capsys: pytest.C
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A server on the loopback that answers as the Hub does for one model, and the commit that it names."""
+    """A server on the loopback that answers as the Hub does for two models, and the commit that it names."""
     commit = "0123456789abcdef0123456789abcdef01234567"
 
     class Answer(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            known = self.path.startswith("/api/models/Qwen/Qwen3-8B")
+            known = self.path.startswith(("/api/models/Qwen/Qwen3-8B", "/api/models/Qwen/Qwen3-4B"))
             body = json.dumps({"id": "Qwen/Qwen3-8B", "sha": commit} if known else {"error": "not found"}).encode()
             self.send_response(200 if known else 404)
             self.send_header("Content-Type", "application/json")
@@ -442,14 +446,32 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     server.shutdown()
 
 
-def test_pin_writes_the_commit_that_the_hub_names(project: Path, hub: str) -> None:
-    path = project / "recipes" / "default.yaml"
-    before = path.read_text().splitlines()
-    assert main(["pin", "high_capacity"]) == 0
-    after = path.read_text().splitlines()
-    assert [(a, b) for a, b in zip(before, after, strict=True) if a != b] == [
-        ("model_revision: main", f"model_revision: {hub}")
-    ]
+@pytest.mark.parametrize(
+    ("given", "file", "where"),
+    [
+        (["default"], "recipes/default.yaml", 'the line "model_revision: main"'),
+        (["high_capacity"], "recipes/high_capacity.yaml", "the end"),
+        (["mine"], "recipes/mine.yaml", "below the model"),
+        (["high_capacity", "--model", "qwen3_4b"], "models/qwen3_4b.yaml", 'the line "model_revision: main"'),
+    ],
+)
+def test_pin_writes_the_commit_that_the_hub_names(
+    project: Path, hub: str, given: list[str], file: str, where: str
+) -> None:
+    line = f"model_revision: {hub}"
+    (project / "recipes/mine.yaml").write_text("extends: default\nmodel_name_or_path: Qwen/Qwen3-4B\nlora_r: 8\n")
+    before = {path: path.read_text().splitlines() for path in project.glob("*/*.yaml")}
+    assert main(["pin", *given]) == 0
+    after = {path: path.read_text().splitlines() for path in before}
+    changed = project / file
+    assert {path for path in before if before[path] != after[path]} == {changed}
+    if where == "the end":
+        assert after[changed] == [*before[changed], line]
+    elif where == "below the model":
+        assert after[changed] == [*before[changed][:2], line, *before[changed][2:]]
+    else:
+        index = next(i for i, each in enumerate(before[changed]) if each.startswith("model_revision:"))
+        assert after[changed] == [*before[changed][:index], line, *before[changed][index + 1 :]]
 
 
 def test_pin_leaves_the_recipe_alone_when_the_hub_does_not_answer(
@@ -536,6 +558,11 @@ def test_every_documented_command_reaches_the_program(checkout: Path, command: s
                 (checkout / "runs" / name / "run.json").write_text("{}")
             taken = cli.from_make(target, variables | {"GIVEN": " ".join(variables)})
             cli.program(False).commands[target].make_context(target, taken[1:])
+    elif program == "pip":
+        # Installed from a wheel, in tests/test_package.py.
+        assert arguments == ["install", "."] and (ROOT / "pyproject.toml").is_file()
+    elif arguments[0] == "train":
+        cli.program(False).commands["train"].make_context("train", arguments[1:])
     else:
         assert main(arguments) == 0
 

@@ -1,12 +1,15 @@
 """The numbers of an evaluation agree with scikit-learn, and no defect planted into it earns a good verdict."""
 
+import dataclasses
 import json
+import re
 import socket
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu import sentence_chrf
 from sklearn import metrics as sklearn_metrics
@@ -15,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 
 from sft_recipes.errors import InputError
-from sft_recipes.evaluate import baselines, classification, generation, metrics
+from sft_recipes.evaluate import baselines, classification, generation, metrics, verdict
 from sft_recipes.evaluate.statistics import f1_interval, wilson
 from sft_recipes.recipes import json_schemas
 
@@ -281,9 +284,58 @@ def test_too_few_rows_have_no_verdict(train: list[tuple[str, str]]) -> None:
     found = measure(rows_of(gold, base=["cat"] * 96, tuned=gold), train)
     assert found["verdict"]["outcome"] == "none"
     assert found["verdict"]["text"] == "no verdict: 96 rows scored, fewer than 100"
-    assert found["paired"]["base"]["outcome"] == "better"
+    # Said once, and with what the intervals are worth; no test beside what is not tested.
+    assert found["verdict"]["reasons"] == ["the base answers `cat` for every row", verdict.FEW_ROWS]
+    pair = found["paired"]["base"]
+    assert (pair["outcome"], pair["p"], pair["p_holm"], pair["mcnemar"]["p"]) == ("none", None, None, None)
+    assert pair["difference"]["value"] > 0.8
     gold = LABELS * 25
     assert measure(rows_of(gold, base=["cat"] * 100, tuned=gold), train)["verdict"]["outcome"] == "better"
+
+
+def test_worse_is_corrected_for_the_number_of_baselines_and_better_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """p of 0.03 against one of three: worse than it alone, not distinguishable among three; better stays."""
+    sample = metrics._class_sample(
+        np.zeros(200, dtype=int), dict.fromkeys(["tuned", *"abc"], np.zeros(200, int)), 2, None
+    )
+
+    def outcomes(**others: tuple[float, float]) -> dict[str, tuple[str, float]]:
+        said = {name: {"p": p, "difference": {"value": value}, "mcnemar": {}} for name, (value, p) in others.items()}
+        for pair in said.values():
+            significant = "better" if pair["difference"]["value"] > 0 else "worse"
+            pair["outcome"] = significant if pair["p"] <= 0.05 else "not_distinguishable"
+        monkeypatch.setattr(metrics, "_paired", lambda *arguments: said[arguments[-1]])
+        chosen = dataclasses.replace(sample, predictors=["tuned", *others])
+        pairs = metrics._all_paired(chosen, np.zeros(0), np.zeros(0), "macro_f1")
+        return {name: (pair["outcome"], round(pair["p_holm"], 3)) for name, pair in pairs.items()}
+
+    assert outcomes(a=(-0.1, 0.03)) == {"a": ("worse", 0.03)}
+    three = outcomes(a=(-0.1, 0.03), b=(0.0, 0.5), c=(0.1, 0.04))
+    assert three == {"a": ("not_distinguishable", 0.09), "b": ("not_distinguishable", 0.5), "c": ("better", 0.09)}
+    assert outcomes(a=(-0.1, 0.01), b=(0.0, 0.5), c=(0.0, 0.6))["a"] == ("worse", 0.03)
+
+
+def test_what_is_said_of_few_rows_is_what_was_simulated() -> None:
+    page = (ROOT / "docs" / "intervals.md").read_text(encoding="utf-8")
+    first, different, worse, *_ = re.findall(
+        r"^\|---.*\n((?:\|.*\n)+)", page.partition("<!-- the tables")[2], re.MULTILINE
+    )
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in first.splitlines()]
+    assert f"{100 * min(float(row[3]) for row in rows):.0f} of 100 samples" in verdict.FEW_ROWS
+    corrected = [float(line.split("|")[-2]) for line in worse.splitlines()]
+    assert max(corrected) < 0.05 < max(float(line.split("|")[-3]) for line in worse.splitlines())
+
+
+def test_equally_good_as_several_is_seldom_called_worse() -> None:
+    """How often without the correction: docs/intervals.md."""
+    generator, worse = np.random.default_rng(3), 0
+    for seed in range(150):
+        gold = generator.integers(0, 2, 200)
+        said = {name: np.where(generator.random(200) < 0.2, 1 - gold, gold) for name in ("tuned", *"abcde")}
+        sample = metrics._class_sample(gold, said, 2, None)
+        pairs = metrics._all_paired(sample, *sample.bootstrap([seed], 299), "macro_f1")
+        worse += any(pair["outcome"] == "worse" for pair in pairs.values())
+    assert worse <= 6
 
 
 def test_a_few_rows_that_differ_decide_nothing(gold: list[str], train: list[tuple[str, str]]) -> None:
@@ -349,6 +401,7 @@ def test_rare_classes_and_repeated_prompts_are_named(train: list[tuple[str, str]
     rows[1]["id"] = rows[0]["id"]
     reasons = measure(rows, train)["verdict"]["reasons"]
     assert "classes of fewer than 10 rows, of which little is known: `emu` (3), `fox` (0)" in reasons
+    assert verdict.FEW_ROWS in reasons
     assert "1 row with another row's prompt; the intervals take all rows as independent" in reasons
 
 
@@ -382,7 +435,8 @@ def test_two_runs_are_compared_as_base_and_tuned_are(
 ) -> None:
     rows = rows_of(gold, base=answered(gold, 0.6, generator), tuned=answered(gold, 0.7, generator))
     pair = metrics.difference(rows, "tuned", "base", LABELS)
-    assert pair == metrics.measure(rows, "classification", train, LABELS)["paired"]["base"]
+    against = metrics.measure(rows, "classification", train, LABELS)["paired"]["base"]
+    assert pair == {key: value for key, value in against.items() if key != "p_holm"}
 
 
 # Baselines
@@ -557,7 +611,8 @@ def test_a_generation_task_has_its_own_baselines_and_verdict(generator: np.rando
     nearest = baselines.answers(*map(list, zip(*train, strict=True)), prompts[:60], 0)
     assert nearest["most_common_answer"] == ["no"] * 60
     assert nearest["nearest_training_row"] == [f"answer {number}" for number in range(60)]
-    assert metrics.difference(rows, "tuned", "base", resamples=299) == found["paired"]["base"]
+    against = {key: value for key, value in found["paired"]["base"].items() if key != "p_holm"}
+    assert metrics.difference(rows, "tuned", "base", resamples=299) == against
 
 
 def test_with_a_schema_the_primary_metric_is_valid_json() -> None:

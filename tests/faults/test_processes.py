@@ -70,21 +70,27 @@ def two_processes(project: Path) -> None:
 
 
 @pytest.mark.promise("one-writer", "SIGKILL of the command and of accelerate, and a resume while the training goes on")
+@pytest.mark.usefixtures("two_processes")
 def test_a_command_that_is_killed_leaves_no_second_writer_and_loses_no_step(project: Path) -> None:
     run = Run(Path("runs/orphan"))
-    process = start("orphan", stdout=subprocess.DEVNULL)
+    process = start("orphan", "--accel", "ddp", stdout=subprocess.DEVNULL)
     until(lambda: steps(run) >= 2)
-    (rank,) = lock.ranks(run.directory)
-    # It cannot save while the resume looks.
-    os.kill(rank, signal.SIGSTOP)
+    ranks = lock.ranks(run.directory)
+    # They cannot save while the resume looks.
+    for rank in ranks:
+        os.kill(rank, signal.SIGSTOP)
     for each in (accelerate_of(process), process):
         each.kill()
     process.wait()
     refused = subprocess.run([*COMMAND, "resume", "orphan"], capture_output=True, text=True)
     assert refused.returncode == 2
-    assert f"still written by the training processes of a command that was killed (process {rank})" in refused.stderr
+    assert (
+        f"still written by the training processes of a command that was killed (process {', '.join(map(str, ranks))})"
+        in refused.stderr
+    )
     before = steps(run)
-    os.kill(rank, signal.SIGCONT)
+    for rank in ranks:
+        os.kill(rank, signal.SIGCONT)
     until(lambda: lock.alone(run.directory))
     assert run.facts()["status"] == "interrupted"
     assert before <= steps(run) <= before + 2

@@ -11,9 +11,13 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from sft_recipes.cli.app import from_make
+from sft_recipes.data import formats
 from sft_recipes.errors import InputError
-from sft_recipes.interop import importers
-from sft_recipes.interop.audit import Audit, audit, facts, render, text, write
+from sft_recipes.interop import importers, meanings, recognition, tables
+from sft_recipes.interop.audit import OPEN, Audit, audit, facts, render, text, write
+from sft_recipes.models import base_model
+from sft_recipes.plan import lint
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, topology
 
@@ -34,12 +38,12 @@ CASES: dict[str, tuple[str, dict[str, set[str]], dict[str, Any]]] = {
                 "dataset_splits",
                 "preprocessing_num_workers",
                 "evaluation_strategy",
-                "gradient_accumulation_steps",
                 "gradient_checkpointing",
                 "gradient_checkpointing_kwargs",
                 "max_seq_length",
                 "warmup_ratio",
             },
+            "assumed": {"gradient_accumulation_steps", "dtype"},
             "dropped": {
                 "do_eval",
                 "hub_model_id",
@@ -48,7 +52,7 @@ CASES: dict[str, tuple[str, dict[str, set[str]], dict[str, Any]]] = {
                 "overwrite_output_dir",
                 "push_to_hub",
             },
-            "added": {"completion_only_loss", "dtype", "adapter_dtype"},
+            "added": {"completion_only_loss", "adapter_dtype"},
         },
         {
             "model_name_or_path": "mistralai/Mistral-7B-v0.1",
@@ -76,11 +80,11 @@ CASES: dict[str, tuple[str, dict[str, set[str]], dict[str, Any]]] = {
         {
             "translated": {
                 "torch_dtype",
-                "gradient_accumulation_steps",
                 "gradient_checkpointing",
                 "packing_strategy",
                 "warmup_ratio",
             },
+            "assumed": {"gradient_accumulation_steps"},
             "dropped": {
                 "do_eval",
                 "output_dir",
@@ -124,7 +128,7 @@ CASES: dict[str, tuple[str, dict[str, set[str]], dict[str, Any]]] = {
                 "overwrite_output_dir",
                 "push_to_hub",
             },
-            "added": {"completion_only_loss"},
+            "assumed": {"completion_only_loss"},
         },
         {"global_batch_size": 4, "warmup_steps": 0.03, "learning_rate": 2e-5, "max_length": 28672, "packing": True},
     ),
@@ -134,12 +138,12 @@ CASES: dict[str, tuple[str, dict[str, set[str]], dict[str, Any]]] = {
             "translated": {
                 "torch_dtype",
                 "gradient_checkpointing",
-                "gradient_accumulation_steps",
                 "lora_target_modules",
                 "warmup_ratio",
             },
+            "assumed": {"gradient_accumulation_steps", "completion_only_loss"},
             "dropped": {"output_dir"},
-            "added": {"completion_only_loss", "bf16"},
+            "added": {"bf16"},
         },
         {
             "global_batch_size": 16,
@@ -165,7 +169,6 @@ CASES: dict[str, tuple[str, dict[str, set[str]], dict[str, Any]]] = {
                 "sample_packing",
                 "lora_target_linear",
                 "wandb_project",
-                "gradient_accumulation_steps",
                 "micro_batch_size",
                 "num_epochs",
                 "optimizer",
@@ -177,6 +180,7 @@ CASES: dict[str, tuple[str, dict[str, set[str]], dict[str, Any]]] = {
                 "evals_per_epoch",
                 "saves_per_epoch",
             },
+            "assumed": {"gradient_accumulation_steps"},
             "dropped": {
                 "model_type",
                 "tokenizer_type",
@@ -244,10 +248,10 @@ CASES: dict[str, tuple[str, dict[str, set[str]], dict[str, Any]]] = {
                 "lora_target",
                 "cutoff_len",
                 "preprocessing_num_workers",
-                "gradient_accumulation_steps",
                 "warmup_ratio",
                 "bf16",
             },
+            "assumed": {"gradient_accumulation_steps"},
             "dropped": {
                 "quantization_method",
                 "trust_remote_code",
@@ -279,6 +283,203 @@ CASES: dict[str, tuple[str, dict[str, set[str]], dict[str, Any]]] = {
             "completion_only_loss": True,
         },
     ),
+    "torchtune_qlora.yaml": (
+        "torchtune",
+        {
+            "translated": {
+                "model._component_",
+                "model.lora_rank",
+                "model.lora_alpha",
+                "tokenizer.max_seq_len",
+                "checkpointer.checkpoint_dir",
+                "dataset._component_",
+                "dataset.packed",
+                "batch_size",
+                "batch_size_val",
+                "optimizer._component_",
+                "optimizer.lr",
+                "lr_scheduler._component_",
+                "lr_scheduler.num_warmup_steps",
+                "epochs",
+                "dtype",
+                "enable_activation_checkpointing",
+            },
+            "assumed": {"gradient_accumulation_steps"},
+            "dropped": {
+                "output_dir",
+                "model.lora_attn_modules",
+                "model.apply_lora_to_mlp",
+                "tokenizer._component_",
+                "tokenizer.path",
+                "checkpointer._component_",
+                "checkpointer.checkpoint_files",
+                "checkpointer.output_dir",
+                "shuffle",
+                "optimizer.fused",
+                "loss._component_",
+                "clip_grad_norm",
+                "metric_logger._component_",
+                "device",
+            },
+            "added": {"optimizer.weight_decay", "clip_grad_norm", "model.lora_dropout", "dataset.train_on_input"},
+        },
+        {
+            "model_name_or_path": "base/Llama-3.1-8B-Instruct",
+            "dataset_name": "yahma/alpaca-cleaned",
+            "data_format": "alpaca",
+            "global_batch_size": 16,
+            "per_device_eval_batch_size": 2,
+            "learning_rate": 3e-4,
+            "weight_decay": 0.01,
+            "max_grad_norm": 0.0,
+            "optim": "adamw_torch_fused",
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": 100,
+            "lora_target_modules": ["q_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+            "lora_r": 8,
+            "lora_dropout": 0.0,
+            "load_in_4bit": True,
+            "use_bnb_nested_quant": True,
+            "dtype": "bfloat16",
+            "adapter_dtype": "bfloat16",
+            "max_length": 2048,
+            "completion_only_loss": False,
+            "seed": 7,
+        },
+    ),
+    "ms_swift_lora.yaml": (
+        "ms-swift",
+        {
+            "translated": {
+                "model",
+                "torch_dtype",
+                "tuner_type",
+                "lora_rank",
+                "target_modules",
+                "quant_bits",
+                "dataset",
+                "split_dataset_ratio",
+                "warmup_ratio",
+            },
+            "assumed": {"gradient_accumulation_steps"},
+            "dropped": {"quant_method", "output_dir", "deepspeed"},
+            "added": {
+                "learning_rate",
+                "weight_decay",
+                "adam_beta2",
+                "lr_scheduler_type",
+                "gradient_checkpointing",
+                "loss_scale",
+                "lora_alpha",
+                "lora_dropout",
+                "bnb_4bit_use_double_quant",
+                "bnb_4bit_quant_type",
+                "eval_strategy",
+            },
+        },
+        {
+            "model_name_or_path": "Qwen/Qwen3-8B",
+            "train_file": "rows.jsonl",
+            "validation_split_size": 0.05,
+            # ms-swift accumulates to 16 rows where nothing is said.
+            "global_batch_size": 16,
+            "learning_rate": 1e-4,
+            "weight_decay": 0.1,
+            "adam_beta2": 0.95,
+            "lora_r": 16,
+            "lora_alpha": 32,
+            "lora_target_modules": ["all-linear"],
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bf16": True,
+            "dtype": "bfloat16",
+            "warmup_steps": 0.05,
+            "completion_only_loss": True,
+        },
+    ),
+    "oumi_lora.yaml": (
+        "oumi",
+        {
+            "translated": {
+                "model.model_name",
+                "model.model_max_length",
+                "model.torch_dtype_str",
+                "model.attn_implementation",
+                "data.train.datasets",
+                "data.train.collator_name",
+                "training.use_peft",
+                "training.per_device_train_batch_size",
+                "training.enable_gradient_checkpointing",
+                "training.gradient_checkpointing_kwargs",
+                "training.optimizer",
+                "training.learning_rate",
+                "training.lr_scheduler_type",
+                "training.warmup_steps",
+                "training.save_steps",
+                "peft.lora_r",
+                "peft.lora_alpha",
+                "peft.lora_target_modules",
+            },
+            "assumed": {"training.gradient_accumulation_steps"},
+            "dropped": {"model.trust_remote_code", "training.trainer_type", "training.output_dir", "fsdp.enable_fsdp"},
+            "added": {"training.num_train_epochs", "training.mixed_precision_dtype", "peft.lora_dropout"},
+        },
+        {
+            "model_name_or_path": "meta-llama/Llama-3.1-8B-Instruct",
+            "train_file": "rows.jsonl",
+            "global_batch_size": 16,
+            "completion_only_loss": True,
+            "bf16": True,
+            "dtype": "bfloat16",
+            "learning_rate": 3e-4,
+            "num_train_epochs": 3,
+            "max_length": 4096,
+            "lora_r": 16,
+            "lora_dropout": 0.0,
+        },
+    ),
+    "llama_factory_v1_lora.yaml": (
+        "llama-factory-v1",
+        {
+            "translated": {
+                "model",
+                "peft_config.name",
+                "peft_config.r",
+                "peft_config.lora_alpha",
+                "peft_config.target_modules",
+                "train_dataset",
+                "micro_batch_size",
+                "cutoff_len",
+            },
+            "dropped": {
+                "model_class",
+                "quant_config",
+                "dist_config.name",
+                "dist_config.dcp_path",
+                "output_dir",
+                "sample_backend",
+            },
+            "added": {
+                "num_train_epochs",
+                "bf16",
+                "enable_activation_checkpointing",
+                "lr_scheduler_config.name",
+                "optim_config.name",
+                "peft_config.lora_dropout",
+            },
+        },
+        {
+            "model_name_or_path": "Qwen/Qwen3-4B",
+            "train_file": "rows.jsonl",
+            "global_batch_size": 16,
+            "lr_scheduler_type": "constant",
+            "weight_decay": 0.01,
+            "lora_dropout": 0.05,
+            "lora_target_modules": ["all-linear"],
+            "dtype": "bfloat16",
+            "max_steps": 100,
+        },
+    ),
 }
 
 
@@ -300,13 +501,16 @@ def test_every_key_of_a_public_file_has_its_outcome(name: str) -> None:
     made = audit(FILES / name)
     tool, expected, _ = CASES[name]
     found = outcomes(made)
-    kept = found.pop("kept")
+    kept = found.pop("kept", set())
     assert made.tool == tool
     assert found == expected
-    assert {entry.key for entry in made.entries if entry.line is not None} == recipes.read(FILES / name).keys()
-    assert all(made.recipe[key] == recipes.read(FILES / name)[key].value for key in kept)
+    theirs = recognition.flat(recipes.read(FILES / name), tool)
+    assert {entry.key for entry in made.entries if entry.line is not None} == theirs.keys()
+    assert all(made.recipe[key] == theirs[key] for key in kept)
+    written = (FILES / name).read_text(encoding="utf-8").splitlines()
+    assert all(entry.key.rpartition(".")[2] in written[entry.line - 1] for entry in made.entries if entry.line)
     assert made.problems == ()
-    assert made.complete is not bool({"missing", "inexpressible", "unknown"} & expected.keys())
+    assert made.complete is not bool({"assumed", "missing", "inexpressible", "unknown"} & expected.keys())
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -328,12 +532,12 @@ def test_the_recipe_explains_every_key_that_is_not_as_the_file_has_it(name: str)
     made = audit(FILES / name)
     lines = text(made).splitlines()
     for entry in made.entries:
-        if entry.outcome in ("translated", "added", "missing", "inexpressible"):
+        if entry.outcome in ("translated", "added", "assumed", "missing", "inexpressible"):
             assert sum(entry.text in line and line.startswith("#") for line in lines) >= 1
     assert all(len(line) < 500 for line in lines)
 
 
-@pytest.mark.parametrize("tool", importers.TOOLS)
+@pytest.mark.parametrize("tool", [name for name, tool in importers.TOOLS.items() if not tool.nested])
 def test_a_replaced_key_is_translated_by_what_the_schema_says_to_write(tool: str) -> None:
     for key in schema.RENAMED.keys() - importers.TOOLS[tool].keys.keys():
         found = importers.translate(tool, key, True, {})
@@ -351,6 +555,7 @@ def test_the_tables_set_keys_that_exist_and_name_sentences_that_exist() -> None:
     data = schema.table("sft_recipes.interop", "importers.yaml")
     for table in data["tools"].values():
         renamed = [ours[0] if isinstance(ours, list) else ours for ours in table["renamed"].values()]
+        renamed += table.get("same", [])
         switched = [key for values in table.get("switches", {}).values() for key in values]
         cased = [key for cases in table["cases"].values() for case in cases for key in case.get("set", {})]
         assert {*renamed, *switched, *cased} <= schema.known().keys()
@@ -364,7 +569,8 @@ def test_the_tables_set_keys_that_exist_and_name_sentences_that_exist() -> None:
 
 def test_no_key_is_in_two_parts_of_a_table() -> None:
     for name, table in schema.table("sft_recipes.interop", "importers.yaml")["tools"].items():
-        keys = [*table["renamed"], *table.get("switches", {}), *table["cases"], *importers.CODE[name]]
+        keys = [*table["renamed"], *table.get("same", []), *table.get("switches", {}), *table["cases"]]
+        keys += meanings.CODE.get(name, {})
         keys += [key for part in ("dropped", "inexpressible") for listed in table[part].values() for key in listed]
         assert sorted(keys) == sorted(set(keys))
 
@@ -372,16 +578,29 @@ def test_no_key_is_in_two_parts_of_a_table() -> None:
 def test_no_table_repeats_what_the_schema_renames() -> None:
     # These add what the other tool does differently; everything else is said once, in the schema.
     more = {"dataset_mixture", "test_split_size", "chat_template", "gradient_checkpointing", "sequence_len"}
+    more |= {"torch_dtype", "bnb_4bit_compute_dtype", "model_name"}
     for tool in importers.TOOLS.values():
-        assert tool.keys.keys() & schema.RENAMED.keys() <= more
-    signs = [key for tool in importers.TOOLS.values() for key in tool.signs]
-    assert len(signs) == len(set(signs))
-    assert not set(signs) & schema.upstream().keys()
+        assert tool.nested or tool.keys.keys() & schema.RENAMED.keys() <= more
+
+
+def test_a_file_of_one_tool_has_no_other_tools_signs_by_half() -> None:
+    for name, tool in importers.TOOLS.items():
+        for other, rival in importers.TOOLS.items():
+            if name != other and tool.of is None and rival.of is None:
+                assert 2 * len({*tool.signs} & {*rival.signs}) <= len(tool.signs), (name, other)
 
 
 AXOLOTL = "base_model: a/b\nlearning_rate: 1e-4\ndatasets: [{path: rows.jsonl, type: chat_template}]\n"
 FACTORY = "stage: sft\nmodel_name_or_path: a/b\nlora_rank: 4\nbf16: true\n"
 TRL = "model_name_or_path: a/b\ndataset_name: c/d\n"
+QUANTISED = TRL + "load_in_4bit: true\nuse_peft: true\n"
+EARLY = AXOLOTL + "val_set_size: 0.1\neval_steps: 5\nsave_steps: 5\nearly_stopping_patience: 3\n"
+
+
+def turns(properties: str, roles: str = "{}") -> str:
+    """A file of Axolotl whose rows have these names for what is in a turn."""
+    entry = f"{{path: c/d, type: chat_template, message_property_mappings: {properties}, roles: {roles}}}"
+    return f"base_model: a/b\nsequence_len: 64\ndatasets: [{entry}]\n"
 
 
 @pytest.mark.parametrize(
@@ -411,6 +630,20 @@ TRL = "model_name_or_path: a/b\ndataset_name: c/d\n"
         ),
         (FACTORY + "flash_attn: fa2\nneat_packing: true\n", {"attn_implementation": "flash_attention_2"}),
         (FACTORY + "finetuning_type: full\n", {"use_peft": False}),
+        # Every weight that LLaMA-Factory trains is kept in float32; adapters are here too.
+        (FACTORY + "finetuning_type: full\n", {"bf16": True, "dtype": "float32"}),
+        (FACTORY.replace("bf16", "fp16") + "finetuning_type: full\n", {"fp16": True, "dtype": "float32"}),
+        (FACTORY, {"bf16": True, "dtype": "bfloat16"}),
+        # With early stopping Axolotl keeps the best checkpoint.
+        (EARLY, {"early_stopping_patience": 3, "load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}),
+        (AXOLOTL + "curriculum_sampling: true\n", {"train_sampling_strategy": "sequential"}),
+        (turns("{role: from, content: value}", "{user: [human], assistant: [gpt]}"), {"data_format": "sharegpt"}),
+        (turns("{role: from, content: value}"), {"data_columns": {"conversations": "messages"}}),
+        (turns("{role: role, content: content}", "{assistant: [assistant]}"), {"data_format": "messages"}),
+        # What cannot run together is stated, not written.
+        (QUANTISED + "accelerate_config: fsdp2\n", {"accelerate_config": None}),
+        (QUANTISED + "accelerate_config: zero3\n", {"bnb_4bit_quant_storage": "bfloat16"}),
+        ("model_name_or_path: a/b\ndataset_mixture: {}\neval_strategy: epoch\n", {"eval_strategy": "no"}),
         (TRL, {"per_device_train_batch_size": 8, "global_batch_size": 8}),
         (TRL + "accelerate_config: zero3\n", {"accelerate_config": "zero3", "global_batch_size": 64}),
         (TRL + "use_peft: true\n", {"lora_target_modules": ["q_proj", "v_proj"]}),
@@ -430,10 +663,35 @@ def test_values_arrive(tmp_path: Path, content: str, expected: dict[str, Any]) -
     [
         (AXOLOTL + "micro_batchsize: 2\n", "micro_batchsize", "unknown", "did you mean micro_batch_size?"),
         (TRL + "lora_ranks: 2\n", "lora_ranks", "unknown", "did you mean lora_rank?"),
-        (TRL + "beta: 0.1\n", "beta", "unknown", "no key of TRL"),
+        (TRL + "gamma: 0.1\n", "gamma", "unknown", "not known here as a key of TRL, nor of a recipe"),
+        (AXOLOTL + "cutoff_len: 8\n", "cutoff_len", "unknown", "LLaMA-Factory"),
         (AXOLOTL + "flash_attention: 2\n", "flash_attention", "inexpressible", "expected true or false"),
-        (AXOLOTL + "rl: dpo\n", "rl", "inexpressible", "supervised fine-tuning only"),
-        ("stage: dpo\nfinetuning_type: lora\nmodel_name_or_path: a\n", "stage", "inexpressible", "supervised"),
+        (
+            AXOLOTL + "curriculum_sampling: true\nsample_packing: true\n",
+            "curriculum_sampling",
+            "inexpressible",
+            "order",
+        ),
+        (FACTORY + "disable_shuffling: true\nneat_packing: true\n", "disable_shuffling", "inexpressible", "order"),
+        (AXOLOTL + "early_stopping_patience: 3\n", "early_stopping_patience", "inexpressible", "held-out rows"),
+        (EARLY, "early_stopping_patience", "translated", "with it Axolotl keeps the best checkpoint"),
+        (EARLY.replace("save_steps: 5", "save_steps: 10"), "early_stopping_patience", "inexpressible", "save_steps"),
+        (AXOLOTL + "load_best_model_at_end: true\n", "load_best_model_at_end", "dropped", "keeps the last checkpoint"),
+        (turns("{role: speaker, content: text}"), "datasets", "inexpressible", "turns of speaker and text"),
+        (turns("{tool_calls: calls}"), "datasets", "inexpressible", "tool_calls of a turn under another name"),
+        (turns("{role: role}", "{assistant: [bot]}"), "datasets", "inexpressible", "roles bot as assistant"),
+        (turns("{role: role}", "{user: [assistant]}"), "datasets", "inexpressible", "roles assistant as user"),
+        (AXOLOTL + "gptq: true\n", "gptq", "inexpressible", "only bitsandbytes"),
+        (AXOLOTL + "deepspeed: configs/zero3_bf16.json\n", "deepspeed", "dropped", "choose ACCEL=zero3"),
+        (AXOLOTL + "deepspeed: configs/zero1.json\n", "deepspeed", "dropped", "choose ACCEL=zero1"),
+        (AXOLOTL + "deepspeed: zero3_cpuoffload_all.json\n", "deepspeed", "dropped", "choose ACCEL=zero3_offload"),
+        (FACTORY + "deepspeed: ds_z2_config.json\n", "deepspeed", "dropped", "choose ACCEL=zero2"),
+        (TRL + "deepspeed: {zero_optimization: {stage: 3}}\n", "deepspeed", "dropped", "choose ACCEL=zero3"),
+        (TRL + "deepspeed: ds.json\n", "deepspeed", "dropped", "zero1, zero2 or zero3 by its stage"),
+        (AXOLOTL + "fsdp: [full_shard]\n", "fsdp", "dropped", "choose ACCEL=fsdp2"),
+        (AXOLOTL + "adapter: qlora\nfsdp: [full_shard]\n", "fsdp", "dropped", "FSDP2 cannot train a quantised base"),
+        (FACTORY + "quantization_bit: 8\nfsdp: full_shard\n", "fsdp", "dropped", "quantised base; choose ACCEL=ddp"),
+        (FACTORY + "quantization_bit: 4\nfsdp: full_shard\n", "fsdp", "dropped", "ACCEL=zero3"),
         (AXOLOTL + "val_set_size: 500\n", "val_set_size", "inexpressible", "a number of rows"),
         (AXOLOTL + "optimizer: muon\n", "optimizer", "inexpressible", "not one of"),
         (AXOLOTL + "loraplus_lr_ratio: 16\n", "loraplus_lr_ratio", "inexpressible", "only plain LoRA"),
@@ -454,14 +712,156 @@ def test_values_arrive(tmp_path: Path, content: str, expected: dict[str, Any]) -
         ),
         (AXOLOTL + "eot_tokens: ['<|end|>']\n", "eot_tokens", "inexpressible", "chat template"),
         (TRL + "cache_dir: /tmp\n", "cache_dir", "dropped", "HF_HOME"),
-        (TRL + "deepspeed: ds.json\n", "deepspeed", "dropped", "accelerate config"),
     ],
 )
 def test_what_cannot_be_said_is_named(tmp_path: Path, content: str, key: str, outcome: str, words: str) -> None:
     made = audited(tmp_path, content)
     entry = next(entry for entry in made.entries if entry.key == key)
     assert (entry.outcome, words in entry.text) == (outcome, True), entry.text
-    assert made.complete is (outcome == "dropped")
+    assert outcome in ("dropped", "translated") or not made.complete
+
+
+@pytest.mark.parametrize("name", ["org/Base-7B-GPTQ", "org/base-AWQ", "models/x-gguf", "org/x-FP8"])
+def test_a_base_that_is_quantised_by_its_name_is_noticed(tmp_path: Path, name: str) -> None:
+    made = audited(tmp_path, FACTORY.replace("a/b", name))
+    assert outcomes(made)["inexpressible"] == {"model_name_or_path"}
+    assert made.recipe["model_name_or_path"] == name
+    assert not audited(tmp_path, FACTORY.replace("a/b", "org/Bawqet-7b")).complete
+    assert "inexpressible" not in outcomes(audited(tmp_path, FACTORY.replace("a/b", "org/Bawqet-7b")))
+
+
+OTHER_JOBS = {
+    "llama-factory": [
+        "model_name_or_path: a/b\nadapter_name_or_path: c\ntemplate: qwen3\nexport_dir: out\nexport_size: 5\n",
+        "stage: dpo\nfinetuning_type: lora\nmodel_name_or_path: a/b\n",
+        "model_name_or_path: a/b\ntemplate: qwen3\ninfer_backend: huggingface\n",
+    ],
+    "llama-factory-v1": ["model: a/b\npeft_config: {name: lora, adapter_name_or_path: c, export_dir: out}\n"],
+    "axolotl": [AXOLOTL + "rl: dpo\n", AXOLOTL + "reward_model: true\n"],
+    "trl": [TRL + "beta: 0.1\n", TRL + "reward_funcs: [accuracy]\nnum_generations: 8\n"],
+    "ms-swift": ["model: a/b\ndataset: rows.jsonl\nrlhf_type: grpo\n"],
+    "torchtune": [
+        "model: {_component_: torchtune.models.llama3.llama3_8b}\ntokenizer: {_component_: torchtune.models.x}\n",
+        "model: {_component_: a.lora_x}\noptimizer: {_component_: torch.optim.AdamW}\n"
+        "loss: {_component_: torchtune.rlhf.loss.DPOLoss}\n",
+    ],
+    "oumi": ["model: {model_name: a/b}\ndata: {train: {datasets: []}}\ntraining: {trainer_type: TRL_DPO}\n"],
+}
+
+
+@pytest.mark.parametrize("tool", OTHER_JOBS)
+def test_another_kind_of_job_is_no_recipe(tmp_path: Path, tool: str) -> None:
+    for content in OTHER_JOBS[tool]:
+        with pytest.raises(InputError, match=r"a file of .*; no recipe can be made of it"):
+            audited(tmp_path, content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        # A file of NeMo, of accelerate, of DeepSpeed, of a merge, of LitGPT, and of a continuous integration.
+        "step_scheduler: {global_batch_size: 64, local_batch_size: 8}\n"
+        "model: {_target_: nemo_automodel.NeMoAutoModel.from_pretrained, pretrained_model_name_or_path: a/b}\n"
+        "dataset: {_target_: x.squad}\noptimizer: {_target_: torch.optim.Adam, lr: 1e-5}\nlr_scheduler: {a: b}\n",
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nmixed_precision: bf16\nnum_processes: 8\n"
+        "fsdp_config: {fsdp_version: 2}\ndebug: false\nuse_cpu: false\n",
+        "train_batch_size: auto\ngradient_accumulation_steps: auto\nzero_optimization: {stage: 3}\n"
+        "fp16: {enabled: auto}\nbf16: {enabled: auto}\noptimizer: {type: AdamW}\n",
+        "merge_method: slerp\nbase_model: a/b\nslices: []\nparameters: {t: 0.5}\ndtype: bfloat16\n",
+        "checkpoint_dir: a/b\nout_dir: out\nprecision: bf16-true\nlora_r: 8\noptimizer: {class_path: x}\n"
+        "train: {global_batch_size: 8, micro_batch_size: 1}\nseed: 1\n",
+        "name: build\non: [push]\njobs: {a: {steps: []}}\n",
+        # Two signs of one tool, and keys that nobody knows.
+        "base_model: a/b\nsequence_len: 8\nfoo: 1\nbar: 2\nbaz: 3\n",
+        # As much of one as of another.
+        "base_model: a/b\nsequence_len: 8\nstage: sft\nlora_target: all\n",
+    ],
+)
+def test_a_file_of_no_known_tool_is_refused_and_can_be_named(tmp_path: Path, content: str) -> None:
+    with pytest.raises(InputError, match=r"with --tool \(TOOL=\)"):
+        audited(tmp_path, content)
+    # Whoever names a tool has every key that it does not know in the table.
+    made = audited(tmp_path, content, "axolotl")
+    assert "unknown" in outcomes(made) or made.problems
+
+
+def test_the_roles_that_are_taken_over_are_those_that_rows_are_read_by() -> None:
+    assert tables.DATA["roles"] == {"messages": formats._ROLES, "sharegpt": formats._SHAREGPT_ROLES}
+
+
+BASES = {
+    "trl": TRL,
+    "alignment-handbook": "model_name_or_path: a/b\ndataset_mixer: {c/d: 1.0}\n",
+    "axolotl": AXOLOTL,
+    "llama-factory": FACTORY.replace("bf16: true\n", ""),
+    "llama-factory-v1": "model: a/b\ntrain_dataset: rows.jsonl\n",
+    "ms-swift": "model: a/b\ndataset: rows.jsonl\ntorch_dtype: bfloat16\n",
+    "torchtune": yaml.safe_dump(
+        {
+            "model._component_": "torchtune.models.llama3.llama3_8b",
+            "checkpointer.checkpoint_dir": "base/model",
+            "optimizer._component_": "torch.optim.AdamW",
+            "dataset._component_": "torchtune.datasets.alpaca_dataset",
+            "dtype": "bf16",
+        }
+    ),
+    "oumi": yaml.safe_dump(
+        {
+            "model.model_name": "a/b",
+            "model.torch_dtype_str": "bfloat16",
+            "training.trainer_type": "TRL_SFT",
+            "data.train.datasets": [{"dataset_name": "c/d"}],
+        }
+    ),
+}
+
+
+def refusals(made: Audit, tmp_path: Path) -> list[str]:
+    """The blocking findings of the recipe that an audit writes, which the audit does not state."""
+    out = tmp_path / "translated.yaml"
+    out.unlink(missing_ok=True)
+    write(made, out)
+    recipe = recipes.load(out)
+    place = topology.read(recipe["accelerate_config"] or "ddp", "a test", made.processes)
+    model = base_model.find(recipe["model_name_or_path"], str(recipe["model_revision"]))
+    stated = {key for entry in made.entries if entry.outcome in OPEN for key in (entry.key, *entry.sets)}
+    return [
+        f"{found.rule}: {found.message}"
+        for found in lint.findings(lint.Case(recipe, place, model=model))
+        if found.stops and not any(key in found.message for key in stated)
+    ]
+
+
+@pytest.mark.parametrize("tool", BASES)
+def test_no_key_makes_a_recipe_that_is_refused(tool: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    path, base = tmp_path / "theirs.yaml", yaml.safe_load(BASES[tool])
+    seen, found = set(), {}
+    for key in importers.TOOLS[tool].keys:
+        cases = tables.DATA["tools"][tool]["cases"].get(key, [])
+        listed = [value for case in cases if isinstance(case.get("is"), list) for value in case["is"]]
+        right, wrong = False, {}
+        for value in (True, 4, 0.25, "a/b", *listed):
+            said = importers.translate(tool, key, value, base)
+            what = json.dumps([said.values, key], default=str)
+            if not said.values or what in seen:
+                continue
+            seen.add(what)
+            path.write_text(yaml.safe_dump(base | {key: value}), encoding="utf-8")
+            made = audit(path, tool, None if key == "accelerate_config" else 2)
+            problems = [*made.problems] or refusals(made, tmp_path)
+            right |= not problems
+            wrong |= {(key, value): problems} if problems else {}
+        # A table's own values are right; of those of every type one has to be.
+        found |= {name: why for name, why in wrong.items() if not right or name[1] in listed}
+    assert seen
+    assert found == {}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_no_recipe_of_a_public_file_is_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert refusals(audit(FILES / name), tmp_path) == []
 
 
 def test_two_datasets_are_one_file_to_prepare(tmp_path: Path) -> None:
@@ -472,7 +872,8 @@ def test_two_datasets_are_one_file_to_prepare(tmp_path: Path) -> None:
 
 
 def test_sharegpt_turns_and_their_column_are_recognised(tmp_path: Path) -> None:
-    entry = "[{path: rows.json, type: chat_template, field_messages: chat, message_property_mappings: {role: from}}]"
+    entry = "[{path: rows.json, type: chat_template, field_messages: chat, message_property_mappings: &map}]"
+    entry = entry.replace("&map", "{role: from, content: value}")
     made = audited(tmp_path, f"base_model: a/b\nsequence_len: 64\ndatasets: {entry}\n")
     assert made.recipe["data_format"] == "sharegpt"
     assert made.recipe["data_columns"] == {"conversations": "chat"}
@@ -485,7 +886,16 @@ def test_processes_come_from_the_accelerate_config_or_the_command(tmp_path: Path
     made = audited(tmp_path, content, processes=5)
     assert made.recipe["global_batch_size"] == 10
     assert "5 processes (as given)" in render(made)
-    assert "1 process (assumed, the file does not say)" in render(audited(tmp_path, TRL))
+    made = audited(tmp_path, TRL)
+    assert "1 process (assumed, the file does not say: --gpus (GPUS=) does)" in render(made)
+    assert {"gradient_accumulation_steps", "completion_only_loss"} == outcomes(made)["assumed"]
+    assert not made.complete
+    assert audited(tmp_path, TRL + "completion_only_loss: true\n", processes=1).complete
+
+
+def test_make_hands_over_the_tool_and_the_number_of_gpus() -> None:
+    given = {"GIVEN": "FILE TOOL GPUS", "FILE": "theirs.yaml", "TOOL": "trl", "GPUS": "8"}
+    assert from_make("audit", given) == ["audit", "--tool=trl", "--gpus=8", "--", "theirs.yaml"]
 
 
 def test_a_chat_template_is_written_beside_the_recipe(tmp_path: Path) -> None:
@@ -513,9 +923,12 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
 
 
 def test_our_own_loader_has_the_last_word(tmp_path: Path) -> None:
-    content = TRL + "load_in_4bit: true\ndtype: bfloat16\nload_best_model_at_end: true\n"
+    content = TRL + "load_in_4bit: true\nload_in_8bit: true\nuse_peft: true\nbf16: true\nfp16: true\n"
     made = audited(tmp_path, content)
-    assert len(made.problems) == 3
+    assert len(made.problems) == 2
+    with pytest.raises(InputError, match=r"new\.yaml is not written: recipe:\d+: .*keep one"):
+        write(made, tmp_path / "new.yaml")
+    assert not (tmp_path / "new.yaml").exists()
     assert all(problem.startswith("recipe") for problem in made.problems)
     assert not made.complete
     assert made.problems[0] in render(made)
@@ -577,7 +990,7 @@ def test_a_secret_that_is_no_yaml_is_not_shown_either(tmp_path: Path, line: str)
         ("[" * 5000, "not YAML|nested too deeply"),
         ("extends: default\nlora_r: 8\n", "is a recipe already"),
         ("colour: red\n", "say which tool reads it with --tool"),
-        ("base_model: a\nlora_rank: 8\n", "keys of axolotl and of llama-factory"),
+        ("base_model: a\nlora_rank: 8\n", "too little to tell .base_model of axolotl; lora_rank of llama-factory"),
         ("base_model: !!python/object:os.system a\n", "base_model"),
     ],
 )
@@ -612,7 +1025,7 @@ def test_the_table_and_the_facts_say_the_same() -> None:
     table = render(made).splitlines()
     assert table[1].split() == ["line", "key", "outcome", "what"]
     assert [line.split()[1] for line in table[2:-1]] == [entry.key for entry in made.entries]
-    assert table[-1] == "10 kept, 19 translated, 25 dropped"
+    assert table[-1] == "10 kept, 18 translated, 25 dropped, 1 assumed"
     said = json.loads(json.dumps(facts(made)))
     assert said["recipe"] == made.recipe
     assert [entry["outcome"] for entry in said["entries"]] == [entry.outcome for entry in made.entries]
@@ -628,6 +1041,11 @@ def test_an_audit_needs_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+# Without these a file of the tool is no file of a training.
+NEEDED = {
+    "torchtune": {"optimizer._component_": "torch.optim.AdamW"},
+    "oumi": {"training.trainer_type": "TRL_SFT"},
+}
 STRANGE = [
     None,
     True,
@@ -648,15 +1066,17 @@ STRANGE = [
 @pytest.mark.parametrize("tool", importers.TOOLS)
 @pytest.mark.parametrize("value", STRANGE, ids=lambda value: ascii(value)[:20])
 def test_no_value_of_any_key_is_a_traceback_or_is_lost(tmp_path: Path, tool: str, value: Any) -> None:
-    keys = sorted(
-        importers.TOOLS[tool].keys.keys() | schema.RENAMED.keys() | {"gradient_accumulation_steps", "batch_size"}
-    )
+    # Keys by which a file is known to be another kind of job end the audit; test_another_kind_of_job has them.
+    other = {key for rule in importers.TOOLS[tool].refused for key in rule["if"]}
+    common = {*schema.RENAMED, "gradient_accumulation_steps", "batch_size"}
+    keys = sorted((importers.TOOLS[tool].keys.keys() | (set() if importers.TOOLS[tool].nested else common)) - other)
+    needed = NEEDED.get(tool, {})
     # 400 digits for every key are more than a file may hold.
     for part in (keys[::2], keys[1::2]):
         path = tmp_path / "theirs.json"
-        path.write_text(json.dumps(dict.fromkeys(part, value)), encoding="utf-8")
+        path.write_text(json.dumps(dict.fromkeys(part, value) | needed), encoding="utf-8")
         made = audit(path, tool)
-        assert {entry.key for entry in made.entries if entry.line is not None} == set(part)
+        assert {entry.key for entry in made.entries if entry.line is not None} == {*part, *needed}
         assert len(text(made).splitlines()) > 2
         assert {key: item.value for key, item in written(made, tmp_path).items()} == made.recipe
         assert not any(schema.problem(key, item) for key, item in made.recipe.items())

@@ -125,7 +125,7 @@ def test_the_verdict_comes_first(project: Path, capsys: pytest.CaptureFixture) -
 
 def test_one_finding_of_two_splits_is_said_once(project: Path) -> None:
     common = {"rule": "duplicate-rows", "severity": "warning", "silenced": None}
-    common |= {"instead": "delete the repeats", "evidence": "https://arxiv.org/abs/2107.06499: less memorised"}
+    common |= {"instead": "delete the repeats", "evidence": "https://arxiv.org/abs/2107.06499v2: less memorised"}
     found = [common | {"message": f"2 of 8 {split} rows repeat an earlier row"} for split in ("train", "validation")]
     lines = list(plan.render(plan.plan("tiny") | {"findings": found}))
     said = [text for _, text in lines if text.startswith("duplicate-rows: ")]
@@ -142,7 +142,7 @@ def test_evidence_is_a_link_unless_all_of_it_is_asked_for(project: Path, capsys:
     assert main(["plan", "default", "--set", "learning_rate=0.01", "--why"]) == 0
     whole = capsys.readouterr().out
     evidence = next(each for each in plan.plan("default", overrides=["learning_rate=0.01"])["findings"])["evidence"]
-    assert "evidence: https://arxiv.org/abs/2305.14314\n" in short and "table 9" not in short
+    assert "evidence: https://arxiv.org/abs/2305.14314v1\n" in short and "table 9" not in short
     assert "table 9" in whole and f"evidence: {evidence}\n" in whole
     assert "WHY=1" in short and "WHY=1" not in whole
 

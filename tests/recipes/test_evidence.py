@@ -2,6 +2,7 @@
 
 import importlib.util
 import itertools
+import json
 import math
 import re
 import sys
@@ -14,7 +15,7 @@ import pytest
 from conftest import ROOT
 
 from sft_recipes.models import base_model
-from sft_recipes.plan import memory, schedule
+from sft_recipes.plan import lint, memory, schedule
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, topology, why
 from sft_recipes.recipes.recipe import load
@@ -139,8 +140,99 @@ def found(source: str, where: str) -> bool:
         there = all(installed.locate_file(path).exists() for path in paths)  # type: ignore[attr-defined]
         return installed.version.startswith(f"{package[2]}.") and bool(paths) and there
     if re.match(r"arXiv:|doi:|https:", source):
-        return bool(re.fullmatch(r"arXiv:\d{4}\.\d{4,5}|doi:10\.\d{4,}/\S+|https://[a-z0-9.-]+\.[a-z]+/\S+", source))
+        return bool(
+            re.fullmatch(r"arXiv:\d{4}\.\d{4,5}v\d+|doi:10\.\d{4,}/\S+|https://[a-z0-9.-]+\.[a-z]+/\S+", source)
+        )
     return (ROOT / source).is_file()
+
+
+def cited_repositories(text: str) -> set[str]:
+    """Repositories that a text names by their address alone, not by an issue, a file or a commit."""
+    return set(re.findall(r"https://github\.com/([\w.-]+/[\w.-]*\w)(?![\w/#-]|\.\w)", text))
+
+
+def test_every_repository_that_evidence_is_from_has_its_commit_and_date() -> None:
+    known = json.loads(why.REPOSITORIES.read_text(encoding="utf-8"))["repositories"]
+    for facts in known.values():
+        assert re.fullmatch("[0-9a-f]{40}", facts["commit"]) and re.fullmatch(r"20\d\d-\d\d-\d\d", facts["date"])
+    folder = ROOT / "src" / "sft_recipes"
+    texts = [path.read_text(encoding="utf-8") for path in (folder / "recipes").rglob("*.yaml")]
+    texts.append((folder / "plan" / "lint" / "rules.yaml").read_text(encoding="utf-8"))
+    assert set().union(*map(cited_repositories, texts)) == known.keys()
+    # And what is said of them says so.
+    assert [rule.id for rule in lint.rules().values() if cited_repositories(rule.evidence)] == []
+    for page in ("hyperparameters", "contradictions", "rules"):
+        assert cited_repositories((ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")) == set()
+    shown = dict(label_text for label_text in why.render(why.why("max_grad_norm")) if label_text[0] == "evidence")
+    assert all(not cited_repositories(text) for text in shown.values())
+
+
+def test_the_address_of_a_repository_leads_to_what_was_read() -> None:
+    facts = json.loads(why.REPOSITORIES.read_text(encoding="utf-8"))["repositories"]["artidoro/qlora"]
+    at = f"https://github.com/artidoro/qlora/tree/{facts['commit'][:10]} ({facts['date']})"
+    assert why.cited("see https://github.com/artidoro/qlora.") == f"see {at}."
+    for other in (
+        "https://github.com/artidoro/qlora/issues/1",
+        "https://github.com/huggingface/trl#7",
+        "arXiv:2305.14314v1",
+    ):
+        assert why.cited(other) == other
+
+
+def test_counts_over_collections_of_recipes_are_those_of_the_script() -> None:
+    """None is written by hand, so that scripts/count_recipes.py recounts all of them."""
+    counted = {
+        name
+        for name, facts in json.loads(why.REPOSITORIES.read_text(encoding="utf-8"))["repositories"].items()
+        if "counts" in facts
+    }
+    by_hand = []
+    for key in KEYS:
+        for each in recipes.read(why.EVIDENCE / f"{key}.yaml").get("evidence", recipes.Value([], "")).value:
+            if any(source.removeprefix("https://github.com/") in counted for source in why.sources(each)):
+                number = re.search(r"\b\d[\d,]* (of \d|LoRA|QLoRA|public|examples)", each["says"])
+                by_hand += [(key, each["says"])] if number else []
+    assert by_hand == []
+    assert "Of 106 QLoRA examples of Axolotl 68 use an 8-bit AdamW, under 4 names" in said("optim")
+    assert "0.5 (67 of 106) and 2 (32) in Axolotl" in said("lora_alpha") and "LitGPT (20 of 32)" in said("lora_alpha")
+    assert "24 train three; 1 trains one, and 3 do not say" in said("num_train_epochs")
+    assert "Of 615 public recipes of five collections 0 name their base by a whole commit, and 2 by a short" in said(
+        "model_revision"
+    )
+
+
+def test_the_script_counts_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    script = importlib.import_module("count_recipes")
+    names = (
+        "adamw_bnb_8bit",
+        "paged_adamw_8bit",
+        "adamw_torch_8bit",
+        "adamw_8bit",
+        "adamw_torch",
+        "paged_adamw_32bit",
+    )
+    found = [{"adapter": "qlora", "optimizer": name, "lora_r": 32, "lora_alpha": 16} for name in names]
+    found += [{"adapter": "lora", "neftune_noise_alpha": 5, "optimizer": "adamw_8bit"}, {"revision": "6299b5a"}]
+    counts = script.axolotl(found)
+    assert (counts["qlora"], counts["adamw_8bit"], counts["adamw_8bit_spellings"]) == (6, 4, 4)
+    assert (counts["adapters"], counts["neftune"], counts["alpha_half_of_rank"]) == (7, 1, 6)
+    found += [{"model_revision": "main"}, {"model_revision": "it-SFT"}, {"revision_of_model": "0" * 40}]
+    assert script.pins(found) == {"recipes": 11, "short_commits": 1, "whole_commits": 1}
+
+
+def test_every_paper_is_named_with_its_version() -> None:
+    folders = ("src", "docs", "recipes", "models", "scripts")
+    files = [
+        path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".py", ".yaml", ".md")
+    ]
+    assert len(files) > 200
+    without = {
+        f"{path.relative_to(ROOT)}: {paper}"
+        for path in files
+        for paper in re.findall(r"(?:arXiv[: ]|arxiv\.org/abs/)\d{4}\.\d{4,5}(?!\d|v\d)", path.read_text("utf-8"))
+    }
+    assert without == set()
 
 
 @pytest.mark.parametrize("key", [key for key in KEYS if entry(key)["grade"] == "measured here"])

@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from sft_recipes.errors import InputError
 from sft_recipes.plan import gpus
-from sft_recipes.recipes import conflicts, topology
+from sft_recipes.recipes import conflicts, schema, topology
 from sft_recipes.recipes.recipe import Recipe, load, parse_overrides
 from sft_recipes.recipes.topology import Gpu, Topology
 
@@ -248,6 +248,19 @@ def test_a_pair_that_works_is_not_refused(name: str, overrides: str) -> None:
     assert [*conflicts.of_topology(recipe(overrides), topo(name))] == []
 
 
+@pytest.mark.parametrize("overrides", ["", UINT8, f"{UINT8} dtype=float32", EIGHT])
+def test_where_a_quantised_base_is_sent_it_is_not_refused(overrides: str) -> None:
+    (found,) = conflicts.of_topology(recipe(overrides), topo("fsdp2"))
+    ways = re.findall(r'ACCEL=(\w+)(?: SET="([^"]*)")?', found.remedy)
+    assert [name for name, _ in ways] == (["ddp"] if overrides == EIGHT else ["ddp", "zero3"])
+    for name, values in ways:
+        sent = load("default", parse_overrides(overrides) | parse_overrides(values))
+        assert [*conflicts.of_topology(sent, topo(name))] == []
+    without = parse_overrides(found.remedy.rpartition("SET=")[2])
+    assert [*conflicts.of_topology(load("default", parse_overrides(overrides) | without), topo("fsdp2"))] == []
+    assert "ACCEL=zero3 where the base is in 4 bits" in schema.REFUSED["fsdp"]
+
+
 # What is derived
 
 
@@ -433,7 +446,7 @@ def test_a_part_has_its_own_memory(nvidia_smi: Any) -> None:
     nvidia_smi(DIVIDED[1:], parts=PARTS.partition("\n")[2])
     (part,) = topology.visible_gpus()
     assert part == Gpu("NVIDIA A100-SXM4-80GB MIG 3g.40gb", 38146)
-    assert gpus.of(part) is None, "the figures of the whole GPU are not a part's"
+    assert gpus.of(part) == gpus.find("a100-80gb-3g.40gb"), "the figures of the part, not of the whole GPU"
 
 
 def test_a_fault_is_not_taken_for_a_machine_without_gpus(

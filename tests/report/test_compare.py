@@ -384,9 +384,26 @@ def test_few_unequal_rows_tell_nothing_and_few_rows_are_not_tested() -> None:
     assert (six["unequal_rows"], six["p"] < 0.05) == (6, True)
     make_run("small", gold[:100])
     make_run("smaller", predicted(gold[:100], 0.2, 1))
-    (pair,) = compare.compare(["small", "smaller"])["pairs"]
-    assert pair["outcome"] == "none"
+    facts = compare.compare(["small", "smaller"])
+    (pair,) = facts["pairs"]
+    assert (pair["outcome"], pair["p"], pair["p_holm"], pair["mcnemar"]) == ("none", None, None, None)
     assert "not tested, because fewer than 100 rows" in pair["text"]
+    (small,) = [board for board in compare.leaderboard()["boards"] if board["data"]["scored"] == 99]
+    for shown in (facts, {"boards": [small]}):
+        text = "\n".join(line for _, line in tables.render(shown))
+        assert "not tested" in text and not re.search(r"\bp [0-9<]", text)
+
+
+def test_a_difference_without_an_error_has_a_p_value_and_json_is_json() -> None:
+    """Every resample has the same difference: one is right on each row, the other gives nothing valid."""
+    gold = ["account"] * 400
+    make_run("right", gold, gold=gold)
+    make_run("wrong", [None] * 400, gold=gold)
+    facts = compare.compare(["right", "wrong"])
+    (pair,) = facts["pairs"]
+    assert (pair["p"], pair["outcome"], pair["unequal_rows"]) == (2 * 0.5**399, "better", 399)
+    assert json.loads(json.dumps(facts, allow_nan=False)) == facts
+    assert "p < 0.001" in pair["text"]
 
 
 # Seeds

@@ -151,6 +151,7 @@ def evaluate(
                 "metric": primary,
                 "difference": estimate(0.3),
                 "p": 0.0005,
+                "p_holm": 0.001,
                 "outcome": outcome,
                 "mcnemar": {"only_tuned": 300, "only_other": 12, "p": 1.2e-40},
             }
@@ -415,7 +416,7 @@ def test_a_report_says_what_the_run_directory_says(run: Run, look: Callable[...,
     assert f"Better: {metrics['verdict']['text']} {metrics['verdict']['reasons'][0]}" in said
     assert f"tuned model 0 {macro['value']:.3f} [{macro['low']:.3f}, {macro['high']:.3f}]" in said
     assert f"refund {refund['support']} {refund['precision']['value']:.3f}" in said
-    assert "TF-IDF + logistic regression +0.300 [+0.260, +0.340] 0.0005 better 300 12 1.2e-40" in said
+    assert "TF-IDF + logistic regression +0.300 [+0.260, +0.340] 0.0005 0.001 better 300 12 1.2e-40" in said
     assert "peak memory 0.76 GiB in the largest process, resident" in said
     assert "modules q_proj 2, v_proj 2" in said
     assert "supervised token share 5.4 %" in said

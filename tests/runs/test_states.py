@@ -1,7 +1,9 @@
 """What a run may become, what it writes down of that, and what is left where nothing can be written."""
 
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from finished import bare
 
 from sft_recipes.cli import main
 from sft_recipes.errors import InputError
-from sft_recipes.launch import launch
+from sft_recipes.launch import launch, processes
 from sft_recipes.plan import job as jobs
 from sft_recipes.runs.facts import TRANSITIONS
 from sft_recipes.runs.run import MANIFEST, unfinished
@@ -182,17 +184,12 @@ def test_a_run_that_is_refused_when_it_is_continued_is_what_it_was(
     assert not Path("runs/never").exists()
 
 
-def test_a_process_killed_after_the_run_has_ended_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_killed_after_the_run_has_ended_changes_nothing(tmp_path: Path) -> None:
     """As one that crashes while it closes its libraries; before that, it is the cause of what others said."""
-    from sft_recipes.train import accelerate_launch
-
     said = {}
     for status in ("finished", "interrupted", "failed", "running"):
         run = bare(status, tmp_path, status=status)
-        monkeypatch.setattr("sys.argv", ["launch", str(run.directory), "name"])
-        assert accelerate_launch._ended(-9, "process 7 (rank 1)") == 137
+        assert run.killed(-9, "process 7 (rank 1)") == 137
         said[status] = run.facts()["status"], "killed by SIGKILL" in run.facts().get("error", "")
     assert said == {
         "finished": ("finished", False),
@@ -202,3 +199,19 @@ def test_a_process_killed_after_the_run_has_ended_changes_nothing(
     }
     assert not run.fail("its connection was reset")
     assert "SIGKILL" in run.facts()["error"]
+
+
+@pytest.mark.promise("dead-process", "SIGKILL of the one training process, by the system")
+@pytest.mark.parametrize(("accel", "who"), [("cpu", "the training process"), ("zero2", "accelerate")])
+def test_what_ended_the_process_that_was_started_is_said(
+    project: Path, monkeypatch: pytest.MonkeyPatch, accel: str, who: str
+) -> None:
+    run = launch.create(jobs.check("tiny"), "killed")
+    if accel != "cpu":
+        run.update(topology=run.facts()["topology"] | {"backend": "deepspeed"})
+    killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
+    monkeypatch.setattr(processes, "command", lambda run: killed)
+    monkeypatch.setattr(processes, "environment", lambda run: dict(os.environ))
+    with run.locked():
+        assert processes.Processes(run).work() == 137
+    assert run.facts()["error"].startswith(f"{who} was killed by SIGKILL; where nobody did it, the system was out")

@@ -31,6 +31,7 @@ from sft_recipes.files import write_whole
 from sft_recipes.launch import launch
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
+from sft_recipes.recipes.shipped import located
 from sft_recipes.runs import provenance
 from sft_recipes.terminal import count, duration, say
 
@@ -95,8 +96,7 @@ def _chosen(only: Sequence[str]) -> list[str]:
 def _project(work: Path) -> None:
     """The folder that everything runs in: the project's recipes and data as they are, and nothing of its runs."""
     for name in READ:
-        if Path(name).is_dir():
-            shutil.copytree(name, work / name)
+        shutil.copytree(located(name), work / name)
     base = demo_base.DIRECTORY
     if base.is_dir():
         shutil.copytree(base, work / base)

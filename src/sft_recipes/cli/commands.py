@@ -4,6 +4,8 @@ Each imports what it needs when it runs, so that `--help` and a wrong recipe ans
 """
 
 import contextlib
+import json
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -123,7 +125,7 @@ def rehearse(
 
 @command(BEFORE)
 def audit(
-    file: Annotated[Path, argument("FILE", "YAML of TRL, alignment-handbook, Axolotl, LLaMA-Factory")],
+    file: Annotated[Path, argument("FILE", "YAML of TRL, Axolotl, LLaMA-Factory, ms-swift, torchtune, oumi")],
     tool: Annotated[str | None, option("NAME", "whose it is, where its keys do not tell")] = None,
     gpus: Annotated[int | None, number("N", "processes it was written for, where it does not say")] = None,
     out: Annotated[Path | None, output("FILE", "write the recipe there")] = None,
@@ -132,7 +134,9 @@ def audit(
     from sft_recipes.interop import audit
 
     made = audit.audit(file, tool, gpus)
-    for path in audit.write(made, out) if out else ():
+    if out and made.problems:
+        print(f"{out} is not written, since the recipe would be refused", file=sys.stderr)
+    for path in audit.write(made, out) if out and not made.problems else ():
         print(f"wrote {path}", file=sys.stderr)
     return Result(audit.facts(made), audit.render(made), 0 if made.complete else 2)
 
@@ -334,8 +338,6 @@ def push(
 def list_() -> Result:
     """List the recipes and the one idea of each."""
     ideas = {name: recipes.load(name)["description"] for name in recipes.names()}
-    if not ideas:
-        raise InputError(f"no recipes in {recipes.RECIPES.absolute()}; run from the project's root")
     return Result(ideas, table([*ideas.items()]))
 
 
@@ -343,8 +345,6 @@ def list_() -> Result:
 def models() -> Result:
     """List the models that any recipe can be trained on."""
     found = {name: recipes.read_model(name)["description"].value for name in recipes.names(recipes.MODELS)}
-    if not found:
-        raise InputError(f"no models in {recipes.MODELS.absolute()}; run from the project's root")
     return Result(found, table([*found.items()]))
 
 
@@ -409,13 +409,45 @@ def keys() -> Result:
 
 
 @command(RECIPES)
+def init(
+    folder: Annotated[Path, argument("FOLDER", "where it begins; this folder without it")] = Path(),
+    name: Annotated[str, option("NAME", "the name of its first recipe")] = "my_experiment",
+    base: Annotated[str, option("RECIPE", "the recipe that it extends", names_in("recipes"), "--from")] = "default",
+) -> Result:
+    """Begin a project of one's own: a Makefile, a first recipe, the accelerate configs."""
+    from sft_recipes.recipes import project
+
+    files = [str(path) for path in project.init(folder, name, base)]
+    there = "" if folder == Path() else f"cd {shlex.quote(str(folder))}, "
+    said = "\n".join(f"wrote {path}" for path in files)
+    following = f"next: {there}put your rows and the change into the recipe, then make plan RECIPE={name}"
+    return Result({"files": files}, f"{said}\n{following}")
+
+
+@command(RECIPES)
 def new(
     name: Annotated[str, argument("NAME", "the new recipe's name")],
     base: Annotated[str, option("RECIPE", "the recipe that it extends", names_in("recipes"), "--from")] = "default",
 ) -> Result:
-    """Write a recipe of three lines that extends another."""
-    path = str(recipes.write_new(name, base))
+    """Write a recipe of four lines that extends another."""
+    from sft_recipes.recipes import project
+
+    path = str(project.new(name, base))
     return Result({"file": path}, f"wrote {path}\nnext: put the change it tries into it, then make plan RECIPE={name}")
+
+
+@command(RECIPES)
+def schema_(
+    kind: Annotated[
+        Literal["recipe", "model", "accelerate"],
+        argument("KIND", "recipe, model (of models/) or accelerate (of accelerate_configs/)"),
+    ] = "recipe",
+) -> Result:
+    """Print the JSON Schema of a recipe, by which editors complete and explain its keys."""
+    from sft_recipes.recipes import editor
+
+    found = editor.of(kind)
+    return Result(found, json.dumps(found, indent=1))
 
 
 @command(RECIPES)

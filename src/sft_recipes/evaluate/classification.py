@@ -19,7 +19,7 @@ Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
 
 SCORES = ("accuracy", "macro_f1", "micro_f1", "weighted_f1", "mcc", "fpr", "fnr")
-# Guo et al. 2017, arXiv 1706.04599.
+# Guo et al. 2017, arXiv 1706.04599v2.
 BINS = 15
 
 

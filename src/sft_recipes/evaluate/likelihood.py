@@ -157,7 +157,7 @@ def likelihoods(
     It is the sum over an answer's tokens in float32, from where the answers part up to the stop token. What all
     prompts begin with is computed once and kept as keys and values. The rest of a prompt is computed once for all of
     its answers, which follow it side by side: each at the positions that it would have alone, seeing the prompt and
-    itself (tree attention: SpecInfer, arXiv 2305.09781).
+    itself (tree attention: SpecInfer, arXiv 2305.09781v4).
 
     Args:
         model: As `scoring.load` gives it.

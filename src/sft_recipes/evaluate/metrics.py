@@ -23,11 +23,12 @@ from sft_recipes.evaluate.statistics import (
     bootstrap,
     difference_p,
     estimate,
+    holm,
     mcnemar,
     percentile,
     wilson,
 )
-from sft_recipes.evaluate.verdict import verdict
+from sft_recipes.evaluate.verdict import MINIMUM_ROWS, verdict
 from sft_recipes.recipes import json_schemas
 
 Row = Mapping[str, Any]
@@ -147,7 +148,7 @@ def difference(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, Any]:
-    """The paired difference of two models' primary metric, first minus second, as in `paired` of metrics.json.
+    """The paired difference of two models' primary metric, first minus second, tested as the only one.
 
     Args:
         rows: as in predictions.jsonl, with what the two say under their names, which may be any.
@@ -308,10 +309,22 @@ def _compare_texts(
 
 
 def _all_paired(sample: _Sample, observed: Floats, resampled: Floats, primary: str) -> dict[str, Any]:
+    """The tuned model against every other, worse than one only where Holm's correction over all of them leaves it so.
+
+    To be better it has to beat each of them, which needs no correction; one of many seems to beat it by chance alone.
+    Of fewer rows than a verdict needs there are differences, and no tests.
+    """
     if "tuned" not in sample.predictors:
         return {}
     others = [name for name in sample.predictors if name != "tuned"]
-    return {name: _paired(sample, observed, resampled, primary, "tuned", name) for name in others}
+    pairs = {name: _paired(sample, observed, resampled, primary, "tuned", name) for name in others}
+    for pair, corrected in zip(pairs.values(), holm([pair["p"] for pair in pairs.values()]), strict=True):
+        pair["p_holm"] = corrected
+        if len(sample.data) < MINIMUM_ROWS:
+            pair |= {"p": None, "p_holm": None, "outcome": "none", "mcnemar": pair["mcnemar"] | {"p": None}}
+        elif pair["outcome"] == "worse" and corrected > 1 - CONFIDENCE:
+            pair["outcome"] = "not_distinguishable"
+    return pairs
 
 
 def _paired(

@@ -45,7 +45,7 @@ def wilson(successes: float, n: float, confidence: float = CONFIDENCE) -> Interv
 
 
 def f1_interval(hits: float, wrong: float, confidence: float = CONFIDENCE) -> Interval | None:
-    """Interval of the F1 of one class: Wilson "indirect" of Lam, Gopal and Qian (2023, arXiv 2309.14621).
+    """Interval of the F1 of one class: Wilson "indirect" of Lam, Gopal and Qian (2023, arXiv 2309.14621v2).
 
     Of the rows that are of the class or called so, the share J of hits is a proportion, and F1 = 2 J / (1 + J).
     A bootstrap would have no width where every row is right, as often in a class of few rows.

@@ -14,19 +14,23 @@ from typing import Any
 
 import yaml
 
-from sft_recipes.errors import InputError, did_you_mean
-from sft_recipes.interop import importers
-from sft_recipes.interop.importers import PROCESSES, TOOLS, Translation
+from sft_recipes.errors import InputError
+from sft_recipes.interop import importers, tables
+from sft_recipes.interop.importers import PROCESSES, TOOLS
+from sft_recipes.interop.recognition import flat, lines, plain, recognise, refuse_other
+from sft_recipes.interop.tables import Translation
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, secrets, topology
 from sft_recipes.recipes.recipe import Value
 from sft_recipes.terminal import count, table
 
-OUTCOMES = ("kept", "translated", "added", "dropped", "missing", "inexpressible", "unknown")
+OUTCOMES = ("kept", "translated", "added", "dropped", "assumed", "missing", "inexpressible", "unknown")
 # What a person has to look at before the recipe says what the file said.
-OPEN = ("missing", "inexpressible", "unknown")
+OPEN = ("assumed", "missing", "inexpressible", "unknown")
+# What the file does not say itself.
+_OURS = ("added", "assumed", "missing")
 
-_BATCH = "gradient_accumulation_steps"
+
 _HEADINGS = {
     "Model and quantisation": r"model_|dtype|attn_|load_in_|bnb_|use_bnb|chat_template|eos_token",
     "Data": r"train_file|validation_|data_|dataset_|max_length|packing|eval_packing|completion_only|assistant_only",
@@ -74,35 +78,36 @@ def audit(path: Path, tool: str | None = None, processes: int | None = None) -> 
     """Read a file of another tool and say what becomes of each key.
 
     Args:
-        path: YAML or JSON of TRL, alignment-handbook (or open-r1), Axolotl or LLaMA-Factory.
+        path: YAML or JSON of TRL, alignment-handbook (or open-r1), Axolotl, LLaMA-Factory, ms-swift, torchtune, oumi.
         tool: one of `TOOLS`, instead of recognising it by its keys.
         processes: how many processes it was run with, which the file itself seldom says.
 
     Raises:
-        InputError: The file cannot be read, is a recipe of ours, or is of no known tool.
+        InputError: The file cannot be read, is a recipe of ours, is of no known tool, or trains something else.
     """
     values = _read(path)
-    tool, signs = _recognise(path, values, tool)
-    file = {key: item.value for key, item in values.items()}
-    lines = {key: int(item.origin.rpartition(":")[2]) for key, item in values.items()}
-    added = importers.defaults(tool, file)
-    whole = file | added
+    tool, signs = recognise(path, values, tool)
+    file = flat(values, tool)
+    refuse_other(path, tool, file)
     number, why = _processes(path, file, processes)
-    result = _Result(tool, lines, added)
-    together = (_BATCH, "batch_size") if tool == "axolotl" else (_BATCH,)
+    added = importers.defaults(tool, file, number)
+    whole = file | added
+    result = _Result(tool, lines(path), added)
+    accumulation = TOOLS[tool].accumulation
+    together = (accumulation, "batch_size") if tool == "axolotl" else (accumulation,)
     for key, value in file.items():
         if value is None and key in (*added, *together):
             result.add(key, "dropped", importers.empty(tool).why)
         elif key not in together:
             result.take(key, value, whole)
     for key, value in added.items():
-        if key != _BATCH:
-            result.default(key, value, whole)
+        if key != accumulation:
+            result.default(key, value, file)
     result.batch(whole, number, why)
-    result.state_rest()
+    result.state_rest(number)
     entries = sorted(result.entries, key=lambda entry: (entry.line is None, entry.line or 0))
     if "description" not in result.recipe:
-        result.recipe = {"description": f"Translated from {TOOLS[tool].title}'s {_plain(path.name)}."} | result.recipe
+        result.recipe = {"description": f"Translated from {TOOLS[tool].title}'s {plain(path.name)}."} | result.recipe
     made = Audit(path, tool, signs, number, tuple(entries), _ordered(result.recipe), result.template)
     return dataclasses.replace(made, problems=tuple(_problems(made)))
 
@@ -114,8 +119,10 @@ def write(audit: Audit, out: Path) -> list[Path]:
         The files that were written.
 
     Raises:
-        InputError: One exists already, or cannot be written.
+        InputError: One exists already, or cannot be written, or our own loader would refuse the recipe.
     """
+    if audit.problems:
+        raise InputError(*(f"{out} is not written: {problem}" for problem in audit.problems))
     if out.suffix != ".yaml" or not recipes.NAME.fullmatch(out.stem):
         raise InputError(f"{out} is not a recipe file; write one such as recipes/NAME.yaml")
     template = out.with_suffix(".jinja")
@@ -139,7 +146,7 @@ def text(audit: Audit, template: Path | None = None) -> str:
         if entry.outcome != "kept":
             for key in entry.sets:
                 said.setdefault(key, []).append(entry)
-    lines = [f"# {_plain(audit.source.name)} of {TOOLS[audit.tool].title}, translated by `sft-recipes audit`."]
+    lines = [f"# {plain(audit.source.name)} of {TOOLS[audit.tool].title}, translated by `sft-recipes audit`."]
     still_open = [entry for entry in audit.entries if entry.outcome in OPEN and not entry.sets]
     if still_open:
         lines += ["# Not said here:", *(f"#   {entry.key}: {entry.text}" for entry in still_open)]
@@ -152,7 +159,7 @@ def text(audit: Audit, template: Path | None = None) -> str:
             # A key of theirs that decides several of ours is explained once.
             if entry not in commented:
                 commented.add(entry)
-                own = entry.outcome in ("added", "missing") and entry.key in entry.sets
+                own = entry.outcome in _OURS and entry.key in entry.sets
                 lines.append(f"# {entry.outcome if own else entry.key}: {entry.text}")
         lines.append(_yaml(key, str(template) if key == "chat_template_path" and template else value))
     return "\n".join(lines) + "\n"
@@ -168,7 +175,7 @@ def render(audit: Audit) -> str:
     by = f", by {', '.join(audit.signs[:4])}{more}" if audit.signs else ""
     totals = Counter(entry.outcome for entry in audit.entries)
     sums = ", ".join(f"{totals[outcome]} {outcome}" for outcome in OUTCOMES if totals[outcome])
-    return "\n".join([f"{_plain(str(audit.source))}: {TOOLS[audit.tool].title}{by}", lines, sums, *audit.problems])
+    return "\n".join([f"{plain(str(audit.source))}: {TOOLS[audit.tool].title}{by}", lines, sums, *audit.problems])
 
 
 def facts(audit: Audit) -> dict[str, Any]:
@@ -201,7 +208,7 @@ class _Result:
 
     def add(self, key: str, outcome: str, words: str, sets: tuple[str, ...] = ()) -> None:
         line = None if outcome in ("added", "missing") else self.lines.get(key)
-        self.entries.append(Entry(_plain(key, 60), line, outcome, _plain(words), sets))
+        self.entries.append(Entry(plain(key, 60), line, outcome, plain(words), sets))
 
     def take(self, key: str, value: Any, file: Mapping[str, Any]) -> None:
         """One key that the file sets."""
@@ -248,38 +255,50 @@ class _Result:
 
     def default(self, key: str, value: Any, file: Mapping[str, Any]) -> None:
         """A default of the tool, stated, since ours is another."""
-        said = importers.translate(self.tool, key, value, file)
+        said = importers.translate(self.tool, key, value, {**file, **self.added})
+        why, assumed = importers.default_why(self.tool, key, file)
         default = f"{TOOLS[self.tool].title}'s default, which the file does not set"
-        why = "; ".join(filter(None, (said.why, importers.default_why(self.tool, key), default)))
+        why = "; ".join(filter(None, (said.why, why, default)))
         if said.values:
-            self.apply(key, value, dataclasses.replace(said, why=why), "added")
+            self.apply(key, value, dataclasses.replace(said, why=why), "assumed" if assumed else "added")
 
     def batch(self, file: Mapping[str, Any], processes: int, why: str) -> None:
         """Micro-batch x accumulation x processes is our one fact, global_batch_size."""
-        size, steps = self.recipe.get("per_device_train_batch_size"), file.get(_BATCH)
-        key, total = _BATCH, file.get("batch_size") if self.tool == "axolotl" else None
+        key = TOOLS[self.tool].accumulation
+        size, steps = self.recipe.get("per_device_train_batch_size"), file.get(key)
+        total = file.get("batch_size") if self.tool == "axolotl" else None
         if total is not None and steps is None:
             # Axolotl's batch_size is the rows of one process.
             key, steps = "batch_size", total // size if isinstance(total, int) and isinstance(size, int) else None
         elif total is not None:
-            self.add("batch_size", "dropped", f"{_shown(total)}; {_BATCH} says it")
+            self.add("batch_size", "dropped", f"{_shown(total)}; {key} says it")
         if "global_batch_size" in self.recipe:
-            return self.add(key, "dropped", f"{_shown(file.get(key))}; it follows from global_batch_size")
+            if key in file:
+                self.add(key, "dropped", f"{_shown(file[key])}; it follows from global_batch_size")
+            return None
         if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1 or not isinstance(size, int):
             words = f"{_shown(file.get(key))}; set global_batch_size, which is micro-batch x accumulation x processes"
             return self.add(key, "inexpressible", words)
-        words = f"{size} per device x {steps} accumulation x {count(processes, 'process')} ({why})"
+        who = why or "assumed, the file does not say: --gpus (GPUS=) does"
+        words = f"{size} per device x {steps} accumulation x {count(processes, 'process')} ({who})"
         said = Translation("translated", words, {"global_batch_size": size * steps * processes})
-        self.apply(key, file.get(key), said, "added" if key in self.added else None)
+        self.apply(key, file.get(key), said, ("added" if key in self.added else None) if why else "assumed")
 
-    def state_rest(self) -> None:
+    def state_rest(self, processes: int) -> None:
         """State what our loader wants and the file leaves to its tool, and say what only a person can."""
-        for rule in importers.DATA["stated"]:
-            if self.tool in rule.get("tools", TOOLS) and importers.all_hold(rule["if"], self.recipe):
-                key, value, outcome = rule["key"], rule["value"], "missing" if "missing" in rule else "added"
-                before = f"; not {self.recipe[key]}" if self.recipe.get(key) else ""
-                self.recipe[key] = value
-                self.add(key, outcome, f"{_shown(value)}{before}; {rule.get('missing') or rule['why']}", (key,))
+        for rule in tables.DATA["stated"]:
+            if self.tool not in rule.get("tools", TOOLS) or not tables.all_hold(
+                rule["if"], self.recipe | {"processes": processes}
+            ):
+                continue
+            key, outcome = rule["key"], next(name for name in ("missing", "assumed", "cannot", "why") if name in rule)
+            words = tables.sentence(rule[outcome])
+            if outcome == "cannot":
+                self.add(key, "inexpressible", f"{_shown(self.recipe[key])}; {words}", (key,))
+                continue
+            before = f"; not {_shown(self.recipe[key])}" if self.recipe.get(key) else ""
+            self.recipe[key] = value = rule["value"]
+            self.add(key, "added" if outcome == "why" else outcome, f"{_shown(value)}{before}; {words}", (key,))
 
 
 def _read(path: Path) -> dict[str, Value]:
@@ -287,24 +306,6 @@ def _read(path: Path) -> dict[str, Value]:
     if "extends" in values:
         raise InputError(f"{path} is a recipe already; `sft-recipes show {path}` checks it")
     return values
-
-
-def _recognise(path: Path, values: Mapping[str, Value], tool: str | None) -> tuple[str, tuple[str, ...]]:
-    if tool is not None:
-        if tool not in TOOLS:
-            hint = did_you_mean(tool, TOOLS)
-            raise InputError(f"no tool {_plain(tool, 40)}; there are {', '.join(TOOLS)}{hint}")
-        return tool, ()
-    found = {name: tuple(key for key in values if key in of_tool.signs) for name, of_tool in TOOLS.items()}
-    most = max(map(len, found.values()))
-    likely = [name for name, signs in found.items() if len(signs) == most]
-    if most and len(likely) == 1:
-        return likely[0], found[likely[0]]
-    if most:
-        raise InputError(f"{path}: keys of {' and of '.join(likely)}; say which with --tool")
-    if any(key in schema.upstream() or key in schema.RENAMED for key in values):
-        return "trl", ()
-    raise InputError(f"{path}: no key of {', '.join(TOOLS)}; say which tool reads it with --tool")
 
 
 def _processes(path: Path, file: Mapping[str, Any], given: int | None) -> tuple[int, str]:
@@ -315,17 +316,17 @@ def _processes(path: Path, file: Mapping[str, Any], given: int | None) -> tuple[
     said: list[tuple[Any, str]] = [(file.get(key), key) for key in PROCESSES]
     if isinstance(config, str):
         own = "" if config == "single_gpu" else "TRL's "
-        said.append((importers.DATA["accelerate_configs"].get(config), f"{own}accelerate_config {config}"))
+        said.append((tables.DATA["accelerate_configs"].get(config), f"{own}accelerate_config {config}"))
         beside = path.parent / config
         if beside.suffix in (".yaml", ".yml") and beside.is_file() and (number := _read(beside).get("num_processes")):
-            said.append((number.value, _plain(config, 60)))
+            said.append((number.value, plain(config, 60)))
     numbers = ((number, who) for number, who in said if isinstance(number, int) and number is not True and number > 0)
-    return next(numbers, (1, "assumed, the file does not say"))
+    return next(numbers, (1, ""))
 
 
 def _repaired(key: str, value: Any) -> tuple[Any, str]:
     """A value in the type that its key has today, if it says the same: text for a list, `4.0` for 4, `"2e-4"`."""
-    if isinstance(value, str) and value in (names := importers.DATA["values"].get(key, {})):
+    if isinstance(value, str) and value in (names := tables.DATA["values"].get(key, {})):
         return names[value][0], names[value][1]
     types = (schema.known().get(key) or {"types": []})["types"]
     if isinstance(value, str) and "str" not in types:
@@ -352,7 +353,7 @@ def _problems(audit: Audit) -> list[str]:
         try:
             recipe = recipes.load(path)
             if recipe["accelerate_config"] and topology.CONFIGS.is_dir():
-                topology.resolve(recipe, topology.read(recipe["accelerate_config"], "the recipe"))
+                topology.resolve(recipe, topology.read(recipe["accelerate_config"], "the recipe", audit.processes))
         except InputError as error:
             return [problem.replace(f"{path}", "recipe") for problem in error.problems]
     return []
@@ -385,10 +386,4 @@ def _yaml(key: str, value: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    return _plain(schema.as_yaml(value), 80)
-
-
-def _plain(words: str, longest: int = 1000) -> str:
-    """One printable line without secrets."""
-    line = "".join(char if char.isprintable() else " " for char in secrets.masked(words))
-    return line if len(line) <= longest else f"{line[: longest - 3]}..."
+    return plain(schema.as_yaml(value), 80)

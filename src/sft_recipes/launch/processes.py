@@ -38,10 +38,11 @@ class Processes:
         self.asked = 0
         """How often somebody has asked for a stop: once it saves, and once more it ends at once."""
         self._process: subprocess.Popen | None = None
+        self._killed = False
         self._ended = threading.Event()
 
     def work(self) -> int:
-        """Start them and wait for the last one to end; gives the exit code of accelerate.
+        """Start them and wait for the last one to end; gives the exit code of the process that was started.
 
         Raises:
             OSError: They cannot be started.
@@ -67,7 +68,10 @@ class Processes:
                 self._ended.set()
                 watch.join()
                 self.run.stop.unlink(missing_ok=True)
-        return process.returncode
+        if self._killed:
+            return process.returncode
+        one = self.run.facts()["topology"]["backend"] == "single"
+        return self.run.killed(process.returncode, "the training process" if one else "accelerate")
 
     def _ask(self, number: int, frame: object) -> None:
         # A terminal that closes hangs up more than once.
@@ -97,6 +101,7 @@ class Processes:
 
     def _kill(self) -> None:
         """End all at once. torchrun puts its workers into sessions of their own, where no signal to a group comes."""
+        self._killed = True
         with contextlib.suppress(psutil.NoSuchProcess):
             launcher = psutil.Process(self._process.pid) if self._process else None
             for each in [launcher, *launcher.children(recursive=True)] if launcher else ():
@@ -146,7 +151,7 @@ def output_streams() -> dict[str, Any]:
 
 
 def command(run: Run) -> list[str]:
-    """The `accelerate launch` of a run that is held, as an argument list."""
+    """The `accelerate launch` of a run that is held, as an argument list; where one process trains, it is that one."""
     launcher = [sys.executable, "-m", "sft_recipes.train.accelerate_launch", "--config_file", str(run.accelerate)]
     if run.facts()["topology"]["backend"] != "single":
         # A free port, so that two runs on the GPUs of one machine do not meet.
@@ -162,4 +167,7 @@ def environment(run: Run) -> dict[str, str]:
     if chosen.computes_on_cpu:
         # Each process takes its share of the cores; torchrun's own default is one.
         variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // chosen.processes)))
+    elif chosen.backend == "single":
+        # As accelerate has it, but before torch is there to read it.
+        variables.setdefault("OMP_NUM_THREADS", "1")
     return variables

@@ -17,7 +17,7 @@ from sft_recipes.recipes.topology import Topology
 from sft_recipes.terminal import count
 
 # Tokens in a micro-batch after which more of them save little: the fixed cost of one is then 4 % of its time on an
-# A100 (speed.FIXED against 0.25 ms a token, fms-acceleration's CSVs).
+# A100 (docs/speed.md: 0.17 s with 4-bit weights, against 0.25 ms a token).
 ENOUGH = 16384
 GIB = 2**30
 

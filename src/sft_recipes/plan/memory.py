@@ -23,9 +23,9 @@ HEADROOM = 0.85
 ALLOCATOR = 1.12
 CONTEXT = 0.6e9
 
-# The most that a process took on a CPU, where what torch allocates and what it holds are not told apart: libraries, and
-# so many times the tensors that are counted. Measured with Qwen3-like models of 12 and 117 million parameters, 4-bit
-# and not: 0.18 to 1.73 GiB of tensors in processes of 1.84 to 4.20 GiB; the demo's, of 0.4 million, took 0.85.
+# The most that a process took on a CPU: its libraries, and so many times the tensors that are counted. Measured with
+# Qwen3-like models of 12 and 117 million parameters, 4-bit and not, on 2 cores: 0.18 to 1.73 GiB of tensors in
+# processes of 1.84 to 4.20 GiB; that of the demo's 0.8 million took 0.85.
 CPU_PROCESS, CPU_TENSORS = 1.6 * 2**30, 1.8
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -251,7 +251,7 @@ def four_bit_bytes(elements: int, *, double_quant: bool) -> float:
     """Of a matrix in bitsandbytes' 4-bit form, with block constants.
 
     Two codes a byte and a float32 constant for each block of 64; with double quantisation a byte for each constant
-    and a float32 for each 256 of these, and their mean (arXiv 2305.14314, section 3). Each matrix also has the table
+    and a float32 for each 256 of these, and their mean (arXiv 2305.14314v1, section 3). Each matrix also has the table
     of 16 values, and with double quantisation one of 256 (bitsandbytes/functional.py, 0.50: `QuantState`).
     """
     blocks = math.ceil(elements / 64)
@@ -263,7 +263,7 @@ def base_weights(model: Model, setup: Setup) -> tuple[float, float]:
     """Of the frozen base on one GPU, quantised and not; sharded by ZeRO-3 and FSDP2, gone where they are offloaded.
 
     bitsandbytes quantises `nn.Linear` but for the head; experts held as one tensor stay as they are. LLM.int8 holds a
-    byte for each weight and a float32 for each row (arXiv 2208.07339). A checkpoint that is stored quantised has the
+    byte for each weight and a float32 for each row (arXiv 2208.07339v2). A checkpoint that is stored quantised has the
     bits that its config says.
     """
     share = 0.0 if setup.offload_parameters else 1 / setup.processes if shards_weights(setup) else 1.0
@@ -292,7 +292,7 @@ def trained_weights(setup: Setup, trained: int) -> tuple[float, float, float, fl
     """Of `trained` parameters on one GPU: weights, gradients, optimizer state, and temporaries of a step.
 
     DeepSpeed trains 16-bit copies of float32 master weights, and shards state from stage 1, gradients from stage 2
-    and weights in stage 3 (arXiv 1910.02054, section 5; `estimate_zero2_model_states_mem_needs` in
+    and weights in stage 3 (arXiv 1910.02054v3, section 5; `estimate_zero2_model_states_mem_needs` in
     deepspeed/runtime/zero/stage_1_and_2.py). FSDP2 shards all of them, in float32 under mixed precision
     (accelerate/utils/fsdp_utils.py: `fsdp2_prepare_model`). `foreach` updates, which adamw_torch chooses on a GPU,
     hold one more tensor for each weight during the step (torch.optim.AdamW's documentation: about sizeof(params)).
@@ -324,7 +324,7 @@ _STATELESS = ("sgd", "lomo", "adalomo", "adafactor", "galore_adafactor", "galore
 def state_bytes(optimizer: str, size: int) -> float:
     """Bytes of optimizer state for a trained weight of `size` bytes.
 
-    bitsandbytes' 8-bit forms keep a byte, and a float32 for each 256 (arXiv 2110.02861). Paged state may leave the
+    bitsandbytes' 8-bit forms keep a byte, and a float32 for each 256 (arXiv 2110.02861v2). Paged state may leave the
     GPU; it is counted as if it never did.
     """
     tensors = 0 if optimizer in _STATELESS else next((n for part, n in _STATE.items() if part in optimizer), 2)

@@ -5,9 +5,12 @@ a finished run of the same kind replaces it.
 """
 
 import dataclasses
+import json
 import os
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from sft_recipes.errors import InputError
 from sft_recipes.models.base_model import Model
@@ -17,26 +20,12 @@ from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Gpu, Topology
 from sft_recipes.runs.run import RUNS, Run
+from sft_recipes.terminal import count
 
-# Share of the peak that is reached, recomputation counted as work, as (lowest, highest) published.
-EFFICIENCY = {
-    "a100": (0.50, 0.65, "A100, 7-8B LoRA and QLoRA in fms-acceleration's a100_80gb.csv and a100_80gb_liger.csv"),
-    "h100": (0.34, 0.43, "H100, 7-8B LoRA in NeMo's performance summary and 70B QLoRA in fsdp_qlora's benchmarks"),
-}
-EFFICIENCY["h200"] = (*EFFICIENCY["h100"][:2], f"{EFFICIENCY['h100'][2]}; an H200 has the same peak")
-OTHER = (
-    0.25,
-    0.56,
-    "an L40S in PEFT's MetaMathQA comparison and an RTX 4090 in torchtune's README; none for this GPU",
-)
-# Seconds that a micro-batch of a model with 32 layers costs however few its tokens: launches, dequantisation, waiting.
-# Fitted to the rows of fms-acceleration's CSVs (A100, 7-8B), by (4-bit, sharded weights).
-FIXED = {
-    (False, False): (0.06, 0.09),
-    (True, False): (0.11, 0.17),
-    (False, True): (0.20, 0.27),
-    (True, True): (0.25, 0.30),
-}
+RUN = "only a finished run tells, whose speed the next plan of this kind reads from runs/"
+# Of what others have published: seconds that a micro-batch costs however few its tokens, by `size`, and the share of
+# its peak that each card reaches beside that. Written and held out by scripts/validate_speed.py; docs/speed.md.
+PUBLISHED = json.loads(resources.files("sft_recipes.plan").joinpath("speeds.json").read_text(encoding="utf-8"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +49,7 @@ def flops_per_token(model: Model, setup: Setup) -> float:
     """Floating-point operations for one token of a training step, recomputation included.
 
     Forward 2N and backward to the activations 2N, for N parameters in matrix products; with checkpointing 2N again;
-    2N more when all weights are trained (arXiv 2001.08361, section 2.1, and 2205.05198, section 5). The fused head
+    2N more when all weights are trained (arXiv 2001.08361v1, section 2.1, and 2205.05198v1, section 5). The fused head
     recomputes its logits and sees supervised tokens only. Attention is 2 x 2 x length x queries for each layer, half
     of it where a kernel skips what the causal mask hides, once forward, twice backward.
     """
@@ -87,17 +76,35 @@ def active_experts(model: Model, shape: Shape) -> float:
 
 
 def per_micro_batch(model: Model, setup: Setup, spec: Spec) -> tuple[float, float]:
-    """Lowest and highest seconds for one micro-batch of `setup.tokens`: a fixed cost, and operations at a rate."""
-    low, high, _ = efficiency(spec)
-    fixed = FIXED[setup.four_bit or setup.eight_bit, shards_weights(setup)]
-    layers = Shape.of(model).layers / 32
+    """Lowest and highest seconds for one micro-batch of `setup.tokens`: a fixed part, and operations at a rate.
+
+    Only for what `efficiency` knows.
+    """
+    found = efficiency(spec, setup)
+    if found is None or spec.bf16_tflops is None:
+        raise ValueError(f"no published speed of {spec.name}")
+    bits = "4 bit" if setup.four_bit or setup.eight_bit else "16 bit"
+    fixed = PUBLISHED["fixed_seconds"][_weights(setup)][bits] * size(model, setup)
     ideal = setup.tokens * flops_per_token(model, setup) / (spec.bf16_tflops * 1e12)
-    return fixed[0] * layers + ideal / high, fixed[1] * layers + ideal / low
+    return fixed + ideal / found["high"], fixed + ideal / found["low"]
 
 
-def efficiency(spec: Spec) -> tuple[float, float, str]:
-    """Lowest and highest share of a GPU's peak that was published, and by whom."""
-    return EFFICIENCY.get(spec.name.split("-")[0], OTHER)
+def size(model: Model, setup: Setup) -> float:
+    """What the fixed part of a micro-batch grows with: layers, of 32; of sharded weights parameters, of 8e9.
+
+    Whole weights cost launches, each layer as many; sharded ones have to be gathered.
+    """
+    return model.elements() / 8e9 if shards_weights(setup) else Shape.of(model).layers / 32
+
+
+def efficiency(spec: Spec, setup: Setup) -> dict[str, Any] | None:
+    """The share of a GPU's peak that was published: `low`, `high`, `rows`, `publications`; None if nothing was."""
+    found: dict[str, Any] | None = PUBLISHED["efficiency"].get(spec.speed_of or spec.name, {}).get(_weights(setup))
+    return found
+
+
+def _weights(setup: Setup) -> str:
+    return "sharded" if shards_weights(setup) else "whole"
 
 
 def speed(
@@ -119,17 +126,26 @@ def speed(
         seconds = tokens_per_step / run.tokens_per_second
         return Speed((seconds, seconds), f"measured: {run.tokens_per_second:,.0f} tokens/s in runs/{run.run}")
     if on_cpu:
-        return Speed(None, "on a CPU only a finished run tells; the next plan of this kind reads its speed from runs/")
+        return Speed(None, f"on a CPU {RUN}")
     if model is None:
         return Speed(None, "it follows from the model's size, and the model's config is not here")
     if spec is None:
         return Speed(None, f"there are no figures for this GPU, but for {', '.join(known())}")
+    if Shape.of(model).experts:
+        return Speed(
+            None, f"not known: the published speeds of mixtures of experts are of an older way to compute them; {RUN}"
+        )
+    found = efficiency(spec, setup)
+    if found is None:
+        return Speed(
+            None, f"not known: nobody's speed of {spec.name} with {_weights(setup)} weights is on record; {RUN}"
+        )
     low, high = per_micro_batch(model, setup, spec)
-    least, most, source = efficiency(spec)
     return Speed(
         (accumulation * low, accumulation * high),
-        f"documented: {least:.0%} to {most:.0%} of {spec.bf16_tflops:,.0f} TFLOP/s ({source}), and a micro-batch's "
-        "fixed cost fitted to fms-acceleration's A100 runs; not measured here",
+        f"published: {found['low']:.0%} to {found['high']:.0%} of {spec.bf16_tflops:,.0f} TFLOP/s in "
+        f"{count(found['rows'], 'row')} of {' and '.join(found['publications'])}, and a micro-batch's fixed part "
+        "(docs/speed.md); not measured here",
     )
 
 

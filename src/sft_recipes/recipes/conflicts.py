@@ -119,13 +119,21 @@ def of_topology(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
             f"set {precision}: true in the recipe, or mixed_precision: 'no' in the accelerate config",
         )
     if fsdp and (recipe["load_in_4bit"] or recipe["load_in_8bit"]):
+        bits = "load_in_4bit" if recipe["load_in_4bit"] else "load_in_8bit"
+        stored = [f"{key}=bfloat16" for key in ("bnb_4bit_quant_storage", "dtype") if recipe[key] != "bfloat16"]
+        sharded = "ACCEL=zero3" + (f' SET="{" ".join(stored)}"' if stored else "")
+        ways = [
+            "ACCEL=ddp",
+            *([sharded] if bits == "load_in_4bit" else []),
+            f"train without quantisation: SET={bits}=false",
+        ]
         yield wrong(
             "FSDP2 cannot train a quantised base: uint8 weights stay whole on every GPU and float storage gives wrong "
             "forward passes (bitsandbytes#1945, accelerate#3874)",
-            "choose ACCEL=ddp, or ACCEL=zero3, or train without quantisation: SET=load_in_4bit=false",
+            f"choose {', or '.join(ways)}",
         )
     if zero3 and recipe["load_in_8bit"]:
-        yield wrong("ZeRO-3 cannot partition 8-bit weights", "choose ACCEL=ddp or load_in_4bit: true")
+        yield wrong("ZeRO-3 cannot partition 8-bit weights", "choose ACCEL=ddp")
     if zero3 and recipe["load_in_4bit"]:
         if storage != "bfloat16":
             yield wrong(

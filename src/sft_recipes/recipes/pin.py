@@ -1,4 +1,4 @@
-"""Write the Hub's current commit of a recipe's base model into the file that names the model."""
+"""Write the Hub's current commit of a recipe's base model into the recipe, or into the model's file."""
 
 import re
 from collections.abc import Sequence
@@ -12,14 +12,20 @@ from sft_recipes.recipes import recipe as recipes
 def pin(name: str, overrides: Sequence[str] = ()) -> tuple[Path, str]:
     """Ask the Hub and write `model_revision`; returns the file that changed and the commit.
 
+    The file is the recipe's own, whatever it extends, or with an override `model` that model's.
+
     Raises:
-        InputError: The model is a local directory, or the Hub does not answer for it. Nothing is written then.
+        InputError: The model is a local directory, the file ships with the program, or the Hub does not answer.
+            Nothing is written then.
     """
     recipe = recipes.load(name, overrides)
     model = recipe.values["model_name_or_path"]
-    path = Path(model.origin.rpartition(":")[0])
+    of_model = "model" in recipes.parse_overrides(overrides)
+    path = Path(model.origin.rpartition(":")[0]) if of_model else recipes.file_of(name)
     if Path(model.value).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", model.value):
         raise InputError(f"{model.origin}: {model.value} is not a Hub id, so it has no revision to pin")
+    if not path.is_file():
+        raise InputError(f"{path} ships with the program; pin one of your own: sft-recipes new NAME --from {name}")
 
     from huggingface_hub import HfApi
 
@@ -34,8 +40,17 @@ def pin(name: str, overrides: Sequence[str] = ()) -> tuple[Path, str]:
         raise InputError(f"the Hub gave no commit for {model.value}; {path} is unchanged")
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     own = recipes.read(path)
-    anchor = own.get("model_revision", own["model_name_or_path"])
-    index = int(anchor.origin.rpartition(":")[2]) - 1
-    lines[index : index + 1] = [*([] if "model_revision" in own else [lines[index]]), f"model_revision: {commit}\n"]
+    line = f"model_revision: {commit}\n"
+    if "model_revision" in own:
+        lines[_index(own["model_revision"])] = line
+    else:
+        # Below the model where this file names it, and at the end where that is the base's.
+        after = _index(own["model_name_or_path"]) + 1 if "model_name_or_path" in own else len(lines)
+        lines[after - 1] = lines[after - 1].rstrip("\n") + "\n"
+        lines.insert(after, line)
     write_whole(path, "".join(lines))
     return path, commit
+
+
+def _index(item: recipes.Value) -> int:
+    return int(item.origin.rpartition(":")[2]) - 1

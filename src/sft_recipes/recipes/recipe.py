@@ -17,9 +17,12 @@ import yaml
 from sft_recipes.errors import InputError, nearest, shown
 from sft_recipes.files import open_regular
 from sft_recipes.recipes import conflicts, schema, secrets
+from sft_recipes.recipes.shipped import located, shipped_names
 
 RECIPES = Path("recipes")
 MODELS = Path("models")
+# The keys that name a file which may ship with the program: the demo's rows, a model's chat template.
+FILES = ("train_file", "validation_file", "test_file", "chat_template_path")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 LETTERS = "letters, digits, '_', '-' and '.' only"
 # A recipe is read by people; what is larger than this is something else.
@@ -128,8 +131,8 @@ _Loader.add_implicit_resolver(
 
 
 def names(directory: Path = RECIPES) -> list[str]:
-    """The files of a directory by name, `default` first."""
-    found = sorted(path.stem for path in directory.glob("*.yaml"))
+    """The files of a directory by name, `default` first; a project's directory has those that ship too."""
+    found = {path.stem for path in directory.glob("*.yaml")} | shipped_names(directory)
     return sorted(found, key=lambda name: (name != "default", name))
 
 
@@ -143,13 +146,13 @@ def find(kind: str, name: Any, directory: Path, origin: str = "") -> Path:
     if not isinstance(name, str) or not NAME.fullmatch(name):
         raise InputError(f"{where}invalid {kind} name {name!r}: {LETTERS}; there are {', '.join(have)}")
     path = directory / f"{name}.yaml"
-    if path.is_file():
+    if located(path).is_file():
         # What is wrong with a recipe is quoted, and a link may lead to what is nobody's recipe.
-        if path.resolve().parent != directory.resolve():
+        if path.is_file() and path.resolve().parent != directory.resolve():
             raise InputError(f"{where}{path} is a link that leads out of {directory}/; copy the file there")
         return path
     if not have:
-        raise InputError(f"{where}no {kind}s in {directory.absolute()}; run from the project's root")
+        raise InputError(f"{where}no {kind}s in {directory.absolute()}")
     raise InputError(f"{where}no {kind} {name!r} in {directory}/{nearest(name, have)}; there are {', '.join(have)}")
 
 
@@ -160,7 +163,7 @@ def read(path: Path) -> dict[str, Value]:
         InputError: The file cannot be read as a flat mapping, or names a key twice.
     """
     try:
-        with open_regular(path) as file:
+        with open_regular(located(path)) as file:
             if (size := os.fstat(file.fileno()).st_size) > LARGEST:
                 raise InputError(f"{path}: {size} bytes are too many for a recipe; at most {LARGEST}")
             loader = _Loader(file.read().decode("utf-8"))
@@ -284,6 +287,16 @@ def read_model(name: Any) -> dict[str, Value]:
     return values
 
 
+def file_of(recipe: str | Path, directory: Path = RECIPES) -> Path:
+    """The file of a recipe by its name, or by its path.
+
+    Raises:
+        InputError: There is no recipe of that name.
+    """
+    as_path = isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml", ".json"))
+    return Path(recipe) if as_path else find("recipe", str(recipe), directory)
+
+
 def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPES) -> Recipe:
     """Read a recipe by its name (or a file by its path), over its base, under the overrides, and check every key.
 
@@ -293,15 +306,14 @@ def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPE
         InputError: With all problems of the recipe, its base, the model and the overrides at once.
     """
     given = parse_overrides(overrides)
-    as_path = isinstance(recipe, Path) or recipe.endswith((".yaml", ".yml", ".json"))
-    path = Path(recipe) if as_path else find("recipe", str(recipe), directory)
+    path = file_of(recipe, directory)
     own = read(path)
     base = own.get("extends")
     values: dict[str, Value] = {}
     problems = []
     if base is not None and base.value is not None:
         try:
-            parent = find("recipe", base.value, path.parent, base.origin)
+            parent = find_base(base.value, path.parent, base.origin)
             if parent == path:
                 raise InputError(f"{base.origin}: a recipe cannot extend itself")
             values = read(parent)
@@ -322,6 +334,7 @@ def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPE
         except InputError as error:
             problems += error.problems
     values = {key: item for key, item in {**values, **given}.items() if key != "extends"}
+    values |= _shipped_files(values)
     if extended:
         # What the base says is shown beside what the recipe says instead.
         inherited = {key: item for key, item in extended.values.items() if values.get(key) != item}
@@ -334,6 +347,22 @@ def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPE
     if problems:
         raise InputError(*problems)
     return loaded
+
+
+def _shipped_files(values: Mapping[str, Value]) -> dict[str, Value]:
+    """The files that a recipe names where the program's own copies are the only ones, with where those are."""
+    named = {key: values[key] for key in FILES if key in values and isinstance(values[key].value, str)}
+    found = {key: located(item.value) for key, item in named.items()}
+    return {
+        key: dataclasses.replace(named[key], value=str(path))
+        for key, path in found.items()
+        if path != Path(named[key].value)
+    }
+
+
+def find_base(name: Any, beside: Path, origin: str = "") -> Path:
+    """The file of the recipe that another one extends: beside it, else where a recipe of that name is found."""
+    return find("recipe", name, RECIPES if name in names() and name not in names(beside) else beside, origin)
 
 
 def refused(values: Mapping[str, Value], *, resolved: bool = False) -> list[str]:
@@ -356,32 +385,6 @@ def _facts(model: Mapping[str, Value], recipe: Mapping[str, Value]) -> dict[str,
     # A model names its layers where a recipe's names are not among them; all-linear is every model's.
     kept = {"description", *(["lora_target_modules"] if targets and targets.value == ["all-linear"] else [])}
     return {key: item for key, item in model.items() if key not in kept}
-
-
-def write_new(name: str, base: str, directory: Path = RECIPES) -> Path:
-    """Write a recipe that extends another, for its author to change; one that is itself a variant lends its lines.
-
-    Raises:
-        InputError: The name is no name or taken, or there is no such base.
-    """
-    if not NAME.fullmatch(name):
-        raise InputError(f"NAME: invalid recipe name {name!r}: {LETTERS}")
-    path = directory / f"{name}.yaml"
-    if path.exists() or path.is_symlink():
-        raise InputError(f"{path} exists and is never overwritten; choose another NAME=")
-    load(base, directory=directory)
-    lines = find("recipe", base, directory).read_text(encoding="utf-8").splitlines()
-    # Two files tell the whole story, so a variant of a variant holds the lines of both.
-    variant = (
-        [line for line in lines if not line.startswith("description:")]
-        if "extends" in read(find("recipe", base, directory))
-        else []
-    )
-    yours = "# The change, with its reason above it; sft-recipes why KEY says what is known about a value."
-    text = "\n".join([*(variant or [f"extends: {base}"]), f"description: What {name} tries, in one line.", yours, ""])
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
-    return path
 
 
 class Dumper(yaml.SafeDumper):

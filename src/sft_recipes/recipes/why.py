@@ -5,6 +5,7 @@
 
 import functools
 import json
+import re
 import string
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,12 +16,16 @@ from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, topology
 from sft_recipes.recipes.recipe import RECIPES, Recipe
 from sft_recipes.recipes.schema import as_yaml
+from sft_recipes.recipes.shipped import located
 from sft_recipes.terminal import count
 
 SCHEMA = 1
 EVIDENCE = Path(__file__).parent / "evidence"
-# What committed figures are read from: measurements, and the last run of the demo.
+# The commit and date at which each repository that is cited was read, and what scripts/count_recipes.py counted there.
+REPOSITORIES = Path(__file__).parent / "repositories.json"
+# What committed figures are read from: measurements, counts, and the last run of the demo.
 ROOT = Path(__file__).parents[3]
+SOURCE = Path(__file__).parents[2]
 PAGE = "docs/hyperparameters.md"
 # The headings of a recipe, and of what a recipe says beside them.
 GROUPS = (
@@ -76,6 +81,17 @@ def sources(statement: dict[str, Any]) -> list[str]:
     return source if isinstance(source, list) else [source]
 
 
+def cited(text: str) -> str:
+    """A text with every address of a repository led to the commit that was read, and its date."""
+    known = _json(REPOSITORIES)["repositories"]
+
+    def at(address: re.Match[str]) -> str:
+        facts = known.get(address[1])
+        return f"{address[0]}/tree/{facts['commit'][:10]} ({facts['date']})" if facts else address[0]
+
+    return re.sub(r"https://github\.com/([\w.-]+/[\w.-]*\w)(?![\w/#-]|\.\w)", at, text)
+
+
 class _Figures(string.Formatter):
     """Python's formats, with a space before a percent sign, and `MB` for bytes: 1e6 of them."""
 
@@ -87,7 +103,8 @@ class _Figures(string.Formatter):
 
 def _figure(file: str, *place: str | int) -> Any:
     """A committed figure, by keys and indices; in a list, a text names the item of that name."""
-    found = _json(ROOT / file)
+    # Files of the package are where it is installed; others only in its repository.
+    found = _json(SOURCE / file.removeprefix("src/") if file.startswith("src/") else ROOT / file)
     for step in place:
         if isinstance(found, list) and isinstance(step, str):
             (found,) = [item for item in found if item["name"] == step]
@@ -159,13 +176,15 @@ def _written(key: str, recipe: Recipe, directory: Path) -> dict[str, Any]:
 def comment(origin: str) -> str | None:
     """The comment above a key where it is written: the reason that the recipe gives."""
     path, _, line = origin.rpartition(":")
-    if not line.isdigit() or not Path(path).is_file():
+    written = located(path)
+    if not line.isdigit() or not written.is_file():
         return None
-    above = Path(path).read_text(encoding="utf-8").splitlines()[: int(line) - 1]
+    above = written.read_text(encoding="utf-8").splitlines()[: int(line) - 1]
     found: list[str] = []
     while above and above[-1].startswith("#"):
         found.insert(0, above.pop().lstrip("# "))
-    if found and found[0] in GROUPS:
+    # A heading of the file, and what is there for editors.
+    if found and (found[0] in GROUPS or found[0].startswith("yaml-language-server:")):
         del found[0]
     return " ".join(found) or None
 
@@ -219,7 +238,7 @@ def render(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         value = f" {as_yaml(each['value'])}" if facts["recipe"] else ""
         yield "with", f"{each['key']}{value}: {each['how']}"
     for each in facts.get("evidence", []):
-        place = ", ".join([*sources(each), *([each["where"]] if "where" in each else [])])
+        place = ", ".join([*map(cited, sources(each)), *([each["where"]] if "where" in each else [])])
         yield "evidence", f"{each['says']}\n{place} ({each['mark']})"
     if seed := facts.get("seed"):
         for label, name in (("seed", "says"), ("but", "but")):

@@ -20,7 +20,7 @@ def tested(entries: Sequence[Entry], *, first_only: bool = False) -> list[Facts]
     p follows from the difference's standard error (`_differences`) by Student's t: counted resamples cannot give the
     small ones that a correction over many pairs needs. It is never smaller than an exact sign test could make it by
     the rows that the two do not get equally right. McNemar's test, of right against wrong, is exact, corrected alike,
-    and made where both are single runs.
+    and made where both are single runs. Of fewer than `MINIMUM_ROWS` rows there are differences, and no tests.
 
     Args:
         entries: all on the same rows.
@@ -34,10 +34,13 @@ def tested(entries: Sequence[Entry], *, first_only: bool = False) -> list[Facts]
     level = np.array([np.mean(each, axis=0) for each in levels])
     unequal = np.concatenate([(level[i] != level[i + 1 :]).sum(axis=1) for i in range(len(entries) - 1)])
     with np.errstate(divide="ignore", invalid="ignore"):
-        p = np.where(difference == 0, 1.0, 2 * stats.t.sf(np.abs(difference) / error, freedom))
+        # Without an error every resample has the same difference, and the sign test below is what is left.
+        p = np.where(error > 0, 2 * stats.t.sf(np.abs(difference) / error, freedom), 0.0)
+        p = np.where(difference == 0, 1.0, p)
         half = stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error
     p = np.minimum(1.0, np.maximum(p, 2 * 0.5**unequal))
     corrected = statistics.holm(p.tolist())
+    enough = level.shape[1] >= MINIMUM_ROWS
     pairs = []
     for k in range(len(entries) - 1 if first_only else len(first)):
         a, b = entries[first[k]], entries[second[k]]
@@ -49,12 +52,12 @@ def tested(entries: Sequence[Entry], *, first_only: bool = False) -> list[Facts]
             "a": a.name,
             "b": b.name,
             "difference": statistics.estimate(difference[k], bounds),
-            "p": float(p[k]),
-            "p_holm": corrected[k],
-            "outcome": outcome if level.shape[1] >= MINIMUM_ROWS else "none",
+            "p": float(p[k]) if enough else None,
+            "p_holm": corrected[k] if enough else None,
+            "outcome": outcome if enough else "none",
             "unequal_rows": int(unequal[k]),
             "includes": ["rows", "seeds"] if len(a.runs) + len(b.runs) > 2 else ["rows"],
-            "mcnemar": None if first_only else _mcnemar(a, b),
+            "mcnemar": _mcnemar(a, b) if enough and not first_only else None,
         }
         pairs.append(pair | {"text": _in_words(pair, METRICS[a.runs[0].primary], len(first))})
     tests = [pair["mcnemar"] for pair in pairs if pair["mcnemar"]]
@@ -71,7 +74,7 @@ def _differences(
     The error's square is the variance of the paired bootstrap over rows and, where one of the two has several seeds,
     that of means over seeds, whose spread is pooled as in a two-sample t test; degrees of freedom after Satterthwaite
     (1946, doi:10.2307/3002019). Rows alone would call the luck of a seed a difference of recipes (Bouthillier et al.
-    2021, arXiv 2103.03098). What rows and seeds do together is in both terms, which errs towards no difference.
+    2021, arXiv 2103.03098v1). What rows and seeds do together is in both terms, which errs towards no difference.
     """
     runs = [run for entry in entries for run in entry.runs]
     cells, primary = statistic(runs)

@@ -7,7 +7,7 @@ from typing import Any
 
 from sft_recipes.evaluate.terms import METRICS, NAMES
 from sft_recipes.report import charts
-from sft_recipes.report.table import Cell, Estimate, Table
+from sft_recipes.report.table import Cell, Estimate, Table, p_values
 
 Facts = dict[str, Any]
 Lines = Sequence[tuple[str, Mapping[str, Facts]]]
@@ -132,10 +132,11 @@ def _tests(metrics: Facts) -> Table:
     rows: list[list[Cell]] = []
     for name, each in metrics["paired"].items():
         mcnemar = each["mcnemar"]
-        only = [mcnemar["only_tuned"], mcnemar["only_other"], f"{mcnemar['p']:.2g}"]
+        only = [mcnemar["only_tuned"], mcnemar["only_other"], *p_values(mcnemar, "p")]
         difference = Estimate.of(each["difference"], "+")
-        rows.append([NAMES.get(name, name), difference, f"{each['p']:.2g}", OUTCOMES[each["outcome"]], *only])
-    header = ["tuned model against", METRICS[metrics["primary"]], "p", "tuned is"]
+        chance = [*p_values(each, "p", "p_holm"), OUTCOMES[each["outcome"]]]
+        rows.append([NAMES.get(name, name), difference, *chance, *only])
+    header = ["tuned model against", METRICS[metrics["primary"]], "p", "p, Holm", "tuned is"]
     header += ["only tuned right", "only other right", "McNemar p"]
     return Table("Paired bootstrap of the difference, and McNemar's exact test", header, rows)
 

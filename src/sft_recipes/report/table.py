@@ -85,6 +85,11 @@ def p_value(p: float) -> str:
     return f"p {p:.3f}" if p >= 0.001 else "p < 0.001"
 
 
+def p_values(test: Mapping[str, Any], *keys: str) -> list[Cell]:
+    """The p-values of a test as cells, empty where nothing was tested."""
+    return [None if test.get(key) is None else f"{test[key]:.2g}" for key in keys]
+
+
 def lines(table: Table) -> list[str]:
     """The table for a terminal, each cell on one line and without control characters."""
     rows = [[one_line(shown(cell)) for cell in row] for row in [table.header, *table.rows]]

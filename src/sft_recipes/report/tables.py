@@ -6,7 +6,7 @@ from typing import Any
 from sft_recipes.evaluate.terms import COLUMNS, NAMES
 from sft_recipes.report import page, table
 from sft_recipes.report.quality import OUTCOMES
-from sft_recipes.report.table import Cell, Code, Estimate, Table, p_value
+from sft_recipes.report.table import Cell, Code, Estimate, Table, p_value, p_values
 from sft_recipes.terminal import count, duration
 
 Facts = dict[str, Any]
@@ -108,9 +108,9 @@ def _tests(facts: Facts) -> Table:
     rows: list[list[Cell]] = []
     for pair in facts["pairs"]:
         test = pair["mcnemar"]
-        only = [f"{test['only_a']:,} and {test['only_b']:,}", f"{test['p_holm']:.2g}"] if test else [None, None]
+        only = [f"{test['only_a']:,} and {test['only_b']:,}", *p_values(test, "p_holm")] if test else [None, None]
         difference = Estimate.of(pair["difference"], "+")
-        chance = [f"{pair['p']:.2g}", f"{pair['p_holm']:.2g}", OUTCOMES[pair["outcome"]]]
+        chance = [*p_values(pair, "p", "p_holm"), OUTCOMES[pair["outcome"]]]
         rows.append([f"{pair['a']} against {pair['b']}", difference, *chance, *only, " and ".join(pair["includes"])])
     header = ["", COLUMNS[facts["primary"]], "p", "p, Holm", "the first is"]
     header += ["only one right", "McNemar p, Holm", "over"]
@@ -129,7 +129,9 @@ def _board(board: Facts) -> Table:
     for row in board["rows"]:
         if row["kind"] == "run":
             pair = row["first_against_it"]
-            standing = f"{STANDING[pair['outcome']]} ({p_value(pair['p_holm'])})" if pair else "the first"
+            standing = STANDING[pair["outcome"]] if pair else "the first"
+            if pair and pair["p_holm"] is not None:
+                standing += f" ({p_value(pair['p_holm'])})"
             verdict = VERDICTS[row["verdict"]["outcome"]] if row["verdict"] else "see its runs"
             rest = [standing, verdict, *_costs(row["cost"])]
         else:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import shutil
+import signal
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, suppress
@@ -291,6 +292,23 @@ class Run:
         if fails := was == "running" or (cause and was == "failed"):
             self.update(status="failed", error=secrets.masked(error), **facts)
         return fails
+
+    def killed(self, code: int, who: str) -> int:
+        """Write down that a process was killed, if its exit code says so; gives the code as a shell has it.
+
+        Args:
+            code: As `subprocess` has it, the negative number of a signal where one has ended the process.
+            who: The process, as a sentence begins with it.
+        """
+        if code >= 0:
+            return code
+        name = str(-code)
+        with suppress(ValueError):
+            name = signal.Signals(-code).name
+        why = "; where nobody did it, the system was out of memory: see dmesg" if -code == signal.SIGKILL else ""
+        # What the other processes then miss is only the consequence.
+        self.fail(f"{who} was killed by {name}{why}", cause=True)
+        return 128 - code
 
     def locked(self) -> AbstractContextManager[int]:
         """Hold the run, as `lock.hold` says."""

@@ -16,6 +16,7 @@ from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.models.base_model import Model
 from sft_recipes.plan.gpus import Spec
 from sft_recipes.plan.schedule import Schedule
+from sft_recipes.recipes import why
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.schema import table
 from sft_recipes.recipes.topology import Gpu, Topology
@@ -92,7 +93,7 @@ def rules() -> dict[str, Rule]:
     for id, entry in sorted(table(__name__, "rules.yaml").items()):
         problems = entry.pop("rows_with", None)
         look = functools.partial(looks["rows_with"], problems) if problems else looks[id.replace("-", "_")]
-        found[id] = Rule(id, look, **entry)
+        found[id] = Rule(id, look, **entry | {"evidence": why.cited(entry["evidence"])})
     return found
 
 
