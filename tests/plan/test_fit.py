@@ -92,6 +92,14 @@ def test_when_nothing_fits_it_says_how_much_is_missing_and_what_helps() -> None:
     assert {sentence.split()[0] for sentence in found.tried} == {"single_gpu", "zero3_offload"}
 
 
+def test_the_batch_of_an_evaluation_must_fit_too() -> None:
+    found = fitted(1, 24, "per_device_eval_batch_size=512", "max_length=2048")
+    assert found.best is None
+    assert any("SET=per_device_eval_batch_size=1, which needs" in remedy for remedy in found.instead)
+    without = ("max_length=2048", "eval_strategy=no", "load_best_model_at_end=false", "early_stopping_patience=0")
+    assert fitted(1, 24, "per_device_eval_batch_size=512", *without).best is not None
+
+
 def test_offloading_is_the_last_resort_and_comes_with_what_would_spare_it() -> None:
     found = fitted(1, 16, "load_in_4bit=false")
     assert found.best is not None and found.best.topology.name == "zero3_offload"

@@ -1,5 +1,6 @@
 """Each rule on a case that trips it and on one that does not."""
 
+import dataclasses
 import importlib
 import inspect
 import json
@@ -25,9 +26,15 @@ def lengths(**splits: dict[int, int]) -> dict[str, Any]:
                 "rows": sum(rows.values()),
                 "lengths": {str(length): number for length, number in rows.items()},
                 "answer_starts": {str(length - 4): number for length, number in rows.items()},
+                "span_starts": {str(length - 4): number for length, number in rows.items()},
+                "span_ends": {str(length): number for length, number in rows.items()},
+                "stops": {str(length): number for length, number in rows.items()},
+                "turn_stops": {},
+                "unstopped_lengths": {},
             }
             for name, rows in splits.items()
-        }
+        },
+        "tokens_are": "exact",
     }
 
 
@@ -69,6 +76,12 @@ def damaged() -> Case:
     return case(model_name_or_path=PLACE.name)
 
 
+GPT_OSS = {"model_name_or_path": "openai/gpt-oss-20b", "load_in_4bit": False, "lora_dropout": 0.0}
+AWQ = {"quant_method": "awq", "bits": 4, "group_size": 128}
+BNB = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"} | {
+    "bnb_4bit_use_double_quant": True,
+    "bnb_4bit_compute_dtype": "bfloat16",
+}
 EXPERTS = {"num_experts": 128, "router_aux_loss_coef": 0.9}
 SHORT = lengths(train={20: 900, 400: 100})
 EVEN = lengths(train={2000: 1000})
@@ -133,6 +146,21 @@ CASES: dict[str, tuple[Any, str, Any]] = {
         "(mxfp4)",
         lambda: case(config={"quantization_config": {"quant_method": "mxfp4"}}, load_in_4bit=False),
     ),
+    "stored-quantised": (
+        lambda: case(config={"quantization_config": AWQ}, load_in_4bit=False),
+        "stored quantised (awq), which needs the packages of awq to be trained on; counted with 4.2 bits a weight",
+        lambda: case(config={"quantization_config": BNB}),
+    ),
+    "positions-missing": (
+        lambda: learned_positions({30: 20, 1200: 1}, max_length=2048),
+        "rows have up to 1,200 tokens, and org/model has positions for 1,024 alone",
+        lambda: learned_positions({30: 20, 1000: 1}, max_length=2048),
+    ),
+    "beyond-positions": (
+        lambda: case(data=lengths(train={50_000: 9}), max_length=65_536),
+        "was made for 40,960: nothing beyond is known to it",
+        lambda: case(data=lengths(train={300: 9}), max_length=65_536),
+    ),
     "four-bit-coverage": (lambda: experts_case(), "would be in 4 bit", lambda: case()),
     "compute-dtype": (lambda: case(dtype="float16"), "compute in float16", lambda: case()),
     "precision-mixed": (
@@ -147,19 +175,34 @@ CASES: dict[str, tuple[Any, str, Any]] = {
     ),
     "target-head": (lambda: case(lora_target_modules=["q_proj", "lm_head"]), "lm_head", lambda: case()),
     "attention-only-experts": (
-        lambda: case(config=EXPERTS),
-        "128 experts are not adapted",
-        lambda: case(config=EXPERTS, lora_target_parameters=["mlp.experts.down_proj"]),
+        lambda: case(**GPT_OSS, lora_target_modules=["all-linear"]),
+        "32 experts are not adapted",
+        lambda: case(**GPT_OSS, lora_target_parameters=["mlp.experts.down_proj"]),
     ),
     "alpha-follows-rank": (
         lambda: case("high_capacity"),
         "32 -> 64 and lora_alpha 32 -> 64",
         lambda: case("high_capacity", lora_alpha=32),
     ),
-    "expert-dropout": (
-        lambda: case(lora_target_parameters=["mlp.experts.down_proj"]),
-        "refused by PEFT",
-        lambda: case(lora_target_parameters=["mlp.experts.down_proj"], lora_dropout=0.0),
+    "adapter-refused": (
+        lambda: case(**GPT_OSS | {"lora_dropout": 0.1}, lora_target_parameters=["mlp.experts.down_proj"]),
+        "lora.ParamWrapper does not work with lora_dropout != 0",
+        lambda: case(**GPT_OSS, lora_target_parameters=["mlp.experts.down_proj"]),
+    ),
+    "model-class": (
+        lambda: case(config={"architectures": None}),
+        "names no architectures",
+        lambda: case(),
+    ),
+    "attention-unsupported": (
+        lambda: of_config({"model_type": "bloom"}, attn_implementation="sdpa"),
+        "does not support an attention implementation through torch.nn.functional.scaled_dot_product_attention",
+        lambda: of_config({"model_type": "bloom"}, attn_implementation="eager"),
+    ),
+    "part-without-gradient": (
+        lambda: case(model_name_or_path="google/gemma-3-4b-it", use_peft=False, load_in_4bit=False),
+        "rows of text leave part of it without a gradient",
+        lambda: case(use_peft=False, load_in_4bit=False),
     ),
     "router-loss": (
         lambda: case(config=EXPERTS),
@@ -227,6 +270,18 @@ def experts_case() -> Case:
     fused = base_model.Group("model.layers.*.mlp.experts.gate_up_proj", (128, 1536, 2048), 48, "other")
     model = base_model.Model("moe", whole.model.config, "test", (*whole.model.groups, fused))
     return Case(whole.recipe, whole.topology, model=model)
+
+
+def of_config(config: dict[str, Any], **given: Any) -> Case:
+    """The default recipe on a model of this config."""
+    found = case(lora_target_modules=["all-linear"], **given)
+    return dataclasses.replace(found, model=base_model.from_config("org/model", config, "test"))
+
+
+def learned_positions(rows: dict[int, int], **overrides: Any) -> Case:
+    """The default recipe on GPT-2, which has 1,024 positions."""
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], "n_positions": 1024}
+    return of_config(config, data=lengths(train=rows), **overrides)
 
 
 def said(rule: str, given: Case) -> list[str]:

@@ -53,6 +53,13 @@ def test_memory_grows_with_tokens_rank_and_width(qwen: base_model.Model, checkpo
     assert allocated(qwen, four_bit=True, **common) < allocated(qwen, **common)
 
 
+@pytest.mark.parametrize(("tensors", "measured"), [(0.18, 1.84), (0.20, 1.87), (1.43, 4.20), (1.73, 4.07)])
+def test_a_process_on_a_cpu_is_counted_with_its_libraries(tensors: float, measured: float) -> None:
+    """Peaks of resident memory, in GiB, of the processes whose tensors were counted so."""
+    found = memory.Memory(tensors * GIB, *[0.0] * (len(dataclasses.fields(memory.Memory)) - 1)).process / GIB
+    assert measured - 0.1 < found < 1.2 * measured
+
+
 def test_choices_cost_what_they_are_known_to_cost(qwen: base_model.Model) -> None:
     common = {"four_bit": True, "double_quant": True, "tokens": 8192, "length": 2048, "checkpointing": False}
     plain = allocated(qwen, **common)
@@ -80,7 +87,7 @@ def test_zero_shards_what_it_says(qwen: base_model.Model) -> None:
     assert first.gradients == alone.gradients / 2, "DeepSpeed's are 16 bit"
     assert second.gradients == third.gradients == first.gradients / 4
     # Master weights and two moments of four bytes each.
-    parameters = qwen.adapter_parameters(ALL_LINEAR, 16)
+    parameters = qwen.adapters(Setup().asked).parameters(16)
     assert first.optimizer == second.optimizer == third.optimizer == parameters * 12 / 4
     # For adapters, the bucket of ZeRO-1 and 2 outweighs all that they shard.
     ddp = memory.estimate(qwen, Setup(processes=4))
@@ -215,7 +222,7 @@ def test_activations_are_what_autograd_keeps(
     setup = Setup(rank=4, attention=attention, checkpointing=False, tokens=256, length=128, **changes)
     kept = [saved_bytes(config | {"num_hidden_layers": layers}, setup) for layers in (1, 3)]
     one = config | {"num_hidden_layers": 1}
-    model = base_model.Model("tiny", one, "test", base_model._census(one))
+    model = base_model.from_config("tiny", one, "test")
     estimated, _ = memory.activations(model, setup, memory.Shape.of(model))
     assert estimated == pytest.approx((kept[1] - kept[0]) / 2, rel=0.015)
 
@@ -270,18 +277,10 @@ def saved_bytes(config: dict[str, Any], setup: Setup) -> int:
     return size
 
 
-def test_adapters_on_fused_experts_are_said_not_to_be_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = MIXTURE | {"num_hidden_layers": 1}
-    model = base_model.Model("tiny", config, "test", base_model._census(config))
-    assert "experts" in (memory.not_counted(model, Setup()) or "")
-    assert memory.not_counted(model, Setup(targets=("q_proj",))) is None
-
-
 def test_experts_held_as_one_tensor_stay_unquantised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     config = MIXTURE | {"num_hidden_layers": 1}
-    model = base_model.Model("tiny", config, "test", base_model._census(config))
+    model = base_model.from_config("tiny", config, "test")
     found = memory.estimate(model, Setup(four_bit=True, targets=("q_proj",)))
     experts = 8 * 3 * 256 * 256
     assert found.unquantised >= 2 * experts > found.quantised
@@ -310,6 +309,8 @@ def test_setup_is_read_from_recipe_and_topology(project: Path) -> None:
         supervised_share=0.25,
         tokens=2048,
         length=512,
+        eval_tokens=4 * 512,
+        eval_length=512,
         zero_stage=3,
         processes=4,
         offload_parameters=True,

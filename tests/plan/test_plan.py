@@ -103,7 +103,7 @@ def test_a_blocking_finding_stops_plan_and_train_alike(project: Path, capsys: py
     words = ["--set", "lora_target_modules=[q_porj]"]
     assert main(["plan", "tiny", *words]) == 2
     said = capsys.readouterr().out
-    assert "target-unmatched: lora_target_modules: q_porj matches no linear layer" in said
+    assert "target-unmatched: lora_target_modules: q_porj matches no module of model" in said
     assert "1 blocking" in said
     assert main(["train", "tiny", "--name", "no", *words]) == 2
     assert "target-unmatched" in capsys.readouterr().err

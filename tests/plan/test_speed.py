@@ -29,7 +29,7 @@ def llama3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> base_model.Model:
         "vocab_size": 128256,
         "tie_word_embeddings": False,
     }
-    return base_model.Model("Llama-3-8B", config, "test", base_model._census(config))
+    return base_model.from_config("Llama-3-8B", config, "test")
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def test_only_visited_experts_work(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 32,
     }
-    model = base_model.Model("tiny", config, "test", base_model._census(config))
+    model = base_model.from_config("tiny", config, "test")
     assert speed.active_experts(model, memory.Shape.of(model)) == 2 * 2 * 3 * 64 * 32
     told = speed.speed(model, Setup(), gpus.find("a100-80gb"), accumulation=1)
     assert told.seconds_per_step is None and told.basis.startswith("the published speeds of mixtures")

@@ -81,6 +81,36 @@ def test_static_parts_are_the_formula_s_exactly() -> None:
     assert found["peak"] > sum(size for part, size in found.items() if part != "peak")
 
 
+WIDE = TINY | {"hidden_size": 256, "intermediate_size": 1024, "vocab_size": 8192, "head_dim": 64}
+MIXTURE = WIDE | {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
+GPT_OSS = WIDE | {"model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 256}
+EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+EVALUATED = {"eval_tokens": 4096, "eval_length": 256}
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (MIXTURE, {"four_bit": False}),
+        (MIXTURE, {"four_bit": False, "checkpointing": False}),
+        (GPT_OSS, {"four_bit": False, "parameters": EXPERTS, "targets": ("q_proj", "v_proj"), "attention": "eager"}),
+        (WIDE, {"saved": ("embed_tokens",)}),
+        (WIDE, EVALUATED),
+        (WIDE, EVALUATED | {"attention": "eager"}),
+    ],
+    ids=["experts", "experts-kept", "named-experts", "saved", "evaluation", "eager-evaluation"],
+)
+def test_experts_saved_modules_and_evaluations_cost_what_the_modules_do(
+    config: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    from sft_recipes.plan import fake_step
+
+    setup = dataclasses.replace(SETUP, supervised_share=0.05, **changes)
+    found = fake_step.step(config, setup)
+    expected = memory.estimate(base_model.from_config("tiny", config, "here"), setup)
+    assert found["peak"] == pytest.approx(expected.allocated, rel=0.1)
+
+
 @functools.cache
 def traced(**change: Any) -> Any:
     from sft_recipes.plan import fake_step

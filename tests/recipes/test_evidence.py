@@ -360,7 +360,8 @@ def test_the_shrinkage_by_weight_decay_is_the_sum_of_the_schedule() -> None:
 def test_the_sizes_of_adapters_are_the_census_s() -> None:
     model = base_model.find(load("default")["model_name_or_path"])
     assert model is not None
-    wide, narrow = model.adapter_parameters(["all-linear"], 16), model.adapter_parameters(["q_proj", "v_proj"], 32)
+    wide = model.adapters(base_model.Asked(("all-linear",))).parameters(16)
+    narrow = model.adapters(base_model.Asked(("q_proj", "v_proj"))).parameters(32)
     assert f"r 16 is {wide / 1e6:.1f} million parameters" in said("lora_target_modules")
     assert f"r 32 are {narrow / 1e6:.1f} million" in said("lora_target_modules")
 
@@ -374,7 +375,7 @@ def test_what_checkpointing_would_save_on_80_gb_is_not_needed() -> None:
     needed = memory.estimate(model, memory.Setup.of(recipe, where, rows * length, length)).allocated
     assert needed < memory.HEADROOM * 80 * 2**30
     assert "On 80 GB an 8B model in 4 bit does not need it at 512 tokens" in said("activation_checkpointing")
-    adapter = model.adapter_parameters(recipe["lora_target_modules"], recipe["lora_r"])
+    adapter = model.adapters(base_model.Asked.of(recipe)).parameters(recipe["lora_r"])
     assert f"{100 * adapter / model.elements():.1f} % of the parameters" in entry("use_peft")["because"]
 
 

@@ -15,7 +15,7 @@ import torch
 import yaml
 from conftest import ROOT, alpaca_rows, write_rows
 from finished import restate
-from transformers import AutoModelForCausalLM, Mxfp4Config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Mxfp4Config
 
 from sft_recipes.data import templates
 from sft_recipes.demo import demo_base, tiny
@@ -23,7 +23,7 @@ from sft_recipes.deploy import merge
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import likelihood, scoring
 from sft_recipes.launch import rehearse
-from sft_recipes.models import base_model
+from sft_recipes.models import base_model, conflicts
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan
 from sft_recipes.recipes import recipe, schema, topology
@@ -73,8 +73,7 @@ def test_a_model_can_be_planned_without_the_hub(project: Path, family: str) -> N
     quantised = bool(model.config.get("quantization_config"))
     assert quantised == (not composed["load_in_4bit"])
     for preset in PRESETS:
-        targets = of(family, preset)["lora_target_modules"]
-        assert all(model.targets([name]) for name in targets)
+        assert not [*conflicts.of_model(model, of(family, preset))]
     path = composed["chat_template_path"]
     assert path is None or (Path(path).is_file() and Path(path).parent == recipe.MODELS)
 
@@ -557,7 +556,7 @@ def test_a_family_trains_on_answers_alone_and_learns_to_stop(
     counted = base_model.from_config(str(base), config, "a test")
     assert counted.elements() == effect["base"]["parameters"]
     assert effect["base"]["four_bit_share"] == (counted.four_bit_share if composed["load_in_4bit"] else 0)
-    trained = counted.adapter_parameters(composed["lora_target_modules"], composed["lora_r"])
+    trained = counted.adapters(base_model.Asked.of(composed)).parameters(composed["lora_r"])
     assert trained == effect["adapter"]["trainable_parameters"]
     assert effect["run"]["max_steps"] == 1
 
@@ -598,7 +597,7 @@ def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
     ).facts()["in_effect"]
     assert [(type(each).__name__, each.dequantize) for each in asked] == [("Mxfp4Config", True)]
     assert effect["base"]["dtypes"] == ["bfloat16"]
-    assert effect["adapter"]["modules"] == {"q_proj": 2, "v_proj": 2, "experts": 4}
+    assert effect["adapter"]["modules"] == {"q_proj": 2, "v_proj": 2, "gate_up_proj": 2, "down_proj": 2}
 
     stored = load_file(base / "model.safetensors")
     name = "model.layers.0.mlp.experts.down_proj"
@@ -611,7 +610,7 @@ def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
 
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     counted = base_model.from_config(str(base), config, "a test")
-    trained = counted.adapter_parameters(["q_proj", "v_proj"], 32, parameters)
+    trained = counted.adapters(base_model.Asked(("q_proj", "v_proj"), tuple(parameters))).parameters(32)
     assert trained == effect["adapter"]["trainable_parameters"]
 
 
@@ -625,6 +624,72 @@ def test_several_turns_are_trained_on(
     train_here("default", model=family, model_name_or_path=str(base), **ONE_STEP)
     words, row = seen[0].processing_class, seen[0].train_dataset[0]
     assert words.decode([label for label in row["labels"] if label != -100]) == turns
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [("qwen3_5", "Qwen3_5ForConditionalGeneration"), ("mllama", "MllamaForConditionalGeneration")],
+)
+def test_plan_rehearsal_and_training_load_one_class(
+    project: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path, family: str, name: str
+) -> None:
+    write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
+    config = AutoConfig.for_model(family).to_dict() | {"architectures": [name]}
+    tiny.build(tmp_path / "base", config, None)
+    asked = {"lora_target_modules": ["all-linear"], "model_name_or_path": str(tmp_path / "base")}
+    effect = train_here("default", **asked, **ONE_STEP).facts()["in_effect"]
+    assert type(seen[0].model.get_base_model()).__name__ == name
+    planned = plan.plan("default", overrides=[f"{key}={json.dumps(value)}" for key, value in asked.items()])
+    assert planned["model"]["parameters"] == effect["base"]["parameters"]
+    assert planned["adapter"]["trainable_parameters"] == effect["adapter"]["trainable_parameters"]
+    assert planned["adapter"]["modules"] == effect["adapter"]["modules"]
+    assert seen[0].model.get_base_model().config.architectures == [name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "name", "positions"),
+    [
+        ("gpt2", "GPT2LMHeadModel", "n_positions"),
+        ("opt", "OPTForCausalLM", "max_position_embeddings"),
+        ("mpt", "MptForCausalLM", "max_seq_len"),
+        ("bloom", "BloomForCausalLM", None),
+    ],
+)
+def test_older_families_train_until_their_positions_end(
+    project: Path, train_here: Callable[..., Any], tmp_path: Path, family: str, name: str, positions: str
+) -> None:
+    write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
+    asked = {"lora_target_modules": ["all-linear"], "attn_implementation": "eager"}
+    config = AutoConfig.for_model(family).to_dict() | {"architectures": [name]}
+    for directory, number in (("base", 512), ("short", 16)):
+        tiny.build(tmp_path / directory, config | ({positions: number} if positions else {}), None)
+    effect = train_here("default", model_name_or_path=str(tmp_path / "base"), **asked, **ONE_STEP).facts()["in_effect"]
+    assert effect["data"]["rows"] == 4 and effect["adapter"]["modules"]
+    if positions:
+        asked["model_name_or_path"] = str(tmp_path / "short")
+        with pytest.raises(InputError, match=r"rows have up to \d+ tokens, .* has positions for 16 alone; set max"):
+            train_here("default", name="short", **asked, **ONE_STEP)
+
+
+@pytest.mark.slow
+def test_a_base_that_bitsandbytes_stored_in_4_bit_is_trained_on(
+    project: Path, tiny_model: Path, train_here: Callable[..., Any]
+) -> None:
+    stored = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    base = AutoModelForCausalLM.from_pretrained(tiny_model, quantization_config=stored, dtype=torch.bfloat16)
+    base.save_pretrained("stored")
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained("stored")
+    effect = train_here("tiny", model_name_or_path="./stored", max_steps=1, warmup_steps=0).facts()["in_effect"]
+    assert effect["base"]["four_bit_layers"] == 14 and effect["run"]["max_steps"] == 1
+    with pytest.raises(InputError, match="stored quantised by bitsandbytes, with load_in_4bit: true"):
+        jobs.lint_or_raise(jobs.check("tiny", overrides=["model_name_or_path=./stored", "load_in_4bit=false"]))
 
 
 @pytest.mark.slow

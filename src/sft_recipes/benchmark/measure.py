@@ -19,7 +19,7 @@ from sft_recipes.benchmark import steps
 from sft_recipes.benchmark.device import Device
 from sft_recipes.benchmark.scale import Knob, MemoryCase, Scale
 from sft_recipes.benchmark.section import Section
-from sft_recipes.models import base_model
+from sft_recipes.models import base_model, census
 from sft_recipes.train.train import build, correct
 
 # The second step has optimizer state; in its second micro-batch there are gradients too, as the estimate takes it.
@@ -295,14 +295,12 @@ def gpt_oss(section: Section, scale: Scale, device: Device, work: Path) -> None:
 def _mxfp4_checkpoint(directory: Path, scale: Scale, words: Any) -> dict[str, Any]:
     """Random weights of gpt-oss in the form that it is published in: its experts two codes a byte, a scale for 32."""
     from safetensors.torch import save_file
-    from transformers import AutoModelForCausalLM
 
     published = dict(base_model.bundled()["openai/gpt-oss-20b"]["config"])
     described = published.pop("quantization_config")
     config = {**published, **scale.experts}
     config["layer_types"] = config["layer_types"][: config["num_hidden_layers"]]
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(steps.config_of(config), dtype=torch.bfloat16)
+    model = census.on_meta(census.config_of(config), dtype=torch.bfloat16)
     tensors = {}
     for name, parameter in model.state_dict().items():
         if name.endswith(("gate_up_proj", "down_proj")):

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from datasets import load_dataset
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, HfArgumentParser, TrainerCallback
+from transformers import BitsAndBytesConfig, HfArgumentParser, TrainerCallback
 from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config
 
 from sft_recipes.benchmark.device import Device
 from sft_recipes.demo import demo_base
-from sft_recipes.models.census import config_of
+from sft_recipes.models import census
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
 from sft_recipes.recipes.recipe import Recipe
@@ -47,9 +47,9 @@ def random_base(
     attention: str = "sdpa",
 ) -> Any:
     """A base model of random bfloat16 weights, made on the device, and quantised by the loading that a recipe uses."""
-    described = config_of(dict(config))
+    described = census.config_of(config)
     with torch.device(device.type):
-        plain = AutoModelForCausalLM.from_config(described, dtype=torch.bfloat16)
+        plain = census.build(described, dtype=torch.bfloat16)
     weights, kind = plain.state_dict(), type(plain)
     del plain
     quantisation = None

@@ -94,7 +94,9 @@ def make(base: Base) -> Path:
 def build(directory: Path, config: dict[str, Any], tokenizer: Path | None) -> None:
     """Write the tiny model with the tokenizer, the demo's where there is none; it appears only when it is whole."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from sft_recipes.models import census
 
     directory.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
@@ -104,9 +106,11 @@ def build(directory: Path, config: dict[str, Any], tokenizer: Path | None) -> No
         small = shrunk(config, len(words))
         if tokenizer is None:
             for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
-                setattr(small.get_text_config(), key, getattr(words, key))
+                # Some configs want a number of each, and the demo's tokenizer has no beginning of a text.
+                number = getattr(words, key)
+                setattr(small.get_text_config(), key, words.eos_token_id if number is None else number)
         torch.manual_seed(0)
-        AutoModelForCausalLM.from_config(small, dtype=torch.bfloat16).save_pretrained(work)
+        census.build(small, dtype=torch.bfloat16).save_pretrained(work)
         if tokenizer is None:
             words.save_pretrained(work)
         # The files themselves, because a tokenizer that is read and written again need not be the same one.
@@ -129,27 +133,37 @@ def shrunk(config: dict[str, Any], vocabulary: int) -> Any:
     full = config_of({key: value for key, value in config.items() if key != "quantization_config"})
     text = full.get_text_config()
     layers, heads, full_width = text.num_hidden_layers, text.num_attention_heads, text.hidden_size
-    kinds = getattr(text, "layer_types", None) or [None] * layers
+    # As they are written: what differs from layer to layer cannot be asked of the config as a whole.
+    written = text.to_dict()
+    kinds = written.get("layer_types") or [None] * layers
     firsts = sorted({kinds.index(kind) for kind in kinds})
     kept = firsts if len(firsts) > 1 else [*range(layers)][:2]
-    for key, value in text.to_dict().items():
+    for key, value in written.items():
         if isinstance(value, list) and len(value) == layers and key != "architectures":
             setattr(text, key, [value[index] for index in kept])
-    shared = heads // (getattr(text, "num_key_value_heads", None) or heads)
+    shared = heads // (written.get("num_key_value_heads") or heads)
     text.num_hidden_layers = len(kept)
+    if differing := {int(layer): values for layer, values in (written.get("per_layer_config") or {}).items()}:
+        text.per_layer_config = {new: differing[old] for new, old in enumerate(kept) if old in differing}
     text.num_attention_heads = shared if shared > 1 else 2
-    if getattr(text, "num_key_value_heads", None):
+    if written.get("num_key_value_heads"):
         text.num_key_value_heads = text.num_attention_heads // shared
     number, width = text.num_attention_heads, full_width // heads
-    if getattr(text, "head_dim", None):
+    if written.get("head_dim"):
         text.hidden_size = WIDTH if WIDTH % number == 0 else WIDTH * number
     else:
         # A head's width is its share of the hidden size, and RoPE may have a factor for each of its pairs.
         text.hidden_size = number * (width if width % WIDTH == 0 else WIDTH)
     for key in ("intermediate_size", "moe_intermediate_size", "shared_expert_intermediate_size"):
-        if getattr(text, key, None):
+        if written.get(key):
             setattr(text, key, 2 * WIDTH)
     text.vocab_size = vocabulary
+    if written.get("vocab_size_per_layer_input"):
+        text.vocab_size_per_layer_input = vocabulary
+    for part in (full, text):
+        # An embedding has room for it, which that of fewer tokens need not have.
+        if (getattr(part, "pad_token_id", None) or 0) >= vocabulary:
+            part.pad_token_id = None
     for part in (getattr(full, name, None) for name in full.sub_configs):
         # Parts that see or hear, which rows of text never reach.
         if part is not None and part is not text:

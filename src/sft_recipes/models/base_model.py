@@ -3,11 +3,13 @@
 No torch here. The modules are counted once for each config, by `census.py` in a process of its own, and kept.
 """
 
+import collections
 import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,8 @@ CACHE = Path(".cache/models")
 ROUTER = "output_router_logits"
 # What configs, tokenizers and chat templates are kept in; never weights, and never code.
 FETCHED = ("*.json", "*.jinja", "*.model", "*.txt")
+# The keys whose names must each match a module or parameter of the model.
+LISTS = ("lora_target_modules", "lora_target_parameters", "lora_modules_to_save")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +37,15 @@ class Group:
     shape: tuple[int, ...]
     count: int
     kind: str
-    """linear: a decoder's `nn.Linear`, which 4-bit quantises and LoRA adapts; tower: one beside the decoder, of a
-    model that also sees or hears, which 4-bit quantises and no row of text reaches; head: the output embedding;
-    embedding; other: norms, biases, and experts held as one tensor, neither quantised nor adapted as linear layers."""
+    """linear: a decoder's `nn.Linear` or `Conv1D`, as (out, in), which 4-bit quantises; tower: one beside the decoder,
+    of a model that also sees or hears, which 4-bit quantises and no row of text reaches; head: the output embedding;
+    embedding; positions: one of them that is learned for each place in a row; other: norms, biases, and experts held
+    as one tensor, which 4-bit does not quantise."""
 
     @property
     def elements(self) -> int:
         """Of all parameters of the group."""
-        size = self.count
-        for side in self.shape:
-            size *= side
-        return size
+        return self.count * math.prod(self.shape)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,12 +57,14 @@ class Model:
         config: config.json.
         source: where the config was found, as a person reads it.
         groups: every parameter of the model, shared ones once.
+        without: the implementations of attention that it has not, with transformers' reason.
     """
 
     name: str
     config: dict[str, Any]
     source: str
     groups: tuple[Group, ...]
+    without: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -76,35 +80,116 @@ class Model:
         """Share of all parameters that bitsandbytes holds in 4 bit when it is asked to."""
         return self.elements("linear", "tower") / self.elements()
 
-    def targets(self, names: Iterable[str]) -> list[Group]:
-        """The linear layers that PEFT adapts for `lora_target_modules`, all but the head for `all-linear`."""
-        wanted = list(names)
-        return [
-            group
-            for group in self.groups
-            if group.kind == "linear"
-            and ("all-linear" in wanted or any(f".{group.path}".endswith(f".{name}") for name in wanted))
-        ]
+    @property
+    def stored_bits(self) -> float | None:
+        """Bits of a weight of a checkpoint that is stored quantised, scales included; None if they are not known.
 
-    def experts(self, parameters: Iterable[str]) -> list[Group]:
-        """The experts held as one tensor that PEFT adapts for `lora_target_parameters`."""
-        wanted = list(parameters)
-        return [
-            group
-            for group in self.groups
-            if group.kind == "other"
-            and len(group.shape) == 3
-            and any(f".{group.path}".endswith(f".{name}") for name in wanted)
-        ]
-
-    def adapter_parameters(self, names: Iterable[str], rank: int, parameters: Iterable[str] = ()) -> int:
-        """Trainable parameters of LoRA: rank x (in + out) for every adapted layer (arXiv 2106.09685v2, section 4.1).
-
-        The same again for every expert of the `parameters` (peft/tuners/lora/layer.py, 0.21: `ParamWrapper`).
+        GPTQ and AWQ have a 16-bit scale and a zero point for each group of a row, FP8 nearly nothing beside its byte.
         """
-        layers = sum(rank * sum(group.shape) * group.count for group in self.targets(names))
-        experts = self.experts(parameters)
-        return layers + sum(rank * group.shape[0] * sum(group.shape[1:]) * group.count for group in experts)
+        stored = self.config.get("quantization_config") or {}
+        method, bits, group = (stored.get(key) for key in ("quant_method", "bits", "group_size"))
+        if method in ("gptq", "awq") and isinstance(bits, int):
+            return bits + (16 + bits) / group if isinstance(group, int) and group > 0 else float(bits)
+        return 8.0 if method in ("fp8", "fbgemm_fp8") else None
+
+    @property
+    def beyond_text(self) -> bool:
+        """Whether parts of it see or hear, which rows of text never reach."""
+        return any(group.kind == "tower" for group in self.groups)
+
+    @property
+    def positions(self) -> tuple[int | None, bool]:
+        """Tokens of the longest row that it was made for, None if unknown; and whether a longer one is impossible.
+
+        Positions that are learned, or a bias for each (MPT), end; those of RoPE and of Bloom go on beyond what was
+        trained.
+        """
+        config = self.text_config
+        names = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+        number = next((config[name] for name in names if isinstance(config.get(name), int)), None)
+        scaling = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        original, factor = scaling.get("original_max_position_embeddings"), scaling.get("factor")
+        if number and isinstance(original, int) and isinstance(factor, int | float):
+            number = max(number, round(original * factor))
+        hard = config.get("model_type") == "mpt" or any(group.kind == "positions" for group in self.groups)
+        return number, hard
+
+    def adapters(self, asked: "Asked") -> "Adapters":
+        """What PEFT makes of the keys of a recipe that ask for adapters.
+
+        Raises:
+            InputError: transformers cannot build the model.
+        """
+        answer = _answer("adapters", {"config": self.config, "adapter": asked.keys()})
+        layers = (Adapted(path, tuple(shape), *rest) for path, shape, *rest in answer["layers"])
+        saved, unmatched = dict(answer["saved"]), tuple((key, name) for key, name in answer["unmatched"])
+        return Adapters(tuple(layers), saved, unmatched, answer["refused"])
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """The keys of a recipe that decide which modules get an adapter, and of what form."""
+
+    targets: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    saved: tuple[str, ...] = ()
+    dora: bool = False
+    dropout: bool = False
+
+    @classmethod
+    def of(cls, recipe: Mapping[str, Any] | Recipe) -> "Asked":
+        """What a recipe asks for."""
+        targets, parameters, saved = (tuple(recipe[key] or ()) for key in LISTS)
+        return cls(targets, parameters, saved, recipe["use_dora"], bool(recipe["lora_dropout"]))
+
+    def keys(self) -> dict[str, Any]:
+        """The same in TRL's keys."""
+        lists = dict(zip(LISTS, map(list, (self.targets, self.parameters, self.saved)), strict=True))
+        given = {key: value or None for key, value in lists.items()}
+        return {**given, "use_dora": self.dora, "lora_dropout": 0.1 if self.dropout else 0.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """Modules of one shape that get an adapter, or parameters such as all experts of a layer."""
+
+    path: str  # with `*` for layer numbers
+    shape: tuple[int, ...]
+    ranked: int  # parameters of one adapter for each rank
+    fixed: int  # and those that do not grow with it
+    copied: bool
+    """Whether it is a parameter, whose adapter is added to a copy of it in every forward pass."""
+    count: int
+
+    @property
+    def elements(self) -> int:
+        """Of all that is adapted."""
+        return self.count * math.prod(self.shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapters:
+    """What PEFT makes of what a recipe asks for."""
+
+    layers: tuple[Adapted, ...]
+    saved: dict[str, int]
+    """Parameters of each module that is trained and saved whole."""
+    unmatched: tuple[tuple[str, str], ...]
+    """Names that match nothing, with the recipe's key that has them."""
+    refused: str | None
+    """Why PEFT does not make them, in its words."""
+
+    def parameters(self, rank: int) -> int:
+        """That are trained."""
+        return sum(each.count * (rank * each.ranked + each.fixed) for each in self.layers) + sum(self.saved.values())
+
+    @property
+    def modules(self) -> dict[str, int]:
+        """How many adapters there are, by the last part of what they are on."""
+        found: collections.Counter[str] = collections.Counter()
+        for each in self.layers:
+            found[each.path.rpartition(".")[2]] += each.count
+        return dict(found)
 
 
 def find(name: str, revision: str = "main") -> Model | None:
@@ -121,7 +206,9 @@ def from_config(name: str, config: dict[str, Any], source: str) -> Model:
     Raises:
         InputError: transformers cannot build a causal language model from it.
     """
-    return Model(name, config, source, _census(config))
+    answer = _answer("model", {"config": config})
+    groups = tuple(Group(path, tuple(shape), *rest) for path, shape, *rest in answer["groups"])
+    return Model(name, config, source, groups, answer["without"])
 
 
 def fetch(recipe: Recipe) -> Path:
@@ -171,22 +258,25 @@ def _read(path: Path) -> dict[str, Any]:
     return config
 
 
-def _census(config: dict[str, Any]) -> tuple[Group, ...]:
-    key = json.dumps([config, metadata.version("transformers")], sort_keys=True)
+def _answer(question: str, asked: Mapping[str, Any]) -> Any:
+    """What `census` answers about a config, from a process of its own; asked once, and kept."""
+    key = json.dumps([question, asked, *map(metadata.version, ("transformers", "peft", "trl"))], sort_keys=True)
     kept = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if not kept.is_file():
-        counted = _count(config)
+        answer = _asked_apart(question, asked)
         CACHE.mkdir(parents=True, exist_ok=True)
-        write_whole(kept, json.dumps(counted))
-    return tuple(
-        Group(path, tuple(shape), count, kind) for path, shape, count, kind in json.loads(kept.read_text("utf-8"))
-    )
+        write_whole(kept, json.dumps(answer))
+    return _read_answer(kept)
 
 
-def _count(config: dict[str, Any]) -> list[Any]:
-    """What `census.take` gives, from a process of its own."""
+@functools.lru_cache(maxsize=256)
+def _read_answer(kept: Path) -> Any:
+    return json.loads(kept.read_text("utf-8"))
+
+
+def _asked_apart(question: str, asked: Mapping[str, Any]) -> Any:
     failure = "transformers cannot build a causal language model from this config"
-    return json.loads(children.call("sft_recipes.models.census", config, failure=failure))
+    return json.loads(children.call("sft_recipes.models.census", asked, question, failure=failure))
 
 
 def described_quantisation(recipe: Mapping[str, Any]) -> dict[str, Any]:
@@ -207,8 +297,7 @@ def further_arguments(recipe: Mapping[str, Any]) -> dict[str, Any]:
 
 def _lacking(config: Mapping[str, Any], *names: str) -> list[str]:
     """Those of some names that transformers' config of a model has not, by a process of its own."""
-    failure = "transformers cannot read this config"
-    return json.loads(children.call("sft_recipes.models.census", config, *names, failure=failure))
+    return _answer("names", {"config": config, "names": list(names)})
 
 
 def check_arguments(recipe: Recipe, config: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ would be counted although no GPU has them, and are replaced: attention, dropout,
 """
 
 import contextlib
+import dataclasses
 import functools
 import json
 import sys
@@ -19,17 +20,18 @@ from unittest import mock
 import torch
 from bitsandbytes import functional
 from bitsandbytes.nn import Params4bit
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AttentionInterface, AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AttentionInterface, BitsAndBytesConfig
 from transformers.integrations import replace_with_bnb_linear
 from transformers.quantizers.base import get_keys_to_not_convert
+from trl import ModelConfig
 from trl.kernels import chunked_logprob
 from trl.trainer.utils import _CHUNKED_LOGPROB_CHUNK_SIZE
 
-from sft_recipes.models.census import beside_text, config_of
+from sft_recipes.models.census import beside_text, config_of, lora_config, on_meta
 from sft_recipes.plan.memory import Setup
 
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
@@ -106,6 +108,12 @@ def step(config: dict[str, Any], setup: Setup) -> dict[str, int]:
         with live:
             forward(model, setup).backward()
             optimizer.step()
+        if setup.eval_tokens:
+            optimizer.zero_grad()
+            model.eval()
+            batch = dataclasses.replace(setup, tokens=setup.eval_tokens, length=setup.eval_length)
+            with live, torch.no_grad():
+                forward(model, batch)
     return {**parts, "peak": live.peak}
 
 
@@ -115,8 +123,7 @@ def build(config: Any, setup: Setup) -> torch.nn.Module:
         AttentionInterface.register("held", functools.partial(attention, setup.attention == "sdpa"))
     config._attn_implementation = "eager" if setup.attention == "eager" else "held"
     dtype = DTYPES[setup.base_bytes]
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = on_meta(config, dtype=dtype)
     if setup.four_bit:
         quantisation = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -132,15 +139,8 @@ def build(config: Any, setup: Setup) -> torch.nn.Module:
 def wrap(model: torch.nn.Module, setup: Setup) -> torch.nn.Module:
     if not setup.use_peft:
         return model
-    targets: Any = "all-linear" if "all-linear" in setup.targets else list(setup.targets)
-    adapters = LoraConfig(
-        r=setup.rank,
-        target_modules=targets,
-        exclude_modules=beside_text(model.config),
-        lora_dropout=setup.dropout,
-        bias="none",
-        task_type="CAUSAL_LM",
-    )
+    asked = setup.asked.keys() | {"lora_dropout": setup.dropout}
+    adapters = lora_config(ModelConfig(**asked, use_peft=True, lora_r=setup.rank), beside_text(model))
     # PEFT moves what it adds, which fake tensors do not survive; on the meta device they need not be moved.
     with torch.device("meta"):
         return get_peft_model(model, adapters)

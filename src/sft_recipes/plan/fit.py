@@ -195,7 +195,12 @@ def remedies(recipe: Recipe, model: Model, least: Option, longest: int, share: f
         changes["4-bit weights: SET=load_in_4bit=true"] = quantised
     if longest > 128:
         half = longest // 2
-        changes[f"shorter rows, cut at half: SET=max_length={half}"] = {"tokens": least.rows * half, "length": half}
+        evaluated = {"eval_tokens": asked.eval_tokens // 2, "eval_length": min(half, asked.eval_length)}
+        shorter = {"tokens": least.rows * half, "length": half, **evaluated}
+        changes[f"shorter rows, cut at half: SET=max_length={half}"] = shorter
+    if asked.eval_tokens > asked.eval_length:
+        one = {"eval_tokens": asked.eval_length}
+        changes["an evaluation of one row at a time: SET=per_device_eval_batch_size=1"] = one
     if asked.attention == "eager":
         changes["attention that does not hold its matrix: SET=attn_implementation=sdpa"] = {"attention": "sdpa"}
     twice = {"processes": 2 * asked.processes}

@@ -11,7 +11,8 @@ import dataclasses
 import math
 
 from sft_recipes.errors import InputError
-from sft_recipes.models.base_model import Model
+from sft_recipes.models import base_model
+from sft_recipes.models.base_model import Asked, Model
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Topology
 
@@ -21,6 +22,11 @@ from sft_recipes.recipes.topology import Topology
 HEADROOM = 0.85
 ALLOCATOR = 1.12
 CONTEXT = 0.6e9
+
+# The most that a process took on a CPU: its libraries, and so many times the tensors that are counted. Measured with
+# Qwen3-like models of 12 and 117 million parameters, 4-bit and not, on 2 cores: 0.18 to 1.73 GiB of tensors in
+# processes of 1.84 to 4.20 GiB; that of the demo's 0.8 million took 0.85.
+CPU_PROCESS, CPU_TENSORS = 1.6 * 2**30, 1.8
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # TRL's fused head works on so many tokens and vocabulary entries at a time (trl/kernels/chunked_logprob.py and
@@ -43,6 +49,8 @@ class Setup:
     rank: int = 16
     targets: tuple[str, ...] = ("all-linear",)
     parameters: tuple[str, ...] = ()  # experts that are adapted, as `lora_target_parameters` names them
+    saved: tuple[str, ...] = ()  # modules that are trained whole, as `lora_modules_to_save` names them
+    dora: bool = False
     use_peft: bool = True  # false trains all weights
     dropout: float = 0.0
     optimizer: str = "adamw_torch"  # as `optim` names it
@@ -52,19 +60,32 @@ class Setup:
     supervised_share: float = 1.0  # share of the tokens that the loss is computed on
     tokens: int = 2048  # of one micro-batch, padding included
     length: int = 2048  # of its longest row
+    eval_tokens: int = 0  # of one batch of an evaluation, 0 without any
+    eval_length: int = 0
     zero_stage: int | None = None
     processes: int = 1
     fsdp: bool = False
     offload_parameters: bool = False
     offload_optimizer: bool = False
+    dequantised: bool = False  # whether a checkpoint that is stored quantised is made whole as it is loaded
     autocast: bool = True
     """Whether matrices are multiplied in 16 bit whatever the adapters' dtype, as `bf16: true` does."""
 
     @classmethod
     def of(
-        cls, recipe: Recipe, topology: Topology, tokens: int, length: int, supervised_share: float = 1.0
+        cls,
+        recipe: Recipe,
+        topology: Topology,
+        tokens: int,
+        length: int,
+        supervised_share: float = 1.0,
+        eval_length: int | None = None,
     ) -> "Setup":
-        """What a recipe and its topology ask for, for a micro-batch of `tokens` in rows of up to `length`."""
+        """What a recipe and its topology ask for, for a micro-batch of `tokens` in rows of up to `length`.
+
+        Rows of an evaluation have up to `eval_length` tokens, as many as those of training if it is not given.
+        """
+        evaluated = 0 if recipe["eval_strategy"] == "no" else length if eval_length is None else eval_length
         chosen = recipe["activation_checkpointing"]
         devices = topology.config.get("deepspeed_config") or {}
         fsdp_offload = bool((topology.config.get("fsdp_config") or {}).get("fsdp_offload_params"))
@@ -78,6 +99,8 @@ class Setup:
             rank=recipe["lora_r"],
             targets=tuple(recipe["lora_target_modules"] or ()),
             parameters=tuple(recipe["lora_target_parameters"] or ()),
+            saved=tuple(recipe["lora_modules_to_save"] or ()),
+            dora=recipe["use_dora"],
             use_peft=recipe["use_peft"],
             dropout=recipe["lora_dropout"] if recipe["use_peft"] else 0.0,
             optimizer=recipe["optim"],
@@ -86,13 +109,21 @@ class Setup:
             supervised_share=supervised_share,
             tokens=tokens,
             length=length,
+            eval_tokens=recipe["per_device_eval_batch_size"] * evaluated,
+            eval_length=evaluated,
             zero_stage=topology.zero_stage,
             processes=topology.processes,
             fsdp=topology.backend == "fsdp",
             offload_parameters=fsdp_offload or devices.get("offload_param_device", "none") != "none",
             offload_optimizer=fsdp_offload or devices.get("offload_optimizer_device", "none") != "none",
+            dequantised=base_model.dequantised(recipe.upstream()),
             autocast=bool(recipe["bf16"] or recipe["fp16"]),
         )
+
+    @property
+    def asked(self) -> Asked:
+        """What decides which modules get an adapter."""
+        return Asked(self.targets, self.parameters, self.saved, self.dora, bool(self.dropout))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +141,8 @@ class Memory:
     loss_head: float
     buffers: float  # of the backend: reduction buckets and gathered parameters
     step: float  # temporaries of the optimizer's step, when the activations are gone
+    evaluation: float
+    """What a batch of an evaluation needs beside what is there then, which gradients are not unless sharded."""
 
     @property
     def static(self) -> float:
@@ -119,12 +152,17 @@ class Memory:
     @property
     def allocated(self) -> float:
         """Torch's peak, `max_memory_allocated`; the loss and the backward of a layer are not at the same time."""
-        return self.static + max(self.activations + max(self.layer, self.loss_head), self.step)
+        return self.static + max(self.activations + max(self.layer, self.loss_head), self.step, self.evaluation)
 
     @property
     def device(self) -> float:
         """What nvidia-smi would show: what torch's allocator reserves, and the CUDA context."""
         return self.allocated * ALLOCATOR + CONTEXT
+
+    @property
+    def process(self) -> float:
+        """What a process on a CPU takes at most, its libraries included."""
+        return self.allocated * CPU_TENSORS + CPU_PROCESS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +194,8 @@ class Shape:
                 raise InputError(f"{model.source} has no {names[0]}, which its memory follows from; use a text model")
             return value
 
-        hidden, heads = size("hidden_size", "n_embd"), size("num_attention_heads", "n_head")
+        hidden = size("hidden_size", "n_embd", "d_model")
+        heads = size("num_attention_heads", "n_head", "n_heads")
         head = size("head_dim", default=hidden // heads)
         experts = size("num_experts_per_tok", "num_experts_per_token", "experts_per_token", default=0)
         width = size("intermediate_size", "n_inner", default=4 * hidden)
@@ -164,7 +203,7 @@ class Shape:
             width = experts * size("moe_intermediate_size", default=width)
             width += size("shared_expert_intermediate_size", default=0)
         return cls(
-            layers=size("num_hidden_layers", "n_layer"),
+            layers=size("num_hidden_layers", "n_layer", "n_layers"),
             hidden=hidden,
             intermediate=width,
             queries=heads * head,
@@ -190,35 +229,21 @@ def estimate(model: Model, setup: Setup) -> Memory:
         # The trained weights are the base.
         quantised, unquantised, weights = 0.0, weights, 0.0
     kept, layer = activations(model, setup, shape)
-    head, backend = loss_head(setup, shape), buffers(model, setup, trained)
-    return Memory(quantised, unquantised, weights, gradients, optimizer, kept, layer, head, backend, step)
+    head, backend = loss_head(setup, shape, trained=trains_head(model, setup)), buffers(model, setup, trained)
+    evaluated = max(0.0, evaluation(setup, shape) - (0.0 if setup.zero_stage or setup.fsdp else gradients))
+    return Memory(quantised, unquantised, weights, gradients, optimizer, kept, layer, head, backend, step, evaluated)
 
 
 def adapted_parameters(model: Model, setup: Setup) -> int:
-    """Trainable parameters of the adapters that are asked for."""
-    return model.adapter_parameters(setup.targets, setup.rank, setup.parameters)
+    """Trainable parameters of the adapters that are asked for, and of modules that are trained whole."""
+    return model.adapters(setup.asked).parameters(setup.rank)
 
 
 def not_counted(model: Model, setup: Setup) -> str | None:
-    """What the estimate leaves out for this model, as a sentence; None if nothing that is known.
-
-    Experts that are held as one tensor are adapted by PEFT where `lora_target_parameters` names them, or `all-linear`,
-    or gate_proj with up_proj, or down_proj is asked for (peft/utils/transformers_weight_conversion.py, 0.21), through
-    a changed copy of all their weights.
-    """
-    if not setup.use_peft:
-        return None
-    if model.experts(setup.parameters):
-        return (
-            "the copy of the experts' weights that PEFT makes for lora_target_parameters is not counted, which is as "
-            "large as they are; without them the estimate is whole"
-        )
-    fused = any(group.kind == "other" and len(group.shape) == 3 for group in model.groups)
-    if fused and {"all-linear", "gate_proj", "up_proj", "down_proj", "gate_up_proj"}.intersection(setup.targets):
-        return (
-            "adapters on experts are not counted, nor is the copy of the experts' weights that PEFT makes for them; "
-            "with lora_target_modules: [q_proj, k_proj, v_proj, o_proj] the estimate is whole"
-        )
+    """What the estimate leaves out for this model, as a sentence; None if nothing that is known."""
+    method = (model.config.get("quantization_config") or {}).get("quant_method")
+    if method and not setup.dequantised and not (setup.four_bit or setup.eight_bit) and model.stored_bits is None:
+        return f"weights stored by {method} are counted as if they were not quantised"
     return None
 
 
@@ -238,10 +263,12 @@ def base_weights(model: Model, setup: Setup) -> tuple[float, float]:
     """Of the frozen base on one GPU, quantised and not; sharded by ZeRO-3 and FSDP2, gone where they are offloaded.
 
     bitsandbytes quantises `nn.Linear` but for the head; experts held as one tensor stay as they are. LLM.int8 holds a
-    byte for each weight and a float32 for each row (arXiv 2208.07339v2).
+    byte for each weight and a float32 for each row (arXiv 2208.07339v2). A checkpoint that is stored quantised has the
+    bits that its config says.
     """
     share = 0.0 if setup.offload_parameters else 1 / setup.processes if shards_weights(setup) else 1.0
-    kinds = ("linear", "tower") if setup.four_bit or setup.eight_bit else ()
+    stored = None if setup.dequantised else model.stored_bits
+    kinds = ("linear", "tower") if setup.four_bit or setup.eight_bit or stored else ()
     quantised, rest = 0.0, 0
     for group in model.groups:
         each = group.elements // group.count
@@ -249,6 +276,8 @@ def base_weights(model: Model, setup: Setup) -> tuple[float, float]:
             rest += group.elements
         elif setup.four_bit:
             quantised += group.count * four_bit_bytes(each, double_quant=setup.double_quant)
+        elif stored and not setup.eight_bit:
+            quantised += group.elements * stored / 8
         else:
             quantised += group.count * (each + 4 * group.shape[0])
     return quantised * share, rest * setup.base_bytes * share
@@ -320,6 +349,7 @@ def activations(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]
 
     A frozen linear layer keeps nothing. With checkpointing a layer keeps its input, 2h, and one layer at a time is
     recomputed. Its backward peaks within the MLP, where three gradients of width i are alive beside what is kept.
+    Where experts are adapted, one layer's have a copy of their weights, and the gradient of the larger tensor.
     For every pair of a row's tokens, eager attention keeps 4 + 2 bytes a head, and sdpa the 16-bit form of its mask.
     A float32 base without autocast doubles all but what is float32 anyway.
     """
@@ -329,14 +359,23 @@ def activations(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]
     gradients = max(6 * i - (2 * i if down else 0), 8 * i if down and _cast(setup) else 0) + 5 * h
     pairs = max(setup.tokens, setup.length) * setup.length
     square = pairs * {"eager": 6 * shape.heads, "sdpa": 2}.get(setup.attention, 0)
-    saved = setup.tokens * saved_per_token(model, setup, shape) + square
+    # Adapters on parameters are added to a copy of them, which is kept as the weight of the product it is in.
+    copies = [each for each in model.adapters(setup.asked).layers if each.copied] if setup.use_peft else []
+    copied = setup.base_bytes * sum(each.elements for each in copies) / shape.layers
+    saved = setup.tokens * saved_per_token(model, setup, shape) + square + copied
     # Eager's softmax has its gradient in both dtypes, too; the padded batch's mask itself is one byte.
     layer = setup.tokens * gradients * _width(setup) // 2 + (square if setup.attention == "eager" else pairs)
+    # The gradient of one such copy is whole before it is that of its adapter.
+    layer += setup.base_bytes * max((each.elements // each.count for each in copies), default=0)
     if setup.checkpointing:
-        return setup.base_bytes * h * shape.layers * setup.tokens, saved + layer
+        # An embedding that is trained whole has the adapters' dtype, which its output keeps.
+        words = {group.path for group in model.groups if group.kind == "embedding"}
+        whole = setup.use_peft and not words.isdisjoint(model.adapters(setup.asked).saved)
+        size = max(setup.base_bytes, setup.adapter_bytes) if whole else setup.base_bytes
+        return size * h * shape.layers * setup.tokens, saved + layer
     # Autocast's 16-bit copies of the adapters.
-    copies = 2 * adapted_parameters(model, setup) if _cast(setup) and setup.autocast else 0
-    return shape.layers * saved + copies, layer
+    cast = 2 * adapted_parameters(model, setup) if _cast(setup) and setup.autocast else 0
+    return shape.layers * saved + cast, layer
 
 
 def saved_per_token(model: Model, setup: Setup, shape: Shape) -> int:
@@ -378,8 +417,8 @@ def _cast(setup: Setup) -> bool:
 
 def _adapted(model: Model, setup: Setup) -> dict[str, int]:
     """Input widths of the adapted layers of one decoder layer, by the last part of their name without `_proj`."""
-    groups = model.targets(setup.targets) if setup.use_peft else []
-    return {group.path.rpartition(".")[2].removesuffix("_proj"): group.shape[1] for group in groups}
+    layers = model.adapters(setup.asked).layers if setup.use_peft else ()
+    return {each.path.rpartition(".")[2].removesuffix("_proj"): each.shape[1] for each in layers if not each.copied}
 
 
 def _shared_inputs(adapted: dict[str, int], setup: Setup) -> int:
@@ -391,7 +430,29 @@ def _shared_inputs(adapted: dict[str, int], setup: Setup) -> int:
     return sum(distinct.values())
 
 
-def loss_head(setup: Setup, shape: Shape) -> float:
+def trains_head(model: Model, setup: Setup) -> bool:
+    """Whether the output embedding is trained, with all weights or as a module of `lora_modules_to_save`."""
+    if not setup.use_peft:
+        return True
+    heads = {group.path for group in model.groups if group.kind == "head"}
+    return not heads.isdisjoint(model.adapters(setup.asked).saved)
+
+
+def evaluation(setup: Setup, shape: Shape) -> float:
+    """Of a batch of an evaluation: one layer's tensors, or the head's, since none is kept for a backward pass.
+
+    The most at a time is within the MLP, where four tensors of its width are alive (the gate's, up, up's adapter and
+    their sum); or queries, repeated keys and values, and eager attention's matrix, twice and in float32.
+    """
+    width = _width(setup)
+    mlp = 4 * width * shape.intermediate + 12 * shape.hidden
+    square = (4 + 2 * width) * shape.heads if setup.attention == "eager" else 1
+    attention = 12 * shape.hidden + 6 * width * shape.queries + square * setup.eval_length
+    batch = dataclasses.replace(setup, tokens=setup.eval_tokens, length=setup.eval_length)
+    return max(float(setup.eval_tokens * max(mlp, attention)), loss_head(batch, shape))
+
+
+def loss_head(setup: Setup, shape: Shape, *, trained: bool = False) -> float:
     """Of the output embedding and the loss.
 
     TRL 1.16 computes them on supervised tokens in tiles: the buffer of one tile of logits, which a smaller vocabulary
@@ -404,7 +465,7 @@ def loss_head(setup: Setup, shape: Shape) -> float:
         return 12.0 * shape.vocabulary * setup.tokens
     supervised = setup.tokens * setup.supervised_share
     tile = 2.0 * min(supervised, HEAD_TOKENS) * HEAD_ENTRIES
-    weight = 0.0 if setup.use_peft else 4.0 * shape.vocabulary * shape.hidden
+    weight = 4.0 * shape.vocabulary * shape.hidden if trained else 0.0
     return tile + 6.0 * supervised * shape.hidden + weight
 
 

@@ -18,8 +18,8 @@ from sft_recipes.models import base_model
 from sft_recipes.plan import lint, memory, speed, trace
 from sft_recipes.plan.job import Job, Where, resolve
 from sft_recipes.plan.lint.speed import largest_micro_batch
+from sft_recipes.recipes import places, topology
 from sft_recipes.recipes import recipe as recipes
-from sft_recipes.recipes import topology
 from sft_recipes.recipes.recipe import Overrides, Recipe
 from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.terminal import count, duration, share
@@ -62,6 +62,7 @@ def figures_of(job: Job, traced: bool = False) -> dict[str, Any]:
         "topology": job.topology.facts() | {"description": job.topology.describe()},
         "gpu": dataclasses.asdict(job.gpu) if job.gpu else None,
         "model": _model(job),
+        "model_absent": None if job.model else without_config(recipe),
         "data": {"absent": job.absent} if job.absent else {"notes": list(job.prepared.notes), **rows},
         "evaluation": _evaluation(job),
         "batch": batch,
@@ -82,13 +83,20 @@ def to_fit(name: str | Path, overrides: Overrides = ()) -> tuple[Recipe, base_mo
     """
     job = resolve(name, planned=True, accel="single_gpu", overrides=overrides)
     if job.model is None:
-        model = job.recipe["model_name_or_path"]
-        raise InputError(f"the config of {model} is not at hand; get it with make plan RECIPE={name} FETCH=1")
+        raise InputError(f"{without_config(job.recipe)}; with it, a micro-batch can be said to fit")
     if job.data is None:
         return job.recipe, job.model, {}, 1.0
     limit, kept = job.recipe["max_length"], job.rows["train"]
     share = kept["supervised_tokens"] / kept["tokens"] if kept["tokens"] else 1.0
     return job.recipe, job.model, survey.kept_lengths(job.data["splits"]["train"], limit), share
+
+
+def without_config(recipe: Recipe) -> str:
+    """That the config of a recipe's base is not here, and how it comes here."""
+    model = recipe["model_name_or_path"]
+    if places.is_local(model):
+        return f"{model} has no config.json on this machine; name a saved model's directory, or a Hub id ORG/NAME"
+    return f"the config of {model} is not at hand; make plan RECIPE={recipe.name} FETCH=1 gets it"
 
 
 def differences(recipe: Recipe) -> list[dict[str, Any]]:
@@ -136,14 +144,14 @@ def _adapter(job: Job) -> dict[str, Any] | None:
     if job.model is None:
         return None
     if not recipe["use_peft"]:
-        return {"trainable_parameters": job.model.elements(), "rank": None, "alpha": None, "modules": {}}
-    targets, parameters = recipe["lora_target_modules"] or [], recipe["lora_target_parameters"] or []
-    adapted = job.model.targets(targets) + job.model.experts(parameters)
+        return {"trainable_parameters": job.model.elements(), "rank": None, "alpha": None, "modules": {}, "saved": {}}
+    made = job.model.adapters(base_model.Asked.of(recipe))
     return {
-        "trainable_parameters": job.model.adapter_parameters(targets, recipe["lora_r"], parameters),
+        "trainable_parameters": made.parameters(recipe["lora_r"]),
         "rank": recipe["lora_r"],
         "alpha": recipe["lora_alpha"],
-        "modules": {group.path.rpartition(".")[2]: group.count for group in adapted},
+        "modules": made.modules,
+        "saved": made.saved,
     }
 
 
@@ -158,6 +166,7 @@ def _memory(job: Job, traced: bool) -> dict[str, Any] | None:
         "components": {name: round(value) for name, value in dataclasses.asdict(estimated).items()},
         "allocated": round(estimated.allocated),
         "device": round(estimated.device),
+        "process": round(estimated.process) if job.topology.use_cpu else None,
         "not_counted": memory.not_counted(job.model, setup),
         "traced": None,
         "available": None,
@@ -242,7 +251,7 @@ def render(figures: dict[str, Any], *, whole: bool = False) -> Iterator[tuple[st
     yield "topology", chosen["description"] + (f", planned for {card['name']}" if card else unknown)
     model = figures["model"]
     if model is None:
-        yield "model", "its config is not at hand, so nothing is said of parameters, memory and time; FETCH=1 gets it"
+        yield "model", f"{figures['model_absent']}; so nothing is said of parameters, memory and time"
     else:
         covered = f", {share(model['four_bit_share'], 1)} of them in 4 bit" if model["four_bit_share"] else ""
         yield "model", f"{model['name']}: {model['parameters']:,} parameters{covered} ({model['source']})"
@@ -273,7 +282,8 @@ def render(figures: dict[str, Any], *, whole: bool = False) -> Iterator[tuple[st
     if adapter and adapter["rank"]:
         where = ", ".join(f"{number} {name}" for name, number in adapter["modules"].items())
         text = f"{adapter['trainable_parameters']:,} trainable, r={adapter['rank']}, alpha={adapter['alpha']}"
-        yield "adapter", f"{text} on {where}"
+        saved = "".join(f", and {path} whole ({number:,})" for path, number in adapter["saved"].items())
+        yield "adapter", f"{text} on {where}{saved}"
     elif adapter:
         yield "training", f"all {adapter['trainable_parameters']:,} parameters, no adapter"
     yield from _render_memory(figures["memory"], card)
@@ -347,6 +357,8 @@ def _render_memory(figures: dict[str, Any] | None, card: dict[str, Any] | None) 
         yield "", listed
     if figures["not_counted"]:
         yield "", figures["not_counted"]
+    if figures["process"] is not None:
+        yield "", f"of tensors; each process on this CPU takes up to {size(figures['process'])}, libraries included"
     if card is not None:
         available = figures["available"] / GIB
         verdict = "fits" if figures["fits"] else "does not fit"

@@ -27,7 +27,6 @@ def trace(config: dict[str, Any], setup: Setup) -> dict[str, int]:
     """
     sharded = setup.zero_stage or setup.fsdp or setup.offload_parameters or setup.offload_optimizer
     problems = {
-        "adapters on experts (lora_target_parameters) are not traced; the formula estimates them": setup.parameters,
         "load_in_8bit is not traced; the formula estimates it": setup.eight_bit,
         "sharded or offloaded training is not traced; the formula estimates it, or trace ACCEL=ddp": sharded,
         f"optim: {setup.optimizer} is not traced; the formula estimates it, or trace adamw_torch": (

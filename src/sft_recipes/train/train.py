@@ -13,11 +13,11 @@ import torch
 from datasets import load_dataset
 from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_peft_config, get_quantization_config
+from trl import ModelConfig, ScriptArguments, SFTConfig, SFTTrainer, get_quantization_config
 
 from sft_recipes.files import sealed
 from sft_recipes.models import base_model
-from sft_recipes.models.census import beside_text, config_of
+from sft_recipes.models.census import beside_text, config_of, lora_config, on_meta
 from sft_recipes.models.loading import adapter_config, keep_four_bit, put_adapter, refusals, stored_quantisation
 from sft_recipes.runs import checkpoints, earlier, lock
 from sft_recipes.runs.run import Run
@@ -201,7 +201,7 @@ def build(
     """
     # Before the training arguments exist, which may switch ZeRO-3 on, as in `train`.
     found = base_model.find_config(recipe["model_name_or_path"], recipe.get("model_revision", "main"))
-    beside = beside_text(config_of(found[0])) if found else None
+    beside = beside_text(on_meta(config_of(found[0]))) if found else None
     with refusals():
         script, training, model = HfArgumentParser((ScriptArguments, SFTConfig, ModelConfig)).parse_dict(recipe)
     training.model_init_kwargs = {
@@ -210,12 +210,9 @@ def build(
         "dtype": model.dtype,
         "attn_implementation": model.attn_implementation,
     }
-    # TRL makes a text of a one-element list, which PEFT then reads as a regular expression over whole module names.
-    if recipe.get("lora_target_modules") not in (None, ["all-linear"]):
-        model.lora_target_modules = recipe["lora_target_modules"]
     # Handed over as a config of its own; as a mapping transformers refuses it.
     training.model_init_kwargs.pop("quantization_config", None)
-    adapters = adapter_config(continues) if continues else get_peft_config(model)
+    adapters = adapter_config(continues) if continues else lora_config(model, beside)
     quantisation = stored_quantisation(recipe) or get_quantization_config(model)
     words = tokenizer
     if base is not None:

@@ -16,16 +16,17 @@ import numpy as np
 import peft
 import torch
 from peft import get_peft_model_state_dict
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 from trl import SFTTrainer
 
 from sft_recipes.data import refusals, tokens
 from sft_recipes.errors import InputError
+from sft_recipes.models import base_model, census, conflicts
 from sft_recipes.models.loading import offloaded
 from sft_recipes.recipes import places, rates
 from sft_recipes.recipes.places import TEMPLATES
+from sft_recipes.recipes.recipe import Recipe, Value
 from sft_recipes.terminal import count, say, share
 
 Facts = dict[str, Any]
@@ -35,8 +36,8 @@ def model_files(recipe: Mapping[str, Any], conversational: bool) -> None:
     """The config and tokenizer can be loaded and fit the recipe; before any weight is read.
 
     Raises:
-        InputError: The model cannot be found, is already quantised, has no module of a target's name, or its chat
-            template cannot do what is asked.
+        InputError: The model cannot be found, cannot be had as the recipe asks for it (`models.conflicts`), or its
+            chat template cannot do what is asked.
     """
     name, revision = recipe["model_name_or_path"], recipe.get("model_revision", "main")
     try:
@@ -48,20 +49,11 @@ def model_files(recipe: Mapping[str, Any], conversational: bool) -> None:
             "Name a local directory, or a Hub id while the Hub is reachable; a gated model needs HF_TOKEN in the "
             "environment"
         ) from None
-    quantised = getattr(config, "quantization_config", None)
-    if quantised and (recipe.get("load_in_4bit") or recipe.get("load_in_8bit")):
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else quantised.quant_method
-        raise InputError(
-            f"{name} is already quantised ({method}), so bitsandbytes cannot quantise it to 4 bit; choose its "
-            "unquantised checkpoint, or set load_in_4bit: false"
-        )
-    if recipe.get("use_peft"):
-        _targets(name, config, recipe)
-    elif config.get_text_config() is not config:
-        raise InputError(
-            f"{name} is a model for more than text, and rows of text leave part of it without a gradient; train "
-            "adapters (use_peft: true), which stay on its language part, or choose a checkpoint of text alone"
-        )
+    # Its config is on this machine now, if it was not when the run was planned.
+    if (model := base_model.find(name, revision)) is not None:
+        asked = Recipe(name, {key: Value(value, "recipe.yaml") for key, value in recipe.items()})
+        if problems := [str(each) for each in conflicts.of_model(model, asked)]:
+            raise InputError(*problems)
     words = _words(tokenizer, recipe)
     path = recipe.get("chat_template_path")
     found = refusals.refused(
@@ -91,26 +83,6 @@ def _words(tokenizer: Any, recipe: Mapping[str, Any]) -> Any:
                 "model whose template is to be taken"
             ) from None
     return tokens.dressed(tokenizer, recipe.get("eos_token"), template, source)
-
-
-def _targets(name: str, config: Any, recipe: Mapping[str, Any]) -> None:
-    """Every target matches a module, which PEFT itself only asks of all of them together."""
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    modules = [path for path, _ in model.named_modules()]
-    unmatched = [
-        target
-        for target in recipe.get("lora_target_modules") or []
-        if target != "all-linear" and not any(path == target or path.endswith(f".{target}") for path in modules)
-    ]
-    if unmatched:
-        linear = {
-            path.rpartition(".")[2] for path, module in model.named_modules() if isinstance(module, torch.nn.Linear)
-        }
-        raise InputError(
-            f"lora_target_modules: {', '.join(unmatched)} matches no module of {name}; its linear layers are "
-            f"{', '.join(sorted(linear - {'lm_head'}))}"
-        )
 
 
 def data(trainer: SFTTrainer, prepared_rows: int) -> Facts:
@@ -162,6 +134,7 @@ def data(trainer: SFTTrainer, prepared_rows: int) -> Facts:
         raise InputError(*problems)
     if trainer.eval_dataset is not None and not len(trainer.eval_dataset):
         raise InputError(f"no held-out row keeps its answer at max_length {args.max_length}; set a larger max_length")
+    _positions(trainer, lengths)
     real = _real_token_share(trainer, lengths)
     pad_is_eos = tokenizer.pad_token_id == tokenizer.eos_token_id
     text = f"{share(supervised, tokens)} of {tokens:,} tokens ({'answers' if supervised < tokens else 'everything'})"
@@ -194,6 +167,17 @@ def _largest(rows: Any) -> int:
     batches = rows.with_format("arrow").iter(1000)
     ids = (batch["input_ids"].combine_chunks().flatten().to_numpy(zero_copy_only=False) for batch in batches)
     return max((int(each.max()) for each in ids if len(each)), default=0)
+
+
+def _positions(trainer: SFTTrainer, lengths: list[int]) -> None:
+    """Every row, of training and of evaluations, has a position for each of its tokens."""
+    batches = trainer.eval_dataset.with_format("arrow").iter(1000) if trainer.eval_dataset is not None else ()
+    held_out = (batch["input_ids"].combine_chunks().value_lengths().to_pylist() for batch in batches)
+    longest, config = max(itertools.chain(lengths, *held_out)), trainer.model.config
+    found = base_model.find(config.name_or_path, getattr(config, "_commit_hash", None) or "main")
+    refused = conflicts.of_rows(found, longest) if found else ()
+    if problems := [str(each) for each in refused if each.rule == "positions-missing"]:
+        raise InputError(*problems)
 
 
 def _real_token_share(trainer: SFTTrainer, lengths: list[int]) -> float:
@@ -296,19 +280,10 @@ def adapter(trainer: SFTTrainer, recipe: Mapping[str, Any], own: Mapping[str, An
     if not recipe.get("use_peft"):
         say("training", f"all {total:,} parameters in {' and '.join(dtypes)}, no adapter")
         return {"trainable_parameters": total, "dtypes": dtypes, "modules": {}}
-    modules = collections.Counter(
-        # Adapters on two parameters of a module are one inside the other.
-        name.removesuffix(".base_layer").rpartition(".")[2]
-        for name, module in model.named_modules()
-        if isinstance(module, BaseTunerLayer)
-    )
-    missing = [
-        target
-        for target in recipe.get("lora_target_modules") or []
-        if target != "all-linear" and not modules[target.rpartition(".")[2]]
-    ]
-    if missing:
-        raise InputError(f"lora_target_modules: {', '.join(missing)} got no adapter; adapters are on {dict(modules)}")
+    modules = collections.Counter(path.rpartition(".")[2] for path, _ in census.adapted(model))
+    if missing := census.unmatched(model, recipe):
+        nothing = ", ".join(f"{name} of {key}" for key, name in missing)
+        raise InputError(f"{nothing} got nothing; adapters are on {dict(modules)}")
     engine = trainer.is_deepspeed_enabled and recipe.get("bf16")
     # DeepSpeed computes with a bfloat16 copy and keeps the float32 master weights that the optimizer updates.
     wanted = "bfloat16" if engine else own["adapter_dtype"]

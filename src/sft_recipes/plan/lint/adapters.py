@@ -1,7 +1,10 @@
 """Rules about quantisation, adapters and what they attach to, and the ranges documented for their values."""
 
+import functools
 import math
 
+from sft_recipes.models import base_model, conflicts
+from sft_recipes.models.base_model import Asked
 from sft_recipes.plan.lint import Case, Found
 from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.terminal import share
@@ -13,16 +16,35 @@ TYPICAL_WEIGHT = 0.02
 
 def _experts(case: Case) -> int:
     """The number of experts that the model's config names, 0 for a dense one."""
-    config = case.model.config if case.model else {}
+    config = case.model.text_config if case.model else {}
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     return next((config[name] for name in names if config.get(name)), 0)
 
 
-def checkpoint_quantised(case: Case) -> Found:
-    if case.model is not None and (case.recipe["load_in_4bit"] or case.recipe["load_in_8bit"]):
-        method = (case.model.config.get("quantization_config") or {}).get("quant_method")
-        if method:
-            yield {"method": method}
+def _of_model(rule: str, case: Case) -> Found:
+    if case.model is not None:
+        for each in conflicts.of_model(case.model, case.recipe):
+            if each.rule == rule:
+                yield {"reason": each.reason, "remedy": each.remedy}
+
+
+model_class = functools.partial(_of_model, "model-class")
+attention_unsupported = functools.partial(_of_model, "attention-unsupported")
+checkpoint_quantised = functools.partial(_of_model, "checkpoint-quantised")
+part_without_gradient = functools.partial(_of_model, "part-without-gradient")
+target_unmatched = functools.partial(_of_model, "target-unmatched")
+target_head = functools.partial(_of_model, "target-head")
+adapter_refused = functools.partial(_of_model, "adapter-refused")
+
+
+def stored_quantised(case: Case) -> Found:
+    stored = (case.model.config.get("quantization_config") or {}) if case.model else {}
+    method = stored.get("quant_method")
+    if case.model is None or method in (None, "bitsandbytes") or base_model.dequantised(case.recipe.upstream()):
+        return
+    bits = case.model.stored_bits
+    counted = f"counted with {bits:.2g} bits a weight" if bits else "its memory is counted as if it were not"
+    yield {"method": method, "counted": counted}
 
 
 def four_bit_coverage(case: Case) -> Found:
@@ -43,27 +65,13 @@ def precision_mixed(case: Case) -> Found:
         yield {"computes": computes, "matching": {"bf16": "bfloat16", "fp16": "float16"}[computes]}
 
 
-def target_unmatched(case: Case) -> Found:
-    if case.model is None or not case.recipe["use_peft"]:
-        return
-    layers = {group.path.rpartition(".")[2] for group in case.model.groups if group.kind == "linear"}
-    for target in case.recipe["lora_target_modules"] or []:
-        if target != "lm_head" and not case.model.targets([target]):
-            hint = "; a list is written [q_proj, v_proj]" if "," in target else ""
-            yield {"target": target, "hint": hint, "layers": ", ".join(sorted(layers))}
-
-
-def target_head(case: Case) -> Found:
-    if "lm_head" in (case.recipe["lora_target_modules"] or []):
-        yield {}
-
-
 def attention_only_experts(case: Case) -> Found:
     recipe, experts = case.recipe, _experts(case)
-    if case.model is None or not experts or not recipe["use_peft"] or recipe["lora_target_parameters"]:
+    if case.model is None or not experts or not recipe["use_peft"]:
         return
-    reached = sum(group.elements for group in case.model.targets(recipe["lora_target_modules"] or []))
-    if reached < case.model.elements() / 2:
+    layers = case.model.adapters(Asked.of(recipe)).layers
+    reached = sum(each.elements for each in layers)
+    if reached < case.model.elements() / 2 and not any(each.copied for each in layers):
         yield {"reached": share(reached, case.model.elements()), "experts": experts}
 
 
@@ -75,11 +83,6 @@ def alpha_follows_rank(case: Case) -> Found:
     if recipe["lora_r"] != base["lora_r"] and recipe["lora_alpha"] != base["lora_alpha"]:
         before, after = (each["lora_alpha"] / each["lora_r"] for each in (base, recipe))
         yield {"base": base, "before": before, "after": after}
-
-
-def expert_dropout(case: Case) -> Found:
-    if case.recipe["use_peft"] and case.recipe["lora_target_parameters"] and case.recipe["lora_dropout"]:
-        yield {}
 
 
 def router_loss(case: Case) -> Found:

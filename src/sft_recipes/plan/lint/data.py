@@ -297,8 +297,13 @@ def _at_length(case: Case, told: list[tuple[str, str, SplitFacts]]) -> Found:
     """One finding of what `max_length` does, with the length that keeps every row whole: a multiple of 64."""
     if told and case.data:
         longest = max(-(-max(map(int, facts["lengths"])) // 64) * 64 for _, _, facts in told)
+        remedy = f"set max_length to {longest:,}, which keeps every row whole"
+        most = case.model.positions[0] if case.model else None
+        if most and longest > most:
+            longer = f"set max_length to {most:,} and " if (case.recipe["max_length"] or most) < most else ""
+            remedy = f"{longer}shorten the rows to the {most:,} tokens that the model was made for"
         estimated = "" if case.data["tokens_are"] == "exact" else " (estimated, without the tokenizer)"
-        yield from _together([(text, grave) for text, grave, _ in told], longest=longest, estimated=estimated)
+        yield from _together([(text, grave) for text, grave, _ in told], remedy=remedy, estimated=estimated)
 
 
 def every_answer_lost(case: Case) -> Found:

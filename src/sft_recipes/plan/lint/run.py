@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sft_recipes.demo import demo_base
+from sft_recipes.models.base_model import Asked
 from sft_recipes.plan.lint import Case, Found
-from sft_recipes.recipes import conflicts
+from sft_recipes.recipes import conflicts, places
 from sft_recipes.recipes.conflicts import Conflict
 from sft_recipes.recipes.recipe import MODELS, Recipe
 from sft_recipes.recipes.schema import as_yaml
@@ -53,8 +54,7 @@ def zero_saves_nothing(case: Case) -> Found:
     recipe, stage, processes = case.recipe, case.topology.zero_stage, case.topology.processes
     if case.model is None or not recipe["use_peft"] or stage not in (1, 2) or processes < 2:
         return
-    targets, parameters = recipe["lora_target_modules"] or [], recipe["lora_target_parameters"] or []
-    adapters = case.model.adapter_parameters(targets, recipe["lora_r"], parameters)
+    adapters = case.model.adapters(Asked.of(recipe)).parameters(recipe["lora_r"])
     # DeepSpeed's float32 master weights and two moments, and at stage 2 the gradients in bfloat16.
     saved = adapters * (12 + (2 if stage == 2 else 0)) * (processes - 1) // processes
     if saved < GIB:
@@ -131,7 +131,7 @@ def partial_epoch(case: Case) -> Found:
 def model_unpinned(case: Case) -> Found:
     name, revision = case.recipe["model_name_or_path"], str(case.recipe["model_revision"])
     where = Path(case.recipe.values["model_name_or_path"].origin.rpartition(":")[0])
-    if not Path(name).exists() and not name.startswith(".") and not COMMIT.fullmatch(revision):
+    if not places.is_local(name) and not COMMIT.fullmatch(revision):
         yield {"family": f" MODEL={where.stem}" if where.parent == MODELS else ""}
 
 

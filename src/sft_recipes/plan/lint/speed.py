@@ -1,8 +1,10 @@
 """Rules about memory, and about what keeps a device waiting or fills it with padding."""
 
 import dataclasses
+import functools
 
 from sft_recipes.data import packing, survey
+from sft_recipes.models import conflicts
 from sft_recipes.plan import memory
 from sft_recipes.plan.lint import Case, Found
 from sft_recipes.terminal import share
@@ -28,9 +30,28 @@ def largest_micro_batch(case: Case) -> memory.Setup:
         if not recipe["packing"]:
             longest = max(lengths)
     if longest is None:
-        longest = case.model.text_config.get("max_position_embeddings", 2048) if case.model else 2048
+        longest = (case.model.positions[0] if case.model else None) or 2048
+    evaluated = longest
+    if case.data and not recipe["packing"] and (held_out := case.data["splits"].get("validation")):
+        evaluated = max(survey.kept_lengths(held_out, recipe["max_length"]), default=longest)
     tokens = recipe["per_device_train_batch_size"] * longest
-    return memory.Setup.of(recipe, case.topology, tokens, longest, supervised)
+    return memory.Setup.of(recipe, case.topology, tokens, longest, supervised, evaluated)
+
+
+def _of_rows(rule: str, case: Case) -> Found:
+    if case.model is None:
+        return
+    batch = largest_micro_batch(case)
+    for each in conflicts.of_rows(case.model, max(batch.length, batch.eval_length)):
+        if each.rule == rule:
+            # Without the rows, or their exact lengths, max_length or an estimate is all that is known.
+            exact = case.data is not None and case.data["tokens_are"] == "exact"
+            severity = {} if exact else {"severity": "warning"}
+            yield {"reason": each.reason, "remedy": each.remedy, **severity}
+
+
+positions_missing = functools.partial(_of_rows, "positions-missing")
+beyond_positions = functools.partial(_of_rows, "beyond-positions")
 
 
 def does_not_fit(case: Case) -> Found:
@@ -68,11 +89,12 @@ def packing_fill(case: Case) -> Found:
     if not lengths or not case.recipe["packing"]:
         return
     fill, rows = packing.packed(lengths, limit)
-    if fill < 0.9:
-        more = share(packing.packed(lengths, 4 * limit)[0], 1)
+    longer = min(4 * limit, (case.model.positions[0] if case.model else None) or 4 * limit)
+    if fill < 0.9 and longer > limit:
+        more = share(packing.packed(lengths, longer)[0], 1)
         yield {
             "what": f"packing at max_length {limit} fills {share(fill, 1)}",
-            "remedy": f"max_length: {4 * limit} fills {more}",
+            "remedy": f"max_length: {longer} fills {more}",
         }
     per_row, total = sum(lengths.values()) / rows, case.recipe["global_batch_size"]
     if per_row > 1.5:
