@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from safetensors.torch import load_file
 
 from sft_recipes.demo import demo_base, demo_data
 
@@ -70,6 +69,8 @@ def test_the_base_is_the_same_every_time_and_knows_when_it_is_current(tmp_path: 
         assert not demo_base.is_current(tmp_path / name, steps=3)
         demo_base.build(tmp_path / name, steps=3)
         assert demo_base.is_current(tmp_path / name, steps=3)
+    from safetensors.torch import load_file
+
     one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     assert all(tensor.equal(two[name]) for name, tensor in one.items())
     assert not demo_base.is_current(tmp_path / "one")

@@ -12,7 +12,6 @@ from finished import FLOAT32
 
 from sft_recipes.deploy import chat
 from sft_recipes.errors import InputError
-from sft_recipes.evaluate import scoring
 from sft_recipes.runs.run import Run
 
 pytest_plugins = ["finished"]
@@ -47,6 +46,8 @@ def parts(run: Run, printed: str) -> list[str]:
 def answer(run: Run, question: str, *, base: bool = False) -> str:
     """What the model generates for a question, by the code that evaluates it."""
     recipe = yaml.safe_load(run.recipe.read_text())
+    from sft_recipes.evaluate import scoring
+
     model, tokenizer = scoring.load(recipe, None if base else run.adapter, on_cpu=True, tokenizer=run.adapter)
     (output,) = scoring.generate(model, tokenizer, [[{"role": "user", "content": question}]], 12)
     return output[0]["text"]
@@ -79,6 +80,8 @@ def test_a_conversation_is_kept_until_it_is_reset(finished: Finished) -> None:
 @pytest.mark.promise("hostile", "a model that answers with escape codes")
 def test_what_would_move_the_cursor_is_written_out(finished: Finished, capsys: pytest.CaptureFixture) -> None:
     run = finished("talks", **TALKS)
+    from sft_recipes.evaluate import scoring
+
     model, tokenizer = scoring.load(yaml.safe_load(run.recipe.read_text()), run.adapter, on_cpu=True)
     escape = tokenizer("\x1b[2J", add_special_tokens=False)["input_ids"][0]
     model.generation_config.suppress_tokens = [token for token in range(len(tokenizer)) if token != escape]

@@ -13,7 +13,7 @@ from conftest import ROOT
 from theirs import AXOLOTL, CASES, EARLY, FACTORY, FILES, QUANTISED, TOKEN, TRL, audited, outcomes, turns
 
 from sft_recipes.cli.app import from_make
-from sft_recipes.data import formats
+from sft_recipes.data.turns import ROLES, SHAREGPT_ROLES
 from sft_recipes.errors import InputError
 from sft_recipes.interop import importers, meanings, recognition, tables
 from sft_recipes.interop.audit import Audit, audit, facts, render, text, write
@@ -236,7 +236,7 @@ def test_a_base_that_is_quantised_by_its_name_is_noticed(tmp_path: Path, name: s
 
 
 def test_the_roles_that_are_taken_over_are_those_that_rows_are_read_by() -> None:
-    assert tables.DATA["roles"] == {"messages": formats._ROLES, "sharegpt": formats._SHAREGPT_ROLES}
+    assert tables.DATA["roles"] == {"messages": ROLES, "sharegpt": SHAREGPT_ROLES}
 
 
 def test_two_datasets_are_one_file_to_prepare(tmp_path: Path) -> None:

@@ -113,9 +113,7 @@ def test_a_combination_that_would_not_start_is_named(project: Path) -> None:
     with pytest.raises(InputError) as refused:
         sweep.sweep("tiny", "lora_target_modules=[q_proj],[q_porj] global_batch_size=8,9")
     found = refused.value.problems
-    assert any(
-        each.startswith('lora_target_modules ["q_porj"]') and "matches no linear layer" in each for each in found
-    )
+    assert any(each.startswith('lora_target_modules ["q_porj"]') and "matches no module" in each for each in found)
     assert any("global_batch_size 9" in each and "not reachable" in each for each in found)
     with pytest.raises(InputError, match="trials are compared by the eval loss"):
         never = "eval_strategy=no load_best_model_at_end=false early_stopping_patience=0"

@@ -173,8 +173,11 @@ def test_layers_need_not_be_alike() -> None:
 
 def test_models_of_the_validation_have_their_published_sizes(validate: ModuleType) -> None:
     known = json.loads(validate.MODELS.read_text(encoding="utf-8")) | base_model.bundled()
-    for name, facts in known.items():
-        assert validate.model_of(name).elements() == facts["parameters"], name
+    # The first Qwen's class is gone from transformers; its matrices are written as a Llama, without its biases.
+    published = {name: facts["parameters"] for name, facts in known.items() if "as a Llama" not in facts["source"]}
+    assert len(published) > 20
+    for name, parameters in published.items():
+        assert validate.model_of(name).elements() == parameters, name
 
 
 def test_the_formula_is_near_every_published_measurement(validate: ModuleType) -> None:

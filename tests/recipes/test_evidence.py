@@ -147,8 +147,8 @@ def found(source: str, where: str) -> bool:
 
 
 def cited_repositories(text: str) -> set[str]:
-    """Repositories that a text names by their address alone, not by an issue, a file or a commit."""
-    return set(re.findall(r"https://github\.com/([\w.-]+/[\w.-]*\w)(?![\w/#-]|\.\w)", text))
+    """Repositories that a text names by their address alone, not by an issue, a file, a commit or for pip."""
+    return set(re.findall(r"(?<!git\+)https://github\.com/([\w.-]+/[\w.-]*\w)(?![\w/#-]|\.\w)", text))
 
 
 def test_every_repository_that_evidence_is_from_has_its_commit_and_date() -> None:

@@ -126,6 +126,12 @@ ELSEWHERE = {
         "tests/train/test_train.py::test_early_stopping_counts_evaluations_and_zero_never_stops"
     ),
     "early_stopping_threshold": "tests/train/test_effects.py::test_a_threshold_decides_what_counts_as_an_improvement",
+    "adapter_name_or_path": (
+        "tests/train/test_continue.py::test_its_first_loss_is_that_of_the_earlier_adapter_on_the_same_rows"
+    ),
+    "adapter_revision": (
+        "tests/train/test_continue.py::test_it_is_named_by_its_run_its_folder_or_a_hub_id_with_a_revision"
+    ),
     "mask_empty_reasoning": ("tests/data/test_templates.py::test_an_empty_block_of_reasoning_is_left_out_of_the_loss"),
     # There is one value that a recipe may give each of them.
     "greater_is_better": "tests/recipes/test_recipe.py::test_the_direction_of_a_metric_follows_from_it",

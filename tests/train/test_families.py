@@ -124,7 +124,9 @@ def test_a_model_that_is_not_there_is_refused_with_those_that_are(project: Path,
 def test_what_is_decided_is_said(project: Path) -> None:
     job = jobs.check("tiny", overrides=["model=mistral_7b", "lora_r=4"])
     said = dict(job.decisions())
-    assert said["model"] == "model_name_or_path: mistralai/Mistral-7B-Instruct-v0.3, model_revision: main"
+    model, template = "mistralai/Mistral-7B-Instruct-v0.3", "models/mistral.jinja"
+    expected = f"model_name_or_path: {model}, model_revision: main, chat_template_path: {template}"
+    assert said["model"] == expected
     assert said["override"] == "lora_r: 4"
 
 

@@ -238,7 +238,8 @@ def test_an_uninterrupted_run_takes_the_steps_of_stock_trl(
     recipe["per_device_eval_batch_size"] = 8
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
-    monkeypatch.setattr(worker, "Trainer", SFTTrainer)
+    # TRL's own, which knows nothing of our keys.
+    monkeypatch.setattr(worker, "Trainer", lambda mask_empty_reasoning, **its: SFTTrainer(**its))
     stock = worker.build(recipe)
     worker.correct(stock, recipe, run.facts()["own"])
     stock.train()

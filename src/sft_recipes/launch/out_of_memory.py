@@ -14,17 +14,23 @@ def planned(job: Job) -> dict[str, Any] | None:
     """What run.json keeps of the plan's memory, in bytes; None where the model's config is not known.
 
     `micro_batches` are the peaks by rows of a micro-batch, for the recipe's and every smaller one with which the
-    global batch stays the same.
+    global batch stays the same, where an evaluation takes at most as many rows at once; `evaluation_rows` is the
+    recipe's number of those.
     """
     if job.model is None:
         return None
     model, setup, rows = job.model, largest_micro_batch(job.case), job.recipe["per_device_train_batch_size"]
     whole = job.recipe["global_batch_size"] // job.topology.processes
     sizes = [each for each in range(1, rows + 1) if whole % each == 0]
-    peaks = {each: memory.estimate(model, dataclasses.replace(setup, tokens=each * setup.length)) for each in sizes}
+    peaks = {}
+    for each in sizes:
+        evaluated = setup.eval_tokens if each == rows else min(setup.eval_tokens, each * setup.eval_length)
+        at_once = dataclasses.replace(setup, tokens=each * setup.length, eval_tokens=evaluated)
+        peaks[each] = memory.estimate(model, at_once)
     return {
         "components": {name: round(value) for name, value in dataclasses.asdict(peaks[rows]).items()},
         "micro_batches": {str(each): round(peak.allocated) for each, peak in peaks.items()},
+        "evaluation_rows": job.recipe["per_device_eval_batch_size"] if setup.eval_tokens else 0,
     }
 
 
@@ -48,5 +54,7 @@ def advice(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if fits is None:
         yield "instead", "a micro-batch has one row already: set a smaller max_length, or gradient_checkpointing=true"
         return
-    words = f"SET='per_device_train_batch_size={fits}'"
+    # Neither changes what is learned, nor what an evaluation finds.
+    fewer = f" per_device_eval_batch_size={fits}" if plan.get("evaluation_rows", 0) > fits else ""
+    words = f"SET='per_device_train_batch_size={fits}{fewer}'"
     yield "instead", f"train again with {words}: {size(off * sizes[fits])} at the peak, at the same global batch"

@@ -19,7 +19,7 @@ from sft_recipes.launch import launch
 from sft_recipes.models import base_model
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan.job import Job, Where
-from sft_recipes.plan.lint.run import refused
+from sft_recipes.plan.lint.refusals import refused
 from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes.conflicts import Conflict
 from sft_recipes.recipes.topology import Topology

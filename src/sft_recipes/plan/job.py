@@ -21,7 +21,7 @@ from sft_recipes.plan import gpus as specs
 from sft_recipes.plan import lint
 from sft_recipes.plan.gpus import Spec
 from sft_recipes.plan.lint import Case, Finding
-from sft_recipes.plan.lint.run import refused
+from sft_recipes.plan.lint.refusals import refused
 from sft_recipes.plan.schedule import Schedule, schedule
 from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes

@@ -22,7 +22,7 @@ from sft_recipes.recipes.schema import table
 from sft_recipes.recipes.topology import Gpu, Topology
 
 SEVERITIES = ("blocking", "warning", "info")
-MODULES = ("adapters", "data", "run", "speed")
+MODULES = ("adapters", "data", "refusals", "run", "speed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,8 +91,11 @@ def rules() -> dict[str, Rule]:
         looks |= vars(importlib.import_module(f"{__name__}.{module}"))
     found = {}
     for id, entry in sorted(table(__name__, "rules.yaml").items()):
-        problems = entry.pop("rows_with", None)
-        look = functools.partial(looks["rows_with"], problems) if problems else looks[id.replace("-", "_")]
+        if problems := entry.pop("rows_with", None):
+            look = functools.partial(looks["rows_with"], problems)
+        else:
+            # What a training refuses has words of its own, which are the same there.
+            look = looks.get(id.replace("-", "_")) or functools.partial(looks["named"], id)
         found[id] = Rule(id, look, **entry | {"evidence": why.cited(entry["evidence"])})
     return found
 

@@ -1,9 +1,8 @@
 """Rules about quantisation, adapters and what they attach to, and the ranges documented for their values."""
 
-import functools
 import math
 
-from sft_recipes.models import base_model, conflicts
+from sft_recipes.models import base_model
 from sft_recipes.models.base_model import Asked
 from sft_recipes.plan.lint import Case, Found
 from sft_recipes.recipes.schema import as_yaml
@@ -19,22 +18,6 @@ def _experts(case: Case) -> int:
     config = case.model.text_config if case.model else {}
     names = ("num_experts", "num_local_experts", "n_routed_experts")
     return next((config[name] for name in names if config.get(name)), 0)
-
-
-def _of_model(rule: str, case: Case) -> Found:
-    if case.model is not None:
-        for each in conflicts.of_model(case.model, case.recipe):
-            if each.rule == rule:
-                yield {"reason": each.reason, "remedy": each.remedy}
-
-
-model_class = functools.partial(_of_model, "model-class")
-attention_unsupported = functools.partial(_of_model, "attention-unsupported")
-checkpoint_quantised = functools.partial(_of_model, "checkpoint-quantised")
-part_without_gradient = functools.partial(_of_model, "part-without-gradient")
-target_unmatched = functools.partial(_of_model, "target-unmatched")
-target_head = functools.partial(_of_model, "target-head")
-adapter_refused = functools.partial(_of_model, "adapter-refused")
 
 
 def stored_quantised(case: Case) -> Found:

@@ -8,7 +8,7 @@ import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 
-from sft_recipes.data import refusals, survey
+from sft_recipes.data import survey
 from sft_recipes.data.survey import ClassFacts, RowsFound, SplitFacts
 from sft_recipes.plan.lint import SEVERITIES, Case, Found
 from sft_recipes.recipes import task
@@ -335,24 +335,6 @@ def answers_cut(case: Case) -> Found:
             severity = "blocking" if none_stops else _warning_unless_few(left["rows_cut"], facts)
             told.append((f"{rows} lose the end of their answer, so {effect}", severity, facts))
     yield from _at_length(case, told)
-
-
-def _refused(rule: str, case: Case) -> Found:
-    """What a training refuses of these rows with the tokenizer."""
-    data = case.data
-    if data is None or data["tokenizer"] is None:
-        return
-    largest = max(split["largest_token"] for split in data["splits"].values())
-    config = case.model.text_config if case.model else None
-    for each in refusals.of_recipe(case.recipe, data["tokenizer"], data, config, largest):
-        if each.rule == rule:
-            yield {"reason": each.reason, "remedy": each.remedy}
-
-
-chat_template = functools.partial(_refused, "chat-template")
-eos_token = functools.partial(_refused, "eos-token")
-end_of_text_twice = functools.partial(_refused, "end-of-text-twice")
-tokens_beyond_embedding = functools.partial(_refused, "tokens-beyond-embedding")
 
 
 @over_splits

@@ -1,19 +1,14 @@
 """Rules about batch, processes, devices and steps, and about where models, data and results come from and go to."""
 
-import functools
 import os
 import re
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sft_recipes.demo import demo_base
 from sft_recipes.models.base_model import Asked
 from sft_recipes.plan.lint import Case, Found
-from sft_recipes.recipes import conflicts, places
-from sft_recipes.recipes.conflicts import Conflict
-from sft_recipes.recipes.recipe import MODELS, Recipe
+from sft_recipes.recipes import places
+from sft_recipes.recipes.recipe import MODELS
 from sft_recipes.recipes.schema import as_yaml
-from sft_recipes.recipes.topology import Gpu, Topology
 from sft_recipes.terminal import count, share
 
 GIB = 2**30
@@ -22,27 +17,6 @@ FEW_STEPS = 100
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # What each tracker needs from the environment before it can send anything.
 CREDENTIALS = {"wandb": ("WANDB_API_KEY", "WANDB_MODE"), "mlflow": ("MLFLOW_TRACKING_URI",)}
-
-
-def refused(recipe: Recipe, topology: Topology, gpus: Sequence[Gpu]) -> Iterator[Conflict]:
-    """What a training here is refused for, whatever its rows."""
-    yield from conflicts.of_topology(recipe, topology)
-    # The demo's base model is built before the first training that needs it.
-    yield from conflicts.of_machine(recipe, topology, gpus, [demo_base.DIRECTORY])
-
-
-def _refused(rule: str, case: Case) -> Found:
-    for each in refused(case.recipe, case.topology, case.gpus):
-        if each.rule == rule:
-            yield {"reason": each.reason, "remedy": each.remedy}
-
-
-batch_unreachable = functools.partial(_refused, "batch-unreachable")
-unsupported_pair = functools.partial(_refused, "unsupported-pair")
-devices_missing = functools.partial(_refused, "devices-missing")
-tool_missing = functools.partial(_refused, "tool-missing")
-model_damaged = functools.partial(_refused, "model-damaged")
-model_missing = functools.partial(_refused, "model-missing")
 
 
 def devices_idle(case: Case) -> Found:

@@ -1,10 +1,8 @@
 """Rules about memory, and about what keeps a device waiting or fills it with padding."""
 
 import dataclasses
-import functools
 
 from sft_recipes.data import packing, survey
-from sft_recipes.models import conflicts
 from sft_recipes.plan import memory
 from sft_recipes.plan.lint import Case, Found
 from sft_recipes.terminal import share
@@ -36,22 +34,6 @@ def largest_micro_batch(case: Case) -> memory.Setup:
         evaluated = max(survey.kept_lengths(held_out, recipe["max_length"]), default=longest)
     tokens = recipe["per_device_train_batch_size"] * longest
     return memory.Setup.of(recipe, case.topology, tokens, longest, supervised, evaluated)
-
-
-def _of_rows(rule: str, case: Case) -> Found:
-    if case.model is None:
-        return
-    batch = largest_micro_batch(case)
-    for each in conflicts.of_rows(case.model, max(batch.length, batch.eval_length)):
-        if each.rule == rule:
-            # Without the rows, or their exact lengths, max_length or an estimate is all that is known.
-            exact = case.data is not None and case.data["tokens_are"] == "exact"
-            severity = {} if exact else {"severity": "warning"}
-            yield {"reason": each.reason, "remedy": each.remedy, **severity}
-
-
-positions_missing = functools.partial(_of_rows, "positions-missing")
-beyond_positions = functools.partial(_of_rows, "beyond-positions")
 
 
 def does_not_fit(case: Case) -> Found:
