@@ -209,16 +209,15 @@ def demo(project: Path) -> Path:
     text = re.sub(r"num_train_epochs: .*\n", "", text)
     (project / "recipes" / "demo.yaml").write_text(text + test + saves, encoding="utf-8")
     write_rows(project / "data" / "test.jsonl", alpaca_rows(12, seed=3))
-    for path in (project / "accelerate_configs").glob("*.yaml"):
-        if path.stem not in ("cpu", "single_gpu", "zero2", "fsdp2", "zero3_offload"):
-            path.unlink()
     return project
 
 
 @pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("demo")
-def test_the_road_is_walked_by_the_program_s_own_commands(small: scales.Scale, section: Section) -> None:
+def test_the_road_is_walked_by_the_program_s_own_commands(
+    small: scales.Scale, section: Section, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from sft_recipes.benchmark import commands
     from sft_recipes.environment import quiet_environment
 
@@ -230,6 +229,8 @@ def test_the_road_is_walked_by_the_program_s_own_commands(small: scales.Scale, s
     assert found["killed_and_resumed"]["equal_to_the_bit"] is True
     assert found["killed_and_resumed"]["largest_difference"] == 0
 
+    # One that runs here, and those that do not.
+    monkeypatch.setattr(topology, "names", lambda: ["cpu", "single_gpu", "zero2", "fsdp2", "zero3_offload"])
     commands.topologies(section, small, environment)
     assert section.failures == []
     (zero2,) = (each for each in section.measurements if each["name"] == "zero2")
