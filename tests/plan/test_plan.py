@@ -123,6 +123,24 @@ def test_the_verdict_comes_first(project: Path, capsys: pytest.CaptureFixture) -
     assert re.fullmatch(r"fits: [\d.]+ GiB at the peak, a100-80gb has 80 GiB", lines[-1])
 
 
+@pytest.mark.parametrize("name", ["runs/X/adapter", "a/b/c", "~/m", "./m", "org name/x", "~nobody/m", "/nowhere"])
+def test_a_name_that_is_no_model_is_said_by_every_command(
+    project: Path, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    words = ["tiny", "--set", f"'model_name_or_path={name}'"]
+    assert main(["train", *words, "--name", "no"]) == main(["fit", *words, "--vram", "24"]) == 2
+    train, fit = capsys.readouterr().err.splitlines()
+    assert f"{name}" in train and f"{name}" in fit and not Path("runs").exists()
+    planned = main(["plan", *words])
+    said = capsys.readouterr()
+    if planned == 0:
+        # Whoever plans may be on another machine than the one that has it.
+        assert said.out.startswith("verdict    nothing stops it on a machine that has its model\n")
+        assert "model-missing: SET: " in said.out and "has no config.json" in said.out + train
+    else:
+        assert (planned, said.err) == (2, f"{train}\n")
+
+
 def test_one_finding_of_two_splits_is_said_once(project: Path) -> None:
     common = {"rule": "duplicate-rows", "severity": "warning", "silenced": None}
     common |= {"instead": "delete the repeats", "evidence": "https://arxiv.org/abs/2107.06499v2: less memorised"}

@@ -295,6 +295,10 @@ def render(figures: dict[str, Any], *, whole: bool = False) -> Iterator[tuple[st
     yield from _render_findings(figures["findings"], whole)
 
 
+# What a plan is made without, by the rule that says that it is not here.
+MISSING = {"devices-missing": "GPUs", "model-missing": "model", "tool-missing": "packages"}
+
+
 def _verdict(figures: dict[str, Any]) -> Iterator[str]:
     """What stops it, what to look at, whether it fits, and how long it takes."""
     active = [finding for finding in figures["findings"] if not finding["silenced"]]
@@ -302,12 +306,10 @@ def _verdict(figures: dict[str, Any]) -> Iterator[str]:
         ", ".join(dict.fromkeys(each["rule"] for each in active if each["severity"] == severity))
         for severity in ("blocking", "warning")
     )
-    elsewhere = any(each["rule"] == "devices-missing" for each in active)
-    yield (
-        f"will not run: {stops}"
-        if stops
-        else f"nothing stops it{' on a machine that has its GPUs' if elsewhere else ''}"
-    )
+    found = {each["rule"] for each in active}
+    missing = [thing for rule, thing in MISSING.items() if rule in found]
+    elsewhere = f" on a machine that has its {' and its '.join(missing)}" if missing else ""
+    yield f"will not run: {stops}" if stops else f"nothing stops it{elsewhere}"
     if look:
         yield f"look at {look}"
     needed, card = figures["memory"], figures["gpu"]
