@@ -4,11 +4,13 @@ import dataclasses
 import importlib
 import inspect
 import json
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from test_lint_data import REFUSED
 
 from sft_recipes.errors import InputError
@@ -40,6 +42,11 @@ def lengths(**splits: dict[int, int]) -> dict[str, Any]:
     }
 
 
+# The advice that `case` follows beside what it is asked for: keys of the recipe, and make's variables.
+FOLLOWED: dict[str, Any] = {}
+PLACED: dict[str, str] = {}
+
+
 def case(
     name: str = "default",
     accel: str = "ddp",
@@ -53,9 +60,9 @@ def case(
     **overrides: Any,
 ) -> Case:
     """A shipped recipe with overrides on a shipped topology, for so many rows and a base model of this config."""
-    words = [f"{key}={json.dumps(json.dumps(value))}" for key, value in overrides.items()]
+    words = [f"{key}={json.dumps(json.dumps(value))}" for key, value in (overrides | FOLLOWED).items()]
     loaded = recipe.load(name, recipe.parse_overrides(words))
-    chosen = topology.read(accel, "test", processes)
+    chosen = topology.read(PLACED.get("ACCEL", accel), "test", int(PLACED.get("GPUS", 0)) or processes)
     model = base_model.find(loaded["model_name_or_path"])
     if config is not None:
         assert model is not None
@@ -305,6 +312,100 @@ def test_a_rule_finds_what_it_says_and_nothing_else(rule: str) -> None:
     assert said(rule, passes()) == []
 
 
+ATTENTION = "lora_target_parameters: [mlp.experts.gate_up_proj, mlp.experts.down_proj] with lora_dropout: 0"
+SAVING = "eval_strategy: steps, eval_steps: 0.1, the same for saving"
+SAVED: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 0.1, "save_strategy": "steps", "save_steps": 0.1}
+# rule: what its remedy says to write, word for word, and the keys where the words are no YAML of them.
+ADVICE: dict[str, dict[str, dict[str, Any]]] = {
+    "adapter-refused": {
+        "lora_dropout: 0 and use_dora: false": {},
+        "lora_target_modules: [q_proj, v_proj] and lora_target_parameters: null": {},
+    },
+    "alpha-follows-rank": {"lora_alpha: 32": {}},
+    "alpha-range": {"lora_alpha: 32": {}},
+    "attention-only-experts": {ATTENTION: {}},
+    "attention-unsupported": {"attn_implementation: eager": {}},
+    "batch-exceeds-rows": {"global_batch_size: 64": {}},
+    "batch-range": {"16 to 64": {"global_batch_size": 64}},
+    "batch-unreachable": {
+        "per_device_train_batch_size 1, 3, 5, 15": {"per_device_train_batch_size": 3},
+        "GPUS 1, 3": {"PLACED": {"GPUS": "3"}},
+        "global_batch_size 48": {"global_batch_size": 48},
+    },
+    "beyond-positions": {"set max_length to 40,960 at most": {"max_length": 40960}},
+    "checkpoint-quantised": {"load_in_4bit: false": {}},
+    "compute-dtype": {"dtype: bfloat16": {}},
+    "devices-idle": {"ACCEL=ddp GPUS=4": {}},
+    "dropout-memory": {"lora_dropout: 0": {}, "activation_checkpointing: true": {}},
+    "early-stopping-idle": {SAVING: SAVED, "early_stopping_patience: 0": {}},
+    "epochs-range": {"num_train_epochs: 2 or 3": {"num_train_epochs": 3}},
+    "evaluation-never-runs": {"eval_delay: 0": {}},
+    "evaluation-once": {
+        "eval_strategy: steps and eval_steps: 0.1, the same for saving": SAVED,
+        "load_best_model_at_end: false": {},
+    },
+    "few-steps": {
+        "global_batch_size: 16": {},
+    },
+    "four-bit-coverage": {"load_in_4bit: false": {}},
+    "learning-rate-range": {"2e-4": {"learning_rate": 2e-4}},
+    "loss-on-prompts": {"completion_only_loss: true": {}},
+    "micro-batch-tokens": {"per_device_train_batch_size: 16": {}},
+    "packing-fill": {"max_length: 1536 and global_batch_size: 16": {}},
+    "padding-share": {"train_sampling_strategy: group_by_length": {}},
+    "part-without-gradient": {"use_peft: true": {}},
+    "partial-epoch": {"max_steps: 200": {}, "num_train_epochs: 2": {"max_steps": -1, "num_train_epochs": 2}},
+    "positions-missing": {"set max_length to 1,024 at most": {"max_length": 1024}},
+    "precision-mixed": {"dtype: bfloat16": {}, "float32": {"dtype": "float32"}},
+    "rank-range": {"8 to 64, on all linear layers": {"lora_r": 64, "lora_target_modules": ["all-linear"]}},
+    "router-loss": {"router_aux_loss_coef: 0.0": {}},
+    "rows-dropped": {"dataloader_drop_last: false": {}},
+    "sharded-8bit-optimizer": {"optim: adamw_torch": {}},
+    "target-head": {"[all-linear]": {"lora_target_modules": ["all-linear"]}},
+    "target-unmatched": {"[all-linear], alone": {"lora_target_modules": ["all-linear"]}},
+    "tool-missing": {"report_to: none": {}},
+    "tracker-credentials": {"report_to: none": {}},
+    "unsupported-pair": {"ACCEL=ddp": {}, "ACCEL=zero3": {}, "SET=load_in_4bit=false": {"load_in_4bit": False}},
+    "updates-round-away": {"ACCEL=zero3": {}, "dtype: float32": {}},
+    "warmup-ignored": {"warmup_steps: 0": {}, "lr_scheduler_type: constant_with_warmup": {}},
+    "warmup-share": {"warmup_steps: 0.03": {}},
+    "zero-saves-nothing": {"ACCEL=ddp": {}},
+}
+# What no key of the recipe mends: another machine, another file, a command that this test does not run.
+ELSEWHERE = {
+    "data-unpinned",
+    "devices-missing",
+    "does-not-fit",
+    "model-class",
+    "model-damaged",
+    "model-missing",
+    "model-unpinned",
+    "remote-code",
+    "stored-quantised",
+}
+
+
+def test_every_remedy_is_followed_or_is_to_be_done_elsewhere() -> None:
+    assert CASES.keys() == ADVICE.keys() | ELSEWHERE and not ADVICE.keys() & ELSEWHERE
+
+
+@pytest.mark.parametrize(("rule", "words"), [(rule, words) for rule, each in ADVICE.items() for words in each])
+def test_what_a_finding_says_to_write_mends_it(rule: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    trips = CASES[rule][0]
+    assert any(words in found.instead for found in lint.rules()[rule].check(trips())), said(rule, trips())
+    values = ADVICE[rule][words]
+    placed = values.get("PLACED") or dict(re.findall(r"(ACCEL|GPUS)=(\w+)", words))
+    for key, value in placed.items():
+        monkeypatch.setitem(PLACED, key, value)
+    if not values and not placed:
+        values = {key: yaml.safe_load(value) for key, value in re.findall(r"(\w+): (\[.*?]|\S+)", words)}
+        assert values, words
+    for key, value in values.items():
+        if key != "PLACED":
+            monkeypatch.setitem(FOLLOWED, key, value)
+    assert said(rule, trips()) == []
+
+
 def test_every_rule_is_tested_and_says_what_to_write_instead() -> None:
     modules = {id: getattr(rule.look, "func", rule.look).__module__ for id, rule in lint.rules().items()}
     assert {id for id, module in modules.items() if not module.endswith(".data")} - REFUSED == CASES.keys()
@@ -339,6 +440,7 @@ def test_every_function_of_a_rule_is_named_by_one() -> None:
     helpers = {
         "rows_with",
         "over_splits",
+        "largest_batch",
         "refused",
         "named",
         "largest_micro_batch",

@@ -281,6 +281,7 @@ def test_answers_at_max_length(look: Look) -> None:
     assert lost["answers-lost"][0].message.startswith("at max_length 45 ")
     assert "set max_length to 64, which keeps every row whole" in lost["answers-lost"][0].instead
     assert "answers-cut" in lost
+    assert not {"answers-lost", "answers-cut"} & look(rows, max_length=64).keys()
     none = look(rows, max_length=8)
     assert {said.severity for said in none["every-answer-lost"]} == {"blocking"}
     assert "all 64 train rows of data/train.jsonl lose their whole answer" in none["every-answer-lost"][0].message

@@ -7,8 +7,6 @@ from sft_recipes.models.base_model import Asked, Model, dequantised
 from sft_recipes.recipes.conflicts import Conflict
 from sft_recipes.recipes.recipe import Recipe
 
-ATTENTION = "adapt attention alone, as lora_target_modules: [q_proj, v_proj] does in most families"
-
 
 def of_model(model: Model, recipe: Recipe) -> Iterator[Conflict]:
     """What cannot be had of this model, whatever the rows."""
@@ -62,7 +60,11 @@ def of_adapter(model: Model, recipe: Recipe) -> Iterator[Conflict]:
         copied = sorted({each.path.rpartition(".")[2] for each in made.layers if each.copied})
         instead = "other lora_target_modules"
         if copied:
-            instead = f"lora_dropout: 0 and use_dora: false, as adapters on {', '.join(copied)} need; or {ATTENTION}"
+            alone = " and lora_target_parameters: null" if recipe["lora_target_parameters"] else ""
+            instead = (
+                f"lora_dropout: 0 and use_dora: false, as adapters on {', '.join(copied)} need; or adapt attention "
+                f"alone, as lora_target_modules: [q_proj, v_proj]{alone} does in most families"
+            )
         yield _conflict("adapter-refused", f"PEFT makes no such adapter: {made.refused.rstrip('.')}", instead)
 
 

@@ -11,6 +11,8 @@ from sft_recipes.terminal import share
 BILLION = 10**9
 # The standard deviation that transformers initialises the linear layers of Qwen3, Llama and most others with.
 TYPICAL_WEIGHT = 0.02
+# Beyond these, rows are learnt by heart; and beyond these rows a step, an adapter learns less from each.
+MANY_EPOCHS, MANY_ROWS = 5, 128
 
 
 def _experts(case: Case) -> int:
@@ -124,10 +126,10 @@ def alpha_range(case: Case) -> Found:
 def epochs_range(case: Case) -> Found:
     plan = case.schedule
     epochs = plan.steps / plan.steps_per_epoch if plan else case.recipe["num_train_epochs"]
-    if epochs > 5:
+    if epochs > MANY_EPOCHS:
         yield {"epochs": epochs}
 
 
 def batch_range(case: Case) -> Found:
-    if case.recipe["use_peft"] and not 4 <= case.recipe["global_batch_size"] <= 128:
+    if case.recipe["use_peft"] and not 4 <= case.recipe["global_batch_size"] <= MANY_ROWS:
         yield {}

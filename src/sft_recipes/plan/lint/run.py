@@ -1,11 +1,13 @@
 """Rules about batch, processes, devices and steps, and about where models, data and results come from and go to."""
 
+import math
 import os
 import re
 from pathlib import Path
 
 from sft_recipes.models.base_model import Asked
 from sft_recipes.plan.lint import Case, Found
+from sft_recipes.plan.lint.adapters import MANY_EPOCHS
 from sft_recipes.recipes import places
 from sft_recipes.recipes.recipe import MODELS
 from sft_recipes.recipes.schema import as_yaml
@@ -57,10 +59,24 @@ def batch_exceeds_rows(case: Case) -> Found:
 
 
 def few_steps(case: Case) -> Found:
-    plan = case.schedule
-    if plan is not None and plan.steps < FEW_STEPS:
-        smaller = max(case.recipe["global_batch_size"] * plan.steps // FEW_STEPS, 1)
-        yield {"steps": count(plan.steps, "optimizer step"), "smaller": smaller}
+    plan, recipe = case.schedule, case.recipe
+    if plan is None or plan.steps >= FEW_STEPS:
+        return
+    remedies = []
+    if recipe["max_steps"] > 0:
+        remedies.append(f"max_steps: {FEW_STEPS}")
+    elif smaller := largest_batch(case, recipe["global_batch_size"] * plan.steps // FEW_STEPS):
+        remedies.append(f"global_batch_size: {smaller}")
+    epochs = math.ceil(FEW_STEPS / plan.steps_per_epoch)
+    if recipe["max_steps"] <= 0 and epochs <= MANY_EPOCHS:
+        remedies.append(f"num_train_epochs: {epochs}")
+    steps = count(plan.steps, "optimizer step")
+    yield {"steps": steps, "remedy": " or ".join(remedies) or "more rows; so few need no schedule to be learnt"}
+
+
+def largest_batch(case: Case, at_most: int) -> int:
+    """The largest global batch up to a number that the processes reach with the recipe's micro-batch; 0 for none."""
+    return at_most - at_most % (case.recipe["per_device_train_batch_size"] * case.topology.processes)
 
 
 def early_stopping_idle(case: Case) -> Found:

@@ -5,12 +5,16 @@ import dataclasses
 from sft_recipes.data import packing, survey
 from sft_recipes.plan import memory
 from sft_recipes.plan.lint import Case, Found
+from sft_recipes.plan.lint.adapters import MANY_ROWS
+from sft_recipes.plan.lint.run import largest_batch
 from sft_recipes.terminal import share
 
 # Tokens in a micro-batch below which fixed costs (launches, dequantisation, synchronisation) take a large part of the
 # step on an A100.
 BUSY = 8192
 GIB = 2**30
+# A packed length that is filled so far leaves nothing to gain by another.
+FILLED = 0.9
 
 
 def _lengths(case: Case, max_length: int | None) -> packing.Lengths:
@@ -71,20 +75,31 @@ def packing_fill(case: Case) -> Found:
     if not lengths or not case.recipe["packing"]:
         return
     fill, rows = packing.packed(lengths, limit)
-    longer = min(4 * limit, (case.model.positions[0] if case.model else None) or 4 * limit)
-    if fill < 0.9 and longer > limit:
-        more = share(packing.packed(lengths, longer)[0], 1)
-        yield {
-            "what": f"packing at max_length {limit} fills {share(fill, 1)}",
-            "remedy": f"max_length: {longer} fills {more}",
-        }
-    per_row, total = sum(lengths.values()) / rows, case.recipe["global_batch_size"]
-    if per_row > 1.5:
+    positions = case.model.positions[0] if case.model else None
+    for longer in range(2 * limit, min(4 * limit, positions or 4 * limit) + 1, limit):
+        better, fewer = packing.packed(lengths, longer)
+        if fill < FILLED <= better:
+            batch = _batch(case, sum(lengths.values()) / fewer)
+            remedy = f"max_length: {longer}{f' and {batch}' if batch else ''} fills {share(better, 1)}"
+            yield {"what": f"packing at max_length {limit} fills {share(fill, 1)}", "remedy": remedy}
+            return
+    per_row = sum(lengths.values()) / rows
+    if batch := _batch(case, per_row):
+        total = case.recipe["global_batch_size"]
         means = f"global_batch_size {total} means {total * per_row:.0f} a step"
-        yield {
-            "what": f"a packed row holds {per_row:.1f} rows: {means}",
-            "remedy": "a smaller global_batch_size if the number of steps matters",
-        }
+        yield {"what": f"a packed row holds {per_row:.1f} rows: {means}", "remedy": batch}
+
+
+def _batch(case: Case, per_row: float) -> str:
+    """The global batch that takes as many rows a step as are tried, when a packed row holds so many."""
+    fitting = int(MANY_ROWS / per_row)
+    enough = case.recipe["global_batch_size"] * per_row <= MANY_ROWS
+    if enough or not case.recipe["use_peft"] or fitting < case.topology.processes:
+        return ""
+    if smaller := largest_batch(case, fitting):
+        return f"global_batch_size: {smaller}"
+    smaller = fitting - fitting % case.topology.processes
+    return f"per_device_train_batch_size: 1 and global_batch_size: {smaller}"
 
 
 def dropout_memory(case: Case) -> Found:
