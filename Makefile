@@ -17,8 +17,8 @@ endif
 .PHONY: install lint types test test-fast faults soak check benchmark benchmark-scoring docs compat audit-dependencies sbom
 install: $(INSTALLED) ## the environment and the pinned packages; other targets do it when needed
 
-lint: $(INSTALLED_TEST) ## ruff, lint and format, and which module may import which
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-logo
+lint: $(INSTALLED_TEST) ## ruff, lint and format, which module may import which, and the Dockerfile
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/lint-imports --no-logo && $(BIN)/hadolint Dockerfile
 
 types: $(INSTALLED_TEST) ## mypy
 	@$(BIN)/mypy

@@ -195,32 +195,22 @@ def test_a_table_holds_text_alone() -> None:
 
 @pytest.mark.long
 @pytest.mark.slow
-def test_the_examples_of_the_page_run_as_in_a_notebook(
+def test_the_examples_of_the_page_run(
     project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, scoring_here: Any
 ) -> None:
-    """The demo here is the tiny model; the kernel has an environment and a stdout of its own."""
+    """The demo here is the tiny model; the kernel has an environment of its own."""
     task = "task: classification\ntest_file: data/validation.jsonl\nload_in_4bit: false\ndtype: float32\nbf16: false\n"
     (project / "recipes" / "demo.yaml").write_text(TINY + task)
     write_rows(project / "data" / "validation.jsonl", alpaca_rows(40, seed=2))
     monkeypatch.setenv("MPLBACKEND", "module://no_such_inline.backend_inline")
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "api.md").read_text(), flags=re.DOTALL)
     assert len(blocks) >= 8
-    notebook, names = Notebook(), {}
-    trains = next(number for number, block in enumerate(blocks, 1) if "sft.train(" in block)
-    with monkeypatch.context() as context:
-        context.setattr(sys, "stdout", notebook)
-
-        def execute(blocks: list[str]) -> None:
-            for block in blocks:
-                exec(compile(block, "docs/api.md", "exec"), names)  # noqa: S102, our own page
-
-        execute(blocks[:trains])
-        said = notebook.getvalue()
-        assert "training   step 8/8" in said and "finished   8 steps" in said and "verdict" in said
-        # How processes are started and what they say has been seen; each of those that follow would take ten seconds.
-        request.getfixturevalue("launch_here")
-        with scoring_here():
-            execute(blocks[trains:])
+    names: dict[str, Any] = {}
+    # How processes are started and what they say is seen by tests/test_notebook.py; each here would take ten seconds.
+    request.getfixturevalue("launch_here")
+    with scoring_here():
+        for block in blocks:
+            exec(compile(block, "docs/api.md", "exec"), names)  # noqa: S102, our own page
     run: RunResult = names["run"]
     assert (run.status, run.split, run.facts["command"]) == ("finished", "test", "from Python")
     assert (run.directory / "loss.png").is_file() and (run.directory / "report.html").is_file()

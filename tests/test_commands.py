@@ -18,7 +18,7 @@ import pytest
 from conftest import ROOT, alpaca_rows, write_rows
 
 from sft_recipes import cli
-from sft_recipes.cli import main
+from sft_recipes.cli import app, main, words
 from sft_recipes.environment import quiet_environment
 from sft_recipes.launch import launch, processes
 from sft_recipes.plan import job as jobs
@@ -544,7 +544,13 @@ def test_the_pages_have_commands() -> None:
 def test_every_documented_command_reaches_the_program(checkout: Path, command: str) -> None:
     """Each target exists and each argument is one that the program takes; the demo itself is trained elsewhere."""
     program, *arguments = shlex.split(command)
-    if program == "make":
+    if program == "docker":
+        # No image is built here; what follows its name is for the program.
+        program, *arguments = arguments[arguments.index("sft-recipes") :] if arguments[0] == "run" else [program]
+        assert arguments or "--tag sft-recipes ." in command
+    if program == "docker":
+        assert (ROOT / "Dockerfile").is_file()
+    elif program == "make":
         done = make("--dry-run", *arguments, cwd=checkout)
         assert done.returncode == 0, done.stderr
         target, *given = arguments
@@ -565,6 +571,49 @@ def test_every_documented_command_reaches_the_program(checkout: Path, command: s
         cli.program(False).commands["train"].make_context("train", arguments[1:])
     else:
         assert main(arguments) == 0
+
+
+def spoken_of() -> dict[str, set[str]]:
+    """The targets that messages, rules, evidence and recipes speak of with variables, and those variables."""
+    found: dict[str, set[str]] = {}
+    for folder in ("src", "recipes", "models", "accelerate_configs"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.suffix in (".py", ".yaml", ".html", ".md", ".mk"):
+                for target, given in re.findall(
+                    r"\bmake ([a-z]+)((?: [A-Z_]+=\S*)+)", path.read_text(encoding="utf-8")
+                ):
+                    found.setdefault(target, set()).update(re.findall(r"(?: |^)([A-Z_]+)=", given))
+    return found
+
+
+def test_messages_name_targets_and_variables_that_there_are() -> None:
+    found = spoken_of()
+    assert {"resume", "evaluate", "train", "fit", "plan", "pin", "compare"} <= found.keys()
+    for target, variables in found.items():
+        assert variables <= app.parameters(target).keys(), target
+
+
+@pytest.mark.parametrize(
+    ("said", "spelt"),
+    [
+        ("finish it first: make resume NAME=first", "finish it first: sft-recipes resume first"),
+        ("choose ACCEL=ddp, or SET=load_in_4bit=false", "choose --accel ddp, or --set load_in_4bit=false"),
+        ("make compare RUNS='a b'; make rules", "sft-recipes compare a b; sft-recipes rules"),
+        ("make evaluate RUN=a BASE=1 SET='x=1 y=2'.", "sft-recipes evaluate a --base --set 'x=1 y=2'."),
+        ("make fit RECIPE=default GPUS=4 VRAM=24 finds it", "sft-recipes fit default --gpus 4 --vram 24 finds it"),
+        ("make one with HF_TOKEN=x, or make resume RECIPE=x", "make one with HF_TOKEN=x, or make resume RECIPE=x"),
+    ],
+)
+def test_without_make_the_program_speaks_of_its_own_commands(said: str, spelt: str) -> None:
+    assert words.of_the_program(said) == spelt
+
+
+def test_the_words_are_of_whoever_asks(checkout: Path) -> None:
+    launch.create(jobs.check("tiny"), "taken")
+    command = [sys.executable, "-m", "sft_recipes", "train", "tiny", "--name", "taken"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert "sft-recipes resume taken" in done.stderr and "make " not in done.stderr
+    assert "make resume NAME=taken" in make("train", "RECIPE=tiny", "NAME=taken", cwd=checkout).stderr
 
 
 def test_pages_show_what_the_scripts_write() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,6 +37,13 @@ def installed(tmp_path: Path) -> Path:
     (built,) = tmp_path.glob("*.whl")
     subprocess.run([*pip, "--python", str(programs / "python"), "install", "--no-deps", str(built)], check=True)
     return programs
+
+
+def test_an_image_is_made_of_the_same_files() -> None:
+    copied = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert copied == {*SOURCES, "constraints.txt"}
+    final = (ROOT / "Dockerfile").read_text().rpartition("\nFROM ")[2]
+    assert re.search(r"^USER [1-9]\d*$", final, flags=re.MULTILINE)
 
 
 @pytest.mark.slow

@@ -23,9 +23,18 @@ LABEL = 10
 _COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
 
 
+_spelling: Callable[[str], str] = str
+
+
+def spelt_by(spelling: Callable[[str], str]) -> None:
+    """Have what is said, which names commands as make has them, spelt for whoever listens."""
+    global _spelling
+    _spelling = spelling
+
+
 def say(label: str, text: str) -> None:
     """Print one decision: what it is about, then what was decided. Continuation lines are indented."""
-    label, text = printable(label), printable(text)
+    label, text = printable(label), printable(_spelling(text))
     if console := _console():
         from rich.table import Table
         from rich.text import Text
@@ -53,7 +62,7 @@ def print_lines(lines: str | Iterable[tuple[str, str]]) -> None:
 
 def say_error(text: str) -> None:
     """Print what is wrong, to those who read errors."""
-    print(f"error: {printable(text)}", file=sys.stderr)
+    print(f"error: {printable(_spelling(text))}", file=sys.stderr)
 
 
 def table(rows: Sequence[Sequence[str]], *, indent: int = 0) -> str:

@@ -17,6 +17,7 @@ from typing import Annotated, Any
 from typer import BadParameter, Exit, Option, Typer, TyperException
 from typer.core import TyperCommand, TyperGroup
 
+from sft_recipes import terminal
 from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.recipes import secrets
 from sft_recipes.terminal import print_lines, say_error
@@ -37,7 +38,11 @@ class Result:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is 0 fine, 1 failed while running, 2 wrong input, 3 interrupted and resumable."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    typed, arguments = arguments is None, list(sys.argv[1:] if arguments is None else arguments)
+    if typed and arguments[:1] != ["--make"]:
+        from sft_recipes.cli import words
+
+        terminal.spelt_by(words.of_the_program)
     if arguments[:1] == ["--make"] and len(arguments) == 2:
         try:
             arguments = from_make(arguments[1], os.environ)
@@ -85,15 +90,15 @@ def from_make(command: str, variables: Mapping[str, str]) -> list[str]:
         InputError: One of them is not read by the command, or one that it needs is missing.
     """
     options, positional, problems = [], [], []
-    parameters = _variables(command)
+    known = parameters(command)
     goals = [goal.partition("-")[0] for goal in variables.get("GOALS", "").split()]
-    read = set(parameters).union(*map(_variables, goals))
+    read = set(known).union(*map(parameters, goals))
     for name in variables.get("GIVEN", "").split():
         if name not in read:
             problems.append(
-                f"make {command} does not read {name}; it reads {', '.join(parameters)}{did_you_mean(name, read)}"
+                f"make {command} does not read {name}; it reads {', '.join(known)}{did_you_mean(name, read)}"
             )
-    for name, parameter in parameters.items():
+    for name, parameter in known.items():
         value = variables.get(name, "")
         if not value:
             if parameter.required:
@@ -109,7 +114,7 @@ def from_make(command: str, variables: Mapping[str, str]) -> list[str]:
     return [command, *options, "--", *positional]
 
 
-def _variables(command: str) -> dict[str, Any]:
+def parameters(command: str) -> dict[str, Any]:
     """The parameters of a command by the variables that make has for them."""
     found = program(False).commands.get(command)
     return {
