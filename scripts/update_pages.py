@@ -21,13 +21,13 @@ import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
+import first_screen
 import guide_tables
 import performance_tables
 
 from sft_recipes.plan import lint
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
-from sft_recipes.report import report
 from sft_recipes.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -128,8 +128,7 @@ def demo_block() -> str:
     return (
         f"```\n{terminal}\n```\n\n"
         "([All lines](docs/demo/terminal.txt). "
-        f"{facts['cpus']} CPU cores, no GPU; {versions}.)\n\n"
-        "![Macro F1 and accuracy with 95 % intervals: tuned, base and trivial baselines](docs/demo/evaluation.png)"
+        f"{facts['cpus']} CPU cores, no GPU; {versions}.)"
     )
 
 
@@ -203,19 +202,22 @@ def train_demo() -> None:
     text = said("train", "demo", "--name", "readme")
     (DEMO / "terminal.txt").write_text(f"$ make train RECIPE=demo NAME=readme\n{text}", encoding="utf-8")
     shutil.copy(run / "loss.png", DEMO / "loss.png")
-    report.picture(Run(run), DEMO / "evaluation.png")
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     kept = {key: facts[key] for key in ("recipe", "versions", "python", "cpus", "in_effect", "measured", "seconds")}
     (DEMO / "run.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--tables", action="store_true", help="leave the demo as it is")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tables", action="store_true", help="leave the demo as it is")
+    options = parser.parse_args()
     os.chdir(ROOT)
-    if not options.parse_args().tables:
+    if not options.tables:
         train_demo()
     plan_demo()
+    if not options.tables:
+        plan = (DEMO / "plan.txt").read_text(encoding="utf-8").splitlines()
+        first_screen.draw(Run(Path("runs") / "readme"), plan, DEMO / "first_screen.png")
     (ROOT / "docs" / "rules.md").write_text(rules_page(), encoding="utf-8")
     for page in PAGES:
         (ROOT / page).write_text(render(page), encoding="utf-8")

@@ -126,3 +126,10 @@ def test_the_hooks_call_tools_that_the_tests_bring() -> None:
     assert tools == {"ruff", "lint-imports"}
     extras = " ".join(PROJECT["project"]["optional-dependencies"]["test"])
     assert "ruff>" in extras and "import-linter>" in extras
+
+
+def test_the_index_of_the_pages_names_each() -> None:
+    linked = set(re.findall(r"\]\(([\w/.]+\.md)", (ROOT / "docs" / "README.md").read_text(encoding="utf-8")))
+    assert {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"} == {
+        each for each in linked if "/" not in each
+    }
