@@ -222,6 +222,13 @@ def test_fetching_says_why_when_the_hub_does_not_answer(project: Path, capsys: p
     assert "HF_ENDPOINT" in said
 
 
+def test_the_demo_s_base_is_built_rather_than_fetched(project: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["plan", "demo"]) == 0
+    assert ".cache/demo/base is built when it is first needed, as by make preview" in capsys.readouterr().out
+    assert main(["plan", "demo", "--fetch"]) == 2
+    assert "is a directory of this machine, so there is nothing to fetch" in capsys.readouterr().err
+
+
 def test_a_visible_gpu_without_figures_is_not_taken_for_another(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

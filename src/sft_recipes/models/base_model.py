@@ -215,11 +215,13 @@ def fetch(recipe: Recipe) -> Path:
     """Get config, tokenizer and chat template of a recipe's model from the Hub into its cache; no weights.
 
     Raises:
-        InputError: The Hub does not answer for it.
+        InputError: It is no model of the Hub, or the Hub does not answer for it.
     """
     from huggingface_hub import snapshot_download
 
     name = recipe["model_name_or_path"]
+    if places.is_local(name):
+        raise InputError(f"{name} is a directory of this machine, so there is nothing to fetch; leave FETCH=1 out")
     try:
         return Path(snapshot_download(name, revision=recipe["model_revision"], allow_patterns=list(FETCHED)))
     except Exception as error:
