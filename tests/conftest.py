@@ -91,7 +91,7 @@ class Faults:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
-    """What the tests import stays, and looking for garbage in it would take a ninth of their time."""
+    """What the tests import stays until they end: looking for garbage in it would take minutes of them all."""
     with environment.importing():
         return (yield)
 

@@ -26,8 +26,8 @@ def quiet_environment(*, on_cpu: bool, one_gpu: bool = False, compiles: bool = F
         "GLOO_LOG_LEVEL": "ERROR",
         # CUDA's own order is another than nvidia-smi's where GPUs are of several kinds.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        # bitsandbytes has torch compile what its own kernels for the CPU replace, and torch imports its compiler for
-        # that, which takes a fifth of all the seconds until such a process begins to work.
+        # bitsandbytes asks torch to compile functions in whose place its own kernels for the CPU are called, and torch
+        # imports its compiler at once, which takes seconds of each process.
         **({"TORCHDYNAMO_DISABLE": "1"} if on_cpu and not compiles else {}),
     }
     changes = {
