@@ -93,7 +93,7 @@ class Record(TrainerCallback, ExportableState):
 
 EVERY = 60.0
 """Seconds between the lines of a long evaluation."""
-BAR = 10
+BAR = 6
 """Columns that a bar has at least, before what is beside it is left out."""
 
 
@@ -116,11 +116,11 @@ class Progress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero and sys.stderr.isatty():
-            self.bar = self._bar("training", state.max_steps, "{desc}", initial=state.global_step)
+            self.bar = self._bar("training", state.max_steps, "  {desc}", initial=state.global_step)
 
     @staticmethod
     def _bar(label: str, total: int, beside: str, **options: Any) -> tqdm:
-        shape = f"{label:<10} {{percentage:3.0f}}% {{bar}} {{n_fmt}}/{{total_fmt}}  {beside}"
+        shape = f"{label:<10} {{percentage:3.0f}}% {{bar}} {{n_fmt}}/{{total_fmt}}{beside}"
         return tqdm(total=total, bar_format=shape, dynamic_ncols=True, **options)
 
     def on_step_begin(
@@ -135,7 +135,7 @@ class Progress(TrainerCallback):
     ) -> None:
         now = time.perf_counter()
         # From the end of one step to that of the next, so that waiting for rows counts.
-        self._seconds += now - (self._last or now)
+        self._seconds += now - (now if self._last is None else self._last)
         self._steps, self._last = self._steps + 1, now
         if self.bar is not None:
             self._put_beside(self.bar, state)
@@ -194,7 +194,7 @@ class Progress(TrainerCallback):
         self._spoke = now if self._batches == 1 else self._spoke
         if self.bar is not None:
             if self._evaluation is None:
-                self._evaluation = self._bar("evaluation", batches, "batches  ETA {remaining}", leave=False)
+                self._evaluation = self._bar("evaluation", batches, " batches  ETA {remaining}", leave=False)
             self._evaluation.update()
         elif now - self._spoke >= EVERY:
             self._spoke = now
