@@ -94,7 +94,7 @@ def test_no_number_of_the_bar_is_cut(
     assert all(len(line) <= columns for line in lines)
     last = [line for line in lines if line.startswith("training")][-1]
     assert re.fullmatch(rf"training    34% .+ 4103/12000 *{re.escape(beside)} *", last), last
-    assert [line for line in lines if re.match(r"evaluation +\d+% .+ \d+/10 batches", line)]
+    assert [line for line in lines if re.match(r"evaluation +\d+% .+ \d+/10 batch", line)]
     assert capsys.readouterr().out.strip() == "evaluation step 4100: eval loss 0.5000"
 
 

@@ -93,7 +93,7 @@ class Record(TrainerCallback, ExportableState):
 
 EVERY = 60.0
 """Seconds between the lines of a long evaluation."""
-BAR = 6
+BAR = 5
 """Columns that a bar has at least, before what is beside it is left out."""
 
 
