@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
+from sft_recipes import environment
+
 # Before anything imports a library that asks for them. A tiny model is fastest on one thread, and threads of two
 # workers that wait for each other on two cores are slower by far.
 os.environ.update(
@@ -85,6 +87,13 @@ class Faults:
             row = {"promises": said["promise"], "number": sum(said["injected"]) or 1, "outcome": report.outcome}
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"test": report.nodeid, **row}) + "\n")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What the tests import stays until they end: looking for garbage in it would take minutes of them all."""
+    with environment.importing():
+        return (yield)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -246,7 +255,6 @@ def train_here(project: Path) -> Iterator[Callable[..., Any]]:
     """Train a recipe in this process, as one process of a launch does, and give its run; runs share one import."""
     from accelerate.state import AcceleratorState, PartialState
 
-    from sft_recipes import environment
     from sft_recipes.launch import launch
     from sft_recipes.plan import job as jobs
     from sft_recipes.train import train as worker

@@ -673,6 +673,20 @@ def test_an_optimizer_in_host_memory_gets_its_share_of_the_cores(
         assert processes.environment(gpu_run(name)).get("OMP_NUM_THREADS") == threads
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"torch_compile": True}, {"torch_compile_mode": "default"}, {"attn_implementation": "flex_attention"}],
+)
+def test_what_trains_on_the_cpu_imports_no_compiler_unless_it_compiles(
+    project: Path, monkeypatch: pytest.MonkeyPatch, values: dict[str, Any]
+) -> None:
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    run = launch.create(jobs.check("tiny"), "here")
+    run.recipe.write_text(dump(run.values() | values))
+    assert processes.environment(run).get("TORCHDYNAMO_DISABLE") == (None if values else "1")
+    assert "TORCHDYNAMO_DISABLE" not in processes.environment(gpu_run("single_gpu"))
+
+
 def test_processes_find_ninja_beside_this_python(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "ninja").touch(mode=0o755)
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))

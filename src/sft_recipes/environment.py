@@ -1,20 +1,24 @@
 """What keeps the libraries from calling home and from talking about themselves, here and in child processes."""
 
+import contextlib
+import gc
 import importlib.util
 import logging
 import os
 import sys
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 
-def quiet_environment(*, on_cpu: bool, one_gpu: bool = False) -> dict[str, str]:
+def quiet_environment(*, on_cpu: bool, one_gpu: bool = False, compiles: bool = False) -> dict[str, str]:
     """This environment, with what keeps upstream from calling home and from talking about itself.
 
     Args:
         on_cpu: Hide every GPU.
         one_gpu: Show the first visible GPU alone; transformers would spread a model over all that it sees.
+        compiles: Whether something there is to be compiled by torch.
     """
     defaults = {
         "DS_LOG_LEVEL": "error",
@@ -22,6 +26,9 @@ def quiet_environment(*, on_cpu: bool, one_gpu: bool = False) -> dict[str, str]:
         "GLOO_LOG_LEVEL": "ERROR",
         # CUDA's own order is another than nvidia-smi's where GPUs are of several kinds.
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        # bitsandbytes asks torch to compile functions in whose place its own kernels for the CPU are called, and torch
+        # imports its compiler at once, which takes seconds of each process.
+        **({"TORCHDYNAMO_DISABLE": "1"} if on_cpu and not compiles else {}),
     }
     changes = {
         # DeepSpeed builds its operations with ninja, which is beside this Python, whether or not its environment is
@@ -40,6 +47,24 @@ def quiet_environment(*, on_cpu: bool, one_gpu: bool = False) -> dict[str, str]:
         **({"CUDA_VISIBLE_DEVICES": _first_gpu()} if one_gpu and not on_cpu else {}),
     }
     return defaults | dict(os.environ) | changes
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Import the libraries without Python's collector, which would look for garbage among all that they define.
+
+    What they define stays until the process ends, so the collector leaves it out afterwards too.
+    """
+    if "transformers" in sys.modules:
+        # They are imported already, and what else there is by now may become garbage.
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def debugging() -> bool:

@@ -35,7 +35,7 @@ def machine(section: Section, scale: Scale, device: Device, work: Path) -> None:
         one, other = (torch.randn(side, side, dtype=torch.bfloat16, device=device.type) for _ in range(2))
         out = torch.empty_like(one)
         seconds = device.seconds(lambda: torch.mm(one, other, out=out), scale.repeats)
-        return {"side": side, "seconds": seconds, "tflops": round(2 * side**3 / seconds / 1e12, 3)}
+        return {"side": side, "seconds": seconds, "tflops": round(2 * side**3 / seconds / 1e12, 6)}
 
     def copy() -> dict[str, Any]:
         source = torch.randint(256, (scale.copied,), dtype=torch.uint8, device=device.type)

@@ -192,7 +192,7 @@ class Worker:
         return None
 
     def _start(self) -> "subprocess.Popen[str]":
-        shown = quiet_environment(on_cpu=topology.no_gpu(), one_gpu=True)
+        shown = quiet_environment(on_cpu=topology.no_gpu(), one_gpu=True, compiles=True)
         # Builds of its own: one that is killed leaves a lock, for which all later trainings would wait.
         with (self.work / "worker.log").open("a", encoding="utf-8") as log:
             process = subprocess.Popen(

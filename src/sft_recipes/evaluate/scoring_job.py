@@ -12,7 +12,7 @@ from typing import Any
 from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.files import write_whole
-from sft_recipes.recipes import topology
+from sft_recipes.recipes import arguments, topology
 from sft_recipes.recipes.task import Task
 from sft_recipes.runs.run import Run
 
@@ -72,7 +72,8 @@ def score(work: Path, models: Sequence[str], lock: int, earlier: Path | None = N
     answer = work / "answer.json"
     answer.unlink(missing_ok=True)
     command = [sys.executable, "-m", "sft_recipes.evaluate.scoring_process", str(work)]
-    process = subprocess.Popen(command, env=quiet_environment(on_cpu=job["on_cpu"]), pass_fds=(lock,))
+    environment = quiet_environment(on_cpu=job["on_cpu"], compiles=arguments.compiles(job["recipe"]))
+    process = subprocess.Popen(command, env=environment, pass_fds=(lock,))
     try:
         code = process.wait()
     except KeyboardInterrupt:

@@ -8,15 +8,16 @@ import signal
 import sys
 from pathlib import Path
 
-from sft_recipes.environment import quiet
+from sft_recipes.environment import importing, quiet
 
 
 def main() -> int:
     """The exit code of `scoring.main`."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Before the imports, which speak.
-    quiet()
-    from sft_recipes.evaluate import scoring
+    with importing():
+        # Before the other imports, which speak.
+        quiet()
+        from sft_recipes.evaluate import scoring
 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     return scoring.main(Path(sys.argv[1]))

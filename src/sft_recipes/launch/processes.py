@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from sft_recipes.environment import quiet_environment
+from sft_recipes.recipes import arguments
 from sft_recipes.runs import identity, lock
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import is_file, say
@@ -162,7 +163,8 @@ def command(run: Run) -> list[str]:
 def environment(run: Run) -> dict[str, str]:
     """The environment of the training processes: nothing phones home or chatters, and one process sees one GPU."""
     chosen = identity.launched_with(run, run.facts())
-    variables = quiet_environment(on_cpu=chosen.use_cpu, one_gpu=chosen.backend == "single")
+    one_gpu, compiles = chosen.backend == "single", arguments.compiles(run.values())
+    variables = quiet_environment(on_cpu=chosen.use_cpu, one_gpu=one_gpu, compiles=compiles)
     variables["TENSORBOARD_LOGGING_DIR"] = str(run.directory / "tensorboard")
     if chosen.computes_on_cpu:
         # Each process takes its share of the cores; torchrun's own default is one.

@@ -45,6 +45,12 @@ def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
         yield "model_init_kwargs", f"model_init_kwargs: {problem}"
 
 
+def compiles(values: Mapping[str, Any]) -> bool:
+    """Whether torch compiles something of the model of these values; a mode or a backend asks for it too."""
+    asked = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
+    return any(values.get(key) for key in asked) or values.get("attn_implementation") == "flex_attention"
+
+
 def of_schedule(kind: str, given: Mapping[str, Any]) -> Iterator[str]:
     """What is wrong with the arguments of a schedule."""
     taken, extra = upstream()["schedules"][kind], schema.DATA["schedules"]

@@ -9,6 +9,7 @@ import os
 import sys
 from pathlib import Path
 
+from sft_recipes.environment import importing
 from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run
 from sft_recipes.train import process
@@ -19,9 +20,10 @@ def main() -> int:
     command = os.getppid()
     # It speaks of each process that it ends, in lines of its own format.
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    from accelerate.commands import launch
-    from accelerate.utils.launch import prepare_simple_launcher_cmd_env
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    with importing():
+        from accelerate.commands import launch
+        from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     def train_here(arguments: argparse.Namespace) -> None:
         # With the environment of the second Python that accelerate would start, which would import everything again.

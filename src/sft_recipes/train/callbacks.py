@@ -93,36 +93,56 @@ class Record(TrainerCallback, ExportableState):
 
 EVERY = 60.0
 """Seconds between the lines of a long evaluation."""
+BAR = 5
+"""Columns that a bar has at least, before what is beside it is left out."""
 
 
 class Progress(TrainerCallback):
-    """A progress bar on a terminal, a plain line a logging step elsewhere."""
+    """A bar for the steps and one for an evaluation on a terminal, a plain line a logging step elsewhere."""
 
     def __init__(self) -> None:
         self.bar: tqdm | None = None
-        self._began = 0.0
-        self._first_step = 0
+        self._evaluation: tqdm | None = None
+        self._said: dict[str, str] = {}
+        """What the last logging step found, by name."""
+        self._seconds, self._steps = 0.0, 0
+        """Of this launch, without evaluating and saving."""
+        self._last: float | None = None
+        """When the last step ended, if nothing but a step came after it."""
         self._batches = 0
-        self._said = 0.0
+        self._spoke = 0.0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._began, self._first_step = time.perf_counter(), state.global_step
         if state.is_world_process_zero and sys.stderr.isatty():
-            self.bar = tqdm(
-                total=state.max_steps,
-                initial=state.global_step,
-                unit="step",
-                dynamic_ncols=True,
-                bar_format="training   {percentage:3.0f}% {bar:24} {n_fmt}/{total_fmt}  ETA {remaining}  {desc}",
-            )
+            self.bar = self._bar("training", state.max_steps, "  {desc}", initial=state.global_step)
+
+    @staticmethod
+    def _bar(label: str, total: int, beside: str, **options: Any) -> tqdm:
+        shape = f"{label:<10} {{percentage:3.0f}}% {{bar}} {{n_fmt}}/{{total_fmt}}{beside}"
+        return tqdm(total=total, bar_format=shape, dynamic_ncols=True, **options)
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._evaluated()
+        if self._last is None:
+            self._last = time.perf_counter()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        now = time.perf_counter()
+        # From the end of one step to that of the next, so that waiting for rows counts.
+        self._seconds += now - (now if self._last is None else self._last)
+        self._steps, self._last = self._steps + 1, now
         if self.bar is not None:
+            self._put_beside(self.bar, state)
             self.bar.update(state.global_step - self.bar.n)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        self._last = None
 
     def on_log(
         self,
@@ -135,38 +155,61 @@ class Progress(TrainerCallback):
         if not state.is_world_process_zero or not logs:
             return
         if "eval_loss" in logs:
-            self._batches = 0
+            self._evaluated()
             self._line(f"{'evaluation':<10} step {state.global_step}: eval loss {logs['eval_loss']:.4f}")
         elif "loss" in logs:
-            parts = [f"loss {logs['loss']:.4f}", f"lr {logs['learning_rate']:.2e}"]
+            self._said = {"loss": f"loss {logs['loss']:.4f}", "rate": f"lr {logs['learning_rate']:.2e}"}
             if "tokens_per_second" in logs:
-                parts.append(f"{logs['tokens_per_second']:,.0f} tokens/s")
+                self._said["speed"] = f"{logs['tokens_per_second']:,.0f} tokens/s"
             if self.bar is not None:
-                self.bar.set_description_str("  ".join(parts))
+                self._put_beside(self.bar, state)
+                self.bar.refresh()
                 return
-            done = state.global_step - self._first_step
-            left = (time.perf_counter() - self._began) / done * (state.max_steps - state.global_step) if done else 0.0
             step = f"step {state.global_step}/{state.max_steps}"
-            self._line(f"{'training':<10} {step}  {'  '.join(parts)}  ETA {duration(left)}")
+            self._line(f"{'training':<10} {step}  {'  '.join([*self._said.values(), self._left(state)])}")
+
+    def _left(self, state: TrainerState) -> str:
+        seconds = self._seconds / self._steps if self._steps else 0.0
+        return f"ETA {duration(seconds * (state.max_steps - state.global_step))}"
+
+    def _put_beside(self, bar: tqdm, state: TrainerState) -> None:
+        """What fits beside the bar, whole; the terminal may be of another width by now."""
+        parts = {**self._said, "left": self._left(state)}
+        taken = len(f"{'training':<10} 100%  {state.max_steps}/{state.max_steps}  ") + BAR
+        room = (bar.format_dict["ncols"] or 80) - taken
+        for name in ("rate", "loss", "left", "speed"):
+            if len("  ".join(parts.values())) > room:
+                parts.pop(name, None)
+        bar.set_description_str("  ".join(parts.values()), refresh=False)
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Show how far an evaluation is: in the bar, or a line a minute."""
+        """Show how far an evaluation is: in a bar of its own, or a line a minute."""
+        self._last = None
         self._batches += 1
-        now = time.perf_counter()
-        self._said = now if self._batches == 1 else self._said
-        if not state.is_world_process_zero or (self.bar is None and now - self._said < EVERY):
+        if not state.is_world_process_zero:
             return
-        self._said, done = now, f"{self._batches:,} of {len(kwargs['eval_dataloader']):,} batches"
+        batches, now = len(kwargs["eval_dataloader"]), time.perf_counter()
+        self._spoke = now if self._batches == 1 else self._spoke
         if self.bar is not None:
-            self.bar.set_description_str(f"evaluating {done}")
-        else:
-            self._line(f"{'evaluation':<10} step {state.global_step}: {done}")
+            if self._evaluation is None:
+                self._evaluation = self._bar("evaluation", batches, " batches  ETA {remaining}", leave=False)
+            self._evaluation.update()
+        elif now - self._spoke >= EVERY:
+            self._spoke = now
+            self._line(f"{'evaluation':<10} step {state.global_step}: {self._batches:,} of {batches:,} batches")
+
+    def _evaluated(self) -> None:
+        self._batches = 0
+        if self._evaluation is not None:
+            self._evaluation.close()
+            self._evaluation = None
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._evaluated()
         if self.bar is not None:
             self.bar.close()
 

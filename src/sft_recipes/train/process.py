@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.environment import debugging, quiet
+from sft_recipes.environment import debugging, importing, quiet
 from sft_recipes.errors import InputError
 from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run
@@ -32,10 +32,11 @@ def main() -> int:
     with joined, outliving(run.output):
         if not lock.end_with(int(os.environ.get(lock.LAUNCHER, os.getppid()))):
             return 1
-        quiet()
-        import torch
+        with importing():
+            quiet()
+            import torch
 
-        from sft_recipes.train.train import train
+            from sft_recipes.train.train import train
 
         try:
             train(run, launched=True)
