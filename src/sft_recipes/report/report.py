@@ -55,6 +55,7 @@ def write(run: Run) -> Path:
             metrics=metrics,
             outcome=OUTCOMES[metrics["verdict"]["outcome"]] if metrics else None,
             quality=quality.shown(metrics, predictions) if metrics else None,
+            browser=quality.browser(metrics, predictions) if metrics else None,
             curves=_curves(log),
             stated=stated,
             inherited=inherited,
