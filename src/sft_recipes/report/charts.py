@@ -243,6 +243,40 @@ def reliability(axes: Any, bins: Sequence[Mapping[str, Any]], role: str, title: 
     _from_0_to_1(axes, "y")
 
 
+def slice_of(
+    axes: Any,
+    points: Sequence[tuple[str, float, float, str]],
+    title: str,
+    ticks: Sequence[str] | None = None,
+    *,
+    log: bool = False,
+) -> None:
+    """Figures over one value.
+
+    Args:
+        axes: to draw on.
+        points: each with its role (a key of `MARKER`), place, height, and what it says when it is pointed at.
+        title: of the quantity.
+        ticks: names of the places 0, 1 and so on; without them places are numbers.
+        log: whether these are on a logarithmic scale.
+    """
+    for role, x, y, text in points:
+        (point,) = axes.plot([x], [y], **_point(role))
+        hover(point, [text])
+    if log:
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_formatter(lambda value, _: "")
+    if ticks is None:
+        # By itself a logarithmic scale writes formulas.
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    else:
+        axes.set_xticks(range(len(ticks)), [short(tick, 60 // len(ticks)) for tick in ticks])
+        axes.set_xlim(-0.5, len(ticks) - 0.5)
+    axes.set_title(title)
+    axes.grid(axis="y")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
 def _said(found: Estimate) -> str:
     value, low, high = (found[key] for key in ("value", "low", "high"))
     return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.3f} to {high:.3f})"

@@ -21,6 +21,8 @@ MOST_CLASSES, CONFUSIONS = 25, 30
 MOST_GROUPS = 20
 
 OUTCOMES = {"better": "better", "worse": "worse", "not_distinguishable": "not distinguishable", "none": "no verdict"}
+# And of a pair, which is not tested where so few rows are scored that nothing is concluded.
+PAIRED = OUTCOMES | {"none": "not tested"}
 # Why a row tells: what the two models made of it and whose confidence puts it first; and the same for generation.
 WHY = {
     "missed": (
@@ -143,7 +145,7 @@ def _tests(metrics: Facts) -> Table:
         mcnemar = each["mcnemar"]
         only = [mcnemar["only_tuned"], mcnemar["only_other"], *p_values(mcnemar, "p")]
         difference = Estimate.of(each["difference"], "+")
-        chance = [*p_values(each, "p", "p_holm"), OUTCOMES[each["outcome"]]]
+        chance = [*p_values(each, "p", "p_holm"), PAIRED[each["outcome"]]]
         rows.append([NAMES.get(name, name), difference, *chance, *only])
     header = ["tuned model against", METRICS[metrics["primary"]], "p", "p, Holm", "tuned is"]
     header += ["only tuned right", "only other right", "McNemar p"]
