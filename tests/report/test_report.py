@@ -495,14 +495,14 @@ def test_without_a_script_the_page_is_whole_but_for_its_filters(run: Run, look: 
     evaluate(run, classification_rows(60))
     opened = look(report.write(run), java_script_enabled=False)
     assert opened.locator("#browser").is_hidden() and opened.get_by_text("Filters need JavaScript").is_visible()
-    assert opened.get_by_text("Broken by training").is_visible()
+    assert opened.get_by_text("Wrong by the tuned model").is_visible()
     assert opened.locator(".matrix button").count() == 0 and opened.locator(".matrix td").count() > 10
 
 
 def test_of_more_rows_than_a_page_has_room_for_it_says_so_and_keeps_the_misses() -> None:
     each = classification_rows(12_000, prompt="<b>é</b>{n} " + "x" * 500)
     found = rows.browser(each, {"tuned model": [row["tuned"] for row in each]}, LABELS, "wrong")
-    assert (found["rows"], found["of"], found["limit"]) == (10_000, 12_000, 100)
+    assert (found["rows"], found["of"], found["limit"]) == (10_000, 12_000, 80)
     kept = {row[0] for row in found["data"]["rows"]}
     assert {row["row"] for row in each if row["tuned"]["prediction"] != row["gold"]} <= kept
     assert len(json.dumps(found["data"], ensure_ascii=False, separators=(",", ":"))) < 2_000_000
@@ -538,11 +538,10 @@ def test_a_report_has_contents_values_on_its_points_and_explains_its_terms(run: 
         "average the tuned model's confidence is 0.683 and its accuracy 0.653, so it is too sure of its answers."
     ) in words(opened)
     metrics["models"]["base"]["ece"] = estimate(0.19, 0.02)
-    path.write_text(json.dumps(metrics), encoding="utf-8")
-    assert "0.190 (0.170 to 0.210), whose intervals overlap." in report.write(run).read_text(encoding="utf-8")
+    (sentence,) = quality.less_calibrated(metrics["models"])
+    assert "0.190 (0.170 to 0.210), whose intervals overlap." in sentence
     metrics["models"]["base"]["ece"] = estimate(0.21)
-    path.write_text(json.dumps(metrics), encoding="utf-8")
-    assert "Calibration got worse" not in report.write(run).read_text(encoding="utf-8")
+    assert [*quality.less_calibrated(metrics["models"])] == []
 
 
 def test_a_dark_report_is_printed_dark_on_white_with_nothing_folded(run: Run, look: Callable[..., Any]) -> None:
@@ -573,7 +572,7 @@ def test_hostile_text_is_shown_and_runs_nothing(run: Run, look: Callable[..., An
     opened = look(report.write(run))
     assert opened.evaluate(FOREIGN) == 0
     assert len(opened.evaluate(CHARTS)) == 12
-    assert opened.evaluate("document.querySelector('.list').textContent").count("onerror=alert(2)") > 25
+    assert opened.evaluate("document.querySelector('.list').textContent").count("onerror=alert(2)") > 10
     text = opened.evaluate("document.body.textContent")
     assert text.count("<script>alert(1)</script><img src=x onerror=alert(2)> \"'&lt; \\x1b[31m \\u202eevil") > 40
     assert text.count("{{ 7*7 }}{% raw %}") > 20
@@ -982,7 +981,7 @@ def test_a_sweep_is_drawn_and_links_its_runs(look: Callable[..., Any], tmp_path:
         "4 trials: 2 finished, 1 pruned, 1 failed",
         "Lowest eval loss 0.3100, by s-t000: learning_rate 0.0002",
         "learning_rate 90 %",
-        "s-t001 0.3050 0.001 [all-linear] finished 1 min 1 s",
+        's-t001 0.3050 0.001 ["all-linear"] finished 1 min 1 s',
         "The lowest of 2 eval losses flatters itself",
     ):
         assert expected in said, expected

@@ -352,9 +352,9 @@ class Sweep:
     def _further(self, best: dict[str, Any], where: Where) -> list[tuple[str, str]]:
         """Where the best is at an end of what was tried: that, and the sweep that goes on there, if it would start."""
         found = {
-            key: there
+            key: onwards
             for key, each in self.space.items()
-            if self.importances.get(key, 1) >= MATTERS and (there := space.beyond(key, each, best["values"][key]))
+            if self.importances.get(key, 1) >= MATTERS and (onwards := space.beyond(key, each, best["values"][key]))
         }
         if not found:
             return []

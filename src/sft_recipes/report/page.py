@@ -69,8 +69,7 @@ def _environment(finalize: Callable[[Any], Any]) -> jinja2.Environment:
     )
     made.globals |= {"colours": COLOURS, "number": table.number, "meaning": lambda name: MEANINGS.get(explained(name))}
     made.filters |= {"duration": duration, "number_of": count, "markdown": _markdown_table, "python": _python}
-    made.filters |= {"with_contents": _with_contents, "used_terms": _used_terms, "numbered": _numbered}
-    made.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":")}
+    made.filters |= {"with_contents": _with_contents, "used_terms": _used_terms, "numbered": _numbered, "json": _json}
     made.tests["estimate"] = lambda cell: isinstance(cell, table.Estimate)
     made.tests["code"] = lambda cell: isinstance(cell, table.Code)
     return made
@@ -98,6 +97,12 @@ def _used_terms(sections: str) -> dict[str, str]:
 
 def _numbered(values: Sequence[str]) -> list[tuple[int, str]]:
     return list(enumerate(values))
+
+
+def _json(data: Any) -> Markup:
+    """JSON to stand in an element `script`, which only `<` could end."""
+    written = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return Markup(written.replace("<", "\\u003c"))  # noqa: S704
 
 
 def _markdown_table(of: table.Table) -> Markup:

@@ -66,7 +66,7 @@ def shown(metrics: Facts, predictions: Sequence[Facts]) -> Facts | None:
 def browser(metrics: Facts, predictions: Sequence[Facts]) -> Facts | None:
     """What browser.html shows of the scored rows; None where there are none."""
     scored = [row for row in predictions if not row["leaked"] and "tuned" in row]
-    if not scored:
+    if not (scored and metrics["models"]):
         return None
     answers = {NAMES[name]: [row[name] for row in scored] for name in _models(metrics["models"])}
     return rows.browser(scored, answers, metrics["labels"], "wrong")
@@ -198,10 +198,10 @@ def _reliability(models: Mapping[str, Facts]) -> Facts | None:
             for each in bins
         ]
         tables.append(Table(NAMES[name].capitalize(), ["confidence", "rows", "mean", "accuracy"], figures))
-    return {"charts": drawn, "tables": tables, "worse": [*_less_calibrated(models)]}
+    return {"charts": drawn, "tables": tables, "worse": [*less_calibrated(models)]}
 
 
-def _less_calibrated(models: Mapping[str, Facts]) -> Iterator[str]:
+def less_calibrated(models: Mapping[str, Facts]) -> Iterator[str]:
     """That the tuned model's confidence is further from its accuracy than another model's, and which way it errs."""
     tuned = models["tuned"]
     bins = [each for each in tuned["reliability"] if each["n"]]

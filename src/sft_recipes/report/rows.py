@@ -9,7 +9,7 @@ Facts = dict[str, Any]
 
 # A page has room for so many rows, and for so many characters of all their texts together and of one.
 MOST_ROWS = 10_000
-MOST_CHARACTERS, LONGEST, SHORTEST = 1_000_000, 1_000, 60
+MOST_CHARACTERS, LONGEST, SHORTEST = 800_000, 1_000, 60
 
 
 def entry(row: Facts, answers: Mapping[str, Facts], begin: int, task: str) -> Facts:
@@ -81,7 +81,8 @@ def browser(
         "limit": limit if longest > limit else None,
         "outcome": outcome,
         "sure": any(each["probabilities"] for several in answers.values() for each in several),
-        "data": {key: [visible(name) for name in names] for key, names in shown.items()} | {"rows": data},
+        "data": {key: [visible(name) for name in names] for key, names in shown.items()}
+        | {"begin": visible(begin), "rows": data},
     }
 
 

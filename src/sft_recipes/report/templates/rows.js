@@ -24,7 +24,7 @@
       && (outcome !== "right" || right === 1) && (outcome !== "wrong" || right === 0)
       && (outcome !== "only" || (right === 1 && others(row, model, 0)))
       && (outcome !== "lost" || (right === 0 && others(row, model, 1)))
-      && (text === "" || [row[2], row[3], ...row[4].map(each => each[0])].some(each => String(each).toLowerCase().includes(text)))
+      && (text === "" || [row[2], data.begin + row[3], ...row[4].map(each => each[0])].some(each => String(each).toLowerCase().includes(text)))
   }
 
   const draw = row => {
