@@ -60,10 +60,11 @@ def test_a_range_is_on_the_scale_of_its_ends(text: str, whole: bool, logarithmic
         ("learning_rate=1e-4,2e-4,4e-4", 4e-4, ("largest", "learning_rate=0.0004,0.0008,0.0016")),
         ("learning_rate=4e-4,1e-4,2e-4", 1e-4, ("smallest", "learning_rate=2.5e-05,5e-05,0.0001")),
         ("learning_rate=1e-4,2e-4,4e-4", 2e-4, None),
-        ("learning_rate=1e-9,1e-2", 1e-2, ("largest", "learning_rate=0.01,0.1,1.0")),
+        ("learning_rate=1e-9,1e-2", 1e-2, ("largest", "learning_rate=0.01,0.1")),
         ("lora_r=8,16", 16, ("largest", "lora_r=16,32,64")),
         ("lora_r=1,2,4", 1, None),
         ("lora_dropout=0,0.05,0.1", 0.1, ("largest", "lora_dropout=0.1,0.2,0.4")),
+        ("lora_dropout=0,0.2,0.4", 0.4, ("largest", "lora_dropout=0.4,0.8")),
         ("lora_dropout=0,0.05", 0, None),
         ("warmup_steps=0.4,0.8", 0.8, None),
         ("learning_rate=1e-5..1e-3", 9e-4, ("largest", "learning_rate=0.0009..0.0036")),
@@ -252,7 +253,7 @@ def test_a_grid_goes_on_where_it_was_stopped_and_its_best_becomes_a_recipe(
     assert "grid-t001: eval loss " in said and "finished   30 steps" not in said
     assert "finished   30 steps" in Path("runs/grid.sweep/grid-t001.txt").read_text()
     assert "the lowest of 2 eval losses flatters itself" in said
-    beyond = "make sweep RECIPE=tiny OVER=learning_rate=0.01,0.1,1.0 NAME=grid-2 SET='max_steps=30 logging_steps=5'"
+    beyond = "make sweep RECIPE=tiny OVER=learning_rate=0.01,0.1 NAME=grid-2 SET='max_steps=30 logging_steps=5'"
     assert (
         f"of what was tried the best has learning_rate 0.01 the largest, so a better one may lie beyond: {beyond}"
         in said

@@ -489,11 +489,8 @@ def test_every_row_is_there_to_filter_and_a_cell_of_the_matrix_leads_to_its_rows
         "document.body.append(Object.assign(document.createElement('script'), {text: 'globalThis.ran = 1'}))"
     )
     assert opened.evaluate("globalThis.ran") is None
-
-
-def test_without_a_script_the_page_is_whole_but_for_its_filters(run: Run, look: Callable[..., Any]) -> None:
-    evaluate(run, classification_rows(60))
-    opened = look(report.write(run), java_script_enabled=False)
+    # Without a script the page is whole but for its filters.
+    opened = look(run.report, java_script_enabled=False)
     assert opened.locator("#browser").is_hidden() and opened.get_by_text("Filters need JavaScript").is_visible()
     assert opened.get_by_text("Wrong by the tuned model").is_visible()
     assert opened.locator(".matrix button").count() == 0 and opened.locator(".matrix td").count() > 10

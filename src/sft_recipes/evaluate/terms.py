@@ -17,8 +17,8 @@ METRICS = {
 }
 # What needs a word of explanation where it is shown.
 MEANINGS = {
-    "macro F1": "The mean over classes of F1, so that a rare class counts as much as a frequent one; F1 is the "
-    "harmonic mean of precision and recall.",
+    "F1": "The harmonic mean of precision and recall.",
+    "macro F1": "The mean over classes of F1, so that a rare class counts as much as a frequent one.",
     "micro F1": "F1 of all rows together; where every row has one class and one prediction, it is the accuracy.",
     "weighted F1": "The mean over classes of F1, each by its share of the rows.",
     "precision": "Of the rows predicted as a class, the share that is of it.",
@@ -45,7 +45,7 @@ MEANINGS = {
 
 def explained(name: str) -> str:
     """The term of `MEANINGS` that the name of a column stands for; the name itself where it stands for none."""
-    return next((term for term in ("Holm", "McNemar") if name.startswith(term) or name == f"p, {term}"), name)
+    return next((term for term in ("Holm", "McNemar", "F1") if name.startswith(term) or name == f"p, {term}"), name)
 
 
 # Of a table of runs, in order, after the primary one.

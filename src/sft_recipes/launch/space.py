@@ -199,8 +199,8 @@ def _parts(text: str) -> Iterator[str]:
 def beyond(key: str, each: Choices | Range, best: Any) -> tuple[str, str] | None:
     """Where the best value of a key is at an end of what was tried: which end, and values that go on there, as OVER.
 
-    None where it is not, where values have no order, and below 0, where no key goes. Steps are those of the values, or
-    half of a range; where both are positive they multiply, by 10 at most.
+    None where it is not, where values have no order, and where the key goes no further, as none does below 0. Steps
+    are those of the values, or half of a range; where both are positive they multiply, by 10 at most.
     """
     numbers = sorted(value for value in each.ends if isinstance(value, int | float) and not isinstance(value, bool))
     if len(numbers) < max(2, len(each.ends)):
@@ -222,8 +222,9 @@ def beyond(key: str, each: Choices | Range, best: Any) -> tuple[str, str] | None
     whole = all(isinstance(value, int) for value in numbers)
     # Below 1 warm-up is a share, and above a number of steps.
     limit = 1 if key == "warmup_steps" and high < 1 else math.inf
-    found = sorted({round(value) if whole else float(f"{value:.3g}") for value in values} - {0})
-    texts = [schema.as_yaml(value) for value in found if 0 < value < limit]
+    rounded = {round(value) if whole else float(f"{value:.3g}") for value in values}
+    found = sorted(value for value in rounded if value > 0)
+    texts = [schema.as_yaml(value) for value in found if value < limit and not schema.problem(key, value)]
     if len(texts) < 2:
         return None
     over = f"{texts[0]}..{texts[-1]}" if isinstance(each, Range) else ",".join(texts)

@@ -20,11 +20,13 @@
     const outcome = chosen("outcome")
     return (chosen("group") === "" || row[1] === Number(chosen("group")))
       && (chosen("gold") === "" || row[2] === Number(chosen("gold")))
-      && (chosen("predicted") === "" || (typeof answer === "number" ? answer : data.labels.length) === Number(chosen("predicted")))
+      && (chosen("predicted") === ""
+        || (typeof answer === "number" ? answer : data.labels.length) === Number(chosen("predicted")))
       && (outcome !== "right" || right === 1) && (outcome !== "wrong" || right === 0)
       && (outcome !== "only" || (right === 1 && others(row, model, 0)))
       && (outcome !== "lost" || (right === 0 && others(row, model, 1)))
-      && (text === "" || [row[2], data.begin + row[3], ...row[4].map(each => each[0])].some(each => String(each).toLowerCase().includes(text)))
+      && (text === "" || [data.begin + row[3], row[2], ...row[4].map(each => each[0])]
+        .some(each => typeof each === "string" && each.toLowerCase().includes(text)))
   }
 
   const draw = row => {
