@@ -255,7 +255,7 @@ def test_a_grid_goes_on_where_it_was_stopped_and_its_best_becomes_a_recipe(
     assert "the lowest of 2 eval losses flatters itself" in said
     beyond = "make sweep RECIPE=tiny OVER=learning_rate=0.01,0.1 NAME=grid-2 SET='max_steps=30 logging_steps=5'"
     assert (
-        f"of what was tried the best has learning_rate 0.01 the largest, so a better one may lie beyond: {beyond}"
+        f"the best has the largest learning_rate that was tried (0.01), so a better one may lie beyond: {beyond}"
         in said
     )
     assert "page       runs/grid.sweep/sweep.html" in said

@@ -361,7 +361,9 @@ class Sweep:
         over = " ".join(text for _, text in found.values())
         kept = {key: value for key, value in best["values"].items() if key not in found}
         words = [*self.asked["overrides"], *recipes.as_words(kept)]
-        ends = " and ".join(f"{key} {as_yaml(best['values'][key])} the {end}" for key, (end, _) in found.items())
+        ends = " and ".join(
+            f"the {end} {key} that was tried ({as_yaml(best['values'][key])})" for key, (end, _) in found.items()
+        )
         wanted, there = space.parse(over)[0], Where(**{**where, "overrides": words})
         try:
             space.check(self.asked["recipe"], wanted, **there)
@@ -372,7 +374,7 @@ class Sweep:
         given = {"RECIPE": self.asked["recipe"], "OVER": over, "ACCEL": self.asked["accel"]}
         given |= {"TRIALS": self.trials, "NAME": next(name for name in names if not (RUNS / f"{name}.sweep").exists())}
         command = seeds.make_command("sweep", given | {"GPUS": self.asked["processes"]}, words)
-        return [(f"of what was tried the best has {ends}, so a better one may lie beyond:", command)]
+        return [(f"the best has {ends}, so a better one may lie beyond:", command)]
 
     def write_recipe(self, best: dict[str, Any], tried: int, out: Path) -> None:
         """Write what a trial set as a recipe that extends the swept one, or what that one extends."""
