@@ -1,6 +1,7 @@
 """A sweep: what it goes over, what it refuses before the first trial, and that it goes on, prunes and concludes."""
 
 import concurrent.futures
+import html
 import json
 import os
 import signal
@@ -51,6 +52,34 @@ def test_a_range_is_on_the_scale_of_its_ends(text: str, whole: bool, logarithmic
     (found,) = space.parse(text)[0].values()
     assert isinstance(found, Range)
     assert (found.whole, found.logarithmic) == (whole, logarithmic)
+
+
+@pytest.mark.parametrize(
+    ("over", "best", "found"),
+    [
+        ("learning_rate=1e-4,2e-4,4e-4", 4e-4, ("largest", "learning_rate=0.0004,0.0008,0.0016")),
+        ("learning_rate=4e-4,1e-4,2e-4", 1e-4, ("smallest", "learning_rate=2.5e-05,5e-05,0.0001")),
+        ("learning_rate=1e-4,2e-4,4e-4", 2e-4, None),
+        ("learning_rate=1e-9,1e-2", 1e-2, ("largest", "learning_rate=0.01,0.1")),
+        ("lora_r=8,16", 16, ("largest", "lora_r=16,32,64")),
+        ("lora_r=1,2,4", 1, None),
+        ("lora_dropout=0,0.05,0.1", 0.1, ("largest", "lora_dropout=0.1,0.2,0.4")),
+        ("lora_dropout=0,0.2,0.4", 0.4, ("largest", "lora_dropout=0.4,0.8")),
+        ("lora_dropout=0,0.05", 0, None),
+        ("warmup_steps=0.4,0.8", 0.8, None),
+        ("learning_rate=1e-5..1e-3", 9e-4, ("largest", "learning_rate=0.0009..0.0036")),
+        ("learning_rate=1e-5..1e-3", 1e-4, None),
+        ("lora_r=4..8", 8, ("largest", "lora_r=8..12")),
+        ("weight_decay=0..1", 0.0, None),
+        ("use_rslora=false,true", True, None),
+        ("lora_target_modules=[q_proj],[v_proj]", ["v_proj"], None),
+    ],
+)
+def test_a_best_value_at_an_end_says_what_lies_beyond(over: str, best: Any, found: tuple[str, str] | None) -> None:
+    (space_of,) = space.parse(over)[0].items()
+    assert space.beyond(*space_of, best) == found
+    if found:
+        assert space.parse(found[1])[1] == []
 
 
 @pytest.mark.parametrize(
@@ -224,6 +253,14 @@ def test_a_grid_goes_on_where_it_was_stopped_and_its_best_becomes_a_recipe(
     assert "grid-t001: eval loss " in said and "finished   30 steps" not in said
     assert "finished   30 steps" in Path("runs/grid.sweep/grid-t001.txt").read_text()
     assert "the lowest of 2 eval losses flatters itself" in said
+    beyond = "make sweep RECIPE=tiny OVER=learning_rate=0.01,0.1 NAME=grid-2 SET='max_steps=30 logging_steps=5'"
+    assert (
+        f"the best has the largest learning_rate that was tried (0.01), so a better one may lie beyond: {beyond}"
+        in said
+    )
+    assert "page       runs/grid.sweep/sweep.html" in said
+    page = html.unescape(Path("runs/grid.sweep/sweep.html").read_text())
+    assert beyond in page and '"../grid-t001/report.html"' in page and ">0.01<" in page
     # As the trial was, and two files tell the whole story.
     best, trial = (
         recipes.load("best"),
@@ -259,6 +296,7 @@ def test_a_trial_that_is_worse_than_the_others_is_stopped_early(
     assert (good["state"], good["values"], good["evaluations"]) == ("finished", {"learning_rate": 1e-2}, 10)
     assert bad["state"] == "pruned" and bad["eval_loss"] > good["eval_loss"]
     assert bad["evaluations"] < 10 and bad["values"]["learning_rate"] < 1e-8
+    assert "1 finished, 1 pruned" in Path("runs/study.sweep/sweep.html").read_text()
     assert "pruned     study-t001: eval loss" in said
     run = Run.open("study-t001")
     assert run.facts()["status"] == "interrupted"

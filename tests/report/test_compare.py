@@ -19,7 +19,7 @@ from sklearn.metrics import f1_score
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import metrics
 from sft_recipes.recipes import schema
-from sft_recipes.report import compare, paired, tables
+from sft_recipes.report import compare, paired, report, tables
 from sft_recipes.report.results import Entry, Evaluated
 
 LABELS = ["account", "card", "refund", "transfer"]
@@ -393,6 +393,12 @@ def test_few_unequal_rows_tell_nothing_and_few_rows_are_not_tested() -> None:
         text = "\n".join(line for _, line in tables.render(shown))
         assert "not tested" in text and not re.search(r"\bp [0-9<]", text)
         assert "86 of 100 samples instead of 95" in text
+    report.comparison(facts, Path("page.html"))
+    page = Path("page.html").read_text(encoding="utf-8")
+    (line,) = re.findall(r"<tr><th[^>]*>\s*small against smaller\s*</th>(.*?)</tr>", page, re.DOTALL)
+    cells = [" ".join(re.sub("<.*?>", "", cell).split()) for cell in line.split("</td>")]
+    assert cells[1:] == ["\u2013", "\u2013", "not tested", "\u2013", "\u2013", "rows", ""]
+    assert "No step was logged." in page and "small (none; make report RUN=small)" in page
 
 
 def test_a_difference_without_an_error_has_a_p_value_and_json_is_json() -> None:

@@ -16,7 +16,7 @@ from sft_recipes.errors import InputError
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import preview
-from sft_recipes.report import charts, quality, report
+from sft_recipes.report import charts, quality, report, rows, sweeps
 from sft_recipes.runs.run import Run
 
 LABELS = ["account", "cancel", "refund", "tracking"]
@@ -312,11 +312,12 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def look(browser: Any) -> Iterator[Callable[..., Any]]:
-    """Open a page that must ask for nothing, say nothing on the console and run nothing."""
+    """Open a page that must ask for nothing, say nothing on the console and run nothing of others."""
     contexts = []
 
-    def open_page(path: Path, width: int = 900, scheme: str = "light") -> Any:
-        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme))
+    def open_page(path: Path, width: int = 900, scheme: str = "light", **options: Any) -> Any:
+        size = {"width": width, "height": 900}
+        contexts.append(browser.new_context(viewport=size, color_scheme=scheme, **options))
         opened, complaints = contexts[-1].new_page(), []
         opened.on("console", lambda message: complaints.append(message.text))
         opened.on("pageerror", lambda error: complaints.append(str(error)))
@@ -360,7 +361,7 @@ CONTRAST = """() => {
   let least = [21, ""]
   while (texts.nextNode()) {
     const element = texts.currentNode.parentElement
-    if (!texts.currentNode.data.trim() || element.closest("[aria-hidden], style")) continue
+    if (!texts.currentNode.data.trim() || element.closest("[aria-hidden], style, title, script")) continue
     const style = getComputedStyle(element), paper = behind(element)
     const ink = over(parse(element.closest("svg") ? style.fill : style.color), paper)
     const [high, low] = [light(ink), light(paper)].sort((a, b) => b - a)
@@ -378,12 +379,18 @@ BROKEN_IDS = """() => {
 }"""
 
 
+# Elements that none of our pages has, and scripts besides the two of its rows.
+FOREIGN = """[...document.querySelectorAll("script, img, iframe, object, [onerror]")]
+  .filter(each => each.id !== "rows-data" && !each.matches("#rows-data + script:last-of-type")).length"""
+
+
 def fits(opened: Any) -> bool:
     return opened.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
 def words(opened: Any) -> str:
-    """The text of a page, folded parts too, with one space between words and between cells."""
+    """The text of a page without its script, folded parts too, with one space between words and between cells."""
+    opened.evaluate("document.querySelectorAll('script, #browser').forEach(each => each.remove())")
     opened.evaluate("document.querySelectorAll('td, th, small, li').forEach(each => each.before(' '))")
     return " ".join(opened.evaluate("document.body.textContent").split())
 
@@ -445,6 +452,95 @@ def test_the_confusion_matrix_is_that_of_the_predictions(run: Run, look: Callabl
     assert "Reliability" not in words(opened)
 
 
+def shown(opened: Any) -> tuple[str, list[str]]:
+    """What the filters of a page leave: how many rows they say, and the titles of those listed."""
+    return opened.inner_text("output"), opened.locator(".list .row > p").all_inner_texts()
+
+
+def test_every_row_is_there_to_filter_and_a_cell_of_the_matrix_leads_to_its_rows(
+    run: Run, look: Callable[..., Any]
+) -> None:
+    each = classification_rows(200)
+    evaluate(run, each, groups=True)
+    opened = look(report.write(run))
+    wrong = [row for row in each if row["tuned"]["prediction"] != row["gold"]]
+    told, listed = shown(opened)
+    assert told == f"{len(wrong)} of 200 rows, {min(25, len(wrong))} shown"
+    assert [int(text.split()[1]) for text in listed] == [row["row"] for row in wrong][:25]
+    opened.select_option("[name=group]", label="terse")
+    opened.select_option("[name=outcome]", label="wrong where another is right")
+    lost = [row for row in wrong if row["group"] == "terse" and row["base"]["prediction"] == row["gold"]]
+    assert shown(opened)[0] == f"{len(lost)} of 200 rows, {len(lost)} shown"
+    opened.click("button[type=reset]")
+    opened.fill("[name=text]", "MESSAGE 19")
+    opened.select_option("[name=outcome]", label="any")
+    opened.select_option("[name=order]", label="surest first")
+    odds = [row["tuned"]["probabilities"][row["tuned"]["prediction"]] for row in each if "19" in str(row["row"])[:2]]
+    found = [float(re.search(r"tuned model \w+ ([\d.]+)", text)[1]) for text in shown(opened)[1]]
+    assert found == [round(value, 3) for value in sorted(odds, reverse=True)]
+    pair = [row["row"] for row in each if (row["gold"], row["base"]["prediction"]) == ("cancel", "refund")]
+    place = f"[data-pair='1 {LABELS.index('cancel')} {LABELS.index('refund')}'] button"
+    assert opened.inner_text(place) == str(len(pair))
+    opened.click(place)
+    opened.wait_for_function(f"document.querySelector('output').textContent.startsWith('{len(pair)} of')")
+    assert [int(text.split()[1]) for text in shown(opened)[1]] == pair[:25]
+    # The policy lets no other script run, whoever puts it there.
+    opened.evaluate(
+        "document.body.append(Object.assign(document.createElement('script'), {text: 'globalThis.ran = 1'}))"
+    )
+    assert opened.evaluate("globalThis.ran") is None
+    # Without a script the page is whole but for its filters.
+    opened = look(run.report, java_script_enabled=False)
+    assert opened.locator("#browser").is_hidden() and opened.get_by_text("Filters need JavaScript").is_visible()
+    assert opened.get_by_text("Wrong by the tuned model").is_visible()
+    assert opened.locator(".matrix button").count() == 0 and opened.locator(".matrix td").count() > 10
+
+
+def test_of_more_rows_than_a_page_has_room_for_it_says_so_and_keeps_the_misses() -> None:
+    each = classification_rows(12_000, prompt="<b>é</b>{n} " + "x" * 500)
+    found = rows.browser(each, {"tuned model": [row["tuned"] for row in each]}, LABELS, "wrong")
+    assert (found["rows"], found["of"], found["limit"]) == (10_000, 12_000, 80)
+    kept = {row[0] for row in found["data"]["rows"]}
+    assert {row["row"] for row in each if row["tuned"]["prediction"] != row["gold"]} <= kept
+    assert len(json.dumps(found["data"], ensure_ascii=False, separators=(",", ":"))) < 2_000_000
+
+
+def test_a_report_has_contents_values_on_its_points_and_explains_its_terms(run: Run, look: Callable[..., Any]) -> None:
+    evaluate(run, classification_rows(200), groups=True)
+    path = run.directory / "metrics.json"
+    metrics = json.loads(path.read_text(encoding="utf-8"))
+    metrics["models"]["tuned"]["ece"] = estimate(0.2, 0.01)
+    path.write_text(json.dumps(metrics), encoding="utf-8")
+    opened = look(report.write(run))
+    assert opened.locator("nav a").all_inner_texts() == opened.locator("h2").all_inner_texts()
+    assert opened.evaluate("[...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
+    values = opened.locator("svg use > title").evaluate_all("found => found.map(each => each.textContent)")
+    macro = metrics["models"]["tuned"]["macro_f1"]
+    for value in (
+        f"tuned model: macro F1 {macro['value']:.3f} ({macro['low']:.3f} to {macro['high']:.3f})",
+        "terse (",
+        "10 rows of mean confidence 0.150: accuracy 0.120 (0.050 to 0.160)",
+        "training, step 4: 0.25",
+        "eval loss, step 8: 0.325",
+    ):
+        assert any(each.startswith(value) for each in values), value
+    terms = opened.locator(".terms dt").all_inner_texts()
+    assert {"MCC", "ECE", "FPR", "FNR", "McNemar", "Holm"} <= {*terms}
+    marked = opened.locator("abbr").evaluate_all("found => found.map(each => [each.textContent, each.title])")
+    assert all(title for _, title in marked) and "McNemar p" in [name for name, _ in marked]
+    regions = "[...document.querySelectorAll('.scroll')].every(each => each.tabIndex === 0 && each.ariaLabel)"
+    assert opened.evaluate(regions)
+    assert (
+        "Calibration got worse than that of the base: ECE 0.200 (0.190 to 0.210) against 0.030 (0.020 to 0.040). On "
+        "average the tuned model's confidence is 0.683 and its accuracy 0.653, so it is too sure of its answers."
+    ) in words(opened)
+    metrics["models"]["base"]["ece"] = estimate(0.19, 0.02)
+    (sentence,) = quality.less_calibrated(metrics["models"])
+    assert "0.190 (0.170 to 0.210), whose intervals overlap." in sentence
+    metrics["models"]["base"]["ece"] = estimate(0.21)
+    assert [*quality.less_calibrated(metrics["models"])] == []
+
+
 def test_a_dark_report_is_printed_dark_on_white_with_nothing_folded(run: Run, look: Callable[..., Any]) -> None:
     evaluate(run, classification_rows(200))
     opened = look(report.write(run), scheme="dark")
@@ -471,8 +567,9 @@ def test_hostile_text_is_shown_and_runs_nothing(run: Run, look: Callable[..., An
     facts["findings"] = [dict.fromkeys(("rule", "severity", "message", "instead", "evidence", "silenced"), HOSTILE)]
     run.write(facts)
     opened = look(report.write(run))
-    assert opened.evaluate("document.querySelectorAll('script, img, [onerror]').length") == 0
+    assert opened.evaluate(FOREIGN) == 0
     assert len(opened.evaluate(CHARTS)) == 12
+    assert opened.evaluate("document.querySelector('.list').textContent").count("onerror=alert(2)") > 10
     text = opened.evaluate("document.body.textContent")
     assert text.count("<script>alert(1)</script><img src=x onerror=alert(2)> \"'&lt; \\x1b[31m \\u202eevil") > 40
     assert text.count("{{ 7*7 }}{% raw %}") > 20
@@ -744,16 +841,46 @@ def compared(names: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def made(facts: dict[str, Any], folder: Path) -> Path:
+    """Logs, predictions and reports of the runs that facts compare; only the first has 20 of the rows wrong."""
+    for number, each in enumerate(facts["runs"]):
+        directory = folder / "runs" / each["name"]
+        directory.mkdir(parents=True)
+        rows = classification_rows(40)
+        for row in rows[:20]:
+            row["tuned"] = said(row["gold"] if number else LABELS[LABELS.index(row["gold"]) - 1], LABELS)
+        (directory / "predictions.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (directory / "log.jsonl").write_text(logged(8))
+        if each is not facts["runs"][-1]:
+            (directory / "report.html").touch()
+    return folder / "runs"
+
+
+def said(label: str, labels: Sequence[str]) -> dict[str, Any]:
+    odds = {each: 0.7 if each == label else 0.1 for each in labels}
+    return {"prediction": label, "probabilities": odds, "text": None, "finished": None}
+
+
 def test_a_comparison_is_drawn_and_says_what_was_compared(look: Callable[..., Any], tmp_path: Path) -> None:
     path = tmp_path / "comparison.html"
-    report.comparison(compared(["plain", "high_rank", "low_rate"]), path)
+    facts = compared(["plain", "high_rank", "low_rate"])
+    report.comparison(facts, path, made(facts, tmp_path))
     for scheme, width in (("light", 900), ("dark", 380)):
         opened = look(path, width, scheme)
-        assert [chart["outside"] for chart in opened.evaluate(CHARTS)] == [[], []]
+        assert [chart["outside"] for chart in opened.evaluate(CHARTS)] == [[], [], [], []]
         assert opened.evaluate(BROKEN_IDS) == [] and fits(opened)
         assert opened.evaluate(CONTRAST)[0] >= 4.5
+    together = opened.evaluate("document.querySelector('svg[aria-label^=\"eval loss\"]').textContent")
+    assert all(f"{each['name']}, step 8: 0.325" in together for each in facts["runs"])
+    links = opened.evaluate("[...document.querySelectorAll('a[href*=\"report.html\"]')].map(a => a.href)")
+    assert links == [(tmp_path / "runs" / each["name"] / "report.html").as_uri() for each in facts["runs"][:-1]]
+    listed = opened.evaluate("[...document.querySelectorAll('.list p')].map(each => each.textContent)")
+    assert len(listed) == 20 and listed[0].startswith("row 1 · ") and "of 20 rows" in opened.inner_text("output")
+    assert all(len(set(re.findall(r"(?:plain|high_rank|low_rate-4[23]) (\w+)", each))) > 1 for each in listed)
     said = words(opened)
     for expected in (
+        "To 20 rows of 800 not all runs say the same.",
+        "low_rate-43 (none; make report RUN=low_rate-43)",
         "Comparison of plain; high_rank; low_rate",
         "The same 800 rows of data/test.jsonl (test) for all",
         "plain and high_rank in words",
@@ -776,9 +903,9 @@ def test_hostile_text_in_a_comparison_is_shown_and_runs_nothing(look: Callable[.
     facts["differences"] = [
         {"of": "recipe", "key": HOSTILE, "values": {each["name"]: HOSTILE for each in facts["runs"]}}
     ]
-    report.comparison(facts, tmp_path / "comparison.html")
+    report.comparison(facts, tmp_path / "comparison.html", made(facts, tmp_path))
     opened = look(tmp_path / "comparison.html")
-    assert opened.evaluate("document.querySelectorAll('script, img, [onerror]').length") == 0
+    assert opened.evaluate(FOREIGN) == 0
     text = opened.evaluate("document.body.textContent")
     assert text.count("onerror=alert(2)") > 25 and text.count("{{ 7*7 }}{% raw %}") > 10
     assert fits(opened)
@@ -796,3 +923,66 @@ def test_hostile_rows_in_a_preview_are_shown_and_run_nothing(look: Callable[...,
     text = opened.evaluate("document.body.textContent")
     assert text.count("onerror=alert(2)") >= 4
     assert "\u202e" not in text and "\x1b" not in text
+
+
+def swept(folder: Path, **facts: Any) -> tuple[dict[str, Any], Path]:
+    """Facts of a sweep as sweep.json holds them, and where its runs are, of which the first has a report."""
+    tried = [(2e-4, [HOSTILE], 0.31), (1e-3, ["all-linear"], 0.305), (5e-5, [HOSTILE], 0.6), (9e-4, [HOSTILE], None)]
+    states = ["finished", "finished", "pruned", "failed"]
+    trials = [
+        {
+            "number": n,
+            "run": f"s-t00{n}",
+            "state": state,
+            "values": {"learning_rate": rate, "lora_target_modules": modules},
+            "eval_loss": loss,
+            "evaluations": 3,
+            "seconds": 61.0 if n else None,
+        }
+        for n, ((rate, modules, loss), state) in enumerate(zip(tried, states, strict=True))
+    ]
+    (folder / "runs" / "s-t000").mkdir(parents=True)
+    (folder / "runs" / "s-t000" / "report.html").touch()
+    space = {
+        "learning_rate": {"low": 5e-5, "high": 1e-3, "log": True},
+        "lora_target_modules": {"choices": [[HOSTILE], ["all-linear"]]},
+    }
+    asked = {
+        "recipe": "tiny",
+        "over": f"learning_rate=5e-5..1e-3 {HOSTILE}",
+        "overrides": [HOSTILE],
+        "data": "0c" * 32,
+    }
+    asked |= {"chosen_by": "Optuna", "seed": 42, "space": space, "trials": trials}
+    return {"schema": 1, "name": "s", **asked, **facts}, folder / "runs"
+
+
+@pytest.mark.promise("hostile", "HTML and scripts in the page of a sweep, in a browser")
+def test_a_sweep_is_drawn_and_links_its_runs(look: Callable[..., Any], tmp_path: Path) -> None:
+    facts, runs = swept(tmp_path)
+    path = runs / "s.sweep" / "sweep.html"
+    path.parent.mkdir()
+    sweeps.write(path, facts, {"learning_rate": 0.9, "lora_target_modules": 0.1}, [(HOSTILE, HOSTILE)], runs)
+    for scheme, width in (("light", 900), ("dark", 380)):
+        opened = look(path, width, scheme)
+        assert [chart["outside"] for chart in opened.evaluate(CHARTS)] == [[], []]
+        assert opened.evaluate(BROKEN_IDS) == [] and fits(opened)
+        assert opened.evaluate(CONTRAST)[0] >= 4.5
+        assert opened.evaluate(FOREIGN) == 0
+    links = opened.evaluate("[...document.querySelectorAll('th a')].map(a => a.href)")
+    assert links == [(runs / "s-t000" / "report.html").as_uri()]
+    values = opened.locator("svg title").evaluate_all("found => found.map(each => each.textContent)")
+    assert "s-t001: learning_rate 0.001, eval loss 0.3050, finished" in values and len(values) == 2 * 3
+    said = words(opened)
+    for expected in (
+        "4 trials: 2 finished, 1 pruned, 1 failed",
+        "Lowest eval loss 0.3100, by s-t000: learning_rate 0.0002",
+        "learning_rate 90 %",
+        's-t001 0.3050 0.001 ["all-linear"] finished 1 min 1 s',
+        "The lowest of 2 eval losses flatters itself",
+    ):
+        assert expected in said, expected
+    assert "\u202e" not in said and "\x1b" not in said
+    facts["trials"] = []
+    sweeps.write(path, facts, {}, [], runs)
+    assert "No trial has finished" in words(look(path))

@@ -47,6 +47,8 @@ REFUSED = {
 }
 # Their whole numbers must divide one another, so most of a range could not be trained.
 DIVISORS = ("global_batch_size", "per_device_train_batch_size")
+# So near to the end of a range, as a share of it, the best may lie beyond.
+EDGE = 0.1
 # Each combination is looked at before the first trial, which takes a twentieth of a second; of more than these, each
 # value is, beside the first of the others.
 LARGEST = 256
@@ -62,6 +64,10 @@ class Choices:
     def ends(self) -> tuple[Any, ...]:
         """The values that have to be looked at before the first trial."""
         return self.values
+
+    def facts(self) -> dict[str, Any]:
+        """As sweep.json holds it."""
+        return {"choices": list(self.values)}
 
     def distribution(self) -> Any:
         """As Optuna draws from it, of values as a study stores them."""
@@ -92,6 +98,10 @@ class Range:
     @property
     def logarithmic(self) -> bool:
         return self.low > 0 and self.high >= 10 * self.low
+
+    def facts(self) -> dict[str, Any]:
+        """As sweep.json holds it."""
+        return {"low": self.low, "high": self.high, "log": self.logarithmic}
 
     def distribution(self) -> Any:
         """As Optuna draws from it."""
@@ -184,6 +194,41 @@ def _parts(text: str) -> Iterator[str]:
         else:
             part += letter
     yield part
+
+
+def beyond(key: str, each: Choices | Range, best: Any) -> tuple[str, str] | None:
+    """Where the best value of a key is at an end of what was tried: which end, and values that go on there, as OVER.
+
+    None where it is not, where values have no order, and where the key goes no further, as none does below 0. Steps
+    are those of the values, or half of a range; where both are positive they multiply, by 10 at most.
+    """
+    numbers = sorted(value for value in each.ends if isinstance(value, int | float) and not isinstance(value, bool))
+    if len(numbers) < max(2, len(each.ends)):
+        return None
+    low, high = numbers[0], numbers[-1]
+    if isinstance(each, Range):
+        multiplies = each.logarithmic
+        share = math.log(best / low) / math.log(high / low) if multiplies else (best - low) / (high - low)
+        up, down = share > 1 - EDGE, share < EDGE
+        step = 2.0 if multiplies else (high - low) / 2
+    else:
+        up, down = best == high, best == low
+        neighbour = numbers[-2] if up else numbers[1]
+        multiplies = min(best, neighbour) > 0
+        step = min(max(best, neighbour) / min(best, neighbour), 10) if multiplies else abs(best - neighbour)
+    if not up and (not down or best <= 0):
+        return None
+    values = [best * step**n if multiplies else best + step * n for n in ((0, 1, 2) if up else (-2, -1, 0))]
+    whole = all(isinstance(value, int) for value in numbers)
+    # Below 1 warm-up is a share, and above a number of steps.
+    limit = 1 if key == "warmup_steps" and high < 1 else math.inf
+    rounded = {round(value) if whole else float(f"{value:.3g}") for value in values}
+    found = sorted(value for value in rounded if value > 0)
+    texts = [schema.as_yaml(value) for value in found if value < limit and not schema.problem(key, value)]
+    if len(texts) < 2:
+        return None
+    over = f"{texts[0]}..{texts[-1]}" if isinstance(each, Range) else ",".join(texts)
+    return "largest" if up else "smallest", f"{key}={over}"
 
 
 def said(values: Mapping[str, Any]) -> str:

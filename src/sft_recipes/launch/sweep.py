@@ -8,6 +8,7 @@ same command goes on where it stopped.
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ from sft_recipes.plan import plan
 from sft_recipes.plan.job import Job, Where
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.schema import as_yaml
+from sft_recipes.report import pages
 from sft_recipes.runs.run import RUNS, Run
 from sft_recipes.terminal import count, duration, outliving, say, say_error
 
@@ -42,6 +44,8 @@ CHANCE = 0.25
 LENGTHS = ("num_train_epochs", "max_steps", "global_batch_size", "per_device_train_batch_size")
 # The best that are compared on test rows: corrected for all pairs of many, no difference would show.
 COMPARED = 5
+# A key of a smaller share of the differences in eval loss is not worth going on with.
+MATTERS = 0.05
 SECONDS = 0.5
 # Optuna's states as sweep.json names them, the best first.
 STATES = {"COMPLETE": "finished", "PRUNED": "pruned", "RUNNING": "interrupted", "FAIL": "failed"}
@@ -256,7 +260,19 @@ class Sweep:
             }
             for each in sorted(found, key=lambda each: (order.index(each.state.name), each.value or 0.0, each.number))
         ]
-        return {"schema": SCHEMA, "name": self.stem, **self.asked, "trials": trials}
+        spaces = {key: each.facts() for key, each in self.space.items()}
+        return {"schema": SCHEMA, "name": self.stem, **self.asked, "space": spaces, "trials": trials}
+
+    @functools.cached_property
+    def importances(self) -> dict[str, float]:
+        """Of several keys the share of the differences in eval loss that is each one's, by Optuna's fANOVA."""
+        import optuna
+
+        done = self.study.get_trials(states=(optuna.trial.TrialState.COMPLETE,))
+        if len(self.space) < 2 or len({each.value for each in done}) < 2:
+            return {}
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        return optuna.importance.get_param_importances(self.study, evaluator=evaluator)
 
     def write(self) -> None:
         write_whole(self.directory / "sweep.json", json.dumps(self.facts(), indent=2) + "\n")
@@ -285,8 +301,8 @@ class Sweep:
                 "repeat its command to go on with it"
             )
 
-    def conclude(self, facts: dict[str, Any], code: int, out: Path | None) -> int:
-        """Say what came of it, write the best as a recipe if that was asked, and give the exit code."""
+    def conclude(self, facts: dict[str, Any], code: int, out: Path | None, where: Where) -> int:
+        """Say what came of it, write its page, and the best as a recipe if that was asked; give the exit code."""
         asked, trials = self.asked, facts["trials"]
         for each in trials:
             loss = "" if each["eval_loss"] is None else f"eval loss {each['eval_loss']:.4f}, "
@@ -297,11 +313,14 @@ class Sweep:
             given = {"RECIPE": asked["recipe"], "OVER": asked["over"], "TRIALS": self.trials, "NAME": self.stem}
             given |= {"ACCEL": asked["accel"], "GPUS": asked["processes"], "OUT": out}
             given |= {"JOBS": self.jobs if self.jobs > 1 else None}
-            say("left", f"{count(left, 'trial')}: {seeds.make_command('sweep', given, asked['overrides'])}")
+            command = seeds.make_command("sweep", given, asked["overrides"])
+            say("left", f"{count(left, 'trial')}: {command}")
+            self._page(facts, [(f"{count(left, 'trial')} are left; the same command goes on with them:", command)])
             return code
         done = [each for each in trials if each["state"] == "finished"]
         if not done:
             say_error("no trial finished; the runs say why")
+            self._page(facts, [])
             return launch.FAILED
         runs = [Run(RUNS / name) for name in dict.fromkeys(each["run"] for each in done)][:COMPARED]
         if all(run.metrics("test").is_file() for run in runs):
@@ -319,8 +338,43 @@ class Sweep:
             say("recipe", str(out))
         words = [] if out else [*asked["overrides"], *recipes.as_words(best["values"])]
         name = out.stem if out else asked["recipe"]
-        say("next", f'{seeds.make_command("train", {"RECIPE": name}, words)} SEEDS="42 43 44"')
+        train = f'{seeds.make_command("train", {"RECIPE": name}, words)} SEEDS="42 43 44"'
+        further = self._further(best, where)
+        for sentence, command in further:
+            say("edge", f"{sentence} {command}")
+        say("next", train)
+        self._page(facts, [*further, ("Whether the best is more than luck, three seeds of it say:", train)])
         return launch.FAILED if any(each["state"] == "failed" for each in trials) else launch.FINISHED
+
+    def _page(self, facts: dict[str, Any], further: Sequence[tuple[str, str]]) -> None:
+        pages.write_sweep(self.directory / "sweep.html", facts, self.importances, further)
+
+    def _further(self, best: dict[str, Any], where: Where) -> list[tuple[str, str]]:
+        """Where the best is at an end of what was tried: that, and the sweep that goes on there, if it would start."""
+        found = {
+            key: onwards
+            for key, each in self.space.items()
+            if self.importances.get(key, 1) >= MATTERS and (onwards := space.beyond(key, each, best["values"][key]))
+        }
+        if not found:
+            return []
+        over = " ".join(text for _, text in found.values())
+        kept = {key: value for key, value in best["values"].items() if key not in found}
+        words = [*self.asked["overrides"], *recipes.as_words(kept)]
+        ends = " and ".join(
+            f"the {end} {key} that was tried ({as_yaml(best['values'][key])})" for key, (end, _) in found.items()
+        )
+        wanted, there = space.parse(over)[0], Where(**{**where, "overrides": words})
+        try:
+            space.check(self.asked["recipe"], wanted, **there)
+        except InputError:
+            # There are no such values, as of a dropout of 1.
+            return []
+        names = (f"{self.stem}-{number}" for number in itertools.count(2))
+        given = {"RECIPE": self.asked["recipe"], "OVER": over, "ACCEL": self.asked["accel"]}
+        given |= {"TRIALS": self.trials, "NAME": next(name for name in names if not (RUNS / f"{name}.sweep").exists())}
+        command = seeds.make_command("sweep", given | {"GPUS": self.asked["processes"]}, words)
+        return [(f"the best has {ends}, so a better one may lie beyond:", command)]
 
     def write_recipe(self, best: dict[str, Any], tried: int, out: Path) -> None:
         """Write what a trial set as a recipe that extends the swept one, or what that one extends."""
@@ -410,7 +464,7 @@ def sweep(
         code = mine.run()
         mine.write()
     facts = mine.facts()
-    return mine.conclude(facts, code, out), facts
+    return mine.conclude(facts, code, out, where), facts
 
 
 def held_out(run: Run) -> list[tuple[int, float]]:

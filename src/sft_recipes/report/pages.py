@@ -1,12 +1,13 @@
 """What people read of a run, made when its processes have ended: the loss curve, the report and the model card.
 
-The run is what counts. A page that cannot be made is said in one line and fails nothing.
+And of a sweep its page. The run is what counts. A page that cannot be made is said in one line and fails nothing.
 """
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from sft_recipes.report import card, charts, report
+from sft_recipes.report import card, charts, report, sweeps
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import say
 
@@ -23,6 +24,12 @@ def write(run: Run) -> None:
     _made("card", lambda: card.write(run), run.adapter / card.CARD)
     if written:
         say("report", str(run.report))
+
+
+def write_sweep(path: Path, *what: Any) -> None:
+    """Write the page of a sweep, with what `sweeps.write` takes, and say where."""
+    if _made("page", lambda: sweeps.write(path, *what), path):
+        say("page", str(path))
 
 
 def _made(label: str, make: Callable[[], object], path: Path) -> bool:

@@ -2,11 +2,11 @@
 
 import functools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sft_recipes.evaluate.terms import METRICS, NAMES
-from sft_recipes.report import charts
+from sft_recipes.evaluate.terms import IN_SENTENCES, METRICS, NAMES
+from sft_recipes.report import charts, rows
 from sft_recipes.report.table import Cell, Estimate, Table, p_values
 
 Facts = dict[str, Any]
@@ -21,6 +21,8 @@ MOST_CLASSES, CONFUSIONS = 25, 30
 MOST_GROUPS = 20
 
 OUTCOMES = {"better": "better", "worse": "worse", "not_distinguishable": "not distinguishable", "none": "no verdict"}
+# And of a pair, which is not tested where so few rows are scored that nothing is concluded.
+PAIRED = OUTCOMES | {"none": "not tested"}
 # Why a row tells: what the two models made of it and whose confidence puts it first; and the same for generation.
 WHY = {
     "missed": (
@@ -59,6 +61,15 @@ def shown(metrics: Facts, predictions: Sequence[Facts]) -> Facts | None:
         "groups": _groups(metrics) if metrics["groups"] and metrics["groups"]["by"] else None,
         "telling": _telling(metrics["task"], predictions),
     }
+
+
+def browser(metrics: Facts, predictions: Sequence[Facts]) -> Facts | None:
+    """What browser.html shows of the scored rows; None where there are none."""
+    scored = [row for row in predictions if not row["leaked"] and "tuned" in row]
+    if not (scored and metrics["models"]):
+        return None
+    answers = {NAMES[name]: [row[name] for row in scored] for name in _models(metrics["models"])}
+    return rows.browser(scored, answers, metrics["labels"], "wrong")
 
 
 def models_table(metrics: Facts) -> Table:
@@ -134,7 +145,7 @@ def _tests(metrics: Facts) -> Table:
         mcnemar = each["mcnemar"]
         only = [mcnemar["only_tuned"], mcnemar["only_other"], *p_values(mcnemar, "p")]
         difference = Estimate.of(each["difference"], "+")
-        chance = [*p_values(each, "p", "p_holm"), OUTCOMES[each["outcome"]]]
+        chance = [*p_values(each, "p", "p_holm"), PAIRED[each["outcome"]]]
         rows.append([NAMES.get(name, name), difference, *chance, *only])
     header = ["tuned model against", METRICS[metrics["primary"]], "p", "p, Holm", "tuned is"]
     header += ["only tuned right", "only other right", "McNemar p"]
@@ -151,21 +162,21 @@ def _classes(models: Facts) -> Table:
     return estimates("The tuned model by class", named, columns, "support", "rows")
 
 
-def _confusion(model: str, confusion: Facts) -> Facts | Table:
+def _confusion(model: str, confusion: Facts) -> Facts:
     """The matrix, each cell its rows and their share of the gold class; of many classes the confusions."""
-    title, predicted = NAMES[model].capitalize(), confusion["predicted"]
-    counted = list(zip(confusion["gold"], confusion["counts"], strict=True))
-    if len(counted) <= MOST_CLASSES:
+    title, gold, predicted = NAMES[model].capitalize(), confusion["gold"], confusion["predicted"]
+    if len(gold) <= MOST_CLASSES:
+        counted = zip(gold, confusion["counts"], strict=True)
         cells = [(label, [(n, n / max(1, sum(line))) for n in line]) for label, line in counted]
         return {"title": title, "predicted": predicted, "cells": cells}
     wrong = [
-        (n, label, other)
-        for label, line in counted
-        for other, n in zip(predicted, line, strict=True)
-        if n and label != other
+        (n, i, j)
+        for i, line in enumerate(confusion["counts"])
+        for j, n in enumerate(line)
+        if n and gold[i] != predicted[j]
     ]
-    rows = [[label, other, n] for n, label, other in sorted(wrong, reverse=True)[:CONFUSIONS]]
-    return Table(f"{title}: most frequent confusions", ["gold", "predicted", "rows"], rows, "words")
+    listed = {"gold": gold, "predicted": predicted, "pairs": sorted(wrong, reverse=True)[:CONFUSIONS]}
+    return {"title": f"{title}: most frequent confusions", **listed}
 
 
 def _reliability(models: Mapping[str, Facts]) -> Facts | None:
@@ -177,7 +188,7 @@ def _reliability(models: Mapping[str, Facts]) -> Facts | None:
         title = f"{NAMES[name]}: accuracy, ECE {model['ece']['value']:.3f}"
         draw = functools.partial(charts.reliability, bins=bins, role=name, title=title)
         drawn.append(charts.svg(f"reliability-{name}", f"{title}, over mean confidence", draw, (charts.WIDTH, 3.6)))
-        rows = [
+        figures = [
             [
                 f"{each['low']:.2f} to {each['high']:.2f}",
                 each["n"],
@@ -186,8 +197,27 @@ def _reliability(models: Mapping[str, Facts]) -> Facts | None:
             ]
             for each in bins
         ]
-        tables.append(Table(NAMES[name].capitalize(), ["confidence", "rows", "mean", "accuracy"], rows))
-    return {"charts": drawn, "tables": tables}
+        tables.append(Table(NAMES[name].capitalize(), ["confidence", "rows", "mean", "accuracy"], figures))
+    return {"charts": drawn, "tables": tables, "worse": [*less_calibrated(models)]}
+
+
+def less_calibrated(models: Mapping[str, Facts]) -> Iterator[str]:
+    """That the tuned model's confidence is further from its accuracy than another model's, and which way it errs."""
+    tuned = models["tuned"]
+    bins = [each for each in tuned["reliability"] if each["n"]]
+    said, right = (sum(each["n"] * each[key] for each in bins) for key in ("confidence", "accuracy"))
+    total = sum(each["n"] for each in bins)
+    for name, model in models.items():
+        if name == "tuned" or tuned["ece"]["value"] <= model["ece"]["value"]:
+            continue
+        ends = (tuned["ece"]["low"], model["ece"]["high"])
+        apart = None not in ends and ends[0] > ends[1]
+        yield (
+            f"Calibration got worse than that of {IN_SENTENCES[name]}: ECE {Estimate.of(tuned['ece'])} against "
+            f"{Estimate.of(model['ece'])}{'' if apart else ', whose intervals overlap'}. On average the tuned model's "
+            f"confidence is {said / total:.3f} and its accuracy {right / total:.3f}, so it is "
+            f"{'too sure' if said > right else 'not sure enough'} of its answers."
+        )
 
 
 def _groups(metrics: Facts) -> Facts:
@@ -222,15 +252,15 @@ def telling(task: str, predictions: Sequence[Facts]) -> list[tuple[str, Facts]]:
             in common with the reference (F1).
         predictions: the rows of predictions.jsonl.
     """
-    rows = [row for row in predictions if not row["leaked"] and "tuned" in row]
+    scored = [row for row in predictions if not row["leaked"] and "tuned" in row]
     score = _overlap if task == "generation" else _right
-    tuned = [score(row, "tuned") for row in rows]
-    gain = [right - score(row, "base") if "base" in row else 0.0 for right, row in zip(tuned, rows, strict=True)]
+    tuned = [score(row, "tuned") for row in scored]
+    gain = [right - score(row, "base") if "base" in row else 0.0 for right, row in zip(tuned, scored, strict=True)]
 
     def sure(number: int, model: str) -> float:
-        return _confidence(rows[number], model) or 0.0
+        return rows.confidence(scored[number][model]) or 0.0
 
-    every = range(len(rows))
+    every = range(len(scored))
     missed = sorted((n for n in every if tuned[n] < 1), key=lambda n: (tuned[n], -sure(n, "tuned")))
     broken = sorted((n for n in every if gain[n] < 0), key=lambda n: (gain[n], -sure(n, "tuned")))
     fixed = sorted((n for n in every if gain[n] > 0), key=lambda n: (-gain[n], -sure(n, "base")))
@@ -239,13 +269,7 @@ def telling(task: str, predictions: Sequence[Facts]) -> list[tuple[str, Facts]]:
     for candidates, why, most in takes:
         fresh = [number for number in candidates if number not in chosen]
         chosen |= dict.fromkeys(fresh[: min(most, TELLING - len(chosen))], why)
-    return [(why, rows[number]) for number, why in chosen.items()]
-
-
-def _confidence(row: Facts, model: str) -> float | None:
-    """The probability that a model gave its own prediction, None where there is none."""
-    probabilities = row[model]["probabilities"]
-    return probabilities[row[model]["prediction"]] if probabilities else None
+    return [(why, scored[number]) for number, why in chosen.items()]
 
 
 def _right(row: Facts, model: str) -> float:
@@ -260,35 +284,13 @@ def _overlap(row: Facts, model: str) -> float:
 
 def _telling(task: str, predictions: Sequence[Facts]) -> Facts | None:
     chosen = telling(task, predictions)
-    begin, parts = _common([row["prompt"] for _, row in chosen]), []
+    begin, parts = rows.common([row["prompt"] for _, row in chosen]), []
     for why, (what, surest, rule) in WHY.items():
-        rows = [row for reason, row in chosen if reason == why]
-        if rows and task == "classification":
-            order = f"the {surest} model's surest first" if rows[0]["tuned"]["probabilities"] else "in file order"
+        of = [row for reason, row in chosen if reason == why]
+        if of and task == "classification":
+            order = f"the {surest} model's surest first" if of[0]["tuned"]["probabilities"] else "in file order"
             rule = f"{what}, {order}."
-        if rows:
-            parts.append(
-                {"why": why.capitalize(), "rule": rule, "rows": [_row(row, len(begin), task) for row in rows]}
-            )
+        if of:
+            made = [rows.entry(row, {name: row[name] for name in _models(row)}, len(begin), task) for row in of]
+            parts.append({"why": why.capitalize(), "rule": rule, "rows": made})
     return {"begin": begin, "parts": parts} if chosen else None
-
-
-def _row(row: Facts, begin: int, task: str) -> Facts:
-    """A telling row: what the models said is in its title where it is a class, and below it where it is a text."""
-    models = _models(row)
-    made: Facts = {"number": row["row"], "group": row["group"], "gold": row["gold"], "answers": []}
-    texts: dict[str, str] = {"prompt": row["prompt"][begin:]}
-    if task == "generation":
-        texts["reference"] = row["reference"]
-        texts |= {name: row[name]["prediction"] or "" for name in models}
-        return made | {"gold": None, "texts": texts}
-    answers = [(name, row[name]["prediction"], row[name]["text"], _confidence(row, name)) for name in models]
-    return made | {"answers": answers, "texts": texts}
-
-
-def _common(prompts: Sequence[str]) -> str:
-    """What all prompts begin with, up to the end of a word; nothing if that is short."""
-    first, last = min(prompts, default=""), max(prompts, default="")
-    length = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
-    begin = first[: max(first.rfind("\n", 0, length), first.rfind(" ", 0, length)) + 1]
-    return begin if len(prompts) > 1 and len(begin) > 40 else ""

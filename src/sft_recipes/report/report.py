@@ -4,21 +4,27 @@ A run's page is made from its directory alone, a comparison's from the facts of 
 """
 
 import functools
+import operator
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate.terms import METRICS, NAMES
 from sft_recipes.files import write_whole
 from sft_recipes.recipes.schema import as_yaml
-from sft_recipes.report import charts, page, quality, tables
+from sft_recipes.report import charts, page, quality, rows, tables
 from sft_recipes.report.quality import OUTCOMES
 from sft_recipes.report.table import Cell, Code, Table, pairs
 from sft_recipes.runs import earlier, outcome
 from sft_recipes.runs.facts import as_written
-from sft_recipes.runs.run import Run
+from sft_recipes.runs.run import RUNS, Run
 
 Facts = dict[str, Any]
+# Of the rows where runs disagree, so many stand in the page without its script.
+EXAMPLES = 10
 # What is drawn of log.jsonl: title, and what evaluations log beside it.
 CURVES = {
     "loss": ("loss, nats per supervised token", "eval_loss"),
@@ -55,6 +61,7 @@ def write(run: Run) -> Path:
             metrics=metrics,
             outcome=OUTCOMES[metrics["verdict"]["outcome"]] if metrics else None,
             quality=quality.shown(metrics, predictions) if metrics else None,
+            browser=quality.browser(metrics, predictions) if metrics else None,
             curves=_curves(log),
             stated=stated,
             inherited=inherited,
@@ -141,20 +148,87 @@ def _plain(key: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def comparison(facts: Facts, path: Path) -> None:
-    """Write the page of a comparison, the facts of `compare.compare`, whole or not at all."""
+def comparison(facts: Facts, path: Path, runs: Path = RUNS) -> None:
+    """Write the page of a comparison, whole or not at all.
+
+    Args:
+        facts: of `compare.compare`.
+        path: of the page; it leads to the reports of the runs from there.
+        runs: where the runs are, whose logs and predictions are shown.
+    """
     lines: list[tuple[str, Facts]] = [(each["name"], {"tuned": each["metrics"]}) for each in facts["entries"]]
     for each in facts["references"]:
         role = "base" if each["kind"] == "base" else "other"
         lines.append((NAMES.get(each["name"], each["name"]), {role: each["metrics"]}))
     drawn = {key: METRICS[key] for key in facts["metrics"] if key in METRICS}
     data = {"fingerprint": facts["data"]["fingerprint"], "of the rows scored": facts["data"]["rows_fingerprint"]}
+    compared = {each["name"]: Run(runs / each["name"]) for each in facts["runs"]}
+    unequal, answers = disagreements({name: run.predicted(facts["split"]) for name, run in compared.items()})
     body = page.html(
         "comparison.html",
         title=f"Comparison of {'; '.join(each['name'] for each in facts['entries'])}",
         facts=facts,
+        reports=[(name, link(run.report, path)) for name, run in compared.items()],
         charts=quality.plots("compared", lines, dict(list(drawn.items())[:2])),
+        losses=_losses({name: run.log_entries() for name, run in compared.items()}),
         tables=tables.of_comparison(facts),
+        rows=_examples(unequal, answers, facts["task"]),
+        browser=rows.browser(unequal, answers, _labels(unequal, answers), "") if unequal else None,
         data=pairs("Data", data),
     )
     write_whole(path, body)
+
+
+def link(target: Path, page_at: Path) -> str | None:
+    """The address of a file for a page that lies elsewhere, which may be moved with it; None without a file."""
+    if not target.is_file():
+        return None
+    return quote(os.path.relpath(target.absolute(), page_at.absolute().parent))
+
+
+def disagreements(predicted: Mapping[str, Sequence[Facts]]) -> tuple[list[Facts], dict[str, list[Facts]]]:
+    """The scored rows to which runs say different things, and what each run says to them.
+
+    Those that some have right and some wrong come first.
+
+    Args:
+        predicted: the rows of predictions.jsonl by the name of the run; the same rows in all.
+    """
+    unequal = []
+    for several in zip(*predicted.values(), strict=True):
+        row, said = several[0], [each["tuned"] for each in several]
+        if not row["leaked"] and len({(each["prediction"] or "").strip() for each in said}) > 1:
+            right = {rows.is_right(row, each) for each in said}
+            unequal.append((len(right) == 1, row, said))
+    unequal.sort(key=operator.itemgetter(0))
+    return [row for _, row, _ in unequal], {
+        name: [said[number] for _, _, said in unequal] for number, name in enumerate(predicted)
+    }
+
+
+def _examples(unequal: Sequence[Facts], answers: Mapping[str, Sequence[Facts]], task: str) -> list[Facts]:
+    """Some of the rows where runs disagree, for those who run no script."""
+    return [
+        rows.entry(row, {name: said[number] for name, said in answers.items()}, 0, task)
+        for number, row in enumerate(unequal[:EXAMPLES])
+    ]
+
+
+def _labels(scored: Sequence[Facts], answers: Mapping[str, Sequence[Facts]]) -> list[str] | None:
+    """The classes that occur in rows or answers; None where rows have none."""
+    found = {row["gold"] for row in scored} | {each["prediction"] for said in answers.values() for each in said}
+    return None if scored[0]["gold"] is None else sorted(found - {None})
+
+
+def _losses(logs: Mapping[str, list[Facts]]) -> list[Any]:
+    titles = {"loss": "training loss, nats per supervised token", "eval_loss": "eval loss, nats per supervised token"}
+    return [
+        charts.svg(
+            f"together-{key}",
+            f"{title}, of each run over optimizer steps",
+            functools.partial(charts.curves, logs=having, key=key, title=title),
+            (charts.WIDTH, 2.6),
+        )
+        for key, title in titles.items()
+        if (having := {name: log for name, log in logs.items() if any(key in entry for entry in log)})
+    ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from sft_recipes.evaluate.terms import COLUMNS, NAMES
 from sft_recipes.report import page, table
-from sft_recipes.report.quality import OUTCOMES
+from sft_recipes.report.quality import PAIRED
 from sft_recipes.report.table import Cell, Code, Estimate, Table, p_value, p_values
 from sft_recipes.terminal import count, duration
 
@@ -22,7 +22,7 @@ STANDING = {
     "better": "worse",
     "not_distinguishable": "not distinguishable",
     "worse": "better",
-    "none": "not tested",
+    "none": PAIRED["none"],
 }
 COSTS = ["training", "in all", "tokens/s", "steps", "trainable", "peak memory", "hardware", "evaluation rows/s"]
 
@@ -110,7 +110,7 @@ def _tests(facts: Facts) -> Table:
         test = pair["mcnemar"]
         only = [f"{test['only_a']:,} and {test['only_b']:,}", *p_values(test, "p_holm")] if test else [None, None]
         difference = Estimate.of(pair["difference"], "+")
-        chance = [*p_values(pair, "p", "p_holm"), OUTCOMES[pair["outcome"]]]
+        chance = [*p_values(pair, "p", "p_holm"), PAIRED[pair["outcome"]]]
         rows.append([f"{pair['a']} against {pair['b']}", difference, *chance, *only, " and ".join(pair["includes"])])
     header = ["", COLUMNS[facts["primary"]], "p", "p, Holm", "the first is"]
     header += ["only one right", "McNemar p, Holm", "over"]
