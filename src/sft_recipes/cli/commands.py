@@ -76,14 +76,16 @@ def recommend(
     name: Annotated[str | None, option("NAME", "write it as this recipe")] = None,
 ) -> Result:
     """Make a recipe of rows and a machine, each value with its reason."""
-    from sft_recipes.plan import recommend
+    from sft_recipes.plan import recommend, recommended
     from sft_recipes.recipes import project
 
     path = None if name is None else project.unwritten(name)
     facts = recommend.recommend(data, gpu, gpus, Changes(overrides, model=model).words)
+    path = None if facts["blocking"] else path
     if path:
-        project.write(path, recommend.written(facts))
-    return Result(facts | {"file": path and str(path)}, recommend.render(facts, path))
+        project.write(path, recommended.written(facts))
+    code = 2 if facts["blocking"] else 0
+    return Result(facts | {"file": path and str(path)}, recommended.render(facts, path), code)
 
 
 @command(BEFORE)

@@ -8,7 +8,6 @@ import collections
 import dataclasses
 import json
 import math
-import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import Any
 from sft_recipes.data import packing, preparation, survey, tokens
 from sft_recipes.data.packing import Lengths
 from sft_recipes.data.preparation import Prepared
-from sft_recipes.data.survey import Survey
+from sft_recipes.data.survey import SplitFacts, Survey
 from sft_recipes.errors import InputError
 from sft_recipes.models import base_model
 from sft_recipes.plan import fit, memory, plan
@@ -27,8 +26,8 @@ from sft_recipes.plan.job import Job, resolve
 from sft_recipes.plan.lint.data import telling_rows
 from sft_recipes.plan.lint.run import FEW_STEPS
 from sft_recipes.plan.lint.speed import PADDED
-from sft_recipes.recipes import editor, task, topology, why
 from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import task, topology, why
 from sft_recipes.recipes.recipe import Overrides, Recipe, Value
 from sft_recipes.recipes.shipped import shipped_names
 from sft_recipes.terminal import count, counting_rows, share
@@ -47,23 +46,24 @@ MANY = ((50_000, 32, 1), (20_001, 32, 2))
 FEW = ((16, 2), (8, 2), (8, 4), (4, 4))
 # Epochs from which the shipped recipe for few rows adds dropout.
 OFTEN = 4
-# Tokens over those estimated at 4 bytes each. With the vocabulary that Qwen's models share (scripts/
-# validate_recommend.py --estimate) English, German, Polish, Russian, Chinese, code and JSON were 0.7 to 1.4 of it.
+# Share of the rows that is held out: enough to tell models apart, within these bounds.
+LEAST_HELD, MOST_HELD = 0.01, 0.2
+# Tokens over those estimated at 4 bytes each. With the vocabulary of Qwen's models (scripts/validate_recommend.py
+# --estimate), text in English, German, Polish, Russian and Chinese, code and JSON had 0.7 to 1.4 of it, Greek 1.9.
 MARGIN = 1.4
 # Shares of rows that a length keeps whole: all where that costs little, the evidence's percentile, and what is left
 # where nothing else fits.
-ALL, USUAL_SHARE, LEFT = 1.0, 0.995, (0.95, 0.75, 0.5)
-# Letters are counted in so many rows.
-SAMPLE = 1000
+ALL, NEARLY_ALL, LEFT = 1.0, 0.995, (0.95, 0.75, 0.5)
+# Share of rows that half the length has to leave whole to be told as an alternative.
+HALF_KEEPS = 0.5
 METHODS: dict[str, dict[str, Any]] = {"LoRA in bfloat16": {"load_in_4bit": False}, "QLoRA": {"load_in_4bit": True}}
 # The lines that `LAPTOP` has for a CPU.
-OF_LAPTOP = ("dtype", "bf16", "load_in_4bit", "per_device_train_batch_size", "dataloader_num_workers")
-# Ranks by how much they hold; the shipped recipe for more than the first does has the second.
-RANKS = (16, 64)
-# Of the evidence of lora_r: bits that a parameter of an adapter holds, for the 1 bit of a token of an answer.
-BITS = 2
-# A script in which so many letters are is one of the rows' own.
-FOREIGN = 0.05
+OF_LAPTOP = ("dtype", "bf16", "load_in_4bit", "dataloader_num_workers", "per_device_train_batch_size")
+# Ranks that shipped recipes have, and the bits that a parameter of an adapter holds, for the 1 bit of a token of an
+# answer (evidence of lora_r).
+RANKS, BITS = (16, 64), 2
+# Letters are counted in so many rows, and a script is one of the rows' own from this share on.
+SAMPLE, OWN_SCRIPT = 1000, 0.05
 # What the authors say of languages: by the beginning of the base's name, the claim, where, and the scripts of those
 # that are listed; None where they are too many to list.
 CLAIMS: dict[str, tuple[str, str, tuple[str, ...] | None]] = {
@@ -74,8 +74,21 @@ CLAIMS: dict[str, tuple[str, str, tuple[str, ...] | None]] = {
         ("Latin", "Devanagari", "Thai"),
     ),
 }
-# Findings of no warning that say what the rows are too few for.
+# Findings that are no warnings and say what the rows are too few for.
 TOLD = ("small-evaluation-set", "class-imbalance", "contradictory-answers")
+TASK = ("task", "label_field", "labels")
+UNTOLD_FAMILY = (
+    "Which family is best for these rows, and whether a larger base is worth its time: no source compares them on "
+    "rows like yours. Try MODEL=, and tell the runs apart by make compare."
+)
+UNTOLD_TEXT = (
+    "Whether a free answer is good: no score here tells. The loss on held-out answers chooses the checkpoint; read "
+    'some by make predict, or write SET="task=generation" where only the same answer is right.'
+)
+UNTOLD_TEST = (
+    "How good it is on rows that decided nothing: those held out also choose the checkpoint, so their score is a "
+    'little high. SET="test_file=..." names others.'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +100,7 @@ class Machine:
     gib: float  # of one GPU, or of the host
 
     def __str__(self) -> str:
-        return f"{self.number} x {self.gpu.name}, {self.gib:.0f} GiB each" if self.gpu else f"CPU, {self.gib:.0f} GiB"
+        return f"{self.number} x {self.gpu.name} of {self.gib:.0f} GiB" if self.gpu else f"CPU with {self.gib:.0f} GiB"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,54 +112,66 @@ class Rows:
     found: Survey
 
     @property
-    def number(self) -> int:
-        return self.found["splits"]["train"]["rows"]
+    def train(self) -> SplitFacts:
+        return self.found["splits"]["train"]
 
     @property
-    def estimated(self) -> bool:
-        return self.found["tokens_are"] != "exact"
+    def margin(self) -> float:
+        """How many times the tokens that were counted are allowed for."""
+        return 1.0 if self.found["tokens_are"] == "exact" else MARGIN
 
     @property
     def lengths(self) -> Lengths:
-        """Training and validation rows by tokens; as many more as an estimate may be off."""
-        more = MARGIN if self.estimated else 1.0
+        """Training and validation rows by tokens."""
         counts = collections.Counter[int]()
         for name in {"train", "validation"} & self.found["splits"].keys():
             for length, rows in self.found["splits"][name]["lengths"].items():
-                counts[math.ceil(int(length) * more)] += rows
+                counts[math.ceil(int(length) * self.margin)] += rows
         return dict(counts)
+
+    @property
+    def answers(self) -> float:
+        """Tokens of the answers."""
+        return self.train["supervised_tokens"] * self.margin
 
     @property
     def kind(self) -> str:
         """conversation, classification, extraction (into JSON) or text."""
-        train = self.found["splits"]["train"]
+        field, classes = self.found["class_field"], self.train["classes"].values()
         if self.found["kind"] == "messages":
             return "conversation"
-        if field := self.found["class_field"]:
-            # One field of several that has few values is a class if it is called so.
-            named = survey.CLASS_NAME.search(field) or all(
-                len(each["fields"]) == 1 for each in train["classes"].values()
-            )
-            return "classification" if named else "extraction"
-        if field == "":
+        # One of several fields of an answer is its class if it is called so.
+        if field is not None and (
+            not field or survey.CLASS_NAME.search(field) or all(len(each["fields"]) == 1 for each in classes)
+        ):
             return "classification"
-        return "extraction" if train["json"]["looks"] >= 0.9 * train["rows"] else "text"
+        return "extraction" if self.train["json"]["looks"] >= 0.9 * self.train["rows"] else "text"
+
+    def whole(self, limit: int | None) -> float:
+        """The share of rows that a length leaves whole."""
+        kept = sum(rows for length, rows in self.lengths.items() if limit is None or length <= limit)
+        return kept / sum(self.lengths.values())
+
+    def length(self, part: float) -> int:
+        """The length that leaves a share of the rows whole: a multiple of 64."""
+        return -(-packing.percentile(self.lengths, part) // 64) * 64
 
 
 @dataclasses.dataclass(frozen=True)
 class Way:
     """A model, a method and a length that fit, with how they are computed."""
 
-    model: str | None  # of models/; None for one that the user named otherwise
+    model: str | None  # of models/; None for one that the user names otherwise
     method: str
-    limit: int
+    limit: int | None
     rank: int
     capacity: float  # tokens of answers that adapters of that rank hold
     accel: str
     micro: int
     checkpointing: bool
     seconds: float
-    reason: str
+    reason: str  # for these rows in a micro-batch
+    others: str  # the other methods
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,8 +189,7 @@ class Decided:
 def recommend(
     data: str, gpu: str | None = None, number: int | None = None, overrides: Overrides = ()
 ) -> dict[str, Any]:
-    """A recipe for rows on a machine, as facts: `recipe` (each key its value, reason and evidence), `alternatives`,
-    `findings`, `unknown`, and what the plan says.
+    """A recipe for rows on a machine, as facts (docs/recommend.md).
 
     Args:
         data: The file of rows.
@@ -179,30 +203,34 @@ def recommend(
     machine, own = machine_of(gpu, number), recipes.parse_overrides(overrides)
     rows = look(data, own)
     chosen = decide(rows, machine, own)
-    values, figures = chosen.values, chosen.figures
-    taken = {key: value for key, (value, _) in values.items()}
+    return facts_of(rows, machine, chosen, [*alternatives(rows, machine, own, chosen)])
+
+
+def facts_of(rows: Rows, machine: Machine, chosen: Decided, others: list[dict[str, Any]]) -> dict[str, Any]:
+    """What `recommend` returns."""
+    findings = chosen.figures["findings"]
     return {
         "schema": SCHEMA,
         "data": {
-            "file": data,
-            "rows": rows.number,
+            "file": rows.data,
+            "rows": rows.train["rows"],
             "format": rows.prepared.format,
             "kind": rows.kind,
             "tokens_are": rows.found["tokens_are"],
-            "lengths": {f"p{p:g}": packing.percentile(rows.lengths, p / 100) for p in (50, 95, 99.5, 100)},
-            "classes": {name: each["rows"] for name, each in rows.found["splits"]["train"]["classes"].items()},
+            "lengths": {f"p{part:g}": packing.percentile(rows.lengths, part / 100) for part in (50, 99.5, 100)},
+            "classes": {name: each["rows"] for name, each in rows.train["classes"].items()},
             "scripts": scripts(rows.prepared),
         },
-        "machine": {"gpu": machine.gpu and machine.gpu.name, "number": machine.number, "gib": round(machine.gib, 1)},
-        "used": chosen.used,
-        "nearest": nearest(taken),
+        "machine": {"name": str(machine), "gpu": machine.gpu and machine.gpu.name, "used": chosen.used},
+        "nearest": nearest({key: value for key, (value, _) in chosen.values.items()}),
         "recipe": {
-            key: {"value": value, "reason": reason, "evidence": evidence(key)}
-            for key, (value, reason) in values.items()
+            key: {"value": value, "reason": reason, "known": known(key, value)}
+            for key, (value, reason) in chosen.values.items()
         },
-        "costs": costs(figures),
-        "alternatives": alternatives(rows, machine, own, chosen),
-        "findings": [each for each in figures["findings"] if each["severity"] != "info" or each["rule"] in TOLD],
+        "costs": costs(rows, chosen),
+        "alternatives": others,
+        "findings": [each for each in findings if each["severity"] != "info" or each["rule"] in TOLD],
+        "blocking": chosen.figures["blocking"],
         "unknown": chosen.unknown,
     }
 
@@ -213,13 +241,12 @@ def machine_of(gpu: str | None, number: int | None) -> Machine:
     Raises:
         InputError: Nothing is known of that GPU, or it has no bfloat16, which the recipes compute in.
     """
-    named = gpu is not None and gpu.strip().lower() in CPUS
-    visible = [] if gpu is not None else topology.visible_gpus()
-    if named or (gpu is None and not visible):
+    visible = topology.visible_gpus() if gpu is None else []
+    if (gpu.strip().lower() in CPUS) if gpu is not None else not visible:
         if gpu is None:
             topology.refuse_fault()
         if number is not None:
-            raise InputError(f"GPUS={number} says nothing of a CPU; drop it, or name the GPUs by GPU=")
+            raise InputError(f"GPUS={number} says nothing of a CPU; drop it, or name the kind of GPU by GPU=")
         import psutil
 
         return Machine(None, 1, psutil.virtual_memory().total / fit.GIB)
@@ -228,7 +255,7 @@ def machine_of(gpu: str | None, number: int | None) -> Machine:
         raise InputError(f"no figures for this machine's {visible[0].name}; name one like it by GPU=, or GPU=cpu")
     if spec.bf16_tflops is None:
         raise InputError(
-            f"{spec.name} has no bfloat16, which every recipe for a GPU computes in, and there is no evidence here for "
+            f"{spec.name} has no bfloat16, which every recipe for a GPU computes in, and nothing is known here of "
             "float16; name another GPU, or GPU=cpu"
         )
     return Machine(spec, number or len(visible) or 1, spec.memory_bytes / fit.GIB)
@@ -241,21 +268,16 @@ def look(data: str, own: Mapping[str, Value]) -> Rows:
         InputError: They cannot be read, with everything that is wrong with them.
     """
     given = {**own, "train_file": Value(data, "SET"), "dataset_name": Value(None, "SET")}
-    model = {} if "model" in own or "model_name_or_path" in own else {"model": Value(USUAL, "SET")}
-    recipe = recipes.load(BASE, given | model)
+    recipe = recipes.load(BASE, given)
     source = preparation.source_of(recipe) | {"validation_split_size": 0.0}
     with counting_rows() as on_rows:
-
-        def read(kind: str | None) -> Prepared:
-            return preparation.prepare(**source | {"task": kind}, cache=preparation.CACHE, on_rows=on_rows)
-
         try:
-            prepared = read(recipe["task"])
+            prepared = preparation.prepare(**source, cache=preparation.CACHE, on_rows=on_rows)
         except InputError:
-            # Answers that are numbers are refused unless they are classes; what else is wrong is wrong twice.
-            prepared = read("classification")
-        found = survey.survey(prepared, tokens.find_tokenizer(recipe), on_progress=on_rows)
-    return Rows(data, prepared, found)
+            # Answers that are numbers are refused unless they are classes; what else is wrong is wrong again.
+            source["task"] = "classification"
+            prepared = preparation.prepare(**source, cache=preparation.CACHE, on_rows=on_rows)
+        return Rows(data, prepared, survey.survey(prepared, tokens.find_tokenizer(recipe), on_progress=on_rows))
 
 
 def decide(rows: Rows, machine: Machine, own: Mapping[str, Value], given: Prepared | None = None) -> Decided:
@@ -265,29 +287,28 @@ def decide(rows: Rows, machine: Machine, own: Mapping[str, Value], given: Prepar
         InputError: Nothing fits, or what the user has decided contradicts itself.
     """
     put = _Draft({key: item.value for key, item in own.items() if key != "model"})
-    put("train_file", rows.data, f"{count(rows.number, 'row')} of {rows.kind}.")
+    put("train_file", rows.data, f"{count(rows.train['rows'], 'row')}.")
     put("data_format", rows.prepared.format, "What its columns are; a file of another form is refused, not guessed.")
-    held = _hold_out(put, rows)
-    batch, epochs, used = amount(rows.number - held, machine.number)
+    left = rows.train["rows"] - _hold_out(put, rows)
+    batch, epochs, used = amount(left, machine.number)
     batch, epochs = put.said.get("global_batch_size", batch), put.said.get("num_train_epochs", epochs)
     way = choose(rows, machine, own, batch, used)
     _place(put, machine, own, way, used)
-    _learn(put, rows, way, held, batch, epochs, used)
+    _learn(put, rows, way, left, batch, epochs)
     unknown = _task(put, rows)
-    put.rest()
     job = put.job(machine, used, given)
-    if {"task", "label_field", "labels"} & put.values.keys() - put.said.keys():
+    if ours := [key for key in TASK if key in put.values and key not in put.said]:
         try:
             _ = job.evaluation
         except InputError as error:
-            unknown.append(f"How good it is at the task: {error.problems[0]}. No task is set until then.")
-            for key in {"task", "label_field", "labels"} - put.said.keys():
-                put.values.pop(key, None)
+            unknown = [f"How good it is at its task, until this is put right: {error.problems[0]}."]
+            for key in ours:
+                del put.values[key]
             job = put.job(machine, used, job.prepared)
-    unknown += _unknown(rows, machine, way, job)
     where = f"{used} x {machine.gpu.name}" if machine.gpu else "a CPU"
     base = job.recipe["model_name_or_path"].rpartition("/")[2]
-    idea = f"Recommended for {Path(rows.data).name} on {where}: {rows.kind}, {base}, {way.method}."
+    idea = f"Recommended for {Path(rows.data).name} on {where}; {rows.kind}, {base}, {way.method}."
+    unknown += _unknown(rows, machine, way, job)
     return Decided({"description": (idea, ""), **put.values}, way, used, job, plan.figures_of(job), unknown)
 
 
@@ -306,29 +327,26 @@ class _Draft:
         for key in keys:
             self(key, lines[key].value, f"{why.comment(lines[key].origin)} ({name})")
 
-    def rest(self) -> None:
+    def job(self, machine: Machine, used: int, given: Prepared | None) -> Job:
+        """The job of what is there, planned for the machine."""
         for key in self.said:
             self(key, None, "")
-
-    def job(self, machine: Machine, used: int, given: Prepared | None) -> Job:
         words = {key: value for key, (value, _) in self.values.items()}
-        gpu = {"processes": used, "gpu": machine.gpu.name} if machine.gpu else {}
-        job = resolve(BASE, overrides=words, planned=True, **gpu)
+        place: dict[str, Any] = {"processes": used, "gpu": machine.gpu.name} if machine.gpu else {}
+        job = resolve(BASE, overrides=words, planned=True, **place)
         job.given = given
         return job
 
 
 def _hold_out(put: _Draft, rows: Rows) -> int:
-    """Rows that training does not see."""
-    if put.said.get("validation_file") or "validation_split_size" in put.said:
-        return round(rows.number * (put.said.get("validation_split_size") or 0))
-    part = min(0.2, max(0.01, math.ceil(100 * telling_rows() / rows.number) / 100))
-    enough = f"{telling_rows()} held-out rows tell models apart that differ by 5 points"
-    less = (
-        "" if part * rows.number >= telling_rows() else f", and so many would be more than a fifth of {rows.number:,}"
-    )
-    put("validation_split_size", part, f"{enough}{less}.")
-    return round(rows.number * part)
+    """How many rows training does not see."""
+    number = rows.train["rows"]
+    part = min(MOST_HELD, max(LEAST_HELD, math.ceil(100 * telling_rows() / number) / 100))
+    reason = f"{telling_rows()} rows tell models apart that differ by 5 points"
+    reason += "." if part * number >= telling_rows() else f", and are more than a fifth of {number:,}."
+    if not put.said.get("validation_file"):
+        put("validation_split_size", part, reason)
+    return round(number * put.values.get("validation_split_size", (0, ""))[0])
 
 
 def amount(rows: int, processes: int) -> tuple[int, int, int]:
@@ -345,11 +363,8 @@ def choose(rows: Rows, machine: Machine, own: Mapping[str, Value], batch: int, u
     Raises:
         InputError: Nothing fits.
     """
-    whole, near = (_length(rows, part) for part in (ALL, USUAL_SHARE))
-    rounds: list[list[Any]] = [
-        [whole, near] if whole <= 2 * near else [near],
-        *([_length(rows, part)] for part in LEFT),
-    ]
+    whole, near = rows.length(ALL), rows.length(NEARLY_ALL)
+    rounds: list[list[Any]] = [[whole, near] if whole <= 2 * near else [near], *([rows.length(each)] for each in LEFT)]
     if "max_length" in own:
         rounds = [[own["max_length"].value]]
     models: list[str | None] = [*SIZES[SIZES.index(USUAL) :]] if machine.gpu else [SMALLEST]
@@ -358,53 +373,48 @@ def choose(rows: Rows, machine: Machine, own: Mapping[str, Value], batch: int, u
     missed = ""
     for limits in rounds:
         for model in models:
-            for limit in limits:
+            for limit in dict.fromkeys(limits):
                 tried = [*_ways(rows, machine, own, model, limit, batch, used)]
                 if ways := [each for each in tried if isinstance(each, Way)]:
-                    return _fastest(ways)
-                missed = next(each for each in tried if isinstance(each, str))
+                    best = min(ways, key=lambda each: each.seconds)
+                    others = [_slower(each, best) if isinstance(each, Way) else each for each in tried if each != best]
+                    return dataclasses.replace(best, others="; ".join(others))
+                missed = next(str(each) for each in tried)
     raise InputError(f"nothing that was tried fits {machine}; the last: {missed}")
 
 
-def _length(rows: Rows, part: float) -> int:
-    return -(-packing.percentile(rows.lengths, part) // 64) * 64
-
-
-def _fastest(ways: list[Way]) -> Way:
-    """The fastest, with what it is faster than."""
-    best = min(ways, key=lambda each: each.seconds)
-    others = [f"{each.method} takes {each.seconds / best.seconds - 1:.0%} longer" for each in ways if each is not best]
-    return dataclasses.replace(best, reason="; ".join([*others, best.reason]))
+def _slower(way: Way, best: Way) -> str:
+    return f"a step of {way.method} takes {share(way.seconds - best.seconds, best.seconds)} longer"
 
 
 def _ways(
     rows: Rows, machine: Machine, own: Mapping[str, Value], model: str | None, limit: int | None, batch: int, used: int
 ) -> Iterator[Way | str]:
     """Each method with which a model fits at a length, or why it does not."""
-    named = {} if model is None else {"model": Value(model, "SET")}
-    methods = METHODS
+    methods, asked = METHODS, {"train_file": rows.data, "max_length": limit, "global_batch_size": batch}
     if machine.gpu is None:
         lines = recipes.read(recipes.file_of(LAPTOP))
         methods = {"LoRA in float32": {key: lines[key].value for key in OF_LAPTOP}}
     elif "load_in_4bit" in own:
         methods = {name: each for name, each in METHODS.items() if each["load_in_4bit"] == own["load_in_4bit"].value}
+    named = {} if model is None else {"model": Value(model, "SET")}
     for method, words in methods.items():
-        asked = {"train_file": rows.data, **words, "max_length": limit, "global_batch_size": batch}
-        recipe = recipes.load(BASE, {**asked, **own, **named})
+        # `fit` looks for the micro-batch, and one row can be shared out whatever the number of GPUs.
+        recipe = recipes.load(BASE, {**asked, "per_device_train_batch_size": 1, **words, **own, **named})
         found = base_model.find(recipe["model_name_or_path"], str(recipe["model_revision"]))
         if found is None:
             raise InputError(plan.without_config(recipe))
         # No longer than the model was made for.
-        most = min(limit or 2**62, found.positions[0] or 2**62)
+        limit = limit and min(limit, found.positions[0] or limit)
         lengths = collections.Counter[int]()
         for length, number in rows.lengths.items():
-            lengths[min(length, most)] += number
+            lengths[min(length, limit or length)] += number
         made = found.adapters(base_model.Asked.of(recipe))
         ranks = [own["lora_r"].value] if "lora_r" in own else RANKS
-        rank = next((each for each in ranks if BITS * made.parameters(each) >= _answers(rows)), ranks[-1])
-        recipe = recipe.derive(lora_r=(rank, ""), max_length=(most if limit else None, ""))
+        rank = next((each for each in ranks if BITS * made.parameters(each) >= rows.answers), ranks[-1])
+        recipe = recipe.derive(lora_r=(rank, ""), max_length=(limit, ""))
         if machine.gpu:
-            kept = survey.at_length(rows.found["splits"]["train"], recipe["max_length"])
+            kept = survey.at_length(rows.train, limit)
             part = kept["supervised_tokens"] / (kept["tokens"] or 1)
             run = _on_gpus(fit.fit(recipe, found, dict(lengths), part, used, machine.gib))
         else:
@@ -412,12 +422,7 @@ def _ways(
         if isinstance(run, str):
             yield run
         else:
-            yield Way(model, method, recipe["max_length"], rank, BITS * made.parameters(rank), *run)
-
-
-def _answers(rows: Rows) -> float:
-    """Tokens of all answers."""
-    return rows.found["splits"]["train"]["supervised_tokens"] * (MARGIN if rows.estimated else 1.0)
+            yield Way(model, method, limit, rank, BITS * made.parameters(rank), *run, others="")
 
 
 Run = tuple[str, int, bool, float, str]
@@ -437,249 +442,163 @@ def _on_cpu(recipe: Recipe, model: base_model.Model, longest: int, machine: Mach
         setup = memory.Setup.of(recipe, chosen, size * longest, longest)
         needed = memory.estimate(model, dataclasses.replace(setup, checkpointing=checkpointing)).process
         if needed <= memory.HEADROOM * machine.gib * fit.GIB and recipe["global_batch_size"] % size == 0:
-            reason = f"{count(size, 'row')} of up to {longest:,} tokens: a process of up to {fit.gib(needed)}"
+            reason = f"with {count(size, 'row')} of up to {longest:,} tokens a process takes up to {fit.gib(needed)}"
             return "cpu", size, checkpointing, 0.0, reason
-    return f"one row of {longest:,} tokens needs {fit.gib(needed)}"
+    return f"one row of {longest:,} tokens takes a process of {fit.gib(needed)}"
 
 
 def _place(put: _Draft, machine: Machine, own: Mapping[str, Value], way: Way, used: int) -> None:
     """Base, method, and how it is computed."""
     if way.model is not None:
-        reason = "You chose it."
-        if "model" not in own:
-            reason = f"The largest of the presets' family up to {USUAL}, their own, that fits {machine}."
-            reason = reason if machine.gpu else "The smallest of the presets' family: a CPU's time goes by its size."
+        reason = f"The largest of the presets' family up to {USUAL}, their own, that fits {machine}."
+        if "model" in own or machine.gpu is None:
+            reason = "You chose it." if "model" in own else "The smallest of the presets' family; a CPU has no time."
         for key, item in recipes.read_model(way.model).items():
-            if key == "model_name_or_path" or key not in ("description", "lora_target_modules"):
+            if key not in ("description", "lora_target_modules"):
                 put(key, item.value, reason if key == "model_name_or_path" else f"As models/{way.model}.yaml says.")
-    put("accelerate_config", way.accel, f"The simplest in which it fits {machine}{_idle(machine, used)}.")
+    idle = f"; a batch has no rows for {count(machine.number - used, 'more GPU')}" if machine.number > used else ""
+    put("accelerate_config", way.accel, f"The simplest in which it fits {machine}{idle}.")
     if machine.gpu is None:
-        put.borrow(LAPTOP, "dtype", "bf16", "load_in_4bit", "dataloader_num_workers")
+        put.borrow(LAPTOP, *OF_LAPTOP[:-1])
     else:
-        put("load_in_4bit", way.method == "QLoRA", f"{way.method}: {_sentence(way.reason)}")
+        put("load_in_4bit", way.method == "QLoRA", _sentence(way.others or "the only one that was asked for"))
     put("per_device_train_batch_size", way.micro, _sentence(way.reason))
-    put("activation_checkpointing", way.checkpointing, "Goes with the micro-batch: what is fastest of what fits.")
-
-
-def _idle(machine: Machine, used: int) -> str:
-    left = machine.number - used
-    return f"; {count(left, 'GPU')} would have no row of the global batch" if left else ""
+    put("activation_checkpointing", way.checkpointing, "Goes with that micro-batch: the fastest of what fits.")
 
 
 def _sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + "."
 
 
-def _learn(put: _Draft, rows: Rows, way: Way, held: int, batch: int, epochs: float, used: int) -> None:
+def _learn(put: _Draft, rows: Rows, way: Way, left: int, batch: int, epochs: float) -> None:
     """Length, batch, passes, rate and adapter."""
-    longest, total = max(rows.lengths), sum(rows.lengths.values())
-    whole = sum(number for length, number in rows.lengths.items() if length <= (way.limit or longest))
-    about = "By estimate it" if rows.estimated else "It"
-    put(
-        "max_length", way.limit, f"{about} keeps {share(whole, total)} of the rows whole; the longest has {longest:,}."
-    )
-    left = rows.number - held
+    estimate = "By estimate, " if rows.margin > 1 else ""
+    longest = f"the longest has {max(rows.lengths):,} tokens"
+    put("max_length", way.limit, f"{estimate}{share(rows.whole(way.limit), 1)} of the rows stay whole; {longest}.")
     steps = math.ceil(math.ceil(left / batch) * epochs)
-    told = f"{count(left, 'training row')} make {count(steps, 'step')}"
-    put("global_batch_size", batch, f"{told}{'' if steps >= FEW_STEPS else f', fewer than the {FEW_STEPS} advised'}.")
-    put("num_train_epochs", epochs, f"For {count(left, 'training row')}.")
-    put("learning_rate", 2e-4, "The base's, and the first to sweep.")
-    held = f"It holds about {way.capacity / 1e6:,.0f} million tokens of answers, and there are {_answers(rows) / 1e6:,.3g}"
-    more = "" if way.capacity >= _answers(rows) else ": look at full_finetune, which learns all weights"
-    put("lora_r", way.rank, f"{held}{more}.")
+    few = "" if steps >= FEW_STEPS else f", fewer than the {FEW_STEPS} that are advised: the rows are too few"
+    put("global_batch_size", batch, f"About {steps:,} steps{few}.")
+    put("num_train_epochs", epochs, f"About {left:,} training rows.")
+    put("learning_rate", 2e-4, "The rate of LoRA's and QLoRA's own runs; no better one is known for your rows.")
+    holds = f"Holds about {way.capacity / 1e6:,.0f} million tokens of answers; yours have about {rows.answers:,.0f}"
+    more = "" if way.capacity >= rows.answers else ", so full_finetune may learn more"
+    put("lora_r", way.rank, f"{holds}{more}.")
     put.borrow(BASE, "lora_target_modules")
     if epochs >= OFTEN:
         put.borrow(FEW_ROWS, "lora_dropout")
     if rows.kind == "conversation":
         put.borrow(CHAT, "completion_only_loss", "assistant_only_loss")
-    real = survey.real_token_share(rows.found["splits"]["train"], way.limit, way.micro)
+    real = survey.real_token_share(rows.train, way.limit, way.micro)
     if real < PADDED:
-        reason = f"In random batches {share(real, 1)} would be tokens, the rest padding."
+        reason = f"Only {share(real, 1)} of random batches would be tokens, the rest padding."
         put("train_sampling_strategy", "group_by_length", reason)
 
 
 def _task(put: _Draft, rows: Rows) -> list[str]:
-    """What it is evaluated on when it has been trained; and what cannot be said of that."""
+    """What it is evaluated on when it has been trained; and what that cannot say."""
     put.borrow(BASE, "eval_steps", "save_steps")
-    classes = rows.found["splits"]["train"]["classes"]
+    classes = {name: each["rows"] for name, each in rows.train["classes"].items()}
     if rows.kind == "classification":
-        put("task", "classification", f"{count(len(classes), 'class')}, of {_fewest(classes)}.")
+        least, most = min(classes.values()), max(classes.values())
+        put("task", "classification", f"{count(len(classes), 'class')} of {least:,} to {most:,} rows.")
         if field := rows.found["class_field"]:
-            put("label_field", field, "Its values are few and repeat.")
-        if not task.alike({name: each["rows"] for name, each in classes.items()}):
+            put("label_field", field, "The field of the answers that has few values.")
+        if not task.alike(classes):
             put("labels", sorted(classes), "All that there are; an answer that is none of them is refused.")
     elif rows.kind == "extraction":
-        put("task", "generation", "Answers are JSON, so equal is equal; json_schema: would check their form too.")
-    else:
-        return [
-            "Whether an answer is good: no score here tells that of free text. The loss on held-out answers is what "
-            "chooses the checkpoint; read some answers (make predict), or set task: generation where equal is right."
-        ]
-    if put.said.get("test_file"):
-        return []
-    return [
-        "How good it is on rows that decided nothing: the rows held out also choose the checkpoint, so their score is "
-        'a little high. Name others by SET="test_file=...".'
-    ]
+        put("task", "generation", "The answers are JSON, so the same answer is right; json_schema: checks its form.")
+    if "task" not in put.values and "task" not in put.said:
+        return [UNTOLD_TEXT]
+    return [] if put.said.get("test_file") else [UNTOLD_TEST]
 
 
-def _fewest(classes: Mapping[str, Any]) -> str:
-    numbers = [each["rows"] for each in classes.values()]
-    return f"{min(numbers):,} to {max(numbers):,} rows"
-
-
-def _unknown(rows: Rows, machine: Machine, way: Way, job: Job) -> list[str]:
+def _unknown(rows: Rows, machine: Machine, way: Way, job: Job) -> Iterator[str]:
     """What there is no evidence for, said rather than guessed."""
-    name, found = job.recipe["model_name_or_path"], []
     if way.model in SIZES:
-        found.append(
-            "Which family is best for these rows, and whether a larger base is worth its time: no source compares them "
-            "on rows like yours. make recommend with MODEL= writes another, make compare tells two runs apart."
-        )
-    claim = next((each for start, each in CLAIMS.items() if name.startswith(start)), None)
-    letters = scripts(rows.prepared)
-    other = [
-        script for script, part in letters.items() if part >= FOREIGN and claim and script not in (claim[2] or letters)
-    ]
-    written = ", ".join(letters)
-    if claim is None:
-        found.append(f"Languages: the rows are in {written} letters; what {name} was made for is not on record here.")
-    elif other:
-        found.append(f"Languages: rows are in {', '.join(other)} letters, and {name} is for {claim[0]} ({claim[1]}).")
-    elif letters:
-        found.append(
-            f"Languages: the rows are in {written} letters, which no count here tells languages by; {name} is for "
-            f"{claim[0]} ({claim[1]}), and how well for each is not said."
-        )
-    if rows.estimated:
-        found.append(
-            f"Exact lengths: the tokenizer is not at hand, so 4 bytes count as a token, and {MARGIN:g} times as many "
-            "are allowed for. make plan with FETCH=1 gets it."
+        yield UNTOLD_FAMILY
+    name, letters = job.recipe["model_name_or_path"], scripts(rows.prepared)
+    claim, where, known_scripts = next(
+        (each for start, each in CLAIMS.items() if name.startswith(start)), ("", "", ())
+    )
+    own = [script for script, part in letters.items() if part >= OWN_SCRIPT]
+    strange = own if known_scripts is None else [script for script in own if script not in known_scripts]
+    said = f"{name} is for {claim} ({where})" if claim else f"what {name} was made for is not on record here"
+    if strange == own and known_scripts is not None and claim:
+        yield f"Languages: the rows are in {' and '.join(own)} letters, which are none of those that {said}."
+    elif own:
+        yield f"How well it knows your language, of {' and '.join(own)} letters: {said}, and no source measures yours."
+    if rows.margin > 1:
+        yield (
+            "Exact lengths: the tokenizer is not at hand, so 4 bytes count as a token, and "
+            f"{MARGIN:g} times as many are allowed for. make plan with FETCH=1 gets it."
         )
     if machine.gpu is None:
-        found.append("How long it takes: only a finished run tells that of a CPU.")
-    return found
+        yield "How long it takes: of a CPU only a finished run tells that."
 
 
 def scripts(prepared: Prepared) -> dict[str, float]:
-    """The scripts of the letters in the first rows, with their shares, of more than one in a hundred."""
-    found = collections.Counter[str]()
+    """The scripts of the letters in the first rows, with their shares, from one in a hundred."""
+    letters, found = collections.Counter[str](), collections.Counter[str]()
     with (prepared.directory / "train.jsonl").open(encoding="utf-8", newline="\n") as lines:
         for _, line in zip(range(SAMPLE), lines, strict=False):
-            for text in tokens.turns(json.loads(line)):
-                found.update(filter(str.isalpha, text[1]))
-    total = sum(found.values())
-    by_script = collections.Counter[str]()
-    for letter, number in found.items():
-        by_script[unicodedata.name(letter, "unknown").split()[0].capitalize()] += number
-    return {script: round(number / total, 3) for script, number in by_script.most_common() if number >= 0.01 * total}
+            for _, text in tokens.turns(json.loads(line)):
+                letters.update(filter(str.isalpha, text))
+    for letter, number in letters.items():
+        found[unicodedata.name(letter, "unknown").split()[0].capitalize()] += number
+    total = letters.total()
+    return {script: round(number / total, 3) for script, number in found.most_common() if number >= 0.01 * total}
 
 
 def nearest(values: Mapping[str, Any]) -> str:
-    """The shipped recipe that differs in the fewest keys, of those that are complete or extend the same one."""
+    """The shipped recipe that says otherwise in the fewest of these keys."""
     asked = recipes.load(BASE, {key: value for key, value in values.items() if key != "description"})
     keys = asked.values.keys() - {"description", "train_file", "labels", "data_format"}
     shipped = {name: recipes.load(name) for name in sorted(shipped_names(recipes.RECIPES))}
     return min(shipped, key=lambda name: sum(shipped[name][key] != asked[key] for key in keys))
 
 
-def evidence(key: str) -> str | None:
-    """What is known of a key's values, and how well; None if there is nothing."""
-    found = why.entry(key)
-    if found is None or key == "description":
-        return None
-    return f"{found.get('range') or found['because']} ({found['grade']})"
+def known(key: str, value: Any) -> str | None:
+    """What is known of a key's values, and how well; None where that says nothing about this one."""
+    found = why.entry(key) or {}
+    said = found.get("range") or (found.get("because") if found.get("value") == value else None)
+    return said and f"{said} ({found['grade']})"
 
 
-def costs(figures: Mapping[str, Any]) -> dict[str, Any]:
+def costs(rows: Rows, chosen: Decided) -> dict[str, Any]:
     """What the plan says that it takes."""
-    needed, time = figures["memory"], figures["time"] or {}
+    figures, needed, time = chosen.figures, chosen.figures["memory"], chosen.figures["time"] or {}
     return {
+        "method": chosen.way.method,
+        "max_length": chosen.way.limit,
+        "whole": round(rows.whole(chosen.way.limit), 4),
         "bytes": needed["process"] or needed["allocated"],
         "fits": needed["fits"],
         "steps": figures["schedule"] and figures["schedule"]["steps"],
         "time": time.get("span"),
         "basis": time.get("basis"),
-        "trainable_parameters": figures["adapter"]["trainable_parameters"],
     }
 
 
-def alternatives(rows: Rows, machine: Machine, own: Mapping[str, Value], chosen: Decided) -> list[dict[str, Any]]:
+def alternatives(rows: Rows, machine: Machine, own: Mapping[str, Value], chosen: Decided) -> Iterator[dict[str, Any]]:
     """What one other decision would cost, everything else chosen to go with it."""
-    tries: dict[str, tuple[str, dict[str, Any]]] = {}
-    way = chosen.way
+    way, tries = chosen.way, list[tuple[str, str, dict[str, Any]]]()
     if way.model in SIZES and "model" not in own:
         at = SIZES.index(way.model)
-        near = {"a larger base": SIZES[at - 1 : at] if at else (), "a smaller base": SIZES[at + 1 : at + 2]}
-        tries |= {what: (f"MODEL={name}", {"model": name}) for what, names in near.items() for name in names}
-    if machine.gpu and not {"load_in_4bit", "use_peft"} & own.keys():
-        other = "LoRA in bfloat16" if way.method == "QLoRA" else "QLoRA"
+        near = [("larger base", SIZES[at - 1])] if at else []
+        near += [("smaller base", name) for name in SIZES[at + 1 : at + 2]]
+        tries += [(what, f"MODEL={name}", {"model": name}) for what, name in near]
+    if machine.gpu and "load_in_4bit" not in own:
+        (other,) = METHODS.keys() - {way.method}
         four_bit = METHODS[other]["load_in_4bit"]
-        tries[other] = (f'SET="load_in_4bit={str(four_bit).lower()}"', {"load_in_4bit": four_bit})
-    if way.limit and way.limit >= 128 and "max_length" not in own:
-        tries["half the length"] = (f'SET="max_length={way.limit // 2}"', {"max_length": way.limit // 2})
-    found = []
-    for what, (words, change) in tries.items():
+        tries.append((other, f'SET="load_in_4bit={str(four_bit).lower()}"', {"load_in_4bit": four_bit}))
+    half = (way.limit or 0) // 2
+    if "max_length" not in own and rows.whole(half) >= HALF_KEEPS:
+        pinned = {"load_in_4bit": way.method == "QLoRA"} if machine.gpu else {}
+        tries.append(("half the length", f'SET="max_length={half}"', {"max_length": half, **pinned}))
+    for what, words, change in tries:
         fixed = {key: Value(value, "SET") for key, value in {"max_length": way.limit, **change}.items()}
-        entry: dict[str, Any] = {"what": what, "words": words}
         try:
-            other_way = decide(rows, machine, {**own, **fixed}, chosen.job.prepared)
-            found.append(entry | costs(other_way.figures) | {"whole": other_way.values["max_length"][1]})
+            made = costs(rows, decide(rows, machine, {**own, **fixed}, chosen.job.prepared))
         except InputError as error:
-            found.append(entry | {"problem": error.problems[0]})
-    return found
-
-
-def written(facts: Mapping[str, Any]) -> str:
-    """The recipe as a file: each key below its reason and what is known about it."""
-    data, machine = facts["data"], facts["machine"]
-    where = f"{facts['used']} x {machine['gpu']}" if machine["gpu"] else "a CPU"
-    made = f"Written by sft-recipes recommend from {data['rows']:,} rows for {where}. Nearest: {facts['nearest']}."
-    lines = [editor.LINE, f"# {made}", f"extends: {BASE}"]
-    for key, each in facts["recipe"].items():
-        known = each["evidence"] and f"Known: {each['evidence']}"
-        text = " ".join(filter(None, (each["reason"], known if each["reason"] else None)))
-        lines += textwrap.wrap(text, 110, initial_indent="# ", subsequent_indent="# ")
-        lines.append(recipes.dump({key: each["value"]}).rstrip())
-    return "\n".join(lines) + "\n"
-
-
-def render(facts: Mapping[str, Any], path: Path | None) -> Iterator[tuple[str, str]]:
-    """What was found and decided, as (subject, text) for `terminal.say`; the recipe itself where no file has it."""
-    data, machine, taken = facts["data"], facts["machine"], facts["costs"]
-    classes = f", {count(len(data['classes']), 'class')}" if data["kind"] == "classification" else ""
-    written_in = ", ".join(f"{script} {share(part, 1)}" for script, part in data["scripts"].items())
-    about = "" if data["tokens_are"] == "exact" else f" (estimated, {MARGIN:g} times 4 bytes a token)"
-    yield "data", f"{count(data['rows'], 'row')} of {data['file']}, {data['format']}: {data['kind']}{classes}"
-    lengths = data["lengths"]
-    yield (
-        "",
-        (
-            f"half have at most {lengths['p50']:,} tokens, 99.5 % {lengths['p99.5']:,}, the longest {lengths['p100']:,}"
-            f"{about}\nletters: {written_in}"
-        ),
-    )
-    kind = f"{machine['number']} x {machine['gpu']}" if machine["gpu"] else "CPU"
-    yield "machine", f"{kind}, {machine['gib']:.0f} GiB"
-    yield "recipe", written(facts).removeprefix(f"{editor.LINE}\n").rstrip() if path is None else str(path)
-    yield "costs", _costs(taken)
-    for each in facts["alternatives"]:
-        yield "instead", f"{each['what']}, {each['words']}: {each.get('problem') or _costs(each)}"
-    for each in facts["findings"]:
-        yield each["severity"], f"{each['rule']}: {each['message']}\ninstead: {each['instead']}"
-    for each in facts["unknown"]:
-        yield "not known", each
-    yield "next", _next(facts, path)
-
-
-def _costs(each: Mapping[str, Any]) -> str:
-    time = f", {each['time']} of training" if each["time"] else ""
-    return f"{fit.gib(each['bytes'])}, {count(each['steps'], 'step')}{time}"
-
-
-def _next(facts: Mapping[str, Any], path: Path | None) -> str:
-    if path is None:
-        return "the same with NAME=my_recipe writes it"
-    number = f" GPUS={facts['used']}" if facts["used"] > 1 else ""
-    name = path.stem
-    return f"make plan RECIPE={name}{number}\nmake rehearse RECIPE={name}\nmake train RECIPE={name}{number}"
+            made = {"problem": error.problems[0]}
+        yield {"what": what, "words": words, **made}
