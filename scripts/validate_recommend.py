@@ -86,8 +86,8 @@ def conversations(rng: random.Random) -> Iterator[Row]:
 
 
 def long(rng: random.Random) -> Iterator[Row]:
-    for _ in range(300):
-        yield {"prompt": text(rng, 2000, 4000), "completion": text(rng, 50, 200)}
+    for _ in range(120):
+        yield {"prompt": text(rng, 1500, 3000), "completion": text(rng, 50, 200)}
 
 
 def outlier(rng: random.Random) -> Iterator[Row]:

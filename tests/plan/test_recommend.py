@@ -1,9 +1,8 @@
 """Recipes from rows and a machine: each fits and can be trusted, says why, and says what is not known."""
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,24 @@ def validate() -> Iterator[Any]:
         import validate_recommend
 
         yield validate_recommend
+
+
+@pytest.fixture(scope="module")
+def once() -> dict[tuple[str, str], dict[str, Any]]:
+    """What was recommended already, by rows and machine."""
+    return {}
+
+
+@pytest.fixture
+def made(validate: Any, once: dict[tuple[str, str], dict[str, Any]], project: Path) -> Callable[..., dict[str, Any]]:
+    """The recommendation for made rows on a machine."""
+
+    def made(rows: str, machine: str) -> dict[str, Any]:
+        if (rows, machine) not in once:
+            once[rows, machine] = validate.recommended_for(validate.write(rows, project), machine)
+        return once[rows, machine]
+
+    return made
 
 
 @pytest.fixture(autouse=True)
@@ -50,9 +67,9 @@ def here(project: Path) -> Path:
     ],
 )
 def test_what_is_recommended_fits_and_can_be_trained(
-    validate: Any, project: Path, rows: str, machine: str, kind: str
+    validate: Any, made: Callable[..., dict[str, Any]], project: Path, rows: str, machine: str, kind: str
 ) -> None:
-    facts = validate.recommended_for(validate.write(rows, project), machine)
+    facts = made(rows, machine)
     assert facts["data"]["kind"] == kind
     assert [*validate.problems(facts, project / "recipes" / "recommended.yaml")] == []
 
@@ -62,23 +79,23 @@ def recommended(path: str, *words: str, gpu: str = "rtx-4090", number: int | Non
     return recommend.decide(recommend.look(path, own), recommend.machine_of(gpu, number), own)
 
 
-def test_rows_of_two_spellings_get_no_task_and_are_told(validate: Any, project: Path) -> None:
-    facts = validate.recommended_for(validate.write("dirty", project), "rtx-4090")
+def test_rows_of_two_spellings_get_no_task_and_are_told(made: Callable[..., dict[str, Any]]) -> None:
+    facts = made("dirty", "a100-80gb")
     assert "task" not in facts["recipe"]
     assert any("'Yes'" in each and "differ in case" in each for each in facts["unknown"])
     assert {"duplicate-rows", "unrendered-placeholders"} <= {each["rule"] for each in facts["findings"]}
 
 
-def test_too_few_rows_are_called_so(validate: Any, project: Path) -> None:
-    facts = validate.recommended_for(validate.write("few", project), "8 x h100-80gb")
+def test_too_few_rows_are_called_so(made: Callable[..., dict[str, Any]]) -> None:
+    facts = made("few", "8 x h100-80gb")
     assert "the rows are too few" in facts["recipe"]["global_batch_size"]["reason"]
     assert facts["machine"]["used"] == 4 and "4 more GPUs" in facts["recipe"]["accelerate_config"]["reason"]
     assert {"few-steps", "small-evaluation-set"} <= {each["rule"] for each in facts["findings"]}
     assert facts["recipe"]["lora_dropout"]["value"] == recipes.load("small_data")["lora_dropout"]
 
 
-def test_one_long_row_does_not_decide_the_length(validate: Any, project: Path) -> None:
-    facts = validate.recommended_for(validate.write("outlier", project), "rtx-4090")
+def test_one_long_row_does_not_decide_the_length(made: Callable[..., dict[str, Any]]) -> None:
+    facts = made("outlier", "rtx-4090")
     assert facts["data"]["lengths"]["p100"] > 20 * facts["recipe"]["max_length"]["value"]
     assert 0.995 <= facts["costs"]["whole"] < 1
 
@@ -154,8 +171,9 @@ def test_the_command_writes_a_recipe_that_plan_takes(project: Path, capsys: pyte
     )
     # What an alternative costs is what the plan says of it.
     larger = next(each for each in facts["alternatives"] if each["words"] == "MODEL=qwen3_14b")
-    with contextlib.redirect_stdout(None):
-        chosen = recommended("data/mine.jsonl", "model=qwen3_14b", "max_length=64", gpu="a100-80gb", number=2)
+    chosen = recommended(
+        "data/mine.jsonl", "model=qwen3_14b", f"max_length={facts['costs']['max_length']}", gpu="a100-80gb", number=2
+    )
     assert larger["bytes"] == chosen.figures["memory"]["allocated"] > facts["costs"]["bytes"]
 
 
