@@ -187,6 +187,7 @@ def test_the_command_writes_a_recipe_that_plan_takes(project: Path, capsys: pyte
         (["data/train.jsonl", "--gpu", "cpu", "--gpus", "2"], "GPUS=2 says nothing of a CPU"),
         (["data/train.jsonl", "--model", "qwen3_8"], "no model 'qwen3_8'"),
         (["data/train.jsonl", "--gpu", "l4", "--set", "max_length=64 model=qwen3_32b load_in_4bit=false"], "nothing"),
+        (["data/train.jsonl", "--gpu", "l4", "--set", "use_peft=false"], "make new FROM=full_finetune"),
         (["data/broken.jsonl"], "data/broken.jsonl:2"),
         (["data/train.jsonl", "--name", "../x"], "invalid recipe name '../x'"),
     ],

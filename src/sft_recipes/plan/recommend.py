@@ -267,6 +267,11 @@ def look(data: str, own: Mapping[str, Value]) -> Rows:
     Raises:
         InputError: They cannot be read, with everything that is wrong with them.
     """
+    if "use_peft" in own and own["use_peft"].value is False:
+        raise InputError(
+            "SET: use_peft: false trains all weights, and what is chosen here are adapters; for that, begin with "
+            "make new FROM=full_finetune"
+        )
     given = {**own, "train_file": Value(data, "SET"), "dataset_name": Value(None, "SET")}
     recipe = recipes.load(BASE, given)
     source = preparation.source_of(recipe) | {"validation_split_size": 0.0}
@@ -308,8 +313,9 @@ def decide(rows: Rows, machine: Machine, own: Mapping[str, Value], given: Prepar
     where = f"{used} x {machine.gpu.name}" if machine.gpu else "a CPU"
     base = job.recipe["model_name_or_path"].rpartition("/")[2]
     idea = f"Recommended for {Path(rows.data).name} on {where}; {rows.kind}, {base}, {way.method}."
-    unknown += _unknown(rows, machine, way, job)
-    return Decided({"description": (idea, ""), **put.values}, way, used, job, plan.figures_of(job), unknown)
+    figures = plan.figures_of(job)
+    unknown += _unknown(rows, way, job, figures["time"] or {})
+    return Decided({"description": (idea, ""), **put.values}, way, used, job, figures, unknown)
 
 
 class _Draft:
@@ -512,7 +518,7 @@ def _task(put: _Draft, rows: Rows) -> list[str]:
     return [] if put.said.get("test_file") else [UNTOLD_TEST]
 
 
-def _unknown(rows: Rows, machine: Machine, way: Way, job: Job) -> Iterator[str]:
+def _unknown(rows: Rows, way: Way, job: Job, time: Mapping[str, Any]) -> Iterator[str]:
     """What there is no evidence for, said rather than guessed."""
     if way.model in SIZES:
         yield UNTOLD_FAMILY
@@ -532,8 +538,8 @@ def _unknown(rows: Rows, machine: Machine, way: Way, job: Job) -> Iterator[str]:
             "Exact lengths: the tokenizer is not at hand, so 4 bytes count as a token, and "
             f"{MARGIN:g} times as many are allowed for. make plan with FETCH=1 gets it."
         )
-    if machine.gpu is None:
-        yield "How long it takes: of a CPU only a finished run tells that."
+    if time.get("seconds") is None:
+        yield f"How long it takes: {time.get('basis', 'there are no steps')}."
 
 
 def scripts(prepared: Prepared) -> dict[str, float]:
