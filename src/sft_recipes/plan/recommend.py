@@ -54,6 +54,8 @@ MARGIN = 1.4
 # Shares of rows that a length keeps whole: all where that costs little, the evidence's percentile, and what is left
 # where nothing else fits.
 ALL, NEARLY_ALL, LEFT = 1.0, 0.995, (0.95, 0.75, 0.5)
+# Steps whose times differ by no more are alike, as estimates go.
+ALIKE = 0.1
 # Share of rows that half the length has to leave whole to be told as an alternative.
 HALF_KEEPS = 0.5
 METHODS: dict[str, dict[str, Any]] = {"LoRA in bfloat16": {"load_in_4bit": False}, "QLoRA": {"load_in_4bit": True}}
@@ -382,7 +384,8 @@ def choose(rows: Rows, machine: Machine, own: Mapping[str, Value], batch: int, u
             for limit in dict.fromkeys(limits):
                 tried = [*_ways(rows, machine, own, model, limit, batch, used)]
                 if ways := [each for each in tried if isinstance(each, Way)]:
-                    best = min(ways, key=lambda each: each.seconds)
+                    # The first, where both fit, leaves the weights as they are.
+                    best = min(ways, key=lambda each: each.seconds * (1 if each is ways[0] else 1 + ALIKE))
                     others = [_slower(each, best) if isinstance(each, Way) else each for each in tried if each != best]
                     return dataclasses.replace(best, others="; ".join(others))
                 missed = next(str(each) for each in tried)
@@ -390,7 +393,8 @@ def choose(rows: Rows, machine: Machine, own: Mapping[str, Value], batch: int, u
 
 
 def _slower(way: Way, best: Way) -> str:
-    return f"a step of {way.method} takes {share(way.seconds - best.seconds, best.seconds)} longer"
+    more = way.seconds - best.seconds
+    return f"a step of {way.method} takes {share(abs(more), best.seconds)} {'longer' if more > 0 else 'less'}"
 
 
 def _ways(

@@ -13,20 +13,21 @@ from sft_recipes.recipes import editor
 from sft_recipes.recipes.recipe import Dumper, dump
 from sft_recipes.terminal import count, share
 
-WIDTH = 110
+# Of comments in a file, and beside the subjects in a terminal of 80 columns.
+WIDTH, NARROW = 110, 68
 
 
-def written(facts: Mapping[str, Any]) -> str:
+def written(facts: Mapping[str, Any], width: int = WIDTH) -> str:
     """The recipe as a file: each key below its reason, and below what is known about it."""
     data = facts["data"]
     made = (
         f"By sft-recipes recommend, from {data['rows']:,} rows for {facts['machine']['name']}; nearest of what ships:"
     )
-    lines = [editor.LINE, *_comment(f"{made} {facts['nearest']}."), f"extends: {BASE}"]
+    lines = [editor.LINE, *_comment(f"{made} {facts['nearest']}.", width), f"extends: {BASE}"]
     for key, each in facts["recipe"].items():
-        lines += _comment(each["reason"])
+        lines += _comment(each["reason"], width)
         if each["known"]:
-            lines += _comment(f"Known: {each['known']}.")
+            lines += _comment(f"Known: {each['known']}.", width)
         lines.append(_line(key, each["value"]))
     return "\n".join(lines) + "\n"
 
@@ -39,8 +40,8 @@ def _line(key: str, value: Any) -> str:
     return dump({key: value}).rstrip()
 
 
-def _comment(text: str) -> list[str]:
-    return textwrap.wrap(text, WIDTH, initial_indent="# ", subsequent_indent="# ")
+def _comment(text: str, width: int) -> list[str]:
+    return textwrap.wrap(text, width, initial_indent="# ", subsequent_indent="# ")
 
 
 def render(facts: Mapping[str, Any], path: Path | None) -> Iterator[tuple[str, str]]:
@@ -54,7 +55,7 @@ def render(facts: Mapping[str, Any], path: Path | None) -> Iterator[tuple[str, s
     yield "", f"half have up to {lengths['p50']:,} tokens, 99.5 % {lengths['p99.5']:,}, all {lengths['p100']:,}{about}"
     yield "", f"letters: {letters or 'none'}"
     yield "machine", facts["machine"]["name"]
-    text = written(facts).removeprefix(f"{editor.LINE}\n").rstrip()
+    text = written(facts, NARROW).removeprefix(f"{editor.LINE}\n").rstrip()
     yield "recipe", text if path is None else f"wrote {path}: {facts['recipe']['description']['value']}"
     yield "costs", _costs(facts["costs"])
     for each in facts["alternatives"]:
