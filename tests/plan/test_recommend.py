@@ -177,6 +177,14 @@ def test_the_command_writes_a_recipe_that_plan_takes(project: Path, capsys: pyte
     assert larger["bytes"] == chosen.figures["memory"]["allocated"] > facts["costs"]["bytes"]
 
 
+def test_what_a_finding_would_stop_is_not_written(project: Path, capsys: pytest.CaptureFixture) -> None:
+    words = "validation_file=data/train.jsonl model_name_or_path=model"
+    assert main(["recommend", "data/train.jsonl", "--gpu", "cpu", "--set", words, "--name", "mine"]) == 2
+    said = capsys.readouterr().out
+    assert "blocking   split-overlap" in said and "nothing is written" in said
+    assert not (project / "recipes" / "mine.yaml").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -293,7 +293,7 @@ def decide(rows: Rows, machine: Machine, own: Mapping[str, Value], given: Prepar
     Raises:
         InputError: Nothing fits, or what the user has decided contradicts itself.
     """
-    put = _Draft({key: item.value for key, item in own.items() if key != "model"})
+    put = _Draft({key: item.value for key, item in own.items() if key not in ("model", "train_file", "dataset_name")})
     put("train_file", rows.data, f"{count(rows.train['rows'], 'row')}.")
     put("data_format", rows.prepared.format, "What its columns are; a file of another form is refused, not guessed.")
     left = rows.train["rows"] - _hold_out(put, rows)
