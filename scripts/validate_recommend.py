@@ -43,7 +43,7 @@ def text(rng: random.Random, least: int, most: int, words: tuple[str, ...] = WOR
 
 
 def labels(rng: random.Random) -> Iterator[Row]:
-    for _ in range(2000):
+    for _ in range(1000):
         yield {"prompt": text(rng, 5, 60), "completion": rng.choice(CLASSES)}
 
 
@@ -59,24 +59,24 @@ def table(rng: random.Random) -> Iterator[Row]:
 
 
 def json_labels(rng: random.Random) -> Iterator[Row]:
-    for _ in range(1500):
+    for _ in range(600):
         answer = {"label": rng.choice(CLASSES), "reason": text(rng, 8, 20)}
         yield {"instruction": "Classify as JSON.", "input": text(rng, 10, 80), "output": json.dumps(answer)}
 
 
 def extraction(rng: random.Random) -> Iterator[Row]:
-    for _ in range(1200):
+    for _ in range(600):
         answer = {"name": text(rng, 2, 2), "item": text(rng, 1, 3), "number": rng.randint(1, 10**6)}
         yield {"prompt": "As JSON: " + text(rng, 20, 90), "completion": json.dumps(answer)}
 
 
 def instructions(rng: random.Random) -> Iterator[Row]:
-    for _ in range(6000):
+    for _ in range(3000):
         yield {"instruction": text(rng, 4, 20), "input": text(rng, 0, 60), "output": text(rng, 20, 120)}
 
 
 def conversations(rng: random.Random) -> Iterator[Row]:
-    for _ in range(800):
+    for _ in range(300):
         turns = 2 * rng.randint(1, 6)
         yield {
             "messages": [

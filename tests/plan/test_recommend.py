@@ -83,7 +83,7 @@ def test_rows_of_two_spellings_get_no_task_and_are_told(made: Callable[..., dict
     facts = made("dirty", "a100-80gb")
     assert "task" not in facts["recipe"]
     assert any("'Yes'" in each and "differ in case" in each for each in facts["unknown"])
-    assert {"duplicate-rows", "unrendered-placeholders"} <= {each["rule"] for each in facts["findings"]}
+    assert {"duplicate-rows", "classes-spelled-alike"} <= {each["rule"] for each in facts["findings"]}
 
 
 def test_too_few_rows_are_called_so(made: Callable[..., dict[str, Any]]) -> None:
@@ -119,23 +119,23 @@ def test_batch_and_epochs_follow_the_amount(rows: int, gpus: int, expected: tupl
 
 
 def test_what_the_user_has_decided_is_kept(project: Path) -> None:
-    chosen = recommended("data/train.jsonl", "model=llama3_2_3b", "load_in_4bit=true", "lora_r=8", "max_length=512")
+    chosen = recommended("data/train.jsonl", "model=llama3_2_1b", "load_in_4bit=true", "lora_r=8", "max_length=512")
     value = {key: value for key, (value, _) in chosen.values.items()}
-    assert value["model_name_or_path"] == "meta-llama/Llama-3.2-3B-Instruct"
+    assert value["model_name_or_path"] == "meta-llama/Llama-3.2-1B-Instruct"
     assert (value["load_in_4bit"], value["lora_r"], value["max_length"]) == (True, 8, 512)
     assert chosen.values["lora_r"][1] == "You set it."
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("base", "said"),
     [
-        ("llama3_2_1b", "none of those that meta-llama/Llama-3.2-1B-Instruct is for English"),
-        ("qwen3_0_6b", "is for 119 languages"),
-        ("phi4_mini", "was made for is not on record here"),
+        ("model=llama3_2_1b", "none of those that meta-llama/Llama-3.2-1B-Instruct is for English"),
+        ("model=qwen3_0_6b", "is for 119 languages"),
+        ("model_name_or_path=model", "what model was made for is not on record here"),
     ],
 )
-def test_languages_are_not_guessed(validate: Any, project: Path, model: str, said: str) -> None:
-    chosen = recommended(str(validate.write("russian", project)), f"model={model}")
+def test_languages_are_not_guessed(validate: Any, project: Path, base: str, said: str) -> None:
+    chosen = recommended(str(validate.write("russian", project)), base)
     assert any("Cyrillic" in each and said in each for each in chosen.unknown)
 
 
@@ -194,7 +194,7 @@ def test_what_a_finding_would_stop_is_not_written(project: Path, capsys: pytest.
         (["data/train.jsonl", "--gpu", "t4"], "t4 has no bfloat16"),
         (["data/train.jsonl", "--gpu", "cpu", "--gpus", "2"], "GPUS=2 says nothing of a CPU"),
         (["data/train.jsonl", "--model", "qwen3_8"], "no model 'qwen3_8'"),
-        (["data/train.jsonl", "--gpu", "l4", "--set", "max_length=64 model=qwen3_32b load_in_4bit=false"], "nothing"),
+        (["data/train.jsonl", "--gpu", "l4", "--set", "max_length=64 model=qwen3_14b load_in_4bit=false"], "nothing"),
         (["data/train.jsonl", "--gpu", "l4", "--set", "use_peft=false"], "make new FROM=full_finetune"),
         (["data/broken.jsonl"], "data/broken.jsonl:2"),
         (["data/train.jsonl", "--name", "../x"], "invalid recipe name '../x'"),
