@@ -217,3 +217,10 @@ def test_a_visible_gpu_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(topology, "visible_gpus", lambda: [topology.Gpu("NVIDIA Riva", 100)])
     with pytest.raises(InputError, match="no figures for this machine's NVIDIA Riva"):
         recommend.machine_of(None, None)
+
+
+def test_the_page_says_the_figures_of_the_code() -> None:
+    page = (ROOT / "docs" / "recommend.md").read_text(encoding="utf-8")
+    assert f"{recommend.MARGIN:g} times as many" in page and f"until they make {recommend.FEW_STEPS} steps" in page
+    assert (recommend.MOST_HELD, recommend.ALIKE, recommend.RANKS[0]) == (0.2, 0.1, 16)
+    assert all(words in page for words in ("at most a fifth", "at least a tenth faster", "| rank | 16, until"))
