@@ -86,7 +86,7 @@ def conversations(rng: random.Random) -> Iterator[Row]:
 
 
 def long(rng: random.Random) -> Iterator[Row]:
-    for _ in range(120):
+    for _ in range(60):
         yield {"prompt": text(rng, 1500, 3000), "completion": text(rng, 50, 200)}
 
 
