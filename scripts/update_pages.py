@@ -137,6 +137,11 @@ def plan_block() -> str:
     return f"```\n{(DEMO / 'plan.txt').read_text(encoding='utf-8')}```"
 
 
+def recommend_block() -> str:
+    """What was recommended for the demo's rows when this page was made."""
+    return f"```\n{(DEMO / 'recommend.txt').read_text(encoding='utf-8')}```"
+
+
 def plan_verdict() -> str:
     """The lines that this plan opens with."""
     command, *lines = (DEMO / "plan.txt").read_text(encoding="utf-8").splitlines()
@@ -150,6 +155,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"demo": demo_block, "verdict": plan_verdict},
     "docs/architecture.md": {"wings": wing_table},
     "docs/plan.md": {"plan": plan_block},
+    "docs/recommend.md": {"recommendation": recommend_block},
     "docs/where_it_runs.md": {"topologies": topology_table, "measured": performance_tables.measured},
     "docs/performance.md": {"performance": performance_tables.performance},
     "recipes/README.md": {
@@ -195,6 +201,13 @@ def plan_demo() -> None:
     (DEMO / "plan.txt").write_text(f"$ make plan RECIPE=default DATA=data/demo/train.jsonl\n{text}", encoding="utf-8")
 
 
+def recommend_demo() -> None:
+    """Recommend a recipe for the demo's rows and keep what was said."""
+    text = said("recommend", "data/demo/train.jsonl", "--gpu", "rtx-4090")
+    told = f"$ make recommend DATA=data/demo/train.jsonl GPU=rtx-4090\n{text}"
+    (DEMO / "recommend.txt").write_text(told, encoding="utf-8")
+
+
 def train_demo() -> None:
     """Train the demo and keep what was said and drawn."""
     run = Path("runs") / "readme"
@@ -218,6 +231,7 @@ def main() -> None:
     if not options.tables:
         plan = (DEMO / "plan.txt").read_text(encoding="utf-8").splitlines()
         first_screen.draw(Run(Path("runs") / "readme"), plan, DEMO / "first_screen.png")
+    recommend_demo()
     (ROOT / "docs" / "rules.md").write_text(rules_page(), encoding="utf-8")
     for page in PAGES:
         (ROOT / page).write_text(render(page), encoding="utf-8")

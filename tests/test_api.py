@@ -46,7 +46,11 @@ def test_the_import_costs_nothing() -> None:
 
 
 def test_a_plan_needs_no_torch(project: Path) -> None:
-    python("import sys, sft_recipes as s; s.plan('tiny'); s.load_recipe('tiny'); sys.exit('torch' in sys.modules)")
+    recommended = "main(['recommend', 'data/train.jsonl', '--gpu', 'cpu', '--set', 'model_name_or_path=model'])"
+    python(
+        "import sys, sft_recipes as s; s.plan('tiny'); s.load_recipe('tiny'); from sft_recipes.cli import main; "
+        f"sys.exit({recommended} or 'torch' in sys.modules)"
+    )
 
 
 @pytest.mark.parametrize(

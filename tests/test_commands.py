@@ -123,6 +123,7 @@ def test_make_variables_are_data(checkout: Path, capsys: pytest.CaptureFixture, 
     ("target", "variable"),
     [
         ("plan", "DATA"),
+        ("recommend", "DATA"),
         ("plan", "GPU"),
         ("fit", "VRAM"),
         ("preview", "ROWS"),

@@ -27,6 +27,7 @@ from sft_recipes.cli.options import (
     amount,
     argument,
     flag,
+    known_gpus,
     known_runs,
     names_in,
     number,
@@ -61,6 +62,30 @@ def plan(
         base_model.fetch(recipes.load(recipe, job.words))
     figures = plan.plan(recipe, gpu=gpu, traced=trace, **job.where)
     return Result(figures, plan.render(figures, whole=why), 2 if figures["blocking"] else 0)
+
+
+@command(BEFORE)
+def recommend(
+    data: Annotated[str, argument("DATA", "a file of rows")],
+    gpu: Annotated[
+        str | None, option("NAME", "a GPU such as rtx-4090, or cpu; what this machine has without it", known_gpus)
+    ] = None,
+    gpus: Annotated[int | None, number("N", "how many GPUs; those visible, or one of a named kind")] = None,
+    model: Model = None,
+    overrides: Overrides = None,
+    name: Annotated[str | None, option("NAME", "write it as this recipe")] = None,
+) -> Result:
+    """Make a recipe of rows and a machine, each value with its reason."""
+    from sft_recipes.plan import recommend, recommended
+    from sft_recipes.recipes import project
+
+    path = None if name is None else project.unwritten(name)
+    facts = recommend.recommend(data, gpu, gpus, Changes(overrides, model=model).words)
+    path = None if facts["blocking"] else path
+    if path:
+        project.write(path, recommended.written(facts))
+    code = 2 if facts["blocking"] else 0
+    return Result(facts | {"file": path and str(path)}, recommended.render(facts, path), code)
 
 
 @command(BEFORE)

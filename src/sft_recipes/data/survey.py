@@ -53,7 +53,7 @@ _EMAIL = re.compile(r"\b[\w.+-]{1,64}@(?:[\w-]{1,63}\.){1,8}[A-Za-z]{2,}\b")
 # Control tokens of the common families, where no tokenizer names its own.
 _CONTROL = re.compile(r"<\|[a-z_0-9]+\|>|</?s>|\[/?INST\]|<(?:bos|eos|pad|start_of_turn|end_of_turn)>")
 # The field of a JSON answer that is likeliest to be the class, where several could be.
-_CLASS_NAME = re.compile(r"label|class|categor|intent|sentiment|verdict|topic", re.IGNORECASE)
+CLASS_NAME = re.compile(r"label|class|categor|intent|sentiment|verdict|topic", re.IGNORECASE)
 
 Progress = Callable[[int], None]
 Histogram = dict[str, int]
@@ -396,7 +396,7 @@ def _class_field(train: _Split) -> str | None:
         and sum(held["rows"] for held in values.values()) >= 0.9 * train.rows
     ]
     # What is called a class comes before what comes first, and any field before the whole answer.
-    return min(fitting, key=lambda field: (not field, not _CLASS_NAME.search(field)), default=None)
+    return min(fitting, key=lambda field: (not field, not CLASS_NAME.search(field)), default=None)
 
 
 def normalised(*texts: str) -> str:

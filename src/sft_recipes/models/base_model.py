@@ -262,13 +262,19 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _answer(question: str, asked: Mapping[str, Any]) -> Any:
     """What `census` answers about a config, from a process of its own; asked once, and kept."""
-    key = json.dumps([question, asked, *map(metadata.version, ("transformers", "peft", "trl"))], sort_keys=True)
+    key = json.dumps([question, asked, *_versions()], sort_keys=True)
     kept = CACHE / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     if not kept.is_file():
         answer = _asked_apart(question, asked)
         CACHE.mkdir(parents=True, exist_ok=True)
         write_whole(kept, json.dumps(answer))
     return _read_answer(kept)
+
+
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    """Of those whose answers are kept; reading one takes milliseconds, and a plan asks a thousand times."""
+    return tuple(map(metadata.version, ("transformers", "peft", "trl")))
 
 
 @functools.lru_cache(maxsize=256)

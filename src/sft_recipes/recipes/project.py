@@ -18,19 +18,35 @@ INSTALLED :=
 """
 
 
-def new(name: str, base: str, directory: Path = recipes.RECIPES) -> Path:
-    """Write a recipe that extends another, for its author to change; one that is itself a variant lends its lines.
-
-    Beside it lies what an editor needs to complete and explain its keys.
+def unwritten(name: str, directory: Path = recipes.RECIPES) -> Path:
+    """Where a new recipe of that name is written.
 
     Raises:
-        InputError: The name is no name or taken, or there is no such base.
+        InputError: The name is no name or taken.
     """
     if not recipes.NAME.fullmatch(name):
         raise InputError(f"NAME: invalid recipe name {name!r}: {recipes.LETTERS}")
     path = directory / f"{name}.yaml"
     if path.exists() or path.is_symlink():
         raise InputError(f"{path} exists and is never overwritten; choose another NAME=")
+    return path
+
+
+def write(path: Path, text: str) -> None:
+    """Write a new recipe, and beside it what an editor needs to complete and explain its keys."""
+    path.parent.mkdir(exist_ok=True)
+    editor.write(path.parent)
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+
+
+def new(name: str, base: str, directory: Path = recipes.RECIPES) -> Path:
+    """Write a recipe that extends another, for its author to change; one that is itself a variant lends its lines.
+
+    Raises:
+        InputError: The name is no name or taken, or there is no such base.
+    """
+    path = unwritten(name, directory)
     extended = recipes.find_base(base, directory)
     recipes.load(extended)
     lines = located(extended).read_text(encoding="utf-8").splitlines()
@@ -42,10 +58,7 @@ def new(name: str, base: str, directory: Path = recipes.RECIPES) -> Path:
     )
     yours = "# The change, with its reason above it; sft-recipes why KEY says what is known about a value."
     text = "\n".join([editor.LINE, *variant, f"description: What {name} tries, in one line.", yours, ""])
-    directory.mkdir(exist_ok=True)
-    editor.write(directory)
-    with path.open("x", encoding="utf-8") as file:
-        file.write(text)
+    write(path, text)
     return path
 
 

@@ -8,7 +8,7 @@ override GIVEN := $(strip $(filter-out PYTHON VENV VIRTUAL_ENV PROGRAM,$(GIVEN))
 override GOALS := $(or $(MAKECMDGOALS),help)
 export GIVEN GOALS $(GIVEN)
 
-COMMANDS := list models plan preview fit diff gpu rules rehearse audit train sweep resume reproduce evaluate report \
+COMMANDS := list models recommend plan preview fit diff gpu rules rehearse audit train sweep resume reproduce evaluate report \
 	compare leaderboard merge predict chat push new why show export pin init keys schema
 
 override LISTED := $(lastword $(MAKEFILE_LIST))
@@ -21,6 +21,7 @@ help: ## this list
 
 list: ## the recipes and the one idea of each
 models: ## the models that any recipe can be trained on by MODEL=
+recommend: ## a recipe for the rows of DATA on this machine, each value with its reason (GPU=rtx-4090, GPUS=1, NAME=x writes it)
 plan: ## what RECIPE will do: rows, steps, memory, time, findings (DATA=, GPU=a100-80gb, TRACE=1, FETCH=1, WHY=1)
 preview: ## rows of RECIPE as the trainer sees them (ROWS=5, HTML=page.html, DATA=)
 fit: ## the largest micro-batch of RECIPE that fits, at the same global batch (GPUS=1 VRAM=24)

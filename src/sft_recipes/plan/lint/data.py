@@ -248,8 +248,13 @@ def small_evaluation_set(case: Case) -> Found:
             text += f" on {count(facts['rows'], f'{split} row')} ({facts['source']})"
             told.append((text, "warning" if smallest > COARSE else "info"))
     if told:
-        needed = next(rows for rows in range(10, 10**6, 5) if detectable_accuracy(rows) <= TELLING)
-        yield from _together(told, discordant=share(DISCORDANT, 1), needed=needed)
+        yield from _together(told, discordant=share(DISCORDANT, 1), needed=telling_rows())
+
+
+@functools.cache
+def telling_rows() -> int:
+    """How many held-out rows show a difference of `TELLING`."""
+    return next(rows for rows in range(10, 10**6, 5) if detectable_accuracy(rows) <= TELLING)
 
 
 def detectable_accuracy(rows: int, discordant: float = DISCORDANT) -> float:

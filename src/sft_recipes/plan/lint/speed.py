@@ -12,6 +12,8 @@ from sft_recipes.terminal import share
 # Tokens in a micro-batch below which fixed costs (launches, dequantisation, synchronisation) take a large part of the
 # step on an A100.
 BUSY = 8192
+# Share of real tokens in random batches below which grouping rows by length is worth it.
+PADDED = 0.7
 GIB = 2**30
 # A packed length that is filled so far leaves nothing to gain by another.
 FILLED = 0.9
@@ -66,7 +68,7 @@ def padding_share(case: Case) -> Found:
     if case.data and not recipe["packing"] and recipe["train_sampling_strategy"] == "random":
         train, size = case.data["splits"]["train"], recipe["per_device_train_batch_size"]
         real = survey.real_token_share(train, recipe["max_length"], size)
-        if real < 0.7:
+        if real < PADDED:
             yield {"real": share(real, 1)}
 
 
