@@ -14,6 +14,7 @@ METRICS = {
     "rougeL": "ROUGE-L",
     "chrf": "chrF",
     "valid_json": "valid JSON",
+    "call_match": "call match",
 }
 # Of a table of runs, in order, after the primary one.
 COLUMNS = {key: name for key, name in METRICS.items() if key != "micro_f1"}
