@@ -13,6 +13,7 @@ from pyarrow import parquet
 from sft_recipes.data import preparation, refusals, survey, templates, tokens
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.errors import InputError
+from sft_recipes.evaluate import questions
 from sft_recipes.plan import job as jobs
 from sft_recipes.recipes import task
 
@@ -327,3 +328,49 @@ def test_labels_and_counts_are_those_of_trl_for_the_rows_as_they_were_written(
 def test_a_call_is_right_where_name_and_arguments_are_equal_as_json(text: str, same: bool) -> None:
     expected = task.calls_text([{"name": "add", "arguments": {"a": 1, "b": 2}}])
     assert (task.calls_text(task.calls_in(text)) == expected) is same
+
+
+def test_an_evaluation_asks_with_the_tools_of_a_row_and_knows_what_is_called(project: Path, tiny_model: Path) -> None:
+    from transformers import PreTrainedTokenizerFast
+
+    rows = [*ROWS, *THOUGHT]
+    test = {"task": "generation", "test_file": "data/validation.jsonl"}
+    job = checked(rows, from_trl("qwen3"), **test)
+    asked = questions.check(job.recipe, job.prepared)
+    assert asked is not None
+    told = [(question.call, question.reference) for question in asked.questions]
+    called = '[{"arguments": {"of": 4}, "name": "root"}]'
+    assert told == [(False, "even"), (False, "even"), (True, called), (False, "even"), (False, "even")]
+    # The same words with other tools are another question.
+    assert len({question.id for question in asked.questions}) == 4 and all(each.leaked for each in asked.questions)
+    assert "<think>\none two\n</think>\n\neven" in asked.longest_answers
+    words = PreTrainedTokenizerFast.from_pretrained(tiny_model)
+    words.chat_template = from_trl("qwen3")
+    ids = templates.encoded(words, [each.prompt for each in asked.questions], add_generation_prompt=True)["input_ids"]
+    for row, own in zip(rows, ids, strict=True):
+        how = {"tools": row.get("tools"), **row.get("chat_template_kwargs", {})}
+        turns = row["messages"][:-1]
+        assert own == words.apply_chat_template(turns, add_generation_prompt=True, **how)["input_ids"]
+    assert words.decode(ids[4]).endswith("<think>\n\n</think>\n\n") and "Does root." in words.decode(ids[2])
+
+
+def test_rows_to_predict_are_asked_with_their_tools() -> None:
+    write_rows(Path("asked.jsonl"), [{"messages": [ASKED], "tools": TOOLS}, {"messages": CALLED[:3]}])
+    found = [asked for _, asked in preparation.prompts("asked.jsonl", "messages", None, conversational=True)]
+    assert templates.arguments_of(found[0]) == {"tools": TOOLS} and templates.turns_of(found[0]) == [ASKED]
+    assert templates.decoded(templates.turns_of(found[1]), None) == CALLED[:3]
+
+
+def test_classes_that_follow_reasoning_are_predicted_by_generation(project: Path) -> None:
+    classes = ["odd", "even"] * 4
+    rows = [{"messages": [ASKED, {**ANSWER, "content": each, "thinking": "one"}]} for each in classes]
+    found = {}
+    for drop in (False, True):
+        job = checked(
+            rows, from_trl("qwen3"), drop_reasoning=drop, task="classification", test_file="data/validation.jsonl"
+        )
+        asked = questions.check(job.recipe, job.prepared)
+        assert asked is not None and asked.task.labels == ("even", "odd")
+        found[drop] = (asked.task.by, asked.task.decisions)
+    why = "predicted by generation: training answers have reasoning, which comes before the class"
+    assert found == {False: ("generation", (why,)), True: ("likelihood", ())}

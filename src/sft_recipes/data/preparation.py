@@ -260,7 +260,7 @@ def _write(
     if split_off or rules.variables:
         for split in origins:
             _rewrite(staging / f"{split}.jsonl", split_off=split_off, variables=bool(rules.variables))
-    if rules.holds:
+    if rules.holds or rules.variables:
         _write_features(staging, one_answer=one_answer, variables=rules.variables)
     if rules.group_column is not None:
         (staging / GROUPS).write_text(json.dumps(groups), encoding="utf-8")
