@@ -628,6 +628,10 @@ USER, ANSWER = turn("user", "a"), turn("assistant", "b")
             "{...}}",
         ),
         (
+            [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": {"a": "\ud800"}}]}],
+            "messages[1].tool_calls[0] holds '\\ud800', half of a character; write the whole character",
+        ),
+        (
             [{**USER, "tool_calls": [{"name": "f"}]}, ANSWER],
             "messages[0].tool_calls is in a turn of the user; write it into one of the assistant",
         ),

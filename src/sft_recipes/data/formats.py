@@ -213,7 +213,8 @@ class Rules:
         """How the chat template is to render a row, as TRL takes it: the tools as JSON in a text."""
         found: Row = {}
         if tools := self._tools(row, faults):
-            found["tools"] = json.dumps(tools, ensure_ascii=False)
+            text = json.dumps(tools, ensure_ascii=False)
+            found["tools"] = self.reader.text(text, self.columns["tools"], faults)
             self.holds.add("tools")
         if kwargs := self._template_kwargs(row, faults):
             found["chat_template_kwargs"] = kwargs
@@ -253,9 +254,11 @@ class Rules:
         for key, held in kwargs.items():
             if key in _NO_VARIABLES:
                 faults.append(f"{column}.{key} is not for a row to say; delete it")
-            elif not isinstance(held, (bool, int, float, str)):
+            elif isinstance(held, str):
+                self.reader.text(held, f"{column}.{key}", faults, blank=True)
+            elif not isinstance(held, (bool, int, float)):
                 faults.append(f"{column}.{key} holds {shown(held)}; write true, false, a number or a text")
-            elif self.variables.setdefault(key, type(held)) is not type(held):
+            if self.variables.setdefault(key, type(held)) is not type(held):
                 faults.append(
                     f"{column}.{key} holds {shown(held)}, of another type than in earlier rows; write one type"
                 )

@@ -193,7 +193,8 @@ class Reader:
         if calls:
             more["tool_calls"] = self._calls(said[calls[0]], f"{place}.{calls[0]}", faults)
         if role == "tool":
-            more |= {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
+            its = {key: turn[key] for key in ("name", "tool_call_id") if isinstance(turn.get(key), str)}
+            more |= {key: self.text(held, f"{place}.{key}", faults, blank=True) for key, held in its.items()}
         return more
 
     def _thought(self, content: str, more: Row, place: str, faults: list[str]) -> tuple[str, Row]:
@@ -228,7 +229,9 @@ class Reader:
             faults.append(f"{place}.arguments {filled('arguments')}")
         its = {"id": call["id"]} if isinstance(call.get("id"), str) and call["id"] else {}
         text = json.dumps(arguments, ensure_ascii=False)
-        return {**its, "type": "function", "function": {"name": name, "arguments": text}}
+        found = {**its, "type": "function", "function": {"name": name, "arguments": text}}
+        self.text(json.dumps(found, ensure_ascii=False), place, faults)
+        return found
 
     def _role(self, turn: Row, place: str, key: str, column: str, faults: list[str]) -> str:
         roles = SHAREGPT_ROLES if self.sharegpt else ROLES
