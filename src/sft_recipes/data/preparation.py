@@ -142,8 +142,9 @@ def prepare(
         name = facts["splits"]["validation"]["source"]
         notes.append(f"validation_split_size {validation_split_size} is not used: the validation rows are {name}")
     known = {key: facts[key] for key in ("kind", "conversational", "masked", "format", "splits")}
-    rendered = {key: tuple(facts.get(key, ())) for key in ("holds", "variables")}
-    return Prepared(directory, fingerprint, **known, **rendered, notes=tuple(notes))
+    # What was prepared before there were such has none of them.
+    known |= {key: tuple(facts.get(key, ())) for key in ("holds", "variables")}
+    return Prepared(directory, fingerprint, **known, notes=tuple(notes))
 
 
 def groups(prepared: Prepared, split: str) -> list[str | None]:

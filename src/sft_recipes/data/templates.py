@@ -94,7 +94,7 @@ def reads_clock(template: str) -> bool:
     return "strftime_now" in template
 
 
-def clocked(render: Callable[..., list[str]], template: str, conversations: Sequence[Turns]) -> list[bool]:
+def clocked(render: Callable[..., list[str]], template: str, conversations: Sequence[Prompt]) -> list[bool]:
     """Of each conversation, whether the template writes the date of the day into it."""
     return [_CLOCK in text for text in render(conversations, chat_template=_FROZEN + template)]
 
