@@ -173,7 +173,8 @@ def generate(
     if isinstance(prompts[0], str):
         every = tokenizer(list(prompts))["input_ids"]
     else:
-        every = templates.encoded(tokenizer, prompts, add_generation_prompt=True)["input_ids"]
+        turns = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        every = templates.encoded(tokenizer, turns, add_generation_prompt=True)["input_ids"]
     stops = model.generation_config.eos_token_id
 
     def answer(batch: list[int]) -> dict[int, dict[str, Any]]:
