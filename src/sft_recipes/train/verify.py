@@ -37,7 +37,7 @@ def model_files(recipe: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
 
     Args:
         recipe: The resolved recipe.
-        rows: Whether they are `conversational`, what they hold and which `variables` they set.
+        rows: Whether they are `conversational`, what they hold and which `variables` they set, and the `task` on them.
 
     Raises:
         InputError: The model cannot be found, cannot be had as the recipe asks for it (`models.conflicts`), or its
@@ -69,6 +69,7 @@ def model_files(recipe: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
         marks=bool(recipe.get("assistant_only_loss")),
         holds=rows.get("holds", ()),
         variables=rows.get("variables", ()),
+        calls_asked=rows.get("task") == "generation" and "call answers" in rows.get("holds", ()),
         embeddings=None if refusals.brings_tokens(path) else config.get_text_config().vocab_size,
     )
     if problems := [*map(str, found)]:
