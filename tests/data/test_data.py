@@ -589,7 +589,10 @@ USER, ANSWER = turn("user", "a"), turn("assistant", "b")
             '{"role": ..., "content": ...} objects',
         ),
         (["hi", ANSWER], 'messages[0] holds the string \'hi\'; write {"role": ..., "content": ...}'),
-        ([{"content": "a"}, ANSWER], "messages[0].role is missing; write one of 'system', 'user', 'assistant'"),
+        (
+            [{"content": "a"}, ANSWER],
+            "messages[0].role is missing; write one of 'system', 'user', 'assistant', 'tool'",
+        ),
         ([{"role": "user"}, ANSWER], "messages[0].content is missing; write the text of the turn"),
         ([turn("user", None), ANSWER], "messages[0].content holds null; write a string"),
         ([turn("user", 5), ANSWER], "messages[0].content holds the number 5; write a string"),
@@ -597,10 +600,13 @@ USER, ANSWER = turn("user", "a"), turn("assistant", "b")
         ([USER, turn("asistant", "b")], "messages[1].role holds the string 'asistant'; write 'assistant'"),
         ([USER, turn("Assistant", "b")], "messages[1].role holds the string 'Assistant'; write 'assistant'"),
         (
-            [USER, turn("tool", "b")],
-            "messages[1].role holds the string 'tool'; write one of 'system', 'user', 'assistant'",
+            [USER, turn("robot", "b")],
+            "messages[1].role holds the string 'robot'; write one of 'system', 'user', 'assistant', 'tool'",
         ),
-        ([USER, turn(1, "b")], "messages[1].role holds the number 1; write one of 'system', 'user', 'assistant'"),  # type: ignore[arg-type]
+        (
+            [USER, turn(1, "b")],  # type: ignore[arg-type]
+            "messages[1].role holds the number 1; write one of 'system', 'user', 'assistant', 'tool'",
+        ),
         (
             [USER, turn("gpt", "b")],
             "messages[1].role holds 'gpt', a ShareGPT role; write 'assistant', or set data_format: sharegpt and "
@@ -612,8 +618,34 @@ USER, ANSWER = turn("user", "a"), turn("assistant", "b")
             "data_columns: {conversations: messages}",
         ),
         (
-            [USER, {**ANSWER, "tool_calls": [{"name": "f"}]}],
-            "messages[1].tool_calls is not supported; delete the row, or write the call as content",
+            [USER, {**ANSWER, "tool_calls": [{"arguments": {}}]}],
+            'messages[1].tool_calls[0] holds an object, which is no call of a tool; write {"name": ..., "arguments": '
+            "{...}}",
+        ),
+        (
+            [USER, {**ANSWER, "function_call": {"name": "f", "arguments": "[1]"}}],
+            'messages[1].function_call holds an object, which is no call of a tool; write {"name": ..., "arguments": '
+            "{...}}",
+        ),
+        (
+            [USER, {**ANSWER, "tool_calls": [{"name": "f", "arguments": {"a": "\ud800"}}]}],
+            "messages[1].tool_calls[0] holds '\\ud800', half of a character; write the whole character",
+        ),
+        (
+            [{**USER, "tool_calls": [{"name": "f"}]}, ANSWER],
+            "messages[0].tool_calls is in a turn of the user; write it into one of the assistant",
+        ),
+        (
+            [USER, {**ANSWER, "reasoning": "a", "thinking": "b"}],
+            "messages[1] has 'reasoning', 'thinking' that differ; keep one",
+        ),
+        (
+            [USER, {**turn("assistant", "<think>a</think>b"), "reasoning_content": "a"}],
+            "messages[1].content begins with reasoning, and the turn has it in a field of its own too; keep one",
+        ),
+        (
+            [USER, turn("tool", "1"), ANSWER],
+            "messages[1] is the result of no call; put an assistant turn with tool_calls before it",
         ),
         ([USER, turn("assistant", " \n")], "messages[1].content is blank; write its text, or delete the row"),
         ([turn("user", ""), ANSWER], "messages[0].content is blank; write its text, or delete the row"),
@@ -767,16 +799,9 @@ def test_content_in_parts_of_text_is_joined(place: Workplace) -> None:
     assert (read(prepared), "content: parts of text, joined" in prepared.notes) == ([pair()], True)
 
 
-CALLS = "is not supported; delete the row, or write the call as content"
-THOUGHT = (
-    "is not supported; write it into the content as the model's chat template does, e.g. <think>...</think> before "
-    "the answer"
-)
+INTO_TURN = "is not supported; write it into the assistant's turn that it belongs to, in rows of the format messages"
 PARTS = "rows are text: delete the row, or this of it where the text is right without it"
-INTO_SYSTEM = (
-    "is not supported; write into the system turn what the model is to see of it, as its chat template does, or "
-    "delete it"
-)
+A_SCHEMA = 'write a list of JSON schemas, each as {"type": "function", "function": {"name": ..., "description": ...'
 INTO_PROMPT = "is not supported; write it into the prompt where it belongs, or delete the column"
 OF_ROWS = "is not supported; rows have no weights and no marks: delete the rows that are not to be learnt, and the"
 
@@ -784,20 +809,28 @@ OF_ROWS = "is not supported; rows have no weights and no marks: delete the rows 
 @pytest.mark.parametrize(
     ("row", "expected"),
     [
-        (talk() | {"tools": [{"name": "f"}]}, f"tools {INTO_SYSTEM}"),
-        (talk() | {"functions": '[{"name": "f"}]'}, f"functions {INTO_SYSTEM}"),
-        (talk() | {"chat_template_kwargs": {"enable_thinking": False}}, f"chat_template_kwargs {INTO_SYSTEM}"),
+        (talk() | {"tools": [{"description": "f"}]}, f"tools holds an object; {A_SCHEMA}"),
+        (talk() | {"functions": "none"}, f"functions holds the string 'none'; {A_SCHEMA}"),
+        (talk() | {"tools": "[]", "functions": '[{"name": "f"}]'}, "functions is not supported; the tools stand in"),
+        (
+            talk() | {"chat_template_kwargs": {"tools": "a"}},
+            "chat_template_kwargs.tools is not for a row to say; delete it",
+        ),
+        (
+            talk() | {"chat_template_kwargs": {"enable_thinking": [1]}},
+            "chat_template_kwargs.enable_thinking holds a list of 1; write true, false, a number or a text",
+        ),
+        (
+            {"prompt": "a", "completion": "b", "tools": [{"name": "f"}]},
+            "'tools' stands beside a prompt that is plain text; write prompt and completion as lists of turns",
+        ),
         (talk() | {"images": ["a.png"]}, f"images is not supported; {PARTS}"),
         (talk() | {"history": [["a", "b"]]}, f"history {INTO_PROMPT}"),
         (talk() | {"context": "a"}, f"context {INTO_PROMPT}"),
-        (talk() | {"reasoning_content": "a"}, f"reasoning_content {THOUGHT}"),
+        (talk() | {"reasoning_content": "a"}, f"reasoning_content {INTO_TURN}"),
+        (talk() | {"function_call": {"name": "f"}}, f"function_call {INTO_TURN}"),
         (talk() | {"weight": 0.5}, f"weight {OF_ROWS}"),
         (talk() | {"train": False}, f"train {OF_ROWS}"),
-        (
-            {"messages": [USER, ANSWER | {"reasoning_content": "hm"}]},
-            f"messages[1].reasoning_content {THOUGHT}",
-        ),
-        ({"messages": [USER, ANSWER | {"function_call": {"name": "f"}}]}, f"messages[1].function_call {CALLS}"),
         (
             {"messages": [turn("user", [{"type": "image_url"}]), ANSWER]},
             f"messages[0].content has a part of the type 'image_url'; {PARTS}",

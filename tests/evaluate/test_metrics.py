@@ -20,7 +20,7 @@ from sklearn.pipeline import make_pipeline
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import baselines, classification, generation, metrics, verdict
 from sft_recipes.evaluate.statistics import f1_interval, wilson
-from sft_recipes.recipes import json_schemas
+from sft_recipes.recipes import json_schemas, task
 
 LABELS = ["cat", "dog", "emu", "fox"]
 Rows = list[dict[str, Any]]
@@ -642,6 +642,21 @@ def test_with_a_schema_the_primary_metric_is_valid_json() -> None:
     assert found["paired"]["base"]["outcome"] == "better"
     assert found["verdict"]["outcome"] == "worse"
     assert found["verdict"]["text"].startswith("worse than the most common answer (-0.80 valid JSON, 95 % ")
+
+
+def test_calls_are_matched_on_the_rows_that_ask_for_them() -> None:
+    call, other = (task.calls_text([{"name": name, "arguments": {}}]) for name in "fg")
+    rows = rows_of([call] * 40 + ["text"] * 80, base=[other] * 120, tuned=[call] * 30 + [other] * 10 + ["text"] * 80)
+    for row in rows[:40]:
+        row["call"] = True
+    found = metrics.measure(rows, "generation", [("a", call)], resamples=199)
+    tuned, base = (found["models"][model]["call_match"] for model in ("tuned", "base"))
+    low, high = wilson(30, 40)
+    assert tuned == {"value": 0.75, "low": pytest.approx(low), "high": pytest.approx(high)} and base["value"] == 0
+    assert found["models"]["tuned"]["exact_match"]["value"] == pytest.approx(110 / 120)
+    without = metrics.measure([{**row, "call": False} for row in rows], "generation", [("a", call)], resamples=199)
+    assert without["models"]["tuned"]["call_match"] is None
+    assert without["paired"] == found["paired"]
 
 
 def test_a_schema_is_checked_before_use_and_nothing_is_fetched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,11 @@ TALKS = [
 ASKED = [{"messages": [{"role": "system", "content": "Count."}, *row["messages"][:2]]} for row in TALKS]
 PLAIN = [{"prompt": f"red {n} is", "completion": " odd"} for n in range(16)]
 ROWS = alpaca_rows(16, seed=1)
+THOUGHT = [{"messages": [turns[0], {**turns[1], "reasoning": "one"}]} for turns in (row["messages"] for row in TALKS)]
+TOLD = [{"messages": row["messages"][:2], "chat_template_kwargs": {"loud": True}} for row in TALKS]
+CALL = {"role": "assistant", "tool_calls": [{"name": "count", "arguments": {"n": 1}}]}
+CALLED = [{"messages": [row["messages"][0], CALL]} for row in TALKS]
+CALLS = BARE.replace("{{ m.content }}", "{{ m.content }}{% for c in m.tool_calls %}{{ c.function }}{% endfor %}")
 BEYOND = "the rows, or the end of text and padding, hold token 1,408, and model has embeddings for 1,408"
 
 Change = Callable[[Path], None]
@@ -96,7 +101,18 @@ CASES: dict[str, tuple[Change | None, list[dict[str, Any]], str | None, dict[str
     "longer": (longer, [{"prompt": "redred", "completion": "odd"}] * 16, None, {}, BEYOND),
     "dropped": (None, TALKS, DROPS, {}, "data/train.jsonl row 1: the model's chat template refuses it: it marks none"),
     "system": (None, ASKED, STRICT, {}, "data/train.jsonl row 1: the model's chat template refuses it: System role"),
+    "thought": (None, THOUGHT, BARE, {}, "some rows have reasoning, and mine.jinja does not write them"),
+    "variable": (
+        None,
+        TOLD,
+        BARE,
+        {},
+        "chat_template_kwargs of some rows sets 'loud', which mine.jinja does not know",
+    ),
 }
+TASK = {"task": "generation", "test_file": "data/train.jsonl"}
+# What a plan is refused for by its task alone.
+TASKED = {"calls": (None, CALLED, CALLS, TASK, "the task asks for calls of tools")}
 ALONE = {
     "eval_strategy": "no",
     "save_strategy": "no",
@@ -112,7 +128,7 @@ def write(project: Path, tiny_model: Path) -> Callable[[str], dict[str, Any]]:
     """Write a case into the project; gives the recipe's values."""
 
     def write(case: str) -> dict[str, Any]:
-        change, rows, template, values, _ = CASES[case]
+        change, rows, template, values, _ = (CASES | TASKED)[case]
         write_rows(Path("data/train.jsonl"), rows)
         if change is not None:
             Path("model").unlink() if Path("model").is_symlink() else shutil.rmtree("model")
@@ -184,7 +200,7 @@ def test_every_refusal_is_walked(write: Callable[[str], dict[str, Any]]) -> None
         seen.add(frame.f_lineno)
         return trace
 
-    for case in CASES:
+    for case in CASES | TASKED:
         job = resolved(write(case))
         before = sys.gettrace()
         sys.settrace(trace)
@@ -193,7 +209,7 @@ def test_every_refusal_is_walked(write: Callable[[str], dict[str, Any]]) -> None
         finally:
             sys.settrace(before)
     calls = {node.lineno for node in ast.walk(ast.parse(inspect.getsource(refusals))) if isinstance(node, ast.Yield)}
-    assert len(calls) == 5 and calls <= seen
+    assert len(calls) == 8 and calls <= seen
 
 
 def test_one_answer_a_row_needs_no_marks(

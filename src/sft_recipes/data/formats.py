@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Mapping
+from typing import Any
 
 from sft_recipes.data import turns
 from sft_recipes.data.readers import Problems, Row
@@ -10,24 +11,38 @@ from sft_recipes.data.turns import Turn
 from sft_recipes.errors import InputError, listed, nearest, shown
 
 FORMATS = ("auto", "messages", "sharegpt", "prompt_completion", "alpaca")
+# Keys and roles of turns, and what they are of `templates.PARTS`.
+_HELD = {"tool_calls": "calls", "reasoning_content": "reasoning", "tool": "results"}
+# How the chat template is to render a row: the tools that it offers, and further arguments.
+_RENDERED = ("tools", "chat_template_kwargs")
 _FIELDS = {
-    "messages": ("messages", "system"),
-    "sharegpt": ("conversations", "system"),
-    "prompt_completion": ("prompt", "completion", "system"),
-    "alpaca": ("instruction", "input", "output", "system", "history"),
+    "messages": ("messages", "system", *_RENDERED),
+    "sharegpt": ("conversations", "system", *_RENDERED),
+    "prompt_completion": ("prompt", "completion", "system", *_RENDERED),
+    "alpaca": ("instruction", "input", "output", "system", "history", *_RENDERED),
 }
 # The one that holds or ends with the answer; and those that a row may leave out.
 _ANSWER = {"messages": "messages", "sharegpt": "conversations", "prompt_completion": "completion", "alpaca": "output"}
-_OPTIONAL = ("input", "system", "history")
-# Dolly's names of Alpaca's fields.
-_ALIASES = {"input": "context", "output": "response"}
+_OPTIONAL = ("input", "system", "history", *_RENDERED)
+# Dolly's names of Alpaca's fields, and OpenAI's older name of tools.
+_ALIASES = {"input": "context", "output": "response", "tools": "functions"}
+# Arguments of `apply_chat_template` that are no variables of a template, or that a training sets itself.
+_NO_VARIABLES = frozenset(
+    (
+        *("chat_template", "tools", "documents", "messages", "add_generation_prompt", "continue_final_message"),
+        *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict", "tokenizer_kwargs"),
+        *("return_assistant_tokens_mask", "sanitize_control_tokens"),
+    )
+)
 # Columns that carry meaning where they hold something; a row that has them is not right without them.
-_INTO_SYSTEM = "write into the system turn what the model is to see of it, as its chat template does, or delete it"
+_ONCE = "the tools stand in another column too; keep one"
+_INTO_TURN = "write it into the assistant's turn that it belongs to, in rows of the format messages"
 _INTO_PROMPT = "write it into the prompt where it belongs, or delete the column"
 _OF_ROWS = "rows have no weights and no marks: delete the rows that are not to be learnt, and the column"
 _REFUSED = {
-    **{key: why for key, why in turns.REFUSED.items() if key not in ("loss_scale", "tool_call_id")},
-    **dict.fromkeys(("tools", "functions", "chat_template_kwargs"), _INTO_SYSTEM),
+    **{key: why for key, why in turns.REFUSED.items() if key != "loss_scale"},
+    **dict.fromkeys((*turns.CALLS, *turns.REASONING), _INTO_TURN),
+    "functions": _ONCE,
     **dict.fromkeys(("history", "context", "input"), _INTO_PROMPT),
     **dict.fromkeys(("loss_scale", "loss_weight", "sample_weight"), _OF_ROWS),
 }
@@ -77,6 +92,7 @@ class Rules:
         columns: those of the fields that have other names.
         group_column: the column of groups.
         classes: whether answers that are numbers or truth values are classes.
+        drop_reasoning: whether what an assistant thinks before it answers is left out.
         answers: whether rows must have answers; of those that need none, what is there is not looked at.
     """
 
@@ -87,6 +103,7 @@ class Rules:
         group_column: str | None,
         *,
         classes: bool = False,
+        drop_reasoning: bool = False,
         answers: bool = True,
     ) -> None:
         self.candidates = candidates
@@ -96,7 +113,11 @@ class Rules:
         self.group_column = group_column
         self.answers = answers
         self.needed: list[str] = []
-        self.reader = turns.Reader(classes=classes, marks=answers)
+        self.reader = turns.Reader(classes=classes, marks=answers, drop_reasoning=drop_reasoning)
+        self.holds: set[str] = set()
+        """What the rows hold that not every chat template renders, of `templates.PARTS`."""
+        self.variables: dict[str, type] = {}
+        """What they set of the chat template, and of which type."""
         self.several: str | None = None
         """The first row with several answers to learn."""
         self.masked: str | None = None
@@ -155,10 +176,7 @@ class Rules:
             return {**row, column: "answer" if self.format == "alpaca" or self.prompt_type is str else [turn]}
         held = self.reader.decoded(row.get(column), column, [])
         last = held[-1] if isinstance(held, list) and held else None
-        if (
-            isinstance(last, dict)
-            and turns.SHAREGPT_ROLES.get(str(last.get("role") or last.get("from"))) != "assistant"
-        ):
+        if isinstance(last, dict) and turns.meant(str(last.get("role") or last.get("from"))) != "assistant":
             return {**row, column: [*held, turn]}
         return row
 
@@ -180,6 +198,9 @@ class Rules:
         if faults:
             return {}
         row = row if self.answers else self._answered(row)
+        return self._turns_of(row, faults, place) | self._rendered(row, faults)
+
+    def _turns_of(self, row: Row, faults: list[str], place: str) -> Row:
         if self.format == "alpaca":
             return {"messages": self._conversation(self._alpaca(row, faults), "the row", faults, place)}
         if self.format == "prompt_completion":
@@ -187,6 +208,61 @@ class Rules:
         column = self.columns[_ANSWER[self.format]]
         found = self._with_system(row, self.reader.turns(row[column], column, faults), faults)
         return {"messages": self._conversation(found, column, faults, place)}
+
+    def _rendered(self, row: Row, faults: list[str]) -> Row:
+        """How the chat template is to render a row, as TRL takes it: the tools as JSON in a text."""
+        found: Row = {}
+        if tools := self._tools(row, faults):
+            text = json.dumps(tools, ensure_ascii=False)
+            found["tools"] = self.reader.text(text, self.columns["tools"], faults)
+            self.holds.add("tools")
+        if kwargs := self._template_kwargs(row, faults):
+            found["chat_template_kwargs"] = kwargs
+        if found and not self.conversational:
+            columns = listed(self.columns[field] for field in found)
+            fix = "write prompt and completion as lists of turns, which a chat template renders"
+            faults.append(f"{columns} stands beside a prompt that is plain text; {fix}")
+        return found
+
+    def _tools(self, row: Row, faults: list[str]) -> list[Any]:
+        """The tools of a row as JSON schemas, each as templates take it: `{"type": "function", "function": ...}`."""
+        column = self.columns["tools"]
+        value = given = turns.from_json(row.get(column))
+        value = [] if value in (None, "", {}) else [value] if isinstance(value, dict) else value
+        tools = [turns.from_json(each) for each in value] if isinstance(value, list) else [None]
+        tools = [each if not _is_tool(each) else {"type": "function", "function": each} for each in tools]
+        wrong = [each for each in tools if not isinstance(each, dict) or not _is_tool(each.get("function"))]
+        if wrong:
+            held = shown(given if wrong == [None] else wrong[0])
+            schema = '{"type": "function", "function": {"name": ..., "description": ..., "parameters": {...}}}'
+            faults.append(f"{column} holds {held}; write a list of JSON schemas, each as {schema}")
+            return []
+        if self.reader.columnar and not isinstance(row.get(column), str) and turns.has_null(tools):
+            faults.append(f"{column} {turns.filled(column)}")
+        return tools
+
+    def _template_kwargs(self, row: Row, faults: list[str]) -> Row:
+        """The arguments of a row for its chat template, of one type in all rows, as Arrow needs them."""
+        column = self.columns["chat_template_kwargs"]
+        value = turns.from_json(row.get(column))
+        if value in (None, ""):
+            return {}
+        if not isinstance(value, dict):
+            faults.append(f'{column} holds {shown(value)}; write an object, such as {{"enable_thinking": false}}')
+            return {}
+        kwargs = {key: held for key, held in value.items() if held is not None}
+        for key, held in kwargs.items():
+            if key in _NO_VARIABLES:
+                faults.append(f"{column}.{key} is not for a row to say; delete it")
+            elif isinstance(held, str):
+                self.reader.text(held, f"{column}.{key}", faults, blank=True)
+            elif not isinstance(held, (bool, int, float)):
+                faults.append(f"{column}.{key} holds {shown(held)}; write true, false, a number or a text")
+            if self.variables.setdefault(key, type(held)) is not type(held):
+                faults.append(
+                    f"{column}.{key} holds {shown(held)}, of another type than in earlier rows; write one type"
+                )
+        return kwargs
 
     def _optional(self, field: str, row: Row, faults: list[str]) -> str:
         value, column = row.get(self.columns[field]), self.columns[field]
@@ -276,12 +352,14 @@ class Rules:
         if "assistant" not in roles:
             faults.append(f"{column} has no assistant turn; add the answer to learn, or delete the row")
             return []
-        for index, (where, role, _, _) in enumerate(found):
+        for index, (where, role) in enumerate((turn.place, turn.role) for turn in found):
             if role == "system" and index:
                 faults.append(f"{where} is a system turn; move it to the front, where the one system turn belongs")
             elif role == "assistant" and index == start:
                 faults.append(f"{where} is an answer to nothing; put a user turn before it")
-            elif index and role == roles[index - 1]:
+            elif role == "tool" and not _follows_call(found[:index]):
+                faults.append(f"{where} is the result of no call; put an assistant turn with tool_calls before it")
+            elif index and role == roles[index - 1] and role != "tool":
                 faults.append(f"{where} is a second {role} turn in a row; join the two, or add the turn between them")
         if roles[-1] != "assistant":
             faults.append(
@@ -312,7 +390,19 @@ class Rules:
         elif len(learnt) > 1:
             self.several = self.several or place
         self.shortened += len(kept) < len(found)
-        return [{"role": turn.role, "content": turn.content} for turn in kept]
+        if "tool_calls" in kept[-1].more:
+            self.holds.add("call answers")
+        for turn in kept:
+            self.holds.update(_HELD[key] for key in (*turn.more, turn.role) if key in _HELD)
+        return [turn.message for turn in kept]
+
+
+def _is_tool(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("name"), str) and bool(value["name"])
+
+
+def _follows_call(before: list[Turn]) -> bool:
+    return bool(before) and (before[-1].role == "tool" or "tool_calls" in before[-1].more)
 
 
 def _required(name: str) -> list[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.data import formats
+from sft_recipes.data import formats, templates
 from sft_recipes.data.formats import Rules
 from sft_recipes.data.readers import Problems, Row, Source, file_source, hub_sources
 from sft_recipes.errors import InputError, listed
@@ -43,6 +43,8 @@ class Prepared:
     kind: str  # "prompt_completion" (loss on the one answer of a row) or "messages" (loss on every assistant turn)
     conversational: bool  # whether the rows are turns, which a chat template renders, or plain text
     masked: bool  # whether marks in the rows leave answers out of the loss
+    holds: tuple[str, ...]  # what is in the rows that not every chat template renders, of `templates.PARTS`
+    variables: tuple[str, ...]  # what the rows tell the chat template by chat_template_kwargs
     format: str  # what the user's rows were in: one of `formats.FORMATS`, never "auto"
     splits: dict[str, dict[str, Any]]  # of each: `source`, that one's `sha256` and `rows`, and its own `prepared_rows`
     notes: tuple[str, ...]  # one sentence for each decision that was made
@@ -51,6 +53,7 @@ class Prepared:
 _SOURCE = (
     *("train_file", "validation_file", "test_file", "dataset_name", "dataset_config"),
     *("dataset_train_split", "dataset_test_split", "data_format", "data_columns", "group_column", "task"),
+    "drop_reasoning",
 )
 
 
@@ -78,6 +81,7 @@ def prepare(
     data_columns: Mapping[str, str] | None = None,
     group_column: str | None = None,
     task: str | None = None,
+    drop_reasoning: bool = False,
     validation_split_size: float = 0.0,
     cache: Path,
     on_rows: Callable[[int], None] | None = None,
@@ -95,7 +99,9 @@ def prepare(
     """
     columns = dict(data_columns or {})
     classes = task == "classification"
-    rules = Rules(formats.candidates(data_format, columns), columns, group_column, classes=classes)
+    rules = Rules(
+        formats.candidates(data_format, columns), columns, group_column, classes=classes, drop_reasoning=drop_reasoning
+    )
     if (train_file is None) == (dataset_name is None):
         given = "neither is" if train_file is None else "both are"
         raise InputError(f"give one of train_file and dataset_name: {given} given")
@@ -115,6 +121,7 @@ def prepare(
     decisive = [PREPARATION_VERSION, contents, data_format, columns, float(share)]
     decisive += [] if group_column is None else [group_column]
     decisive += ["classes"] if classes else []
+    decisive += ["drop_reasoning"] if drop_reasoning else []
     fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     directory = cache / fingerprint[:16]
     facts = _complete(directory, fingerprint)
@@ -135,6 +142,8 @@ def prepare(
         name = facts["splits"]["validation"]["source"]
         notes.append(f"validation_split_size {validation_split_size} is not used: the validation rows are {name}")
     known = {key: facts[key] for key in ("kind", "conversational", "masked", "format", "splits")}
+    # What was prepared before there were such has none of them.
+    known |= {key: tuple(facts.get(key, ())) for key in ("holds", "variables")}
     return Prepared(directory, fingerprint, **known, notes=tuple(notes))
 
 
@@ -148,7 +157,7 @@ def groups(prepared: Prepared, split: str) -> list[str | None]:
 def prompts(
     name: str, data_format: str, data_columns: Mapping[str, str] | None, *, conversational: bool
 ) -> list[tuple[Row, Any]]:
-    """The rows of a file as they are, each with what a model is asked: a text, or the turns before the answer.
+    """The rows of a file as they are, each with what a model is asked: a text, or a prompt of `templates`.
 
     They are read and checked as training rows are, but need no answer; one that is there is not looked at. The format
     is that of the training rows, never "auto", and `conversational` whether those were turns or plain text.
@@ -166,7 +175,8 @@ def prompts(
         answered = rules.normalise(row, faults)
         problems.add(place, *faults)
         if not faults:
-            found.append((row, answered["messages"][:-1] if "messages" in answered else answered["prompt"]))
+            asked = answered["messages"][:-1] if "messages" in answered else answered["prompt"]
+            found.append((row, templates.prompt_of(answered, asked)))
     if not found and not problems.count:
         problems.add(name, "has no rows; write at least one")
     problems.stop()
@@ -210,6 +220,7 @@ def _write(
     with ExitStack() as stack:
         files = {split: stack.enter_context((staging / f"{split}.jsonl").open("w", **_TEXT)) for split in origins}
         for split, source in sources.items():
+            rules.reader.columnar = source.reader in (".parquet", "hub")
             for place, row in source.rows(problems):
                 read[split] += 1
                 if on_rows and not (total := sum(read.values())) % PROGRESS_ROWS:
@@ -246,15 +257,20 @@ def _write(
             f"validation_split_size {share} puts all {read['train']:,} rows of {sources['train'].name} on one side "
             "(equal rows stay together): give a validation_file, more rows or another share"
         )
-    if one_answer and rules.format != "prompt_completion":
+    split_off = one_answer and rules.format != "prompt_completion"
+    if split_off or rules.variables:
         for split in origins:
-            _split_off_answers(staging / f"{split}.jsonl")
+            _rewrite(staging / f"{split}.jsonl", split_off=split_off, variables=bool(rules.variables))
+    if rules.holds or rules.variables:
+        _write_features(staging, one_answer=one_answer, variables=rules.variables)
     if rules.group_column is not None:
         (staging / GROUPS).write_text(json.dumps(groups), encoding="utf-8")
     facts: dict[str, Any] = {
         "kind": "prompt_completion" if one_answer else "messages",
         "conversational": rules.conversational,
         "masked": bool(masked or shortened),
+        "holds": [part for part in templates.PARTS if part in rules.holds],
+        "variables": sorted(rules.variables),
         "format": rules.format,
         "detected": rules.detected,
         "unused": sorted(rules.reader.unused),
@@ -279,15 +295,45 @@ def _chosen(line: str, share: float) -> bool:
     return int.from_bytes(hashlib.sha256(line.encode(errors="surrogatepass")).digest()[:8], "big") < share * 2**64
 
 
-def _split_off_answers(path: Path) -> None:
-    """Turn rows of messages into prompt and completion; TRL then needs no help of the chat template for the loss."""
+def _rewrite(path: Path, *, split_off: bool, variables: bool) -> None:
+    """Turn rows of messages into prompt and completion; TRL then needs no help of the chat template for the loss.
+
+    Where rows set variables of the chat template, each row gets an object of them, which TRL needs then.
+    """
     converted = path.with_suffix(".converted")
     with path.open(**_TEXT) as lines, converted.open("w", **_TEXT) as file:
         for line in lines:
-            messages = json.loads(line)["messages"]
-            row = {"prompt": messages[:-1], "completion": messages[-1:]}
+            row = json.loads(line)
+            if split_off:
+                messages = row.pop("messages")
+                row = {"prompt": messages[:-1], "completion": messages[-1:], **row}
+            if variables:
+                row.setdefault("chat_template_kwargs", {})
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
     converted.replace(path)
+
+
+def _write_features(staging: Path, *, one_answer: bool, variables: Mapping[str, type]) -> None:
+    """The columns as `datasets` reads them beside the rows, since it would know those of the first 10 MB alone."""
+    import yaml
+
+    def texts(*names: str) -> list[dict[str, Any]]:
+        return [{"name": name, "dtype": "string"} for name in names]
+
+    def turns(column: str) -> dict[str, Any]:
+        function = {"name": "function", "struct": texts("name", "arguments")}
+        calls = {"name": "tool_calls", "list": [*texts("id", "type"), function]}
+        said = texts("role", "content", "reasoning_content", "name", "tool_call_id")
+        return {"name": column, "list": [*said, calls]}
+
+    columns = ("prompt", "completion") if one_answer else ("messages",)
+    features = [*map(turns, columns), *texts("tools")]
+    if variables:
+        types = {bool: "bool", int: "int64", float: "float64", str: "string"}
+        fields = [{"name": name, "dtype": types[variables[name]]} for name in sorted(variables)]
+        features.append({"name": "chat_template_kwargs", "struct": fields})
+    card = yaml.safe_dump({"dataset_info": {"features": features}}, sort_keys=False)
+    (staging / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
 
 
 def _notes(facts: dict[str, Any], share: float) -> list[str]:
@@ -304,6 +350,11 @@ def _notes(facts: dict[str, Any], share: float) -> list[str]:
     if facts["shortened"]:
         ends = count(facts["shortened"], "row")
         notes.append(f"{ends} end at the last answer that is to be learnt; what follows has no part in the loss")
+    if facts.get("holds"):
+        held = [part for part in facts["holds"] if part != "call answers"]
+        notes.append(f"rendered by the chat template: {', '.join(held)}")
+    if facts.get("variables"):
+        notes.append(f"chat_template_kwargs: {listed(facts['variables'])}, of each row")
     several = "every assistant turn, since some rows have several"
     notes.append(f"loss: on {several if facts['kind'] == 'messages' else 'the one answer that ends each row'}")
     for split, of_split in facts["splits"].items():

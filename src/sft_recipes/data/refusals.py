@@ -1,10 +1,10 @@
 """What a tokenizer and its chat template cannot do with a recipe's rows: said by a plan, refused by a training."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
 from sft_recipes.data import templates
-from sft_recipes.errors import closest
+from sft_recipes.errors import closest, listed, nearest
 from sft_recipes.recipes.conflicts import Conflict
 from sft_recipes.recipes.places import TEMPLATES
 from sft_recipes.recipes.recipe import Recipe
@@ -23,6 +23,8 @@ class TokenizerFacts(TypedDict):
     template: bool  # whether it has a chat template
     marked: bool  # whether the assistant's turns can be told in what the template renders
     alike: list[str]  # shipped templates that render the same, with these marks; none where its own has them
+    renders: list[str]  # what its chat template writes of what rows may hold (`templates.PARTS`)
+    variables: list[str]  # what its chat template can be told
 
 
 def facts(tokenizer: Any) -> TokenizerFacts:
@@ -42,6 +44,8 @@ def facts(tokenizer: Any) -> TokenizerFacts:
         "template": template is not None,
         "marked": marked,
         "alike": templates.alike(tokenizer) if template is not None and not marked else [],
+        "renders": templates.renders(template, tokenizer.special_tokens_map) if template is not None else [],
+        "variables": templates.variables(template) if template is not None else [],
     }
 
 
@@ -52,6 +56,9 @@ def refused(
     *,
     conversational: bool,
     marks: bool,
+    holds: Sequence[str] = (),
+    variables: Sequence[str] = (),
+    calls_asked: bool = False,
     embeddings: int | None = None,
     largest: int = 0,
 ) -> Iterator[Conflict]:
@@ -63,6 +70,9 @@ def refused(
         known: What `facts` says of the tokenizer.
         conversational: Whether the rows are turns, which the template renders.
         marks: Whether the loss is on every assistant turn, which the template has to mark.
+        holds: What the rows hold that not every template renders (`templates.PARTS`).
+        variables: What the rows tell the template by chat_template_kwargs.
+        calls_asked: Whether the model will be asked for calls, which an evaluation has to read.
         embeddings: The rows of the model's embedding, where they are known and stay as they are.
         largest: The largest token of the rows, as far as they have been tokenised.
     """
@@ -90,6 +100,15 @@ def refused(
             "answers only",
             f"set chat_template_path to {copy}",
         )
+    if known["template"]:
+        yield from _unrendered(template, known, holds, variables)
+        if calls_asked and "calls" in known["renders"] and "call answers" not in known["renders"]:
+            yield wrong(
+                "chat-template",
+                f"the task asks for calls of tools, and {template} does not write them as an object of JSON with name "
+                "and arguments, so an evaluation could not read them",
+                "set task: null, or set chat_template_path to a template that writes such objects",
+            )
     if known["closes"] and not conversational:
         yield wrong(
             "end-of-text-twice",
@@ -99,6 +118,32 @@ def refused(
             "where that is set), or write the rows as conversations",
         )
     yield from beyond(base, max(largest, known["largest"]), embeddings)
+
+
+def _unrendered(
+    template: str, known: TokenizerFacts, holds: Sequence[str], variables: Sequence[str]
+) -> Iterator[Conflict]:
+    """What of the rows a chat template would leave out, so that the model never sees it."""
+    words = {"tools": "tools", "calls": "calls of tools", "results": "results of tools", "reasoning": "reasoning"}
+    lost = [part for part in holds if part not in known["renders"] and part != "call answers"]
+    other = "set chat_template_path to a template that does, or take a model that has one"
+    for parts, remedy in (
+        ([part for part in lost if part != "reasoning"], f"{other}, such as model: qwen3_0_6b"),
+        (["reasoning"] if "reasoning" in lost else [], f"{other}; or set drop_reasoning: true, which leaves it out"),
+    ):
+        if parts:
+            what = " and ".join(words[part] for part in parts)
+            reason = f"some rows have {what}, and {template} does not write them, so the model would never see them"
+            yield Conflict("chat-template", "recipe", reason, remedy)
+    if unknown := [name for name in variables if name not in known["variables"]]:
+        near = nearest(unknown[0], known["variables"])
+        yield Conflict(
+            "chat-template",
+            "recipe",
+            f"chat_template_kwargs of some rows sets {listed(unknown)}, which {template} does not know, so it has no "
+            "effect",
+            f"delete it{near}, or set chat_template_path to a template that knows it",
+        )
 
 
 def beyond(base: str, largest: int, embeddings: int | None) -> Iterator[Conflict]:
@@ -122,7 +167,7 @@ def of_recipe(
     Args:
         recipe: The recipe.
         known: What `facts` says of its tokenizer.
-        rows: Their `kind`, and whether they are `conversational`.
+        rows: Their `kind`, whether they are `conversational`, what they hold and which `variables` they set.
         config: The values of the language model's config; None where they are not known.
         largest: The largest token of the rows.
     """
@@ -133,6 +178,9 @@ def of_recipe(
         known,
         conversational=rows["conversational"],
         marks=rows["kind"] == "messages" and recipe.loss_on_answers,
+        holds=rows["holds"],
+        variables=rows["variables"],
+        calls_asked=recipe["task"] == "generation" and "call answers" in rows["holds"],
         embeddings=None if brings_tokens(path) or config is None else config.get("vocab_size"),
         largest=largest,
     )

@@ -25,7 +25,7 @@ from sft_recipes.files import write_whole
 from sft_recipes.recipes import secrets
 
 # Part of every cached survey: raise it when the same rows would be counted differently.
-SURVEY_VERSION = 6
+SURVEY_VERSION = 7
 CACHE = Path(".cache/surveys")
 
 # Examples kept of each problem.
@@ -109,6 +109,8 @@ class Survey(TypedDict):
     how: str
     kind: str
     conversational: bool
+    holds: list[str]
+    variables: list[str]
     tokenizer: TokenizerFacts | None
     class_field: str | None  # of JSON answers; "" for the whole answer, None where they are no classification
     splits: dict[str, SplitFacts]
@@ -238,6 +240,8 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
         "how": how,
         "kind": prepared.kind,
         "conversational": prepared.conversational,
+        "holds": prepared.holds,
+        "variables": prepared.variables,
         "tokenizer": refusals.facts(loaded) if loaded is not None else None,
         "class_field": field,
         "splits": {
@@ -268,14 +272,16 @@ class _Split:
 
     def add(self, row: dict[str, Any], size: Size) -> None:
         self.rows += 1
-        turns = tokens.turns(row)
+        turns = tokens.written(row)
         answer = turns[-1][1]
         self.first_answer = answer[:SHOWN] if self.rows == 1 else self.first_answer
         answers = [text for role, text in turns if role == "assistant"]
         prompt = "\n".join(text for role, text in turns[:-1] if role != "assistant")
         whole = "\n".join(text for _, text in turns)
-        asks_json = "json" in prompt.lower() and bool(_JSON_ASKED.search(prompt.lower()))
-        looks_json, parsed, value = _parsed(answer)
+        # What is called is for the tool to read, and no class.
+        call = not isinstance(row.get("prompt"), str) and "tool_calls" in tokens.turns_of(row)[-1]
+        asks_json = not call and "json" in prompt.lower() and bool(_JSON_ASKED.search(prompt.lower()))
+        looks_json, parsed, value = (False, False, None) if call else _parsed(answer)
         self.json.update(asked=asks_json, looks=looks_json)
         # A template may put a newline after the stop token of the last turn, so `verify.data` looks at three tokens.
         stopped = bool(size.stops) and size.stops[-1] > size.length - 3

@@ -10,7 +10,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
@@ -263,7 +263,8 @@ class _Exact:
 
     def sizes(self, batch: list[dict[str, Any]]) -> list[Size]:
         if "messages" in batch[0]:
-            out = self._tokens([row["messages"] for row in batch], return_assistant_tokens_mask=True)
+            prompts = [templates.prompt_of(row, row["messages"]) for row in batch]
+            out = self._tokens(prompts, return_assistant_tokens_mask=True)
             edges = (np.flatnonzero(np.diff([0, *mask, 0])).tolist() for mask in out["assistant_masks"])
             spans = [list(zip(marks[::2], marks[1::2], strict=True)) for marks in edges]
             if not all(spans):
@@ -277,8 +278,9 @@ class _Exact:
             wholes = self.loaded(texts, **self._QUIET)["input_ids"]
             found = [set() for _ in batch]
         else:
-            prompts = self._tokens([row["prompt"] for row in batch], add_generation_prompt=True)["input_ids"]
-            wholes = self._tokens([row["prompt"] + row["completion"] for row in batch])["input_ids"]
+            asked = [templates.prompt_of(row, row["prompt"]) for row in batch]
+            prompts = self._tokens(asked, add_generation_prompt=True)["input_ids"]
+            wholes = self._tokens([templates.prompt_of(row, turns_of(row)) for row in batch])["input_ids"]
             found = [set(differing) for differing in self._differences(batch)]
         sizes = []
         for prompt, ids, problems in zip(prompts, wholes, found, strict=True):
@@ -287,14 +289,12 @@ class _Exact:
             sizes.append(self._size(ids, [(start, len(ids))], problems))
         return sizes
 
-    def _tokens(self, conversations: list[templates.Turns], **how: Any) -> Any:
-        return self.loaded.apply_chat_template(
-            conversations, return_dict=True, chat_template=self.template, tokenizer_kwargs=self._QUIET, **how
-        )
+    def _tokens(self, prompts: list[templates.Prompt], **how: Any) -> dict[str, list[Any]]:
+        return templates.encoded(self.loaded, prompts, self.template, tokenizer_kwargs=self._QUIET, **how)
 
-    def _texts(self, conversations: Any, **how: Any) -> Any:
-        how = {"chat_template": self.template, **how}
-        return self.loaded.apply_chat_template(conversations, tokenize=False, **how)
+    def _texts(self, prompts: Sequence[templates.Prompt], **how: Any) -> list[str]:
+        template = how.pop("chat_template", self.template)
+        return templates.texts(self.loaded, prompts, template, **how)
 
     def _decoded(self, ids: list[int]) -> str:
         return self.loaded.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -317,8 +317,8 @@ class _Exact:
 
     def _differences(self, batch: list[dict[str, Any]]) -> Iterator[Iterator[str]]:
         """Of each conversation, how what is trained on differs from the row's own answers."""
-        wholes = [row["messages"] if "messages" in row else row["prompt"] + row["completion"] for row in batch]
-        header = templates.header_of(self._texts, wholes[0])
+        wholes = [templates.prompt_of(row, turns_of(row)) for row in batch]
+        header = templates.header_of(lambda turns, **how: self._texts([turns], **how)[0], turns_of(batch[0]))
         clock = [False] * len(batch)
         if templates.reads_clock(self.template or ""):
             clock = templates.clocked(self._texts, self.template or "", wholes)
@@ -326,14 +326,18 @@ class _Exact:
             from transformers.utils.chat_template_utils import render_jinja_template
 
             how = {"chat_template": self.template, "return_assistant_tokens_mask": True}
-            texts, marked = render_jinja_template(wholes, **how, **self.loaded.special_tokens_map)
+            how |= self.loaded.special_tokens_map
+            groups = templates.groups(wholes, self.template)
+            parts_of = [render_jinja_template(group, **{**how, **told}) for group, told in groups]
+            texts, marked = ([each for part in parts_of for each in part[index]] for index in (0, 1))
         else:
-            prompts = self._texts([row["prompt"] for row in batch], add_generation_prompt=True)
+            asked = [templates.prompt_of(row, row["prompt"]) for row in batch]
+            prompts = self._texts(asked, add_generation_prompt=True)
             texts = self._texts(wholes)
             marked = [[(templates.common(*pair), len(pair[1]))] for pair in zip(prompts, texts, strict=True)]
-        for row, turns, text, parts, reads in zip(batch, wholes, texts, marked, clock, strict=True):
-            answered = turns if "messages" in row else row["completion"]
-            answers = [turn["content"] for turn in answered if turn["role"] == "assistant"]
+        for row, text, parts, reads in zip(batch, texts, marked, clock, strict=True):
+            answered = row["messages"] if "messages" in row else row["completion"]
+            answers = [turn for turn in answered if turn["role"] == "assistant"]
             # A template may mark a turn in several parts.
             parts = parts if len(parts) == len(answers) else [(parts[0][0], parts[-1][1])] * len(answers)
             pairs = zip(parts, answers, strict=True)
@@ -347,7 +351,7 @@ def estimate(batch: list[dict[str, Any]]) -> list[Size]:
     for row in batch:
         plain = isinstance(row.get("prompt"), str)
         place, spans = 0, []
-        for role, text in turns(row):
+        for role, text in written(row):
             start = place + (0 if plain else TURN_OPENING)
             place = start - (-len(text.encode()) // BYTES_PER_TOKEN)
             # Of plain text only the answer is closed, by its stop token.
@@ -359,9 +363,14 @@ def estimate(batch: list[dict[str, Any]]) -> list[Size]:
     return sizes
 
 
-def turns(row: dict[str, Any]) -> list[tuple[str, str]]:
-    """The row as (role, text), the last of which is the assistant's."""
+def turns_of(row: dict[str, Any]) -> templates.Turns:
+    """The turns of a prepared row that has such."""
+    return row["messages"] if "messages" in row else row["prompt"] + row["completion"]
+
+
+def written(row: dict[str, Any]) -> list[tuple[str, str]]:
+    """The row as (role, text), the last of which is the assistant's; tools stand before them as the system's."""
     if isinstance(row.get("prompt"), str):
         return [("user", row["prompt"]), ("assistant", row["completion"])]
-    turns = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
-    return [(turn["role"], turn["content"]) for turn in turns]
+    tools = [("system", row["tools"])] if row.get("tools") else []
+    return tools + [(turn["role"], templates.text_of(turn)) for turn in turns_of(row)]

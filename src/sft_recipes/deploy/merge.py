@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.children import peak_resident
+from sft_recipes.data import templates
 from sft_recipes.environment import quiet, quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.files import sealed, write_whole
@@ -240,7 +241,8 @@ def tokens(tokenizer: Any, row: Facts) -> tuple[list[int], int]:
         last = max(index for index, turn in enumerate(row["messages"]) if turn["role"] == "assistant")
         row = {"prompt": row["messages"][:last], "completion": row["messages"][last : last + 1]}
     if isinstance(row["prompt"], list):
-        row = apply_chat_template(row, tokenizer)
+        turns = {key: templates.decoded(row[key], tokenizer.get_chat_template()) for key in ("prompt", "completion")}
+        row = apply_chat_template({**row, **turns}, tokenizer, json.loads(row.get("tools") or "[]"))
     prompt = tokenizer(row["prompt"])["input_ids"]
     whole = tokenizer(row["prompt"] + row["completion"])["input_ids"]
     kept = whole[: len(prompt) + ANSWER_TOKENS][-ROW_TOKENS:]

@@ -183,6 +183,8 @@ def render(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "evaluated", f"{text} ({speeds})"
     shown = ("macro_f1", "accuracy") if result["task"] == "classification" else ("exact_match", "rougeL", "chrf")
     shown = (*shown, "valid_json") if result["primary"] == "valid_json" else shown
+    if any(figures.get("call_match") for figures in result["models"].values()):
+        shown = (*shown, "call_match")
     for model in reversed(MODELS):
         if model in result["models"]:
             yield model, _figures(result["models"][model], shown)
@@ -252,12 +254,15 @@ def _prediction(
         "gold": found.label(question.reference) if classes else None,
         "reference": question.reference,
         "leaked": question.leaked,
-        **{model: said(found, outputs[model][question.row]) for model in models},
+        **({"call": True} if question.call else {}),
+        **{model: said(found, outputs[model][question.row], call=question.call) for model in models},
     }
 
 
-def said(found: Task, output: Mapping[str, Any]) -> dict[str, Any]:
-    """What one model says to a row, with probabilities that sum to one over the labels."""
+def said(found: Task, output: Mapping[str, Any], *, call: bool = False) -> dict[str, Any]:
+    """What one model says to a row, with probabilities that sum to one over the labels; where it is asked for a `call`
+    the calls in what it says, if there are any.
+    """
     if found.by == "likelihood":
         scores = output["log_likelihoods"]
         highest = max(scores.values())
@@ -272,5 +277,7 @@ def said(found: Task, output: Mapping[str, Any]) -> dict[str, Any]:
             "finished": None,
         }
     text = task.answer_of(output["text"])
+    if call and (calls := task.calls_in(text)):
+        text = task.calls_text(calls)
     prediction = found.label(text) if found.kind == "classification" else text
     return {"prediction": prediction, "probabilities": None, "text": output["text"], "finished": output["finished"]}

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sft_recipes.evaluate.baselines import tokens
 
-SCORES = ("exact_match", "rougeL", "chrf", "valid_json")
+SCORES = ("exact_match", "rougeL", "chrf", "valid_json", "call_match")
 
 
 class Words:
@@ -33,9 +33,14 @@ def _no_constant(name: str) -> None:
 
 
 def scores(
-    references: Sequence[str], texts: Sequence[str], checker: Draft202012Validator | None
+    references: Sequence[str],
+    texts: Sequence[str],
+    checker: Draft202012Validator | None,
+    calls: Sequence[bool] = (),
 ) -> NDArray[np.float64]:
-    """The `SCORES` of each row, all in 0 to 1, shape (rows, 4), or without a schema (rows, 3).
+    """The `SCORES` of each row, all in 0 to 1, NaN where a score is not of the row.
+
+    Shape (rows, 3), one more with a schema, and one more where any of the rows asks for a call of a tool (`calls`).
 
     - exact_match: equal but for white space at the ends.
     - rougeL: F1 of the longest common subsequence of tokens (Lin 2004, aclanthology.org/W04-1013), by rouge_score
@@ -43,6 +48,8 @@ def scores(
     - chrf: character n-gram F-score, n up to 6, beta 2 (Popovic 2015, doi:10.18653/v1/W15-3049), by sacrebleu,
       divided by 100.
     - valid_json: whether the text is JSON of the schema; the reference plays no part.
+    - call_match: of rows that ask for calls, whether these are made and no others, in this order, with the same names
+      and arguments that are equal as JSON; the texts are `task.calls_text` then, so it is whether they are equal.
     """
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import CHRF
@@ -57,16 +64,24 @@ def scores(
         overlap = chrf.sentence_score(text, [reference]).score / 100
         return equal, max(equal, longest), max(equal, overlap), *([float(is_valid(text, checker))] if checker else [])
 
-    return np.array([score(reference, text) for reference, text in zip(references, texts, strict=True)])
+    found = np.array([score(reference, text) for reference, text in zip(references, texts, strict=True)])
+    return np.column_stack([found, np.where(calls, found[:, 0], np.nan)]) if any(calls) else found
 
 
 def table(
     values: NDArray[np.float64],
 ) -> tuple[NDArray[np.intp], Callable[[NDArray[np.float64]], NDArray[np.float64]]]:
-    """Each row as a cell of its own, and the means of `values` (rows, predictors, scores) from counts of the rows."""
+    """Each row as a cell of its own, and the means of `values` (rows, predictors, scores) from counts of the rows.
+
+    A mean is over the rows that have the score, and NaN where none has.
+    """
     rows = len(values)
+    known = ~np.isnan(values.reshape(rows, -1))
+    held = np.where(known, values.reshape(rows, -1), 0)
 
     def means(counts: NDArray[np.float64]) -> NDArray[np.float64]:
-        return (counts @ values.reshape(rows, -1) / rows).reshape(len(counts), *values.shape[1:])
+        with np.errstate(invalid="ignore"):
+            found = counts @ held / (counts @ known.astype(float))
+        return found.reshape(len(counts), *values.shape[1:])
 
     return np.arange(rows), means

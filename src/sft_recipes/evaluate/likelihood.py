@@ -11,10 +11,11 @@ from peft import PeftModel
 from transformers import DynamicCache
 from trl.data_utils import common_prefix_length
 
+from sft_recipes.data import templates
 from sft_recipes.errors import InputError
 from sft_recipes.terminal import say
 
-Prompt = str | list[dict[str, Any]]
+Prompt = str | templates.Prompt
 """A text, or the turns before the answer."""
 
 # Tokens of a batch, padding and answers included: what keeps a large GPU busy. Generation takes as many on a CPU,
@@ -113,7 +114,8 @@ def _text(tokenizer: Any, prompt: Prompt, answer: str) -> str:
     """A row as SFTTrainer tokenises it (TRL 1.16, `SFTTrainer._prepare_dataset`)."""
     if isinstance(prompt, str):
         return prompt + answer.removesuffix(tokenizer.eos_token) + tokenizer.eos_token
-    return tokenizer.apply_chat_template([*prompt, {"role": "assistant", "content": answer}], tokenize=False)
+    turns = [*templates.turns_of(prompt), {"role": "assistant", "content": answer}]
+    return templates.texts(tokenizer, [templates.with_turns(prompt, turns)])[0]
 
 
 def _ids(tokenizer: Any, texts: list[str], prompt: Prompt) -> list[list[int]]:

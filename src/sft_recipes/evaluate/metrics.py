@@ -241,9 +241,11 @@ def _class_sample(gold: Codes, said: Mapping[str, Codes], classes: int, positive
 
 def _text_sample(rows: Sequence[Row], said: Mapping[str, Sequence[str]], json_schema: Any) -> _Sample:
     checker = None if json_schema is None else json_schemas.validator(json_schema)
-    scores = generation.SCORES if checker else generation.SCORES[:-1]
+    calls = [row.get("call", False) for row in rows]
+    left_out = {*(() if checker else ("valid_json",)), *(() if any(calls) else ("call_match",))}
+    scores = tuple(score for score in generation.SCORES if score not in left_out)
     references = [row["reference"] for row in rows]
-    data = np.stack([generation.scores(references, texts, checker) for texts in said.values()], axis=1)
+    data = np.stack([generation.scores(references, texts, checker, calls) for texts in said.values()], axis=1)
     every = np.ones(len(rows), dtype=bool)
     return _Sample(
         predictors=list(said),
@@ -251,7 +253,7 @@ def _text_sample(rows: Sequence[Row], said: Mapping[str, Sequence[str]], json_sc
         data=data,
         table=generation.table,
         right=data[:, :, 0] == 1,
-        shares={"exact_match": every, "valid_json": every},
+        shares={"exact_match": every, "valid_json": every, "call_match": np.array(calls, dtype=bool)},
     )
 
 

@@ -1,12 +1,13 @@
 """What an evaluation asks: the rows of a split as questions, with their classes, and which of them were trained on."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-from sft_recipes.data import preparation
+from sft_recipes.data import preparation, templates, tokens
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.data.readers import Problems
 from sft_recipes.data.survey import normalised
@@ -29,12 +30,14 @@ class Question:
 
     row: int
     """Its number in the prepared split, from 1."""
-    prompt: str | list[dict[str, str]]
+    prompt: str | templates.Prompt
     """As the model is asked: text, or the turns before the answer."""
     text: str
     """What a person would read of it: the last turn."""
     reference: str
-    """The answer of the row."""
+    """The answer of the row without its reasoning; where it is a call, `task.calls_text` of it."""
+    call: bool
+    """Whether the answer is a call of a tool."""
     group: str | None
     leaked: bool
     """Whether a training row has the same prompt, case, punctuation and spacing aside."""
@@ -92,12 +95,16 @@ def ask(own: Mapping[str, Any], prepared: Prepared, split: str) -> Asked:
         InputError: The training answers are no classes, or rows of the split have none of them.
     """
     rows = list(_rows(prepared, "train"))
-    found = task.task_of(own, (answer for _, _, answer in rows))
-    seen = {_hash(prompt) for prompt, _, _ in rows}
+    reasons = own["task"] == "classification" and own["predict_by"] is None and any(row.reasons for row in rows)
+    found = task.task_of({**own, "predict_by": "generation"} if reasons else own, (row.answer for row in rows))
+    if reasons:
+        why = "predicted by generation: training answers have reasoning, which comes before the class"
+        found = dataclasses.replace(found, decisions=(*found.decisions, why))
+    seen = {_hash(row.prompt) for row in rows}
     groups = preparation.groups(prepared, split)
     questions = [
-        Question(number, prompt, text, answer, group, _hash(prompt) in seen)
-        for number, ((prompt, text, answer), group) in enumerate(zip(_rows(prepared, split), groups, strict=True), 1)
+        Question(number, row.prompt, row.text, row.answer, row.call, group, _hash(row.prompt) in seen)
+        for number, (row, group) in enumerate(zip(_rows(prepared, split), groups, strict=True), 1)
     ]
     _check_labels(found, questions, prepared.splits[split]["source"])
     if len(names := {group for group in groups if group is not None}) > MOST_GROUPS:
@@ -105,25 +112,45 @@ def ask(own: Mapping[str, Any], prepared: Prepared, split: str) -> Asked:
             f"group_column {own['group_column']} has {len(names):,} values in {prepared.splits[split]['source']}, "
             f"such as {shown(min(names))}; name a column of at most {MOST_GROUPS} groups"
         )
-    training = [(text, found.label(answer) or answer) for _, text, answer in rows]
-    longest = sorted({answer for _, _, answer in rows}, key=lambda answer: (-len(answer), answer))[:LONGEST]
+    training = [(row.text, found.label(row.answer) or row.answer) for row in rows]
+    longest = sorted({row.whole for row in rows}, key=lambda answer: (-len(answer), answer))[:LONGEST]
     return Asked(found, split, questions, training, longest)
 
 
-def _rows(prepared: Prepared, split: str) -> Iterator[tuple[Any, str, str]]:
-    """The rows of a split as (prompt, last turn of it, answer); of several answers the last."""
+class _Row(NamedTuple):
+    """A prepared row as it is asked; of several answers the last."""
+
+    prompt: Any
+    text: str  # the last turn of the prompt
+    answer: str
+    whole: str  # the answer with its reasoning
+    call: bool = False
+
+    @property
+    def reasons(self) -> bool:
+        return not self.call and self.whole != self.answer
+
+
+def _rows(prepared: Prepared, split: str) -> Iterator[_Row]:
+    """The rows of a split."""
     with (prepared.directory / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
         for line in lines:
             row = json.loads(line)
             if isinstance(row.get("prompt"), str):
-                yield row["prompt"], row["prompt"], row["completion"]
+                yield _Row(row["prompt"], row["prompt"], row["completion"], row["completion"])
                 continue
-            turns = row["messages"] if "messages" in row else row["prompt"] + row["completion"]
-            yield turns[:-1], turns[-2]["content"], turns[-1]["content"]
+            turns = tokens.turns_of(row)
+            prompt, whole = templates.prompt_of(row, turns[:-1]), templates.text_of(turns[-1])
+            calls = [json.loads(templates.text_of_call(call)) for call in turns[-1].get("tool_calls", ())]
+            answer = task.calls_text(calls) if calls else task.THOUGHT.sub("", turns[-1]["content"])
+            yield _Row(prompt, templates.text_of(turns[-2]), answer, whole, bool(calls))
 
 
 def _texts(prompt: Any) -> list[str]:
-    return [prompt] if isinstance(prompt, str) else [turn["content"] for turn in prompt]
+    if isinstance(prompt, str):
+        return [prompt]
+    told = json.dumps(templates.arguments_of(prompt), sort_keys=True) if isinstance(prompt, dict) else None
+    return [*([told] if told else []), *map(templates.text_of, templates.turns_of(prompt))]
 
 
 def _hash(prompt: Any) -> int:

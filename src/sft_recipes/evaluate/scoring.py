@@ -23,6 +23,7 @@ from trl import ModelConfig, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
 from sft_recipes.children import peak_resident
+from sft_recipes.data import templates
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate.likelihood import BATCH_TOKENS, Prompt, in_batches, likelihoods
 from sft_recipes.files import write_whole
@@ -172,7 +173,8 @@ def generate(
     if isinstance(prompts[0], str):
         every = tokenizer(list(prompts))["input_ids"]
     else:
-        every = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, return_dict=True)["input_ids"]
+        turns = [prompt for prompt in prompts if not isinstance(prompt, str)]
+        every = templates.encoded(tokenizer, turns, add_generation_prompt=True)["input_ids"]
     stops = model.generation_config.eos_token_id
 
     def answer(batch: list[int]) -> dict[int, dict[str, Any]]:

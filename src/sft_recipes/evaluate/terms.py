@@ -14,6 +14,7 @@ METRICS = {
     "rougeL": "ROUGE-L",
     "chrf": "chrF",
     "valid_json": "valid JSON",
+    "call_match": "call match",
 }
 # What needs a word of explanation where it is shown.
 MEANINGS = {

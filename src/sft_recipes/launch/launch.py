@@ -116,6 +116,8 @@ def create(job: Job, run_name: str | None) -> Run:
             "format": job.prepared.format,
             "kind": job.prepared.kind,
             "conversational": job.prepared.conversational,
+            "holds": job.prepared.holds,
+            "variables": job.prepared.variables,
             "splits": job.prepared.splits,
         },
         "findings": [dataclasses.asdict(finding) for finding in job.findings],

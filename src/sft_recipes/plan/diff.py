@@ -36,6 +36,7 @@ IDEAS = {
         "dataset_config",
         "data_format",
         "data_columns",
+        "drop_reasoning",
     ),
     "evaluation": task.KEYS,
     "length": ("max_length", "packing", "packing_strategy"),

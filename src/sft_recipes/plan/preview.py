@@ -104,7 +104,7 @@ def check(job: jobs.Job, base: tiny.Base, numbers: list[int]) -> None:
     if (tokenizer := tokens.find_tokenizer(job.recipe)) is None:
         return
     loaded, measure, _ = tokens.ways(job.prepared, tokenizer)
-    rows = {"kind": job.prepared.kind, "conversational": job.prepared.conversational}
+    rows = {key: getattr(job.prepared, key) for key in ("kind", "conversational", "holds", "variables")}
     config, known = base.config.get("text_config", base.config), refusals.facts(loaded)
     largest, source = 0, job.prepared.splits["train"]["source"]
     for number, row in _rows(job, numbers):
@@ -148,7 +148,7 @@ def write(directory: Path, job: jobs.Job, base: tiny.Base, numbers: list[int]) -
         "directory": str(base.directory),
         "config": base.config,
         "tokenizer": str(base.tokenizer),
-        "conversational": job.prepared.conversational,
+        **{key: getattr(job.prepared, key) for key in ("conversational", "holds", "variables")},
         "mask_empty_reasoning": job.recipe["mask_empty_reasoning"],
     }
     (directory / "model.json").write_text(json.dumps(model), encoding="utf-8")
@@ -288,7 +288,7 @@ def main(directory: Path) -> None:
     if not Path(model["directory"]).is_dir():
         tiny.build(Path(model["directory"]), model["config"], Path(model["tokenizer"]))
     try:
-        verify.model_files(recipe, conversational=model["conversational"])
+        verify.model_files(recipe, model)
         answer = look(recipe, mask_empty_reasoning=model["mask_empty_reasoning"])
     except InputError as error:
         answer = {"problems": error.problems}

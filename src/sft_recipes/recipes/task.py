@@ -17,7 +17,7 @@ KEYS: tuple[str, ...] = tuple(DATA["of_a_task"])
 # More classes than these are no classification that a table of classes could show; they are ids, or free text.
 MOST_LABELS = 100
 # The block in which a reasoning model thinks, or says that it does not; what follows is the answer.
-_THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
+THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,39 @@ class Task:
 
 def answer_of(text: str) -> str:
     """A generated text without the block of thought before the answer."""
-    return _THOUGHT.sub("", text).strip()
+    return THOUGHT.sub("", text).strip()
+
+
+def calls_in(text: str) -> list[dict[str, Any]]:
+    """The calls of tools in a generated text: objects of JSON with a `name` and `arguments`, or `parameters`.
+
+    So the templates of Qwen, Hermes, Llama 3, Mistral and others write them, whatever is around the objects.
+    """
+    found, place = [], text.find("{")
+    while place >= 0:
+        end = place + 1
+        with contextlib.suppress(ValueError, RecursionError):
+            value, after = json.JSONDecoder().raw_decode(text, place)
+            arguments = value.get("arguments", value.get("parameters"))
+            if isinstance(value.get("name"), str) and isinstance(arguments, (dict, str)):
+                arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
+                found.append({"name": value["name"], "arguments": arguments})
+                end = after
+        place = text.find("{", end)
+    return found
+
+
+def calls_text(calls: Iterable[Mapping[str, Any]]) -> str:
+    """Calls, each a `name` and `arguments`, as a text that is the same where they are equal as JSON."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(held) for key, held in value.items()}
+        if isinstance(value, list):
+            return [plain(each) for each in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return json.dumps([plain(dict(call)) for call in calls], ensure_ascii=False, sort_keys=True)
 
 
 def as_class(value: str | bool | int | float) -> str:

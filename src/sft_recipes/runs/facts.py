@@ -62,6 +62,8 @@ class Data(TypedDict):
     fingerprint: str
     format: str
     conversational: bool
+    holds: NotRequired[list[str]]
+    variables: NotRequired[list[str]]
     splits: Splits
 
 

@@ -46,7 +46,7 @@ def train(run: Run, *, launched: bool = False) -> None:
         engine.allow_its_state()
     recipe = run.values()
     # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
-    verify.model_files(recipe, conversational=prepared["conversational"])
+    verify.model_files(recipe, {**prepared, "task": own.get("task")})
     record, stop = Record(run), GracefulStop(run, launched=launched)
     continues, mask = earlier_adapter(recipe, own), own.get("mask_empty_reasoning", False)
     trainer = build(recipe, [StopOnNaN(run), stop], mask_empty_reasoning=mask, continues=continues)

@@ -43,7 +43,13 @@ class Trainer(SFTTrainer):
         super().__init__(*given, **named)
 
     def _prepare_dataset(self, *given: Any, **named: Any) -> Any:
-        rows = super()._prepare_dataset(*given, **named)
+        dataset, tokenizer = given[:2]
+        with (
+            templates.decoding(tokenizer)
+            if templates.needs_decoding(next(iter(dataset), {}))
+            else contextlib.nullcontext()
+        ):
+            rows = super()._prepare_dataset(*given, **named)
         if not self.mask_empty_reasoning:
             return rows
         with PartialState().main_process_first():

@@ -32,8 +32,12 @@ from sft_recipes.terminal import count, say, share
 Facts = dict[str, Any]
 
 
-def model_files(recipe: Mapping[str, Any], conversational: bool) -> None:
+def model_files(recipe: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
     """The config and tokenizer can be loaded and fit the recipe; before any weight is read.
+
+    Args:
+        recipe: The resolved recipe.
+        rows: Whether they are `conversational`, what they hold and which `variables` they set, and the `task` on them.
 
     Raises:
         InputError: The model cannot be found, cannot be had as the recipe asks for it (`models.conflicts`), or its
@@ -60,9 +64,12 @@ def model_files(recipe: Mapping[str, Any], conversational: bool) -> None:
         name,
         path,
         refusals.facts(words),
-        conversational=conversational,
+        conversational=rows["conversational"],
         # As it was resolved, it is true where rows have several answers.
         marks=bool(recipe.get("assistant_only_loss")),
+        holds=rows.get("holds", ()),
+        variables=rows.get("variables", ()),
+        calls_asked=rows.get("task") == "generation" and "call answers" in rows.get("holds", ()),
         embeddings=None if refusals.brings_tokens(path) else config.get_text_config().vocab_size,
     )
     if problems := [*map(str, found)]:
