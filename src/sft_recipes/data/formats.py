@@ -4,6 +4,7 @@ import contextlib
 import json
 from collections.abc import Mapping
 
+from sft_recipes.data import columns as names
 from sft_recipes.data import turns
 from sft_recipes.data.readers import Problems, Row
 from sft_recipes.data.turns import Turn
@@ -19,8 +20,8 @@ _FIELDS = {
 # The one that holds or ends with the answer; and those that a row may leave out.
 _ANSWER = {"messages": "messages", "sharegpt": "conversations", "prompt_completion": "completion", "alpaca": "output"}
 _OPTIONAL = ("input", "system", "history")
-# Dolly's names of Alpaca's fields.
-_ALIASES = {"input": "context", "output": "response"}
+# Other names of fields that a row may leave out.
+_ALIASES = {"input": ("context", "passage"), "system": ("system_prompt",)}
 # Columns that carry meaning where they hold something; a row that has them is not right without them.
 _INTO_SYSTEM = "write into the system turn what the model is to see of it, as its chat template does, or delete it"
 _INTO_PROMPT = "write it into the prompt where it belongs, or delete the column"
@@ -28,7 +29,7 @@ _OF_ROWS = "rows have no weights and no marks: delete the rows that are not to b
 _REFUSED = {
     **{key: why for key, why in turns.REFUSED.items() if key not in ("loss_scale", "tool_call_id")},
     **dict.fromkeys(("tools", "functions", "chat_template_kwargs"), _INTO_SYSTEM),
-    **dict.fromkeys(("history", "context", "input"), _INTO_PROMPT),
+    **dict.fromkeys(("history", "context", "input", "passage", "choices", "options"), _INTO_PROMPT),
     **dict.fromkeys(("loss_scale", "loss_weight", "sample_weight"), _OF_ROWS),
 }
 # Columns that say where a row is from, and how it was rated or counted: nothing that an answer follows from.
@@ -96,6 +97,10 @@ class Rules:
         self.group_column = group_column
         self.answers = answers
         self.needed: list[str] = []
+        self.settled: dict[str, str] = {}
+        """The column of each field that all rows have."""
+        self.first = ""
+        """The source whose first row has settled it."""
         self.reader = turns.Reader(classes=classes, marks=answers)
         self.several: str | None = None
         """The first row with several answers to learn."""
@@ -115,13 +120,18 @@ class Rules:
         """Settle the format by the columns of the first row of all."""
         if self.format:
             return
-        fitting = self.candidates
-        if self.detected:
-            fitting = [name for name in fitting if all(self._column(key, row) in row for key in _required(name))]
-        if len(fitting) != 1:
-            which = f"the formats {', '.join(fitting)}" if fitting else "no format"
-            problems.add(source, f"the columns {listed(row)} fit {which}; {_HELP}")
-            problems.stop()
+        given, self.first = dict(self.columns), source
+        fitting = [name for name in self.candidates if all(self._column(key, row) in row for key in _required(name))]
+        ways = [] if fitting or "alpaca" not in self.candidates else names.readings(row)
+        if len(ways) == 1:
+            fitting, self.columns = ["alpaca"], {**ways[0], **self.columns}
+        elif not self.detected:
+            fitting = self.candidates
+        if len(fitting) > 1:
+            problems.add(source, f"the columns {listed(row)} fit the formats {', '.join(fitting)}; {_HELP}")
+        elif not fitting or (self.answers and len(ways) > 1):
+            problems.add(source, names.unknown(row, self.columns))
+        problems.stop()
         self.format = fitting[0]
         self.reader.sharegpt = self.format == "sharegpt"
         fields = _FIELDS[self.format]
@@ -129,11 +139,18 @@ class Rules:
         if not self.answers:
             required -= {_ANSWER[self.format]} - {"messages", "conversations"}
         self.columns = {field: self._column(field, row) for field in fields}
-        self.needed = [self.columns[field] for field in fields if field in required]
+        self.settled = {field: self.columns[field] for field in fields if field in required}
+        self.needed = [*self.settled.values()]
+        if told := {column: field for field, column in self.settled.items() if column != given.get(field, field)}:
+            said = ", ".join(f"{column} as {field}" for column, field in told.items())
+            self.reader.note(f"columns: {said}, recognised by their names")
 
     def _column(self, field: str, row: Row) -> str:
-        alias = _ALIASES.get(field, field)
-        return self.columns.get(field, alias if field not in row and alias in row else field)
+        """The recipe's column for a field, or the row's, whatever its case."""
+        there = {column.lower(): column for column in row}
+        known = (name for name in (field, *_ALIASES.get(field, ())) if name in there)
+        found = field if field in row else there.get(next(known, ""), field)
+        return self.columns.get(field, found)
 
     def group(self, row: Row, faults: list[str]) -> str | None:
         """The row's value of `group_column`; a row may say null, but not leave the column out."""
@@ -165,18 +182,16 @@ class Rules:
     def normalise(self, row: Row, faults: list[str], place: str = "") -> Row:
         """The row of a place in TRL's shape: right if nothing was added to `faults`."""
         used = {*self.columns.values(), self.group_column}
+        # The same class in numbers.
+        used |= {"label"} if "label_text" in used else set()
         faults += turns.refused(row, {key: why for key, why in _REFUSED.items() if key not in used})
         faults += [
             f"{key} is not supported; {_OF_ROWS}" for key in turns.MARKS if _marks(row, key) and key not in used
         ]
         self.reader.unused.update(row.keys() - used - _REFUSED.keys() - turns.MARKS.keys())
-        have = f"the row has {listed(row)}"
-        instead = f"write it, or {_HELP}" if self.answers else "name the columns as those of the training rows"
-        faults += [
-            f"{column} is missing{nearest(column, row)}, {have}: {instead}"
-            for column in self.needed
-            if column not in row
-        ]
+        if missing := [column for column in self.needed if column not in row]:
+            near = "".join(nearest(column, row) for column in missing[:1])
+            faults.append(f"{listed(missing)} missing{near}, the row has {listed(row)}; {self._instead(row, place)}")
         if faults:
             return {}
         row = row if self.answers else self._answered(row)
@@ -187,6 +202,15 @@ class Rules:
         column = self.columns[_ANSWER[self.format]]
         found = self._with_system(row, self.reader.turns(row[column], column, faults), faults)
         return {"messages": self._conversation(found, column, faults, place)}
+
+    def _instead(self, row: Row, place: str) -> str:
+        """What to write where columns are missing."""
+        if not self.answers:
+            return "name the columns as those of the training rows"
+        if not place.startswith(self.first):
+            return f"name them as those of {self.first}, whose rows decide; DATA= has a share of them held out instead"
+        ways = names.readings(row)
+        return f"write what is missing, or {names.setting(ways[0])}" if len(ways) == 1 else f"write it, or {_HELP}"
 
     def _optional(self, field: str, row: Row, faults: list[str]) -> str:
         value, column = row.get(self.columns[field]), self.columns[field]

@@ -109,6 +109,7 @@ class Survey(TypedDict):
     how: str
     kind: str
     conversational: bool
+    columns: dict[str, str]  # as `Prepared` has them
     tokenizer: TokenizerFacts | None
     class_field: str | None  # of JSON answers; "" for the whole answer, None where they are no classification
     splits: dict[str, SplitFacts]
@@ -238,6 +239,7 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
         "how": how,
         "kind": prepared.kind,
         "conversational": prepared.conversational,
+        "columns": prepared.columns,
         "tokenizer": refusals.facts(loaded) if loaded is not None else None,
         "class_field": field,
         "splits": {

@@ -76,7 +76,8 @@ def rows_to_answer(rows: Path, facts: Facts, out: Path) -> list[tuple[Facts, Any
     asked = preparation.prompts(
         str(rows),
         facts["data"]["format"],
-        facts["data"]["source"]["data_columns"],
+        # By the names that were recognised; runs of before have those alone that were asked for.
+        {**(facts["data"]["source"]["data_columns"] or {}), **facts["data"].get("columns", {})},
         conversational=facts["data"]["conversational"],
     )
     if taken := sorted({"prediction", "probabilities", "text", "finished"} & {key for row, _ in asked for key in row}):

@@ -62,6 +62,7 @@ class Data(TypedDict):
     fingerprint: str
     format: str
     conversational: bool
+    columns: NotRequired[dict[str, str]]
     splits: Splits
 
 
