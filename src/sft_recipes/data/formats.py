@@ -191,7 +191,9 @@ class Rules:
         self.reader.unused.update(row.keys() - used - _REFUSED.keys() - turns.MARKS.keys())
         if missing := [column for column in self.needed if column not in row]:
             near = "".join(nearest(column, row) for column in missing[:1])
-            faults.append(f"{listed(missing)} missing{near}, the row has {listed(row)}; {self._instead(row, place)}")
+            are = "is" if len(missing) == 1 else "are"
+            have = f"the row has {listed(row)}"
+            faults.append(f"{listed(missing)} {are} missing{near}, {have}: {self._instead(row, place)}")
         if faults:
             return {}
         row = row if self.answers else self._answered(row)
@@ -208,7 +210,7 @@ class Rules:
         if not self.answers:
             return "name the columns as those of the training rows"
         if not place.startswith(self.first):
-            return f"name them as those of {self.first}, whose rows decide; DATA= has a share of them held out instead"
+            return f"name them as in {self.first}, or train with DATA={self.first}, which holds out rows of its own"
         ways = names.readings(row)
         return f"write what is missing, or {names.setting(ways[0])}" if len(ways) == 1 else f"write it, or {_HELP}"
 
