@@ -1192,7 +1192,7 @@ def test_rows_of_the_test_are_drawn_beside_those_of_the_validation(place: Workpl
     assert not (train & test or train & validation or validation & test)
     assert len(train | validation | test) == 900
     assert 0.15 < drawn.splits["test"]["prepared_rows"] / 1000 < 0.25
-    assert drawn.notes[-1].endswith("rows of train.jsonl, chosen by a hash of the row (test_split_size 0.2)")
+    assert drawn.notes[-1].endswith("train.jsonl, chosen by a hash of the row (test_split_size 0.2)")
     # The same rows are held out for validation as without a test, and are trained on when others are evaluated.
     alone = place.prepare(rows, validation_split_size=0.1)
     assert texts(alone, "validation") == validation

@@ -177,15 +177,17 @@ def task_of(own: Mapping[str, Any], answers: Iterable[str]) -> Task:
         # A second text says already that a class has no one answer.
         if len(texts[found]) < 2:
             texts[found].add(answer)
-        if own["labels"] is None and len(rows) > MOST_LABELS:
-            _refuse_texts(rows, whole)
-            raise InputError(
-                f"task: classification, and the training answers have more than {MOST_LABELS} different classes, such "
-                f"as {shown(found)}; say where the class stands by label_field or label_pattern, list the labels, or "
-                "set task: generation"
-            )
+        # Enough to tell more classes than there may be from texts.
+        if own["labels"] is None and len(rows) > 20 * MOST_LABELS:
+            break
     if own["labels"] is None and sum(rows.values()) >= FEW_ROWS:
         _refuse_texts(rows, whole)
+    if own["labels"] is None and len(rows) > MOST_LABELS:
+        raise InputError(
+            f"task: classification, and the training answers have more than {MOST_LABELS} different classes, such "
+            f"as {shown(next(iter(rows)))}; say where the class stands by label_field or label_pattern, list the "
+            "labels, or set task: generation"
+        )
     labels = tuple(as_class(each) for each in own["labels"] or sorted(rows))
     _read(own, labels, rows, unread, example)
     candidates = {label: min(texts[label], default=label) for label in labels}
