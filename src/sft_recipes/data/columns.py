@@ -63,24 +63,31 @@ def unknown(row: Mapping[str, Any], given: Mapping[str, str]) -> str:
     columns = f"the columns {listed(row)}"
     if "chosen" in row and "chosen" not in given.values():
         asked = next((name for name in ("prompt", "question", "instruction", "input") if name in row), None)
-        wanted = {"instruction": asked, "output": "chosen"} if asked else {"messages": "chosen"}
+        how = "a prompt and a completion of each"
         if isinstance(row["chosen"], list):
-            wanted = {"messages": "chosen"}
+            how = setting({"messages": "chosen"})
+        elif asked:
+            how = setting({"instruction": asked, "output": "chosen"})
         return (
-            f"{columns} are answers that are preferred to others, for preference training; to learn the chosen ones "
-            f"alone, write {setting(wanted)}"
+            f"{columns} hold answers that are preferred to others, for preference training; to learn the chosen ones "
+            f"alone, write {how}"
         )
     ways = [{**each, **given} for each in readings(row)]
     if len(ways) > 1:
         return f"{columns} can be read in {len(ways)} ways; write {' or '.join(map(setting, ways[:3]))}"
+    if not (example := guess(row)):
+        return f"no question and answer stand apart in {columns}; write each into a column, or rows as messages"
+    return f"{columns} fit no format; say which is which, for example {setting({**example, **given})}"
+
+
+def guess(row: Mapping[str, Any]) -> dict[str, str]:
+    """What a row's columns may be, as an example for their author; nothing where there is no question and answer."""
+    if len(ways := readings(row)) == 1:
+        return ways[0]
     turns = [name for name, value in row.items() if isinstance(value, list) and value and isinstance(value[0], dict)]
     texts = [name for name, value in row.items() if isinstance(value, str) and value.strip()]
     question = max(texts, key=lambda name: len(row[name]), default="")
     plain = [name for name, value in row.items() if isinstance(value, (str, int, float)) and name != question]
     if turns:
-        example = {"messages" if "role" in row[turns[0]][0] else "conversations": turns[0]}
-    elif question and plain:
-        example = {"instruction": question, "output": plain[-1]}
-    else:
-        return f"no question and answer stand apart in {columns}; write each into a column, or rows as messages"
-    return f"{columns} fit no format; say which is which, for example {setting({**example, **given})}"
+        return {"messages" if "role" in row[turns[0]][0] else "conversations": turns[0]}
+    return {"instruction": question, "output": plain[-1]} if question and plain else {}

@@ -211,8 +211,10 @@ class Rules:
             return "name the columns as those of the training rows"
         if not place.startswith(self.first):
             return f"name them as in {self.first}, or train with DATA={self.first}, which holds out rows of its own"
-        ways = names.readings(row)
-        return f"write what is missing, or {names.setting(ways[0])}" if len(ways) == 1 else f"write it, or {_HELP}"
+        if self.format != "alpaca":
+            return f"write it, or {_HELP}"
+        example = names.guess(row)
+        return f"write it, or for example {names.setting(example)}" if example else "write it, or delete the row"
 
     def _optional(self, field: str, row: Row, faults: list[str]) -> str:
         value, column = row.get(self.columns[field]), self.columns[field]
