@@ -28,6 +28,7 @@ def draw(run: Run, plan: list[str], path: Path) -> None:
         path: of the PNG.
     """
     metrics, _ = report.evaluation(run)
+    assert metrics is not None  # the demo names its task
     lines = quality.lines(metrics)
     key, title = next(iter(quality.drawn(metrics).items()))
     with charts.figure(1, 3, SIZE, width_ratios=(1, 1, 1)) as (drawn, axes):

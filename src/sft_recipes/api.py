@@ -189,7 +189,7 @@ def plan(
         recipe: A name or a file.
         overrides: Keys of the recipe with other values.
         model: A model of models/.
-        data: Training rows, instead of the recipe's.
+        data: Your rows, instead of all of the recipe's; a share of them is held out.
         accel: An accelerate config; without it the recipe's, or what the visible hardware decides.
         processes: Another number of processes than the accelerate config's.
         gpu: A GPU to plan for, such as a100-80gb; without it the visible one.
@@ -350,7 +350,7 @@ def _overrides(overrides: Overrides | None, model: str | None, data: str | Path 
     if model is not None:
         found["model"] = model
     if data is not None:
-        found |= {"train_file": data, "dataset_name": None}
+        found["data"] = data
     return found
 
 

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pyarrow import parquet
 from sft_recipes.data import preparation
 from sft_recipes.data.preparation import Prepared, prepare
 from sft_recipes.errors import InputError
+from sft_recipes.recipes.recipe import parse_overrides
 
 
 def turn(role: str, content: Any) -> dict[str, Any]:
@@ -211,8 +213,91 @@ def test_data_format_decides_between_two_that_fit(place: Workplace) -> None:
 
 
 def test_columns_that_fit_no_format(place: Workplace) -> None:
-    problem = place.problem([{"question": "x", "reply": "y"}])
-    assert problem.startswith("train.jsonl: the columns 'question', 'reply' fit no format; set data_format (messages,")
+    said = "train.jsonl: the columns 'v1', 'my text' fit no format; say which is which, for example "
+    assert place.problem([{"v1": "ham", "my text": "a longer one"}]) == (
+        said + 'SET="data_columns={instruction: my text, output: v1}"'
+    )
+    assert 'for example SET="data_columns={messages: talk}"' in place.problem([{"talk": [USER, ANSWER]}])
+    assert "no question and answer stand apart in the columns 'text'" in place.problem([{"text": "a"}])
+    assert "fit the formats messages, alpaca" in place.problem([talk() | {"instruction": "a", "output": "b"}])
+
+
+# Rows as the Hub's most used sets have them, and what becomes of them.
+KNOWN: dict[str, tuple[dict[str, Any], tuple[str, str]]] = {
+    "gsm8k": ({"question": "a", "answer": "b"}, ("a", "b")),
+    "MetaMathQA": ({"query": "a", "original_question": "c", "response": "b", "type": "d"}, ("a", "b")),
+    "OpenOrca": ({"id": 1, "system_prompt": "", "question": "a", "response": "b"}, ("a", "b")),
+    "medical-o1": ({"Question": "a", "Response": "b"}, ("a", "b")),
+    "sql-create-context": ({"answer": "b", "question": "a", "context": "c"}, ("a\n\nc", "b")),
+    "boolq": ({"question": "a", "passage": "c", "answer": "b"}, ("a\n\nc", "b")),
+    "Magicoder": ({"problem": "a", "solution": "b", "lang": "c"}, ("a", "b")),
+    "HelpSteer2": ({"prompt": "a", "response": "b", "quality": 4}, ("a", "b")),
+    "self-oss-instruct": ({"instruction": "a", "input": "c", "response": "b"}, ("a\n\nc", "b")),
+    "imdb": ({"text": "a", "label": "b"}, ("a", "b")),
+    "sst2": ({"sentence": "a", "label": "b", "idx": 0}, ("a", "b")),
+    "SetFit": ({"text": "a", "label": 0, "label_text": "b"}, ("a", "b")),
+    "mnli": ({"premise": "a", "hypothesis": "c", "label": "b"}, ("a\n\nc", "b")),
+    "qnli": ({"question": "a", "sentence": "c", "label": "b"}, ("a\n\nc", "b")),
+    "amazon_polarity": ({"label": "b", "title": "a", "content": "c"}, ("a\n\nc", "b")),
+    "clinc_oos": ({"text": "a", "intent": "b"}, ("a", "b")),
+    "samsum": ({"id": 1, "dialogue": "a", "summary": "b"}, ("a", "b")),
+    "cnn_dailymail": ({"article": "a", "highlights": "b", "id": 1}, ("a", "b")),
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_the_columns_of_much_used_sets_are_recognised(place: Workplace, name: str) -> None:
+    row, (asked, answer) = KNOWN[name]
+    assert place.rows([row]) == [{"prompt": [turn("user", asked)], "completion": [turn("assistant", answer)]}]
+    prepared = place.prepare([row])
+    assert prepared.columns["output"] in row
+    assert any(note.startswith("columns: ") for note in prepared.notes)
+    # What was recognised is what would have been written.
+    assert place.rows([row], data_columns=prepared.columns) == place.rows([row])
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c"},
+            'alone, write SET="data_columns={instruction: prompt, output: chosen}"',
+        ),
+        ({"chosen": talk()["messages"], "rejected": []}, 'write SET="data_columns={messages: chosen}"'),
+        (
+            {"problem": "a", "solution": "b", "answer": "c"},
+            'can be read in 2 ways; write SET="data_columns={instruction: ',
+        ),
+        (
+            {"text": "a", "label": "b", "intent": "c"},
+            'output: label}" or SET="data_columns={instruction: text, output: intent}"',
+        ),
+        ({"question": "a", "answer": "b", "choices": ["c"]}, "choices is not supported; write it into the prompt"),
+    ],
+)
+def test_what_is_in_doubt_is_not_guessed(place: Workplace, row: Any, expected: str) -> None:
+    problem = place.problem([row])
+    assert expected in problem
+    for words in re.findall(r'SET="([^"]*)"', problem):
+        # The advice works as it is typed.
+        columns = parse_overrides(words)["data_columns"].value
+        assert place.rows([row], data_columns=columns)
+
+
+def test_ids_of_classes_are_read_by_their_names(place: Workplace, datasets: Any, tmp_path: Path) -> None:
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
+    rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features)
+    rows.to_parquet(tmp_path / "rows.parquet")
+    prepared = prepare(train_file=str(tmp_path / "rows.parquet"), validation_file=None, cache=place.cache)
+    said = (prepared.directory / "train.jsonl").read_text()
+    assert '"content": "pos"' in said and '"content": "neg"' in said
+    assert "labels: ids in label are read by the names that the set has, 0 is 'neg'" in prepared.notes
+    (tmp_path / "set").mkdir()
+    (tmp_path / "rows.parquet").rename(tmp_path / "set" / "train.parquet")
+    of_set = prepare(train_file=None, dataset_name=str(tmp_path / "set"), validation_file=None, cache=place.cache)
+    assert (of_set.directory / "train.jsonl").read_text() == said
 
 
 def test_unused_columns_are_named(place: Workplace) -> None:
@@ -726,7 +811,11 @@ def test_messages_that_are_refused(place: Workplace, messages: Any, expected: st
             {"conversations": [{"from": "gpt", "value": "b"}]},
             "conversations[0] is an answer to nothing; put a user turn before it",
         ),
-        (talk(), {"mesages": []}, "messages is missing (nearest: 'mesages'), the row has 'mesages': write it, or set"),
+        (
+            talk(),
+            {"mesages": []},
+            "'messages' is missing (nearest: 'mesages'), the row has 'mesages': write it, or set",
+        ),
     ],
 )
 def test_rows_of_other_formats_that_are_refused(place: Workplace, good: Any, bad: Any, expected: str) -> None:
@@ -755,7 +844,7 @@ def test_problems_of_both_files_are_shown(place: Workplace) -> None:
     problems = place.problems([{"prompt": "a", "completion": 1}], validation_file=validation)
     assert problems[0].startswith("train.jsonl:1: completion holds the number 1")
     assert problems[1].startswith(
-        "validation.csv:2: prompt is missing, the row has 'question', 'completion': write it"
+        "validation.csv:2: 'prompt' is missing, the row has 'question', 'completion': name them as in train.jsonl, or "
     )
 
 
@@ -1008,14 +1097,18 @@ def test_numbers_are_refused_once_elsewhere(place: Workplace) -> None:
         ),
         (
             {"data_columns": {"messages": "mesages"}},
-            "train.jsonl:1: mesages is missing (nearest: 'messages'), the row has 'messages': write it, or set",
+            "train.jsonl:1: 'mesages' is missing (nearest: 'messages'), the row has 'messages': write it, or set",
         ),
         (
             {"data_format": "sharegpt"},
-            "train.jsonl:1: conversations is missing, the row has 'messages': write it, or set data_format",
+            "train.jsonl:1: 'conversations' is missing, the row has 'messages': write it, or set data_format",
         ),
         ({"validation_split_size": 1.0}, "validation_split_size is 1.0; write a share from 0 up to, not with, 1"),
         ({"validation_split_size": float("nan")}, "validation_split_size is nan; write a share from 0"),
+        (
+            {"validation_split_size": 0.5, "test_split_size": 0.5},
+            "validation_split_size 0.5 and test_split_size 0.5 leave",
+        ),
         ({"dataset_name": "org/name"}, "give one of train_file and dataset_name: both are given"),
     ],
 )
@@ -1121,6 +1214,27 @@ def test_share_is_chosen_by_content(place: Workplace) -> None:
     assert read(backwards, "validation") == validation[::-1]
 
 
+def test_rows_of_the_test_are_drawn_beside_those_of_the_validation(place: Workplace) -> None:
+    rows = [talk(f"question {number % 900}") for number in range(1000)]
+
+    def texts(prepared: Prepared, split: str) -> set[str]:
+        return set((prepared.directory / f"{split}.jsonl").read_text().splitlines())
+
+    drawn = place.prepare(rows, validation_split_size=0.1, test_split_size=0.2)
+    train, validation, test = (texts(drawn, split) for split in ("train", "validation", "test"))
+    assert not (train & test or train & validation or validation & test)
+    assert len(train | validation | test) == 900
+    assert 0.15 < drawn.splits["test"]["prepared_rows"] / 1000 < 0.25
+    assert drawn.notes[-1].endswith("train.jsonl, chosen by a hash of the row (test_split_size 0.2)")
+    # The same rows are held out for validation as without a test, and are trained on when others are evaluated.
+    alone = place.prepare(rows, validation_split_size=0.1)
+    assert texts(alone, "validation") == validation
+    other = place.write("test.jsonl", [talk("another")])
+    beside = place.prepare(rows, validation_split_size=0.1, test_split_size=0.2, test_file=other)
+    assert (texts(beside, "train"), texts(beside, "validation")) == (train, validation)
+    assert beside.splits["test"]["prepared_rows"] == 1
+
+
 def test_share_that_leaves_a_side_empty(place: Workplace) -> None:
     assert place.problem([talk()] * 200, validation_split_size=0.5) == (
         "validation_split_size 0.5 puts all 200 rows of train.jsonl on one side (equal rows stay together): "
@@ -1159,6 +1273,7 @@ def test_fingerprint_follows_everything_that_decides(place: Workplace, monkeypat
         {"data_columns": {"messages": "messages"}},
         {"validation_split_size": 0.2},
         {"validation_split_size": 0.3},
+        {"test_split_size": 0.3},
         {"validation_file": place.write("validation.jsonl", rows)},
         {"validation_file": place.write("validation.jsonl", rows[1:])},
     ]

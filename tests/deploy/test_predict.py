@@ -14,6 +14,9 @@ from sft_recipes.data import preparation
 from sft_recipes.deploy import predict
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import scoring_job
+from sft_recipes.launch import launch
+from sft_recipes.plan import job as jobs
+from sft_recipes.recipes.task import task_of
 from sft_recipes.runs.run import Run
 
 pytest_plugins = ["finished"]
@@ -61,6 +64,26 @@ def test_rows_keep_their_order_and_columns_and_get_a_class_with_probabilities(
     assert not list(project.glob(".new*"))
     with pytest.raises(InputError, match=r"new.predictions.jsonl exists and is never overwritten"):
         predict.predict("tuned", Path("new.jsonl"))
+
+
+def test_rows_are_asked_by_the_columns_that_training_recognised(project: Path) -> None:
+    lines = (f"row {number},{('even', 'odd')[number % 2]}\n" for number in range(20))
+    (project / "mine.csv").write_text("text,label\n" + "".join(lines))
+    (project / "new.csv").write_text("question,text\nwhat,is asked\n")
+    job = jobs.check("tiny", overrides={"data": "mine.csv"})
+    run = launch.create(job, "of_csv")
+    ((row, asked),) = predict.rows_to_answer(Path("new.csv"), run.facts(), Path("out.jsonl"))
+    assert asked == [{"role": "user", "content": "is asked"}] and row["question"] == "what"
+    by_generation = task_of(
+        run.facts()["own"] | {"task": "classification", "predict_by": "generation"}, ["odd", "even"]
+    )
+    answered = predict.answer(row, by_generation, {"row": 1, "text": "neither", "finished": True})
+    assert answered == row | {"prediction": None, "prediction_text": "neither", "finished": True}
+    (project / "other.csv").write_text("sentence\nis asked\n")
+    with pytest.raises(
+        InputError, match="'text' is missing, the row has 'sentence': name the columns as those of the"
+    ):
+        predict.rows_to_answer(Path("other.csv"), run.facts(), Path("out.jsonl"))
 
 
 def test_without_a_task_the_prediction_is_a_text(finished: Finished, project: Path, predict_here: Any) -> None:

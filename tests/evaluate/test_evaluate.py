@@ -101,6 +101,17 @@ def test_a_column_of_ids_is_no_group(with_task: Path) -> None:
     assert "group_column length has 60 values" in problems()[0]
 
 
+def test_other_rows_need_no_groups_of_the_recipes_own(with_task: Path, capsys: pytest.CaptureFixture) -> None:
+    of_run = {"group_column": "length", "test_file": "data/test.jsonl"}
+    other = of_run | {"test_file": "data/validation.jsonl"}
+    assert evaluate._groups_of(other, {"own": of_run}) == other | {"group_column": None}
+    assert "none: data/validation.jsonl has no length, by which the recipe divides" in capsys.readouterr().out
+    Path("data/more.jsonl").write_text(Path("data/test.jsonl").read_text())
+    # What the rows have, what is the recipe's own, and what was asked for stay.
+    for asked in (other | {"test_file": "data/more.jsonl"}, of_run, other | {"group_column": "tone"}):
+        assert evaluate._groups_of(asked, {"own": of_run}) == asked
+
+
 def test_of_several_answers_the_last_is_asked(with_task: Path) -> None:
     def turns(row: dict[str, str]) -> dict[str, Any]:
         said = [("user", "Hello"), ("assistant", "Hello."), ("user", row["input"]), ("assistant", row["output"])]

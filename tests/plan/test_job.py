@@ -32,6 +32,7 @@ REFUSED = [
     ("cpu", "bf16=true fp16=true"),
     ("cpu", "eval_strategy=no load_best_model_at_end=false"),
     ("cpu", "validation_split_size=0.0"),
+    ("cpu", "test_file=data/validation.jsonl test_split_size=0.1"),
     ("cpu", "load_best_model_at_end=false early_stopping_patience=2"),
     ("cpu", "greater_is_better=true"),
     ("cpu", "eval_strategy=steps save_strategy=epoch"),

@@ -362,6 +362,36 @@ def test_a_prompt_that_merges_with_its_answer(look: Look) -> None:
     assert "prompt-not-a-prefix" not in look(pairs(False, 0, 40), pairs(False, 5000, 1000))
 
 
+def test_plain_text_with_a_chat_template(look: Look) -> None:
+    rows = [{"asked": f"order {n}:", "completion": " refund"} for n in range(40)]
+    columns = {"prompt": "asked", "completion": "completion"}
+    (said,) = look(rows, rows[:8], data_columns=columns)["plain-text-prompts"]
+    assert "without the chat template of model" in said.message
+    words = said.instead.partition("SET=")[2].partition('"')[2].partition('"')[0]
+    turned = jobs.check("tiny", overrides=words).prepared
+    talks = [
+        {
+            "prompt": [{"role": "user", "content": each["asked"]}],
+            "completion": [{"role": "assistant", "content": " refund"}],
+        }
+        for each in rows
+    ]
+    write_rows(Path("data/train.jsonl"), talks)
+    write_rows(Path("data/validation.jsonl"), talks[:8])
+    of_turns = jobs.check("tiny").prepared
+    for split in ("train", "validation"):
+        assert (turned.directory / f"{split}.jsonl").read_text() == (of_turns.directory / f"{split}.jsonl").read_text()
+    assert "plain-text-prompts" not in look(talks, talks[:8])
+
+
+def test_classes_that_are_numbers(look: Look) -> None:
+    rows = [row(f"text {n}", str(n % 2)) for n in range(40)]
+    (said,) = look(rows, [*rows[:4], *good(0)], task="classification")["classes-are-numbers"]
+    assert said.message.startswith("the 2 classes of data/train.jsonl are numbers (0, 1)")
+    assert "classes-are-numbers" not in look(rows, rows[:4])
+    assert "classes-are-numbers" not in look(good(40), task="classification")
+
+
 def test_without_data_nothing_is_said(project: Path) -> None:
     job = jobs.check("tiny")
     case = Case(job.recipe, job.topology)
@@ -369,7 +399,7 @@ def test_without_data_nothing_is_said(project: Path) -> None:
 
 
 def test_every_rule_says_what_it_finds_and_where_it_was_seen() -> None:
-    assert len(about_rows()) == 33
+    assert len(about_rows()) == 35
     for each in about_rows():
         assert each.idea.endswith(".") and len(each.idea) < 140
         assert each.evidence and each.severity in lint.SEVERITIES

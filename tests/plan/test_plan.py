@@ -79,9 +79,12 @@ def test_data_on_the_command_line_must_exist(project: Path, capsys: pytest.Captu
 
 def test_the_rows_of_data_are_planned_with(project: Path, capsys: pytest.CaptureFixture) -> None:
     write_rows(project / "it's mine.jsonl", alpaca_rows(40, seed=3))
-    assert main(["plan", "tiny", "--data", "it's mine.jsonl", "--json"]) == 0
-    figures = json.loads(capsys.readouterr().out)
-    assert figures["data"]["train"]["rows_read"] == 40
+    words = ["--set", "task=classification test_file=data/validation.jsonl"]
+    assert main(["plan", "tiny", "--data", "it's mine.jsonl", "--json", *words]) == 0
+    found = json.loads(capsys.readouterr().out)["data"]
+    assert found["train"]["rows_read"] + found["validation"]["rows_read"] == 40
+    assert found["test"]["rows_read"] == 8
+    assert found["notes"][0] == "it's mine.jsonl takes the place of the recipe's train_file, validation_file"
 
 
 def test_the_page_about_the_figures_names_all_of_them(project: Path) -> None:

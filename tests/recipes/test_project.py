@@ -46,6 +46,57 @@ def test_a_new_recipe_from_a_variant_does_what_the_variant_does() -> None:
     assert Path("recipes/mine.yaml").read_text().count("yaml-language-server") == 1
 
 
+@pytest.mark.usefixtures("project")
+@pytest.mark.parametrize("base", ["classification", "demo", "tiny"])
+def test_a_new_recipe_for_rows_that_were_looked_at(base: str, capsys: pytest.CaptureFixture) -> None:
+    classes = ("good: very", "bad", "neither")
+    lines = ["text,label", *(f"row {n} says {classes[n % 3]},{classes[n % 3]}" for n in range(90))]
+    Path("my rows.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    assert cli.main(["new", "mine", "--from", base, "--data", "my rows.csv"]) == 0
+    loaded = load("mine")
+    assert (loaded["train_file"], loaded["test_file"], loaded["group_column"]) == ("my rows.csv", None, None)
+    assert loaded["data_columns"] == {"instruction": "text", "output": "label"}
+    assert (loaded["task"], loaded["labels"]) == ("classification", sorted(classes))
+    assert loaded["validation_split_size"] and loaded["test_split_size"] == 0.2
+    text = Path("recipes/mine.yaml").read_text()
+    assert "# 90 rows, each a user turn and the assistant's.\ntrain_file: my rows.csv\n" in text
+    assert "# 3 classes in 90 rows: good: very 30, bad 30, neither 30.\ntask: classification\n" in text
+    # What is said again stands there once, and no comment of what it replaces is left.
+    keys = [line.partition(":")[0] for line in text.splitlines() if not line.startswith("#")]
+    assert len(set(keys)) == len(keys)
+    assert "Rows that nothing else sees" not in text
+    capsys.readouterr()
+    assert cli.main(["plan", "mine", "--json", "--set", "model_name_or_path=model"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["blocking"] == 0 and figures["evaluation"]["split"] == "test"
+
+
+@pytest.mark.usefixtures("project")
+def test_a_new_recipe_for_rows_that_are_no_classes(capsys: pytest.CaptureFixture) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": f"a {n}"}, {"role": "assistant", "content": f"b {n}"}]}
+        for n in range(60)
+    ]
+    Path("talks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli.main(["new", "mine", "--from", "classification", "--data", "talks.jsonl"]) == 0
+    loaded = load("mine")
+    assert (loaded["task"], loaded["labels"], loaded["data_columns"]) == ("generation", None, None)
+    assert cli.main(["new", "other", "--data", "talks.jsonl"]) == 0
+    assert load("other")["task"] is None and load("other")["test_split_size"] == 0.0
+    # JSON with a class in it, and rows of which none can be held out.
+    answers = [json.dumps({"why": f"since {n}", "label": ("a", "b")[n % 2]}) for n in range(60)]
+    Path("json.jsonl").write_text(
+        "".join(json.dumps({"prompt": f"p {n}", "completion": each}) + "\n" for n, each in enumerate(answers))
+    )
+    assert cli.main(["new", "third", "--data", "json.jsonl"]) == 0
+    assert (load("third")["label_field"], load("third")["labels"]) == ("label", ["a", "b"])
+    Path("few.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    capsys.readouterr()
+    assert cli.main(["new", "fourth", "--data", "few.jsonl"]) == 2
+    assert "puts all 1 rows of few.jsonl on one side" in capsys.readouterr().err
+    assert not Path("recipes/fourth.yaml").exists()
+
+
 def test_a_new_recipe_in_an_empty_folder_and_one_in_a_new_project(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -155,6 +155,13 @@ def test_a_hostile_name_is_refused_and_nothing_happens(name: str, tmp_path: Path
             'description="two words" train_file="my rows.jsonl"',
             {"description": "two words", "train_file": "my rows.jsonl"},
         ),
+        (
+            "data_columns={instruction: text, output: label} lora_r=16",
+            {"data_columns": {"instruction": "text", "output": "label"}, "lora_r": 16},
+        ),
+        ("labels=[a, 'b c', \"d, ]\"] seed=1", {"labels": ["a", "b c", "d, ]"], "seed": 1}),
+        ("data_columns={instruction: it's, output: 'l'}", {"data_columns": {"instruction": "it's", "output": "l"}}),
+        ("description='a x={b' labels=[[a, b], [c]]", {"description": "a x={b", "labels": [["a", "b"], ["c"]]}),
         ("eval_strategy=no packing=false", {"eval_strategy": "no", "packing": False}),
         ("train_file=a=b.jsonl", {"train_file": "a=b.jsonl"}),
         ("train_file='$(touch pwned);`id`'", {"train_file": "$(touch pwned);`id`"}),
@@ -174,10 +181,8 @@ def test_overrides_are_words_as_a_shell_splits_them_and_values_of_yaml(text: Any
         ("=3", ["SET: the string '=3' is not key=value"]),
         ("lora_r=1 lora_r=2", ["SET: lora_r appears twice; keep one"]),
         ("description='open", ["SET: No closing quotation"]),
-        (
-            "x=[a, b]",
-            ["SET: x: the string '[a,' is not a YAML value; quote it", "SET: the string 'b]' is not key=value"],
-        ),
+        ("x=[a, b", ["SET: the list or mapping behind x= has no end"]),
+        ("x=[a]b", ["SET: x: the string '[a]b' is not a YAML value; quote it"]),
         ("seed=!!python/name:os.system", ["SET: seed: the string '!!python/name:os.system' is not a YAML value"]),
         (
             "seed=!!int x lora_r",
@@ -420,6 +425,55 @@ def test_a_json_recipe_without_mistakes_is_shown(capsys: pytest.CaptureFixture[s
         ("train_file: a b.jsonl", "mine.json:2"),
         ("seed: 1", "mine.json:2"),
     ]
+
+
+# DATA=
+
+OWN_ROWS = """model_name_or_path: org/model
+train_file: train.jsonl
+validation_file: validation.jsonl
+test_file: test.jsonl
+data_columns: {instruction: ours}
+group_column: kind
+task: classification
+labels: [a, b]
+eval_strategy: epoch
+"""
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("", {"validation_file": None, "validation_split_size": 0.1, "test_file": None, "test_split_size": 0.2}),
+        ("", {"data_columns": None, "group_column": None, "labels": None, "task": "classification"}),
+        # What SET says explicitly stays.
+        ("validation_split_size=0.3", {"validation_split_size": 0.3, "test_split_size": 0.2}),
+        ("validation_file=v.jsonl", {"validation_file": "v.jsonl", "validation_split_size": 0.0}),
+        ("test_file=t.jsonl", {"test_file": "t.jsonl", "test_split_size": 0.0}),
+        ("data_columns={instruction: text}", {"data_columns": {"instruction": "text"}}),
+        ("group_column=tone labels=[c,d]", {"group_column": "tone", "labels": ["c", "d"]}),
+        ("task=null", {"test_split_size": 0.0, "validation_split_size": 0.1}),
+        ("eval_strategy=no", {"validation_split_size": 0.0}),
+    ],
+)
+def test_data_takes_the_place_of_all_that_is_said_of_a_recipes_rows(overrides: str, expected: dict[str, Any]) -> None:
+    write(OWN_ROWS)
+    found = load("mine", f"data='my rows.csv' {overrides}")
+    assert found["train_file"] == "my rows.csv"
+    assert {key: found[key] for key in expected} == expected
+    assert found.values["train_file"].origin == "DATA"
+    given = {word.partition("=")[0] for word in overrides.split()}
+    assert not given & set(found.replaced)
+    assert load("mine", "task=classification").replaced == []
+
+
+def test_data_keeps_the_share_that_a_recipe_has_chosen() -> None:
+    write(f"{LEGAL}validation_split_size: 0.25\neval_strategy: epoch\n")
+    found = load("mine", {"data": "mine.csv"})
+    assert (found["validation_split_size"], found["test_split_size"]) == (0.25, 0.0)
+    assert found.replaced == ["train_file"]
+    write(LEGAL.replace("train_file: ", "dataset_name: "))
+    assert load("mine", {"data": "mine.csv"})["dataset_name"] is None
 
 
 # Contradictions

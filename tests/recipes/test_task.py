@@ -83,7 +83,9 @@ def test_labels_with_many_answers_are_generated_and_that_is_said() -> None:
     ("answers", "values", "message"),
     [
         (["a"] * 5, {}, "all 5 training answers are the class 'a'"),
-        ([f"text {number}" for number in range(200)], {}, "more than 100 different classes"),
+        ([f"text {number}" for number in range(200)] * 2, {}, "more than 100 different classes"),
+        ([f"text {number}" for number in range(9)], {}, "are texts and no classes: 9 of 9 are different, such as"),
+        ([f"text {number}" for number in range(200)], {}, "set task: generation, or null to evaluate nothing"),
         (
             ["yes", "no", "Yes"],
             {"labels": ["yes", "no"]},

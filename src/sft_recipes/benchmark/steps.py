@@ -30,6 +30,7 @@ STEPS_ALONE = {
     "early_stopping_patience": 0,
     "report_to": "none",
     "validation_split_size": 0.0,
+    "test_split_size": 0.0,
 }
 
 

@@ -453,11 +453,19 @@ def init(
 def new(
     name: Annotated[str, argument("NAME", "the new recipe's name")],
     base: Annotated[str, option("RECIPE", "the recipe that it extends", names_in("recipes"), "--from")] = "default",
+    data: Annotated[str | None, option("FILE", "look at these rows, and write what was seen")] = None,
 ) -> Result:
-    """Write a recipe of four lines that extends another."""
+    """Write a recipe of four lines that extends another, or one for your rows."""
     from sft_recipes.recipes import project
 
-    path = str(project.new(name, base))
+    said = None
+    if data is not None:
+        from sft_recipes.data import look
+
+        said = look.said(data, base)
+    path = str(project.new(name, base, said=said))
+    if said:
+        return Result({"file": path}, f"wrote {path}\nnext: make plan RECIPE={name}, then make train RECIPE={name}")
     return Result({"file": path}, f"wrote {path}\nnext: put the change it tries into it, then make plan RECIPE={name}")
 
 

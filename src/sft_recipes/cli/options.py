@@ -125,14 +125,14 @@ class Changes:
     """What a command changes of a recipe."""
 
     overrides: Overrides = None
-    data: Annotated[str | None, option("FILE", "training rows, instead of the recipe's train_file")] = None
+    data: Annotated[str | None, option("FILE", "your rows, instead of all of the recipe's")] = None
     model: Model = None
 
     @property
     def words(self) -> list[str]:
         """All of it as overrides."""
         model = [] if self.model is None else [word("model", self.model)]
-        data = [] if self.data is None else [word("train_file", self.data), "dataset_name=null"]
+        data = [] if self.data is None else [word("data", self.data)]
         return [*(self.overrides or ()), *model, *data]
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from sft_recipes.data import columns as names
 from sft_recipes.data import turns
 from sft_recipes.data.readers import Problems, Row
 from sft_recipes.data.turns import Turn
@@ -24,8 +25,8 @@ _FIELDS = {
 # The one that holds or ends with the answer; and those that a row may leave out.
 _ANSWER = {"messages": "messages", "sharegpt": "conversations", "prompt_completion": "completion", "alpaca": "output"}
 _OPTIONAL = ("input", "system", "history", *_RENDERED)
-# Dolly's names of Alpaca's fields, and OpenAI's older name of tools.
-_ALIASES = {"input": "context", "output": "response", "tools": "functions"}
+# Other names of fields that a row may leave out.
+_ALIASES = {"input": ("context", "passage"), "system": ("system_prompt",), "tools": ("functions",)}
 # Arguments of `apply_chat_template` that are no variables of a template, or that a training sets itself.
 _NO_VARIABLES = frozenset(
     (
@@ -43,7 +44,7 @@ _REFUSED = {
     **{key: why for key, why in turns.REFUSED.items() if key != "loss_scale"},
     **dict.fromkeys((*turns.CALLS, *turns.REASONING), _INTO_TURN),
     "functions": _ONCE,
-    **dict.fromkeys(("history", "context", "input"), _INTO_PROMPT),
+    **dict.fromkeys(("history", "context", "input", "passage", "choices", "options"), _INTO_PROMPT),
     **dict.fromkeys(("loss_scale", "loss_weight", "sample_weight"), _OF_ROWS),
 }
 # Columns that say where a row is from, and how it was rated or counted: nothing that an answer follows from.
@@ -118,6 +119,10 @@ class Rules:
         """What the rows hold that not every chat template renders, of `templates.PARTS`."""
         self.variables: dict[str, type] = {}
         """What they set of the chat template, and of which type."""
+        self.settled: dict[str, str] = {}
+        """The column of each field that all rows have."""
+        self.first = ""
+        """The source whose first row has settled it."""
         self.several: str | None = None
         """The first row with several answers to learn."""
         self.masked: str | None = None
@@ -136,13 +141,18 @@ class Rules:
         """Settle the format by the columns of the first row of all."""
         if self.format:
             return
-        fitting = self.candidates
-        if self.detected:
-            fitting = [name for name in fitting if all(self._column(key, row) in row for key in _required(name))]
-        if len(fitting) != 1:
-            which = f"the formats {', '.join(fitting)}" if fitting else "no format"
-            problems.add(source, f"the columns {listed(row)} fit {which}; {_HELP}")
-            problems.stop()
+        given, self.first = dict(self.columns), source
+        fitting = [name for name in self.candidates if all(self._column(key, row) in row for key in _required(name))]
+        ways = [] if fitting or "alpaca" not in self.candidates else names.readings(row)
+        if len(ways) == 1:
+            fitting, self.columns = ["alpaca"], {**ways[0], **self.columns}
+        elif not self.detected:
+            fitting = self.candidates
+        if len(fitting) > 1:
+            problems.add(source, f"the columns {listed(row)} fit the formats {', '.join(fitting)}; {_HELP}")
+        elif not fitting or (self.answers and len(ways) > 1):
+            problems.add(source, names.unknown(row, self.columns))
+        problems.stop()
         self.format = fitting[0]
         self.reader.sharegpt = self.format == "sharegpt"
         fields = _FIELDS[self.format]
@@ -150,11 +160,18 @@ class Rules:
         if not self.answers:
             required -= {_ANSWER[self.format]} - {"messages", "conversations"}
         self.columns = {field: self._column(field, row) for field in fields}
-        self.needed = [self.columns[field] for field in fields if field in required]
+        self.settled = {field: self.columns[field] for field in fields if field in required}
+        self.needed = [*self.settled.values()]
+        if told := {column: field for field, column in self.settled.items() if column != given.get(field, field)}:
+            said = ", ".join(f"{column} as {field}" for column, field in told.items())
+            self.reader.note(f"columns: {said}, recognised by their names")
 
     def _column(self, field: str, row: Row) -> str:
-        alias = _ALIASES.get(field, field)
-        return self.columns.get(field, alias if field not in row and alias in row else field)
+        """The recipe's column for a field, or the row's, whatever its case."""
+        there = {column.lower(): column for column in row}
+        known = (name for name in (field, *_ALIASES.get(field, ())) if name in there)
+        found = field if field in row else there.get(next(known, ""), field)
+        return self.columns.get(field, found)
 
     def group(self, row: Row, faults: list[str]) -> str | None:
         """The row's value of `group_column`; a row may say null, but not leave the column out."""
@@ -183,18 +200,18 @@ class Rules:
     def normalise(self, row: Row, faults: list[str], place: str = "") -> Row:
         """The row of a place in TRL's shape: right if nothing was added to `faults`."""
         used = {*self.columns.values(), self.group_column}
+        # The same class in numbers.
+        used |= {"label"} if "label_text" in used else set()
         faults += turns.refused(row, {key: why for key, why in _REFUSED.items() if key not in used})
         faults += [
             f"{key} is not supported; {_OF_ROWS}" for key in turns.MARKS if _marks(row, key) and key not in used
         ]
         self.reader.unused.update(row.keys() - used - _REFUSED.keys() - turns.MARKS.keys())
-        have = f"the row has {listed(row)}"
-        instead = f"write it, or {_HELP}" if self.answers else "name the columns as those of the training rows"
-        faults += [
-            f"{column} is missing{nearest(column, row)}, {have}: {instead}"
-            for column in self.needed
-            if column not in row
-        ]
+        if missing := [column for column in self.needed if column not in row]:
+            near = "".join(nearest(column, row) for column in missing[:1])
+            are = "is" if len(missing) == 1 else "are"
+            have = f"the row has {listed(row)}"
+            faults.append(f"{listed(missing)} {are} missing{near}, {have}: {self._instead(row, place)}")
         if faults:
             return {}
         row = row if self.answers else self._answered(row)
@@ -263,6 +280,17 @@ class Rules:
                     f"{column}.{key} holds {shown(held)}, of another type than in earlier rows; write one type"
                 )
         return kwargs
+
+    def _instead(self, row: Row, place: str) -> str:
+        """What to write where columns are missing."""
+        if not self.answers:
+            return "name the columns as those of the training rows"
+        if not place.startswith(self.first):
+            return f"name them as in {self.first}, or train with DATA={self.first}, which holds out rows of its own"
+        if self.format != "alpaca":
+            return f"write it, or {_HELP}"
+        example = names.guess(row)
+        return f"write it, or for example {names.setting(example)}" if example else "write it, or delete the row"
 
     def _optional(self, field: str, row: Row, faults: list[str]) -> str:
         value, column = row.get(self.columns[field]), self.columns[field]

@@ -24,7 +24,7 @@ from sft_recipes.terminal import count
 CACHE = Path(".cache/data")
 GROUPS = "groups.json"
 # Part of every fingerprint: raise it when the same sources would be prepared differently.
-PREPARATION_VERSION = 2
+PREPARATION_VERSION = 3
 
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"}
 # Characters of a row, a million tokens of English, which is more than models read. A tokenizer takes seconds and
@@ -46,6 +46,7 @@ class Prepared:
     holds: tuple[str, ...]  # what is in the rows that not every chat template renders, of `templates.PARTS`
     variables: tuple[str, ...]  # what the rows tell the chat template by chat_template_kwargs
     format: str  # what the user's rows were in: one of `formats.FORMATS`, never "auto"
+    columns: dict[str, str]  # the user's column for each field of the format that every row has
     splits: dict[str, dict[str, Any]]  # of each: `source`, that one's `sha256` and `rows`, and its own `prepared_rows`
     notes: tuple[str, ...]  # one sentence for each decision that was made
 
@@ -58,14 +59,15 @@ _SOURCE = (
 
 
 # What `prepare` takes of where rows come from and how they are read.
-ARGUMENTS = frozenset({*_SOURCE, "validation_split_size"})
+ARGUMENTS = frozenset({*_SOURCE, "validation_split_size", "test_split_size"})
 
 
 def source_of(recipe: Recipe) -> dict[str, Any]:
     """Where the recipe's rows come from and how they are read, as `prepare` takes it."""
     # Nothing is held out when nothing is evaluated.
     held_out = recipe["validation_split_size"] if recipe["eval_strategy"] != "no" else 0.0
-    return {**{key: recipe[key] for key in _SOURCE}, "validation_split_size": held_out}
+    shares = {"validation_split_size": held_out, "test_split_size": recipe["test_split_size"]}
+    return {**{key: recipe[key] for key in _SOURCE}, **shares}
 
 
 def prepare(
@@ -83,13 +85,15 @@ def prepare(
     task: str | None = None,
     drop_reasoning: bool = False,
     validation_split_size: float = 0.0,
+    test_split_size: float = 0.0,
     cache: Path,
     on_rows: Callable[[int], None] | None = None,
 ) -> Prepared:
     """Check and convert the rows of `train_file` or `dataset_name` into a directory below `cache`.
 
     The validation rows are those of `validation_file`, or of the Hub dataset's test split, or the share
-    `validation_split_size` of the training rows, or none. The rows of `test_file` decide nothing about the others.
+    `validation_split_size` of the training rows, or none. The rows of `test_file` decide nothing about the others; in
+    its place, `test_split_size` of the training rows are, and beside it nobody sees those.
     The values of `group_column` in the rows held out, which the evaluation goes by, are kept beside them (`groups`).
     Answers that are numbers or truth values are classes where the `task` is classification.
     `on_rows` is told how many rows have been read, every `PROGRESS_ROWS`; never for a directory that is there already.
@@ -105,8 +109,12 @@ def prepare(
     if (train_file is None) == (dataset_name is None):
         given = "neither is" if train_file is None else "both are"
         raise InputError(f"give one of train_file and dataset_name: {given} given")
-    if not 0 <= validation_split_size < 1:
-        raise InputError(f"validation_split_size is {validation_split_size}; write a share from 0 up to, not with, 1")
+    asked = {"validation": validation_split_size, "test": test_split_size}
+    for split, share in asked.items():
+        if not 0 <= share < 1:
+            raise InputError(f"{split}_split_size is {share}; write a share from 0 up to, not with, 1")
+    if sum(asked.values()) >= 1:
+        raise InputError(f"{_shares(asked)} leave no row to train on; write shares that are less than 1 together")
 
     sources: dict[str, Source] = {}
     if dataset_name is not None:
@@ -115,10 +123,12 @@ def prepare(
     for split, file in {"train": train_file, "validation": validation_file, "test": test_file}.items():
         if file is not None:
             sources[split] = file_source(file, f"{split}_file")
-    share = 0.0 if "validation" in sources else validation_split_size
+    if "validation" in sources:
+        del asked["validation"]
+    shares = {split: float(share) for split, share in asked.items() if share}
 
     contents = {split: [source.reader, source.sha256] for split, source in sources.items()}
-    decisive = [PREPARATION_VERSION, contents, data_format, columns, float(share)]
+    decisive = [PREPARATION_VERSION, contents, data_format, columns, shares]
     decisive += [] if group_column is None else [group_column]
     decisive += ["classes"] if classes else []
     decisive += ["drop_reasoning"] if drop_reasoning else []
@@ -129,7 +139,7 @@ def prepare(
         staging = cache / f".{directory.name}.{uuid.uuid4().hex}"
         staging.mkdir(parents=True)
         try:
-            facts = {"fingerprint": fingerprint, **_write(staging, sources, rules, share, on_rows)}
+            facts = {"fingerprint": fingerprint, **_write(staging, sources, rules, shares, on_rows)}
             (staging / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             _publish(staging, directory, fingerprint)
         finally:
@@ -137,11 +147,11 @@ def prepare(
     for split, split_facts in facts["splits"].items():
         # The directory may have been made from files of the same content under other names.
         split_facts["source"] = sources.get(split, sources["train"]).name
-    notes = _notes(facts, share)
-    if share != validation_split_size:
+    notes = _notes(facts, shares)
+    if validation_split_size and "validation" not in shares:
         name = facts["splits"]["validation"]["source"]
         notes.append(f"validation_split_size {validation_split_size} is not used: the validation rows are {name}")
-    known = {key: facts[key] for key in ("kind", "conversational", "masked", "format", "splits")}
+    known = {key: facts[key] for key in ("kind", "conversational", "masked", "format", "columns", "splits")}
     # What was prepared before there were such has none of them.
     known |= {key: tuple(facts.get(key, ())) for key in ("holds", "variables")}
     return Prepared(directory, fingerprint, **known, notes=tuple(notes))
@@ -208,12 +218,13 @@ def _write(
     staging: Path,
     sources: Mapping[str, Source],
     rules: Rules,
-    share: float,
+    shares: Mapping[str, float],
     on_rows: Callable[[int], None] | None,
 ) -> dict[str, Any]:
     """Write the splits into `staging` and return the facts about them."""
     problems = Problems()
-    origins = {split: split for split in sources} | ({"validation": "train"} if share else {})
+    origins = dict.fromkeys(shares, "train") | {split: split for split in sources}
+    origins = {split: origins[split] for split in ("train", "validation", "test") if split in origins}
     read, written = dict.fromkeys(sources, 0), dict.fromkeys(origins, 0)
     groups: dict[str, list[str | None]] = {split: [] for split in origins if split != "train"}
     evaluated = "test" if "test" in groups else "validation"
@@ -231,11 +242,12 @@ def _write(
                 if len(line) > LONGEST_ROW:
                     most = f"a row has at most {LONGEST_ROW:,}, which is more than a model reads"
                     faults.append(f"the row has {len(line):,} characters; {most}, so write it as several rows")
-                target = "validation" if share and split == "train" and _chosen(line, share) else split
+                target = _drawn(line, shares) if split == "train" else split
                 # Rows for the evaluation at the end must have it; others may.
                 group = rules.group(row, faults if target == evaluated else [])
                 problems.add(place, *faults)
-                if not problems.count:
+                # Rows drawn for a test that has a file of its own are nobody's.
+                if not problems.count and split in (target, origins[target]):
                     files[target].write(line + "\n")
                     written[target] += 1
                     if target in groups:
@@ -254,8 +266,9 @@ def _write(
     one_answer = not several
     if not all(written.values()):
         raise InputError(
-            f"validation_split_size {share} puts all {read['train']:,} rows of {sources['train'].name} on one side "
-            "(equal rows stay together): give a validation_file, more rows or another share"
+            f"{_shares(shares)} {'puts' if len(shares) == 1 else 'put'} all {read['train']:,} rows of "
+            f"{sources['train'].name} on one side (equal rows stay together): give "
+            f"{' and '.join(f'a {split}_file' for split in shares)}, more rows or another share"
         )
     split_off = one_answer and rules.format != "prompt_completion"
     if split_off or rules.variables:
@@ -272,6 +285,7 @@ def _write(
         "holds": [part for part in templates.PARTS if part in rules.holds],
         "variables": sorted(rules.variables),
         "format": rules.format,
+        "columns": rules.settled,
         "detected": rules.detected,
         "unused": sorted(rules.reader.unused),
         "read": [*problems.notes, *rules.reader.notes],
@@ -286,13 +300,23 @@ def _write(
             for split, origin in origins.items()
         },
     }
-    return facts | {"notes": _notes(facts, share)}
+    return facts | {"notes": _notes(facts, shares)}
 
 
-def _chosen(line: str, share: float) -> bool:
-    """Whether a row is one of the validation share: by its content alone, so equal rows stay on one side."""
+def _drawn(line: str, shares: Mapping[str, float]) -> str:
+    """The split that a training row is drawn for: by its content alone, so equal rows stay on one side."""
     # A row with half of a character is refused, but not here.
-    return int.from_bytes(hashlib.sha256(line.encode(errors="surrogatepass")).digest()[:8], "big") < share * 2**64
+    number = int.from_bytes(hashlib.sha256(line.encode(errors="surrogatepass")).digest()[:8], "big")
+    below = 0.0
+    for split, share in shares.items():
+        below += share
+        if number < below * 2**64:
+            return split
+    return "train"
+
+
+def _shares(shares: Mapping[str, float]) -> str:
+    return " and ".join(f"{split}_split_size {share}" for split, share in shares.items())
 
 
 def _rewrite(path: Path, *, split_off: bool, variables: bool) -> None:
@@ -336,7 +360,7 @@ def _write_features(staging: Path, *, one_answer: bool, variables: Mapping[str, 
     (staging / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
 
 
-def _notes(facts: dict[str, Any], share: float) -> list[str]:
+def _notes(facts: dict[str, Any], shares: Mapping[str, float]) -> list[str]:
     notes = [
         f"format: {facts['format']}, {'recognised by its columns' if facts['detected'] else 'as the recipe says'}"
     ]
@@ -360,8 +384,9 @@ def _notes(facts: dict[str, Any], share: float) -> list[str]:
     for split, of_split in facts["splits"].items():
         prepared, rows = of_split["prepared_rows"], of_split["rows"]
         number = count(rows, "row") if prepared == rows else f"{prepared:,} of {count(rows, 'row')}"
-        by_hash = f", chosen by a hash of the row (validation_split_size {share})"
-        notes.append(f"{split}: {number} of {of_split['source']}{by_hash if share and split == 'validation' else ''}")
+        drawn = split in shares and of_split["sha256"] == facts["splits"]["train"]["sha256"]
+        by_hash = f", chosen by a hash of the row ({split}_split_size {shares[split]})" if drawn else ""
+        notes.append(f"{split}: {number} of {of_split['source']}{by_hash}")
     if "validation" not in facts["splits"]:
         notes.append("validation: none (no validation file or split, and validation_split_size is 0)")
     return notes

@@ -1,5 +1,6 @@
 """Rows from files and from the Hub, each with its place, and what is wrong with a file that cannot be read as rows."""
 
+import contextlib
 import csv
 import dataclasses
 import hashlib
@@ -304,10 +305,11 @@ def _read_parquet(path: Path, name: str, problems: Problems) -> Iterator[tuple[s
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            classes = _classes((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
             for batch in file.iter_batches(batch_size=1000):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{name} row {number}", row
+                    yield f"{name} row {number}", _by_name(row, classes, problems)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         problems.add(f"{name} after row {number}", f"not readable as Parquet ({error}); write the file again")
 
@@ -320,6 +322,24 @@ _READERS: dict[str, Callable[[Path, str, Problems], Iterator[tuple[str, Row]]]] 
     ".tsv": _read_csv,
     ".parquet": _read_parquet,
 }
+
+
+def _classes(written: bytes) -> dict[str, list[str]]:
+    """The names of classes by their ids in each column that has such, as `datasets` writes them into Parquet files."""
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        features = json.loads(written)["info"]["features"].items()
+        classes = {name: each["names"] for name, each in features if each.get("_type") == "ClassLabel"}
+        return {name: [*map(str, names)] for name, names in classes.items()}
+    return {}
+
+
+def _by_name(row: Row, classes: dict[str, list[str]], problems: Problems) -> Row:
+    """A row with the names of its classes instead of their ids; -1 is none."""
+    for column, names in classes.items():
+        if isinstance(number := row.get(column), int) and -1 <= number < len(names):
+            row = {**row, column: names[number] if number >= 0 else None}
+            problems.notes[f"labels: ids in {column} are read by the names that the set has, 0 is {names[0]!r}"] = None
+    return row
 
 
 def hub_sources(name: str, config: str | None, train_split: str, test_split: str | None) -> dict[str, Source]:
@@ -365,13 +385,14 @@ def _dataset_source(name: str, dataset: Any) -> Source:
     for column, feature in dataset.features.items():
         if hasattr(feature, "decode"):  # images, sound: bytes are enough to say that they are there
             dataset = dataset.cast_column(column, dataclasses.replace(feature, decode=False))
-    digest = hashlib.sha256()
+    classes = {column: feature.names for column, feature in dataset.features.items() if hasattr(feature, "int2str")}
+    digest = hashlib.sha256(json.dumps(classes, sort_keys=True).encode() if classes else b"")
     for row in dataset:
         # The fingerprint of the library depends on paths and times, the rows do not.
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
 
     def rows(problems: Problems) -> Iterator[tuple[str, Row]]:
         for number, row in enumerate(dataset, 1):
-            yield f"{name} row {number}", row
+            yield f"{name} row {number}", _by_name(row, classes, problems)
 
     return Source(name, "hub", digest.hexdigest(), rows)

@@ -111,6 +111,7 @@ class Survey(TypedDict):
     conversational: bool
     holds: list[str]
     variables: list[str]
+    columns: dict[str, str]  # as `Prepared` has them
     tokenizer: TokenizerFacts | None
     class_field: str | None  # of JSON answers; "" for the whole answer, None where they are no classification
     splits: dict[str, SplitFacts]
@@ -242,6 +243,7 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
         "conversational": prepared.conversational,
         "holds": prepared.holds,
         "variables": prepared.variables,
+        "columns": prepared.columns,
         "tokenizer": refusals.facts(loaded) if loaded is not None else None,
         "class_field": field,
         "splits": {

@@ -25,7 +25,7 @@ def predict(name: str, rows: Path, out: Path | None = None) -> tuple[int, Path]:
     """Predict every row of a file into JSON lines: its columns, `prediction`, and what is known of it.
 
     That is `probabilities` where a class is predicted by likelihood, and else whether the answer `finished`; a class
-    by generation is null where the `text` names none.
+    by generation is null where the `text` names none, which is `prediction_text` in rows with a text of their own.
 
     Args:
         name: The run.
@@ -76,10 +76,11 @@ def rows_to_answer(rows: Path, facts: Facts, out: Path) -> list[tuple[Facts, Any
     asked = preparation.prompts(
         str(rows),
         facts["data"]["format"],
-        facts["data"]["source"]["data_columns"],
+        # By the names that were recognised; runs of before have those alone that were asked for.
+        {**(facts["data"]["source"]["data_columns"] or {}), **facts["data"].get("columns", {})},
         conversational=facts["data"]["conversational"],
     )
-    if taken := sorted({"prediction", "probabilities", "text", "finished"} & {key for row, _ in asked for key in row}):
+    if taken := sorted({"prediction", "probabilities", "finished"} & {key for row, _ in asked for key in row}):
         raise InputError(f"{rows}: the column {taken[0]} would be overwritten by the prediction's; rename it")
     return asked
 
@@ -95,4 +96,6 @@ def answer(row: Facts, task: Any, output: Facts) -> Facts:
     said = evaluate.said(task, output)
     if task.kind == "generation":
         said["text"] = None
+    if "text" in row:
+        said["prediction_text"] = said.pop("text", None)
     return {**row, **{key: value for key, value in said.items() if value is not None or key == "prediction"}}

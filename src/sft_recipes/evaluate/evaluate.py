@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.data.readers import Problems, file_source
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import scoring_job
 from sft_recipes.evaluate.questions import Question, ask, default_split
@@ -91,12 +92,25 @@ def _own(facts: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     return own
 
 
+def _groups_of(own: Mapping[str, Any], facts: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The keys of the task, without a group_column of the recipe that other rows than the recipe's do not have."""
+    file, column = own["test_file"], own["group_column"]
+    if file in (None, facts["own"].get("test_file")) or column is None or column != facts["own"].get("group_column"):
+        return own
+    _, row = next(file_source(file).rows(Problems()), ("", {column: None}))
+    if column in row:
+        return own
+    say("groups", f"none: {file} has no {column}, by which the recipe divides its own rows")
+    return {**own, "group_column": None}
+
+
 def _evaluate(
     run: Run, facts: dict[str, Any], own: Mapping[str, Any], split: str | None, base: bool, lock: int
 ) -> tuple[int, Path | None]:
     if damage := adapter_damage(run):
         raise InputError(damage)
     identity.check(run)
+    own = _groups_of(own, facts)
     changes = {key: own[key] for key in ("test_file", "group_column", "task")}
     prepared = identity.training_rows(run, facts, **changes)
     split = split or default_split(prepared, own["task"])

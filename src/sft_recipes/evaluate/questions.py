@@ -83,8 +83,8 @@ def default_split(prepared: Prepared, kind: str) -> str:
         if split in prepared.splits:
             return split
     raise InputError(
-        f"task: {kind}, and there are no rows to evaluate it on; set test_file, or hold some out by validation_file "
-        "or validation_split_size"
+        f"task: {kind}, and there are no rows to evaluate it on; set test_file or test_split_size, or hold some "
+        "out by validation_file or validation_split_size"
     )
 
 

@@ -52,7 +52,7 @@ def reproduce(name: str, run_name: str | None = None) -> tuple[int, Run]:
     demo_base.build_if_needed(Recipe(facts["recipe"], own))
     prepared = preparation.prepare(**facts["data"]["source"], cache=preparation.CACHE)
     gpus = topology.visible_gpus()
-    read = ("fingerprint", "format", "kind", "conversational", "holds", "variables", "splits")
+    read = ("fingerprint", "format", "kind", "conversational", "columns", "holds", "variables", "splits")
     again: dict[str, Any] = {
         **{key: facts[key] for key in ASKED if key in facts},
         "data": {**facts["data"], **{key: getattr(prepared, key) for key in read}},

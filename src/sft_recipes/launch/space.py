@@ -34,7 +34,8 @@ _MODEL = "another model has another loss on the same text, whatever is learned; 
 # Why keys are refused that somebody may well want to vary.
 REFUSED = {
     **dict.fromkeys(("seed", "data_seed"), 'a seed is luck and not a setting; train the best with SEEDS="42 43 44"'),
-    **dict.fromkeys(("train_file", "validation_file", "validation_split_size", "data_format", "data_columns"), _ROWS),
+    **dict.fromkeys(("data", "train_file", "validation_file", "validation_split_size", "test_split_size"), _ROWS),
+    **dict.fromkeys(("data_format", "data_columns"), _ROWS),
     "drop_reasoning": _ROWS,
     **dict.fromkeys(("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"), _ROWS),
     **dict.fromkeys(("max_length", "truncation_mode", "packing", "packing_strategy", "eval_packing"), _ROWS),

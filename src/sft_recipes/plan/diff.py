@@ -32,6 +32,7 @@ IDEAS = {
         "train_file",
         "validation_file",
         "validation_split_size",
+        "test_split_size",
         "dataset_name",
         "dataset_config",
         "data_format",

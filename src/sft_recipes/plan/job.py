@@ -13,7 +13,7 @@ from typing import Any, TypedDict, Unpack
 from sft_recipes.data import packing, preparation, survey, tokens
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.data.survey import Survey
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, listed
 from sft_recipes.evaluate import questions
 from sft_recipes.models import base_model
 from sft_recipes.models.base_model import Model
@@ -78,7 +78,7 @@ class Job:
             return None
         if path is None:
             return f"{self.recipe['dataset_name']} is not downloaded to plan with; DATA=FILE names a local file"
-        if self.recipe.values["train_file"].origin == "SET" or Path(path).exists():
+        if self.recipe.values["train_file"].origin in recipes.GIVEN or Path(path).exists():
             return None
         return f"{path} is not here, so nothing is said about rows, steps and time; DATA=FILE names another"
 
@@ -100,6 +100,17 @@ class Job:
                 "false computes the loss on all; drop that key, or the marks"
             )
         return found
+
+    @property
+    def notes(self) -> list[str]:
+        """What was decided about the rows, in sentences.
+
+        Raises:
+            InputError: They are wrong.
+        """
+        replaced = self.recipe.replaced
+        said = f"{self.recipe['train_file']} takes the place of the recipe's {', '.join(replaced)}"
+        return [*([said] if replaced else []), *self.prepared.notes]
 
     @functools.cached_property
     def evaluation(self) -> questions.Asked | None:
@@ -180,8 +191,10 @@ class Job:
         if chain := earlier.chain(self.recipe.own()):
             yield "continues", f"{chain['adapter']}, SHA-256 {chain['sha256'][:16]}, on {chain['base']}"
         yield "topology", self.topology.describe()
-        for note in self.prepared.notes:
+        for note in self.notes:
             yield "data", note
+        if self.recipe.replaced and self.evaluation and (labels := self.evaluation.task.labels):
+            yield "task", f"classification of {len(labels)} classes, as the rows name them: {listed(labels)}"
 
 
 def resolve(

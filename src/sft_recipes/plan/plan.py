@@ -64,7 +64,7 @@ def figures_of(job: Job, traced: bool = False) -> dict[str, Any]:
         "gpu": dataclasses.asdict(job.gpu) if job.gpu else None,
         "model": _model(job),
         "model_absent": None if job.model else without_config(recipe),
-        "data": {"absent": job.absent} if job.absent else {"notes": list(job.prepared.notes), **rows},
+        "data": {"absent": job.absent} if job.absent else {"notes": job.notes, **rows},
         "evaluation": _evaluation(job),
         "batch": batch,
         "schedule": dataclasses.asdict(job.schedule) if job.schedule else None,
@@ -104,7 +104,7 @@ def without_config(recipe: Recipe) -> str:
 
 def differences(recipe: Recipe) -> list[dict[str, Any]]:
     """What a recipe, the model and the overrides say otherwise than the recipe it extends."""
-    base, beside = recipe.base, ("SET", f"{recipes.MODELS}/")
+    base, beside = recipe.base, (*recipes.GIVEN, f"{recipes.MODELS}/")
     return [
         {"key": key, "base": base[key] if base else None, "value": item.value, "origin": item.origin}
         for key, item in recipe.values.items()

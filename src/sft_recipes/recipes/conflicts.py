@@ -66,6 +66,9 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
         yield wrong("model_name_or_path", "model_name_or_path is missing", "name a Hub id or a local directory")
     if bool(recipe["train_file"]) == bool(recipe["dataset_name"]):
         yield wrong("train_file", "name exactly one of train_file (a local file) and dataset_name (a Hub id)")
+    if recipe["test_file"] and recipe["test_split_size"]:
+        both = "test_file has the rows of the test, and test_split_size would set more of them aside for nothing"
+        yield wrong("test_split_size", both, "keep one")
     if recipe["load_in_4bit"] and recipe["load_in_8bit"]:
         yield wrong("load_in_8bit", "load_in_4bit and load_in_8bit are both true", "keep one")
     quantised = recipe["load_in_4bit"] or recipe["load_in_8bit"]

@@ -1,6 +1,10 @@
 """A project of one's own, where one experiment is one recipe."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from sft_recipes.errors import InputError
 from sft_recipes.recipes import editor
@@ -40,8 +44,16 @@ def write(path: Path, text: str) -> None:
         file.write(text)
 
 
-def new(name: str, base: str, directory: Path = recipes.RECIPES) -> Path:
+def new(
+    name: str, base: str, directory: Path = recipes.RECIPES, said: Mapping[str, tuple[Any, str]] | None = None
+) -> Path:
     """Write a recipe that extends another, for its author to change; one that is itself a variant lends its lines.
+
+    Args:
+        name: The recipe's.
+        base: The recipe that it extends.
+        directory: Where recipes lie.
+        said: Values of keys that it says otherwise, each with the comment above it.
 
     Raises:
         InputError: The name is no name or taken, or there is no such base.
@@ -56,10 +68,38 @@ def new(name: str, base: str, directory: Path = recipes.RECIPES) -> Path:
         if "extends" in recipes.read(extended)
         else [f"extends: {base}"]
     )
+    variant = _without(variant, said or {})
+    for key, (value, comment) in (said or {}).items():
+        flow = isinstance(value, (dict, list))
+        written = yaml.dump(
+            value if flow else {key: value},
+            Dumper=recipes.Dumper,
+            default_flow_style=flow,
+            sort_keys=False,
+            allow_unicode=True,
+            width=10**6,
+        ).strip()
+        variant += [*([f"# {comment}"] if comment else []), f"{key}: {written}" if flow else written]
     yours = "# The change, with its reason above it; sft-recipes why KEY says what is known about a value."
     text = "\n".join([editor.LINE, *variant, f"description: What {name} tries, in one line.", yours, ""])
     write(path, text)
     return path
+
+
+def _without(lines: list[str], keys: Iterable[str]) -> list[str]:
+    """The lines of a recipe without those of some keys, and the comments above them."""
+    kept: list[str] = []
+    dropping = False
+    for line in lines:
+        if not line.startswith((" ", "-", "#")) and line.strip():
+            dropping = line.partition(":")[0] in set(keys)
+            while dropping and kept and kept[-1].startswith("#"):
+                kept.pop()
+        elif line.startswith("#"):
+            dropping = False
+        if not dropping:
+            kept.append(line)
+    return kept
 
 
 def init(folder: Path, name: str, base: str) -> list[Path]:

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +25,14 @@ MODELS = Path("models")
 FILES = ("train_file", "validation_file", "test_file", "chat_template_path")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 LETTERS = "letters, digits, '_', '-' and '.' only"
+# The origins of what the command line says.
+GIVEN = ("SET", "DATA")
+# What is said of a recipe's own rows, and of no others; and the share of others that is held out where it says none.
+OF_ROWS = (
+    *("dataset_name", "dataset_config", "validation_file", "test_file", "data_format", "data_columns", "group_column"),
+    *("labels", "label_field", "label_pattern", "json_schema"),
+)
+HELD_OUT = {"validation": 0.1, "test": 0.2}
 # A recipe is read by people; what is larger than this is something else.
 LARGEST = 64 * 1024
 
@@ -49,7 +57,7 @@ class Recipe:
         """The value of a known key: the recipe's, or the default of TRL or of our own keys."""
         if key in self.values:
             return self.values[key].value
-        return (schema.own().get(key) or schema.upstream()[key])["default"]
+        return _default(key)
 
     def derive(self, **derived: tuple[Any, str]) -> "Recipe":
         """The recipe with values that follow from others, each given as (value, how it was derived)."""
@@ -64,6 +72,11 @@ class Recipe:
     def own(self) -> dict[str, Any]:
         """Our own keys, defaults included."""
         return {key: self[key] for key in schema.own()}
+
+    @property
+    def replaced(self) -> list[str]:
+        """The keys that DATA= has taken the place of, those for shares apart; none without it."""
+        return [key for key in ("train_file", *OF_ROWS) if key in self.values and self.values[key].origin == "DATA"]
 
     @property
     def checkpoints_activations(self) -> bool:
@@ -215,12 +228,17 @@ def read(path: Path) -> dict[str, Value]:
     return values
 
 
+# Where a word begins a list or a mapping.
+_BRACKETED = re.compile(r"\s*(?P<key>[\w-]+=)(?=[\[{])")
+
 # As a command line has them, as a mapping of keys to values, or read already.
 Overrides = str | Iterable[str] | Mapping[str, Any]
 
 
 def parse_overrides(text: Overrides) -> dict[str, Value]:
     """Overrides `key=value key=value`, split as a shell splits words with values read as YAML, or a mapping.
+
+    A list or a mapping of YAML is one value up to its last bracket: `data_columns={instruction: text, output: label}`.
 
     Raises:
         InputError: A word is no `key=value`, or a value is no YAML.
@@ -233,7 +251,7 @@ def parse_overrides(text: Overrides) -> dict[str, Value]:
             for key, value in text.items()
         }
     try:
-        words = [word for part in ([text] if isinstance(text, str) else text) for word in shlex.split(part)]
+        words = [word for part in ([text] if isinstance(text, str) else text) for word in _words(part)]
     except ValueError as error:
         raise InputError(f'SET: {error}; write SET="learning_rate=1e-4 lora_r=16"') from None
     # What is wrong is quoted, unless a secret was to be set: without quotes, it is a word of its own.
@@ -259,6 +277,46 @@ def parse_overrides(text: Overrides) -> dict[str, Value]:
     if problems:
         raise InputError(*problems)
     return values
+
+
+def _words(text: str) -> Iterator[str]:
+    """The words of a command line, those that begin a list or a mapping up to its end.
+
+    Raises:
+        ValueError: A quote or a bracket is not closed.
+    """
+    position = 0
+    while position < len(text):
+        if (found := _BRACKETED.match(text, position)) and (
+            end := _closed(text, found.end(), found["key"])
+        ) is not None:
+            yield text[found.start("key") : end]
+            position = end
+            continue
+        words = shlex.shlex(text[position:], posix=True, punctuation_chars=False)
+        words.whitespace_split, words.commenters = True, ""
+        if (word := words.get_token()) is None:
+            return
+        yield word
+        position += words.instream.tell()  # type: ignore[attr-defined]
+
+
+def _closed(text: str, start: int, key: str) -> int | None:
+    """Where the list or mapping ends that begins at a position; None if it is one word without it."""
+    depth, quote, before = 0, "", ""
+    for position in range(start, len(text)):
+        char = text[position]
+        if quote:
+            quote = "" if char == quote else quote
+        elif char in "'\"" and before in "{[,:":
+            quote = char
+        else:
+            depth += (char in "{[") - (char in "}]")
+        if depth == 0:
+            ends = position + 1 == len(text) or text[position + 1].isspace()
+            return position + 1 if ends else None
+        before = before if char.isspace() else char
+    raise ValueError(f"the list or mapping behind {key} has no end")
 
 
 def as_words(overrides: Overrides) -> list[str]:
@@ -308,8 +366,9 @@ def file_of(recipe: str | Path, directory: Path = RECIPES) -> Path:
 def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPES) -> Recipe:
     """Read a recipe by its name (or a file by its path), over its base, under the overrides, and check every key.
 
-    An override `model` names a file of models/, whose values come before the other overrides. Of a recipe that
-    continues from an adapter, base and shape are the adapter's (`adapters.continued`).
+    An override `model` names a file of models/, and `data` other rows (`_rows_given`); the values of both come before
+    the other overrides. Of a recipe that continues from an adapter, base and shape are the adapter's
+    (`adapters.continued`).
 
     Raises:
         InputError: With all problems of the recipe, its base, the model and the overrides at once.
@@ -342,6 +401,8 @@ def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPE
             values |= _facts(read_model(given.pop("model").value), values)
         except InputError as error:
             problems += error.problems
+    if "data" in given:
+        values |= _rows_given(given.pop("data").value, values, given)
     values = {key: item for key, item in {**values, **given}.items() if key != "extends"}
     values |= _shipped_files(values)
     if extended:
@@ -358,6 +419,27 @@ def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPE
     if problems:
         raise InputError(*problems)
     return loaded
+
+
+def _rows_given(file: Any, values: Mapping[str, Value], given: Mapping[str, Value]) -> dict[str, Value]:
+    """What DATA= says in place of all that a recipe says of its own rows; what `given` says besides is its own."""
+
+    def said(key: str) -> Any:
+        item = given.get(key) or values.get(key)
+        return _default(key) if item is None else item.value
+
+    found = {key: _default(key) for key in OF_ROWS if key not in given and said(key) != _default(key)}
+    wanted = {"validation": said("eval_strategy") != "no", "test": said("task") is not None}
+    for split, share in HELD_OUT.items():
+        own, size = f"{split}_file", f"{split}_split_size"
+        # The share of a recipe that names a file was never its choice.
+        if wanted[split] and not {own, size} & given.keys() and (own in found or not said(size)):
+            found[size] = share
+    return {key: Value(value, "DATA") for key, value in {"train_file": file, **found}.items()}
+
+
+def _default(key: str) -> Any:
+    return (schema.own().get(key) or schema.upstream()[key])["default"]
 
 
 def _shipped_files(values: Mapping[str, Value]) -> dict[str, Value]:

@@ -16,6 +16,8 @@ from sft_recipes.terminal import count
 KEYS: tuple[str, ...] = tuple(DATA["of_a_task"])
 # More classes than these are no classification that a table of classes could show; they are ids, or free text.
 MOST_LABELS = 100
+# Training rows from which answers that are all different are no classes.
+FEW_ROWS = 8
 # The block in which a reasoning model thinks, or says that it does not; what follows is the answer.
 THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
 
@@ -207,12 +209,17 @@ def task_of(own: Mapping[str, Any], answers: Iterable[str]) -> Task:
         # A second text says already that a class has no one answer.
         if len(texts[found]) < 2:
             texts[found].add(answer)
-        if own["labels"] is None and len(rows) > MOST_LABELS:
-            raise InputError(
-                f"task: classification, and the training answers have more than {MOST_LABELS} different classes, such "
-                f"as {shown(found)}; say where the class stands by label_field or label_pattern, list the labels, or "
-                "set task: generation"
-            )
+        # Enough to tell more classes than there may be from texts.
+        if own["labels"] is None and len(rows) > 20 * MOST_LABELS:
+            break
+    if own["labels"] is None and sum(rows.values()) >= FEW_ROWS:
+        _refuse_texts(rows, whole)
+    if own["labels"] is None and len(rows) > MOST_LABELS:
+        raise InputError(
+            f"task: classification, and the training answers have more than {MOST_LABELS} different classes, such "
+            f"as {shown(next(iter(rows)))}; say where the class stands by label_field or label_pattern, list the "
+            "labels, or set task: generation"
+        )
     labels = tuple(as_class(each) for each in own["labels"] or sorted(rows))
     _read(own, labels, rows, unread, example)
     candidates = {label: min(texts[label], default=label) for label in labels}
@@ -227,6 +234,16 @@ def task_of(own: Mapping[str, Any], answers: Iterable[str]) -> Task:
         )
     decision = f"predicted by generation: likelihood needs one answer for each label, and {told}"
     return Task("classification", "generation", labels, candidates={}, schema=None, decisions=(decision,), **rest)
+
+
+def _refuse_texts(rows: Mapping[str, int], whole: bool) -> None:
+    """Raise an `InputError` if most answers are like no other, as texts are and classes are not."""
+    if whole and 2 * len(rows) > sum(rows.values()):
+        raise InputError(
+            f"task: classification, and the training answers are texts and no classes: {len(rows):,} of "
+            f"{sum(rows.values()):,} are different, such as {shown(next(iter(rows)))}; set task: generation, or null "
+            "to evaluate nothing"
+        )
 
 
 def _read(own: Mapping[str, Any], labels: tuple[str, ...], rows: Mapping[str, int], unread: int, example: str) -> None:

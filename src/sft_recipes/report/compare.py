@@ -28,7 +28,7 @@ SCHEMA = 1
 # recipe; and what the topology and the task say themselves. All other keys may change what is learned, or its cost.
 BOOKKEEPING = {
     *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "validation_split_size"),
-    *("train_file", "validation_file", "test_file", "data_format", "data_columns", "group_column"),
+    *("test_split_size", "train_file", "validation_file", "test_file", "data_format", "data_columns", "group_column"),
     *("output_dir", "run_name", "extends", "description", "accelerate_config", "silence"),
     *("use_cpu", "task", "labels"),
 }

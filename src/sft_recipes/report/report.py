@@ -14,6 +14,7 @@ from urllib.parse import quote
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate.terms import METRICS, NAMES
 from sft_recipes.files import write_whole
+from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.report import charts, page, quality, rows, tables
 from sft_recipes.report.quality import OUTCOMES
@@ -107,7 +108,7 @@ def _curves(log: list[Facts]) -> list[Any]:
 
 
 def _recipe(facts: Facts, recipe: Facts) -> tuple[Table, Table]:
-    """The values that the recipe or SET= states itself, and those that were taken over or derived."""
+    """The values that the recipe or the command line states itself, and those that were taken over or derived."""
     values, extends = {**facts["own"], **recipe}, facts.get("extends")
     base = {each["key"]: as_yaml(each["base"]) for each in facts.get("differences", []) if extends}
     stated: list[list[Cell]] = []
@@ -116,13 +117,13 @@ def _recipe(facts: Facts, recipe: Facts) -> tuple[Table, Table]:
         value, said_here = as_yaml(values.get(key)), Path(origin.rpartition(":")[0]).stem == facts["recipe"]
         if key == "description":
             continue
-        if origin == "SET" or said_here:
+        if origin in recipes.GIVEN or said_here:
             stated.append([Code(key), value, base.get(key), origin])
         else:
             inherited.append([Code(key), value, origin])
     header = ["key", "value", f"in {extends}" if extends else "before", "written in"]
     return (
-        Table(f"Said by {facts['recipe']} itself or by SET=", header, stated, "words"),
+        Table(f"Said by {facts['recipe']} itself or by SET= or DATA=", header, stated, "words"),
         Table("Taken over from its base recipe, or derived", ["key", "value", "written in"], inherited, "words"),
     )
 

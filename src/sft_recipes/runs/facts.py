@@ -64,6 +64,7 @@ class Data(TypedDict):
     conversational: bool
     holds: NotRequired[list[str]]
     variables: NotRequired[list[str]]
+    columns: NotRequired[dict[str, str]]
     splits: Splits
 
 

@@ -43,7 +43,7 @@ predict: ## what RUN answers to the rows of INPUT (OUT=file.jsonl)
 chat: ## talk to RUN in the terminal (BASE=1 begins with the base model)
 push: ## upload RUN's adapter to REPO on the Hub by HF_TOKEN, private (MERGED=1 the merged model, PUBLIC=1)
 init: ## a project of one's own in FOLDER: a Makefile, a first recipe, the accelerate configs
-new: ## write the recipe NAME, four lines that extend FROM=default
+new: ## write the recipe NAME, four lines that extend FROM=default, or what is seen in the rows of DATA=
 why: ## why KEY has its value, in RECIPE (KEY=lora_alpha RECIPE=default)
 keys: ## every key that a recipe may set, with its type and default
 schema: ## the JSON Schema of a KIND of file (recipe, model, accelerate), for editors

@@ -6,9 +6,11 @@ Rows are named by their number within the split, which is the line of a JSONL so
 
 import functools
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 
 from sft_recipes.data import survey
+from sft_recipes.data.columns import setting
 from sft_recipes.data.survey import ClassFacts, RowsFound, SplitFacts
 from sft_recipes.plan.lint import SEVERITIES, Case, Found
 from sft_recipes.recipes import task
@@ -29,6 +31,7 @@ DISCORDANT, TYPICAL_F1 = 0.2, 0.65
 Z_ALPHA, Z_POWER = 1.959964, 0.841621
 # Rows of a class below which nothing is said about its form.
 FORM_ROWS = 10
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 
 
 def _splits(case: Case) -> Iterator[tuple[str, SplitFacts]]:
@@ -227,6 +230,13 @@ def classes_spelled_alike(case: Case, split: str, facts: SplitFacts) -> Told:
 
 
 @over_splits
+def classes_are_numbers(case: Case, split: str, facts: SplitFacts) -> Told:
+    classes = [*facts["classes"]] if split == "train" and case.recipe["task"] == "classification" else []
+    if classes and all(map(_NUMBER.fullmatch, classes)):
+        yield f"the {len(classes)} classes of {facts['source']} are numbers ({', '.join(classes[:5])})", "warning"
+
+
+@over_splits
 def class_not_in_training(case: Case, split: str, facts: SplitFacts) -> Told:
     trained = case.data["splits"]["train"]["classes"] if case.data else {}
     unknown = [name for name in facts["classes"] if trained and name not in trained]
@@ -370,6 +380,18 @@ def some_without_stop_token(case: Case) -> Found:
     train = case.data["splits"]["train"] if case.data else None
     if train and train["end_of_turn_supervised"] and train["problems"]["unstopped"]["count"]:
         yield {"found": _found("train", train, train["problems"]["unstopped"])}
+
+
+def plain_text_prompts(case: Case) -> Found:
+    data = case.data
+    if data and not data["conversational"] and data["tokenizer"] and data["tokenizer"]["template"]:
+        fields = {"instruction": data["columns"]["prompt"], "output": data["columns"]["completion"]}
+        explicit = " and data_format=alpaca" if case.recipe["data_format"] != "auto" else ""
+        yield {
+            "source": data["splits"]["train"]["source"],
+            "model": case.recipe["model_name_or_path"],
+            "remedy": f"{setting(fields)}{explicit}",
+        }
 
 
 def pad_is_eos(case: Case) -> Found:
