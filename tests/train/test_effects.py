@@ -133,6 +133,7 @@ ELSEWHERE = {
         "tests/train/test_continue.py::test_it_is_named_by_its_run_its_folder_or_a_hub_id_with_a_revision"
     ),
     "mask_empty_reasoning": ("tests/data/test_templates.py::test_an_empty_block_of_reasoning_is_left_out_of_the_loss"),
+    "init_lora_weights": "tests/train/test_beginnings.py::test_an_adapter_begins_as_no_change_of_the_base",
     # There is one value that a recipe may give each of them.
     "greater_is_better": "tests/recipes/test_recipe.py::test_the_direction_of_a_metric_follows_from_it",
     "lora_task_type": "tests/test_bad_inputs.py::test_bad_input_gets_its_message",

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from sft_recipes.errors import closest
 from sft_recipes.recipes import arguments, places, schema, task
 from sft_recipes.terminal import count
 
@@ -80,6 +81,7 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
     if recipe["use_peft"] and not recipe["lora_target_modules"] and not recipe["lora_target_parameters"]:
         none = "use_peft needs lora_target_modules, such as [q_proj, v_proj] or [all-linear]"
         yield wrong("lora_target_modules", none)
+    yield from (wrong("init_lora_weights", *each) for each in _beginnings(recipe))
     if recipe["bf16"] and recipe["fp16"]:
         yield wrong("fp16", "bf16 and fp16 are both true", "keep one")
     if recipe["eval_strategy"] == "no":
@@ -120,6 +122,33 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
         yield wrong("fp16_full_eval", "bf16_full_eval and fp16_full_eval are both true", "keep one")
     found = (*places.problems(recipe), *arguments.problems(recipe), *task.problems(recipe.own()))
     yield from (wrong(key, text) for key, text in found)
+
+
+def _beginnings(recipe: "Recipe") -> Iterator[tuple[str, str]]:
+    """What is wrong with how the adapter is to begin, as (reason, remedy)."""
+    init, table = recipe["init_lora_weights"], schema.DATA["inits"]
+    said, plain = f"init_lora_weights: {schema.short(init)}", "set init_lora_weights: true"
+    if init is True:
+        return
+    # pissa_niter_4 is pissa by another algorithm.
+    name = init if init is False else str(init).lower().partition("_niter_")[0]
+    why = next((why for why, names in table["refused"].items() if name in names), None)
+    if why:
+        yield f"{said} {why}", f"{plain}, with which the adapter begins as no change of the base"
+    elif init not in table["taken"]:
+        near = closest(str(init), table["taken"])
+        instead = f"set init_lora_weights: {near}" if near else plain
+        yield f"{said} is not one of true, {', '.join(table['taken'])}", instead
+    elif not recipe["use_peft"]:
+        yield f"{said} needs an adapter, and use_peft is false", "drop it"
+    elif recipe["adapter_name_or_path"]:
+        yield f"{said} is of a new adapter, and adapter_name_or_path continues from one", "drop it"
+    elif init == "orthogonal":
+        # PEFT draws it in the dtype that the base's weights are stored in, which is that of whole numbers there.
+        if recipe["load_in_4bit"] or recipe["load_in_8bit"]:
+            yield f"{said} cannot be drawn on a quantised base", "set init_lora_weights: gaussian"
+        if recipe["lora_r"] % 2:
+            yield f"{said} needs an even rank, and lora_r is {recipe['lora_r']}", f"set lora_r: {recipe['lora_r'] + 1}"
 
 
 def of_topology(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
