@@ -87,6 +87,7 @@ def test_it_ends_as_an_adapter_of_the_base_as_it_was(
     four_bit = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.float32)
     quantised = AutoModelForCausalLM.from_pretrained("model", quantization_config=four_bit, device_map={"": "cpu"})
     PeftModel.from_pretrained(quantised, run.adapter)
+    assert [*run.directory.rglob("README.md")] == [], "no card of PEFT's or TRL's, which says nothing"
     proof = merge_here(run.name)[1]
     assert proof["refused"] is None and proof["kl"] < 1e-6 < proof["effect"]["kl"]
 

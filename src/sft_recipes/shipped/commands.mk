@@ -40,7 +40,7 @@ leaderboard: ## every evaluated run, by the rows it was evaluated on (OUT=table.
 merge: ## RUN's adapter into unquantised base weights, proven equal (OUT=folder)
 predict: ## what RUN answers to the rows of INPUT (OUT=file.jsonl)
 chat: ## talk to RUN in the terminal (BASE=1 begins with the base model)
-push: ## upload RUN's adapter to REPO on the Hub by HF_TOKEN, private (MERGED=1 the merged model, PUBLIC=1)
+push: ## upload RUN's adapter to REPO on the Hub, private, by HF_TOKEN or hf auth login (MERGED=1 the merged model, PUBLIC=1)
 init: ## a project of one's own in FOLDER: a Makefile, a first recipe, the accelerate configs
 new: ## write the recipe NAME, four lines that extend FROM=default
 why: ## why KEY has its value, in RECIPE (KEY=lora_alpha RECIPE=default)
