@@ -11,7 +11,7 @@ import sys
 import sysconfig
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sft_recipes.errors import closest
 from sft_recipes.recipes import arguments, places, schema, task
@@ -305,11 +305,14 @@ def missing_tools(recipe: "Recipe", topology: "Topology", *, compilers: bool = T
         return Conflict("tool-missing", "machine", reason, remedy)
 
     pip = Path(os.path.relpath(sys.prefix)) / "bin" / "pip"
-    trackers = recipe["report_to"] if isinstance(recipe["report_to"], list) else [recipe["report_to"]]
-    for tracker in trackers:
-        if tracker not in (None, "none") and importlib.util.find_spec(tracker) is None:
-            install = f"run {pip} install '.[{tracker}]', or set report_to: none"
+    for tracker, about in trackers(recipe):
+        if any(importlib.util.find_spec(module) is None for module in about["modules"]):
+            install = f"run {pip} install {about['pip']}, or set report_to: none"
             yield missing(f"report_to: {tracker} is not installed", install)
+        elif (needed := about.get("requires")) and not os.environ.get(needed):
+            yield missing(
+                f"report_to: {tracker} needs {needed}, which is not set", "export it, or set report_to: none"
+            )
     for module, needed in schema.DATA["optimizers"]["packages"].items():
         if recipe["optim"] in needed["of"] and importlib.util.find_spec(module) is None:
             install = f"run {pip} install {needed['pip']}, or set optim: adamw_torch"
@@ -338,6 +341,14 @@ def missing_tools(recipe: "Recipe", topology: "Topology", *, compilers: bool = T
             f"{topology.name}: TRL's loss runs in Triton, which needs Python's headers, and {headers} has no Python.h",
             f"install them (apt-get install {python})",
         )
+
+
+def trackers(recipe: "Recipe") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The trackers that a recipe names, and what is known of each."""
+    asked = recipe["report_to"]
+    for name in asked if isinstance(asked, list) else [asked]:
+        if name in schema.DATA["trackers"]:
+            yield name, schema.DATA["trackers"][name]
 
 
 def of_rehearsal(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:

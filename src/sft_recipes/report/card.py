@@ -91,7 +91,7 @@ def card(run: Run, proof: Facts | None = None) -> str:
     )
 
 
-def terms(licence: Licence | None) -> dict[str, str | None]:
+def terms(licence: Licence | None) -> Facts:
     """A licence in the keys of a card's metadata."""
     if licence is None:
         return {}

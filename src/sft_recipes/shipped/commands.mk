@@ -8,7 +8,7 @@ override GIVEN := $(strip $(filter-out PYTHON VENV VIRTUAL_ENV PROGRAM,$(GIVEN))
 override GOALS := $(or $(MAKECMDGOALS),help)
 export GIVEN GOALS $(GIVEN)
 
-COMMANDS := list models plan preview fit diff gpu rules rehearse audit train sweep resume reproduce evaluate report \
+COMMANDS := list models plan preview fit diff gpu rules rehearse audit train sweep resume watch reproduce evaluate report \
 	compare leaderboard merge predict chat push new why show export pin init keys schema
 
 override LISTED := $(lastword $(MAKEFILE_LIST))
@@ -32,6 +32,7 @@ audit: ## check another tool's SFT configuration FILE, and translate it into the
 train: ## fine-tune RECIPE into runs/NAME (MODEL=, DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1, SEEDS="42 43")
 sweep: ## RECIPE with every value of OVER="learning_rate=1e-4,2e-4 lora_r=16,32", compared (TRIALS=20 by Optuna, JOBS=, OUT=)
 resume: ## continue the interrupted run NAME from its newest whole checkpoint (FORGET_BEST=1 where its best is lost)
+watch: ## the curves of the run NAME while it trains, in a browser on this machine (PORT=6006; all runs without NAME)
 reproduce: ## train the finished RUN again from its directory alone, and say what differs (NAME=)
 evaluate: ## RUN on rows it has not seen, with intervals and a verdict (SPLIT=validation, BASE=1, DATA=, SET=)
 report: ## write RUN's report.html anew
