@@ -70,7 +70,12 @@ def forgetting(
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         try:
-            job = {"recipe": recipe, "tuned": str(run.adapter), "on_cpu": topology.no_gpu(), "tasks": list(tasks)}
+            job: dict[str, Any] = {
+                "recipe": recipe,
+                "tuned": str(run.adapter),
+                "on_cpu": topology.no_gpu(),
+                "tasks": list(tasks),
+            }
             job |= {"include": include and str(include), "shipped": str(SHIPPED), "limit": limit, "batch": batch}
             write_whole(work / "job.json", json.dumps(job))
             if code := _process(work, lock, on_cpu=job["on_cpu"]):
@@ -105,8 +110,9 @@ def _process(work: Path, lock: int, *, on_cpu: bool) -> int:
 def compared(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each task both means, the paired difference with its 95 % interval, and whether it is real.
 
-    Intervals are those of a bootstrap of samples, or Wilson's of a share; p-values are counted from the same resamples
-    and adjusted by Holm over the tasks.
+    Intervals are those of a bootstrap of samples, or Wilson's of a share. Where each sample is right or wrong, p-values
+    are McNemar's, which hold for few differences too, and otherwise counted from the resamples; Holm adjusts them over
+    the tasks.
     """
     import numpy as np
 
@@ -118,12 +124,8 @@ def compared(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         base, tuned = (
             np.array([task["values"][model][number] for number in sorted(both)]) for model in ("base", "tuned")
         )
-        drawn = statistics.bootstrap(
-            lambda counts, tuned=tuned, base=base: counts @ (tuned - base) / len(base),
-            np.arange(len(base)),
-            seed=0,
-        )
-        p_values.append(statistics.difference_p(drawn))
+        drawn = _means(tuned - base)
+        p_values.append(_p(base, tuned, drawn))
         entry = {"task": name, "metric": task["metric"], "higher_is_better": task["higher_is_better"]}
         entry |= {"samples": len(base), "base": _mean(base), "tuned": _mean(tuned)}
         difference = statistics.estimate(float((tuned - base).mean()), statistics.percentile(drawn))
@@ -135,15 +137,30 @@ def compared(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _mean(values: Any) -> dict[str, float | None]:
-    import numpy as np
+def _p(base: Any, tuned: Any, drawn: Any) -> float:
+    from sft_recipes.evaluate import statistics
 
+    if {*base.tolist(), *tuned.tolist()} <= {0.0, 1.0}:
+        return statistics.mcnemar(int((base > tuned).sum()), int((tuned > base).sum()))
+    return statistics.difference_p(drawn)
+
+
+def _mean(values: Any) -> dict[str, float | None]:
     from sft_recipes.evaluate import statistics
 
     if set(values.tolist()) <= {0.0, 1.0}:
         return statistics.estimate(float(values.mean()), statistics.wilson(values.sum(), len(values)))
-    drawn = statistics.bootstrap(lambda counts: counts @ values / len(values), np.arange(len(values)), seed=0)
+    drawn = _means(values)
     return statistics.estimate(float(values.mean()), statistics.percentile(drawn))
+
+
+def _means(values: Any) -> Any:
+    """The means of samples drawn again."""
+    import numpy as np
+
+    from sft_recipes.evaluate import statistics
+
+    return statistics.bootstrap(lambda counts: counts @ values / len(values), np.arange(len(values)), seed=0)
 
 
 def render(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
