@@ -110,9 +110,8 @@ def _process(work: Path, lock: int, *, on_cpu: bool) -> int:
 def compared(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each task both means, the paired difference with its 95 % interval, and whether it is real.
 
-    Intervals are those of a bootstrap of samples, or Wilson's of a share. Where each sample is right or wrong, p-values
-    are McNemar's, which hold for few differences too, and otherwise counted from the resamples; Holm adjusts them over
-    the tasks.
+    Intervals are those of a bootstrap of samples, or Wilson's of a share. Where each sample is right or wrong, p is
+    McNemar's, which holds for few differences too; otherwise it is counted from the resamples. Holm adjusts it.
     """
     import numpy as np
 
