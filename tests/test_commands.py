@@ -20,9 +20,10 @@ from conftest import ROOT, alpaca_rows, write_rows
 from sft_recipes import cli
 from sft_recipes.cli import app, main, words
 from sft_recipes.environment import quiet_environment
+from sft_recipes.errors import InputError
 from sft_recipes.launch import launch, processes
 from sft_recipes.plan import job as jobs
-from sft_recipes.recipes import conflicts, topology
+from sft_recipes.recipes import conflicts, schema, topology
 from sft_recipes.recipes.recipe import dump, load
 
 TARGETS = "src/sft_recipes/shipped/commands.mk"
@@ -656,6 +657,38 @@ def test_one_process_sees_one_gpu(
     variables = processes.environment(gpu_run(accel))
     assert variables.get("CUDA_VISIBLE_DEVICES") == expected
     assert variables["HF_HUB_DISABLE_TELEMETRY"] == "1"
+
+
+def test_every_tracker_of_transformers_is_taken_and_what_it_lacks_is_refused(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.integrations import integration_utils
+
+    from sft_recipes.models import loading
+
+    table = schema.DATA["trackers"]
+    assert table.keys() == integration_utils.INTEGRATION_TO_CALLBACK.keys()
+    cpu = topology.read("cpu", "a test")
+    here = {"tensorboard"}
+    for name, about in table.items():
+        for variable in (*about.get("needs", ()), about.get("requires", "")):
+            monkeypatch.delenv(variable, raising=False)
+        found = [*map(str, conflicts.missing_tools(load("tiny", {"report_to": ["tensorboard", name]}), cpu))]
+        if name in here:
+            assert found == []
+        elif about["modules"]:
+            (said,) = found
+            assert f"report_to: {name} is not installed; run " in said and f"pip install {about['pip']}, or" in said
+        else:
+            (said,) = found
+            assert (
+                said
+                == f"report_to: {name} needs {about['requires']}, which is not set; export it, or set report_to: none"
+            )
+    # What it asks for beyond its package is said in its own words, before training.
+    refused = pytest.raises(InputError, match="report_to: refused by transformers: CometCallback requires comet-ml")
+    with refused, loading.refusals():
+        integration_utils.CometCallback()
 
 
 def test_an_optimizer_in_host_memory_needs_a_compiler(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -11,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import ROOT
 from finished import FLOAT32, restate
+from huggingface_hub import ModelCard
 
 from sft_recipes.deploy import push
 from sft_recipes.errors import InputError
 from sft_recipes.files import sealed
+from sft_recipes.models import licences
+from sft_recipes.recipes.recipe import read_model
 from sft_recipes.report import card
 from sft_recipes.runs.run import Run
 
@@ -34,6 +39,7 @@ class Hub:
         self.files: dict[str, bytes] = {}
         self.tokens: set[str | None] = set()
         self.status = 200
+        self.base: dict[str, Any] = {}
         self.private = True
         self.endpoint = ""
 
@@ -52,7 +58,8 @@ class Hub:
                     self.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
             return {"commitUrl": f"{self.endpoint}/org/name/commit/1", "commitOid": "1", "success": True}
         if method == "GET":
-            return {"id": "org/name", "sha": "0", "private": self.private, "siblings": []}
+            found = {"id": "org/name", "sha": "0", "private": self.private, "siblings": []}
+            return found | ({"cardData": self.base} if path.startswith("/api/models/org/base/") else {})
         return {"errors": [], "warnings": []}
 
 
@@ -78,7 +85,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Answer)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -92,10 +99,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 @pytest.fixture
 def of_the_hub(finished: Finished) -> Run:
     """A finished run whose base is a model of the Hub, with its card."""
-    run = finished(**FLOAT32)
-    run.recipe.write_text(run.recipe.read_text().replace("model_name_or_path: model", "model_name_or_path: org/base"))
+    return based_on("org/base", finished(**FLOAT32))
+
+
+def based_on(base: str, run: Run) -> Run:
+    """The run as if its base were that model of the Hub."""
+    run.recipe.write_text(run.recipe.read_text().replace("model_name_or_path: model", f"model_name_or_path: {base}"))
     config = run.adapter / "adapter_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": "org/base"}))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": base}))
     facts = run.facts()
     facts["identity"]["files"]["recipe.yaml"] = hashlib.sha256(run.recipe.read_bytes()).hexdigest()
     saved = sealed(run.adapter, besides="README.md")
@@ -160,7 +171,7 @@ def test_what_is_nothing_to_publish_is_refused_with_every_reason(
         push.push("tuned", "name")
     assert [problem.split(";")[0] for problem in refused.value.problems] == [
         "REPO='name' is no repository",
-        "HF_TOKEN is not set",
+        "there is no token of the Hub",
         "runs/tuned is a rehearsal: its model is tiny and random, and no result",
         "runs/tuned/adapter is an adapter for model, a local directory that nobody else has",
     ]
@@ -185,8 +196,8 @@ def test_an_adapter_without_a_card_is_refused(of_the_hub: Run, hub: Hub) -> None
 @pytest.mark.parametrize(
     ("status", "message"),
     [
-        (401, "nothing was uploaded: the Hub does not accept the token in HF_TOKEN"),
-        (403, "nothing was uploaded: the token in HF_TOKEN may not write to org/name"),
+        (401, "nothing was uploaded: the Hub does not accept the token of HF_TOKEN"),
+        (403, "nothing was uploaded: the token of HF_TOKEN, or of hf auth login, may not write to org/name"),
         (404, "nothing was uploaded: the Hub knows no owner of org/name"),
     ],
 )
@@ -208,3 +219,76 @@ def test_without_the_hub_nothing_happens_but_a_message(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(InputError, match=r"nothing was uploaded: .*Check the network"):
         push.push("tuned", "org/name")
+
+
+def test_a_stored_login_is_as_good_as_the_environment(
+    of_the_hub: Run, hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.delenv("HF_TOKEN")
+    (tmp_path / "token").write_text("hf_stored0123456789")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
+    push.push("tuned", "org/name")
+    assert hub.tokens == {"Bearer hf_stored0123456789"} and hub.files
+
+
+@pytest.mark.parametrize(
+    ("base", "header", "said"),
+    [
+        ({}, {}, "that of the base org/base is not known here"),
+        ({"license": "apache-2.0"}, {"license": "apache-2.0"}, "apache-2.0, that of the base org/base"),
+        (
+            {"license": "other", "license_name": "house", "license_link": "https://example.org/terms"},
+            {"license": "other", "license_name": "house", "license_link": "https://example.org/terms"},
+            "house, that of the base org/base",
+        ),
+        ({"license": "other", "license_link": "javascript:x"}, {"license": "other"}, "other, that of the base"),
+    ],
+)
+def test_the_base_s_licence_is_that_of_its_page_and_goes_into_the_card(
+    of_the_hub: Run, hub: Hub, capsys: pytest.CaptureFixture, base: Any, header: Any, said: str
+) -> None:
+    hub.base = base
+    push.push("tuned", "org/name")
+    found = ModelCard(hub.files["README.md"].decode()).data.to_dict()
+    assert {key: value for key, value in found.items() if key.startswith("license")} == header
+    assert said in capsys.readouterr().out
+
+
+def test_a_licence_that_forbids_it_stops_the_upload_before_anything_is_made(of_the_hub: Run, hub: Hub) -> None:
+    hub.base = {"license": "cc-by-nd-4.0"}
+    with pytest.raises(InputError, match=r"cc-by-nd-4\.0, which lets nobody hand on what is made of it"):
+        push.push("tuned", "org/name")
+    assert not hub.created and not hub.files
+
+
+def test_the_name_and_the_notice_that_a_licence_asks_for(finished: Finished, hub: Hub) -> None:
+    run = based_on("meta-llama/Llama-3.2-1B-Instruct", finished(**FLOAT32))
+    with pytest.raises(InputError, match=r"begins with Llama; write REPO=org/Llama-name$"):
+        push.push("tuned", "org/name")
+    assert not hub.asked
+    facts = push.push("tuned", "org/Llama-name")
+    assert {"NOTICE", "README.md"} < facts["files"].keys() == hub.files.keys()
+    text = hub.files["README.md"].decode()
+    assert ModelCard(text).data.license == "llama3.2" and "\nBuilt with Llama.\n" in text
+    assert hub.files["NOTICE"].decode().startswith("Llama 3.2 is licensed under the Llama 3.2 Community License")
+    assert run.adapter.joinpath("NOTICE").is_file()
+
+
+def test_the_licence_of_every_model_that_is_shipped_is_known() -> None:
+    shipped = {read_model(path.stem)["model_name_or_path"].value for path in (ROOT / "models").glob("*.yaml")}
+    assert {name for name in shipped if licences.of(name) is None} == set()
+
+
+def test_a_local_base_s_card_says_its_licence(finished: Finished, tmp_path: Path) -> None:
+    run = finished(**FLOAT32)
+    assert "The licence of the base was not known" in card.card(run)
+    base = Path(shutil.copytree("model", "copy"))
+    Path("model").unlink()
+    base.rename("model")
+    Path("model/README.md").write_text("---\nlicense: mit\n---\n")
+    text = card.card(run)
+    assert ModelCard(text).data.license == "mit" and "The base is under mit, which holds for this too" in text
+    Path("model/README.md").write_text("---\nlicense: [\n---\n")
+    assert ModelCard(card.card(run)).data.license is None

@@ -181,7 +181,7 @@ def test_the_default_of_every_key_is_a_value_it_may_have(key: str) -> None:
         ("dtype", "bf16", "bf16 is not one of auto, bfloat16, float16, float32"),
         ("bnb_4bit_quant_type", "nf5", "did you mean nf4?"),
         ("bnb_4bit_quant_storage", "bfloat", "did you mean bfloat16?"),
-        ("report_to", ["tensorboard", "wandbb"], "wandbb is not one of none, tensorboard"),
+        ("report_to", ["tensorboard", "wandbb"], "wandbb is not one of none, azure_ml, clearml"),
         ("data_format", "sharegtp", "did you mean sharegpt?"),
         ("adapter_dtype", "float16", "float16 is not one of float32, bfloat16"),
         # ranges

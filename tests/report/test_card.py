@@ -119,7 +119,7 @@ def test_a_base_and_data_of_the_hub_are_linked(finished: Finished) -> None:
     text = card.card(run)
     header = ModelCard(text).data.to_dict()
     assert (header["base_model"], header["datasets"]) == ("Qwen/Qwen3-8B", ["org/rows"])
-    assert "license" not in header
+    assert header["license"] == "apache-2.0"
     assert 'from_pretrained(\n    "Qwen/Qwen3-8B",\n    revision="main",\n' in text
 
 

@@ -211,6 +211,18 @@ def resume(
 
 
 @command(TRAIN)
+def watch(
+    name: Annotated[str | None, argument("NAME", "the run's name; all runs without it", known_runs, opened)] = None,
+    port: Annotated[int, number("PORT", "of 127.0.0.1")] = 6006,
+) -> Result:
+    """Show the curves of a run while it trains: TensorBoard, on this machine alone."""
+    from sft_recipes.report import watch
+
+    watch.watch(name, port)
+    return Result()
+
+
+@command(TRAIN)
 def reproduce(
     run: RunName,
     name: Annotated[str | None, option("NAME", "the new run's name; RUN-again without it")] = None,

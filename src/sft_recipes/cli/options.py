@@ -48,11 +48,11 @@ def known_runs() -> list[str]:
     return sorted(path.parent.name for path in Path("runs").glob("*/run.json"))
 
 
-def opened(names: str | list[str]) -> str | list[str]:
+def opened(names: str | list[str] | None) -> str | list[str] | None:
     """Names of runs that exist, which is said before anything is imported for them."""
     from sft_recipes.runs.run import Run
 
-    for name in [names] if isinstance(names, str) else names:
+    for name in [names] if isinstance(names, str) else names or ():
         Run.open(name)
     return names
 

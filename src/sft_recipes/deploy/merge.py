@@ -87,7 +87,7 @@ def merge(name: str, out: Path | None = None, *, rows: int = ROWS) -> tuple[int,
             if proof["refused"]:
                 say_error(f"not merged: {proof['refused']}")
                 return launch.FAILED, proof
-            write_whole(staging / card.CARD, card.card(run, proof))
+            card.write_beside(staging, run, proof)
             staging.rename(out)
             run.update(merged={"directory": str(out), **proof})
         finally:

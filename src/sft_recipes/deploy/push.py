@@ -1,13 +1,16 @@
 """Upload what a run trained to the Hub: only when asked, only what is named before, private unless told otherwise."""
 
-import os
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sft_recipes import errors
 from sft_recipes.errors import InputError
-from sft_recipes.files import difference
+from sft_recipes.files import difference, write_whole
+from sft_recipes.models import licences
+from sft_recipes.models.licences import Licence
 from sft_recipes.report import card
 from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run, adapter_damage
@@ -16,8 +19,10 @@ from sft_recipes.terminal import count, say
 Facts = dict[str, Any]
 
 _ANSWERS = {
-    401: "the Hub does not accept the token in HF_TOKEN; make one with write access at huggingface.co/settings/tokens",
-    403: "the token in HF_TOKEN may not write to {repo}; take one with write access to it, or another REPO=",
+    401: "the Hub does not accept the token of HF_TOKEN, or of hf auth login; make one with write access at "
+    "huggingface.co/settings/tokens",
+    403: "the token of HF_TOKEN, or of hf auth login, may not write to {repo}; take one with write access to it, or "
+    "another REPO=",
     404: "the Hub knows no owner of {repo}, or the token may not see it; correct REPO=",
 }
 
@@ -37,9 +42,18 @@ def push(name: str, repo: str, *, merged: bool = False, public: bool = False) ->
     Raises:
         InputError: The run is nothing to publish, or the Hub refuses; every reason at once.
     """
-    directory, files = chosen(name, repo, merged)
+    directory, files, recipe = chosen(name, repo, merged)
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
+
+    # With its own look-up of a token: HF_TOKEN, or what `hf auth login` stored.
+    api = HfApi()
+    try:
+        files += named(api, directory, recipe, repo)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"nothing was uploaded: {errors.hub_reason(error)}") from None
 
     sizes = {file: (directory / file).stat().st_size for file in files}
     listed = "\n".join(f"{file}, {size:,} bytes" for file, size in sizes.items())
@@ -47,7 +61,6 @@ def push(name: str, repo: str, *, merged: bool = False, public: bool = False) ->
         "uploading",
         f"{count(len(files), 'file')} of {directory} to {repo}, {'public' if public else 'private'}\n{listed}",
     )
-    api = HfApi(token=os.environ["HF_TOKEN"])
     try:
         api.create_repo(repo, private=not public, exist_ok=True)
         if not public and not api.model_info(repo).private:
@@ -68,29 +81,78 @@ def push(name: str, repo: str, *, merged: bool = False, public: bool = False) ->
     return {"repo": repo, "url": commit.commit_url, "private": not public, "files": sizes}
 
 
-def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str]]:
-    """The directory and its files that go: those that training or merging recorded, and the card.
+def named(api: Any, directory: Path, recipe: Facts, repo: str) -> list[str]:
+    """Say the base's licence, name it in a card that does not, and give the files that it asks for.
+
+    Where it is not known here, the base's page on the Hub is asked.
+
+    Raises:
+        InputError: The licence forbids the upload, or its name.
+    """
+    from huggingface_hub import ModelCard
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base, revision = recipe["model_name_or_path"], recipe.get("model_revision", "main")
+    licence = licences.of(base, revision)
+    if licence is None and card.hub_id(base):
+        # A page that may not be seen, or is none, says nothing.
+        with contextlib.suppress(HfHubHTTPError):
+            licence = licences.from_card(api.model_info(base, revision=revision).card_data)
+    if licence is None:
+        say("licence", f"that of the base {base} is not known here; it holds for these files too")
+        return []
+    if problems := [*forbidden(licence, base, repo)]:
+        raise InputError(*problems)
+    written = ModelCard.load(directory / card.CARD)
+    if not written.data.license:
+        for key, value in card.terms(licence).items():
+            setattr(written.data, key, value)
+        write_whole(directory / card.CARD, str(written))
+        card.put_notice(directory, licence)
+    copy = f"; it asks for a copy of it beside the files: {licence.link}" if licence.copy else ""
+    say("licence", f"{licence.title}, that of the base {base}, as the card says{copy}")
+    return [card.NOTICE] if licence.notice and (directory / card.NOTICE).is_file() else []
+
+
+def forbidden(licence: Licence | None, base: str, repo: str) -> Iterator[str]:
+    """What a base's licence does not allow of an upload."""
+    if licence is None:
+        return
+    owner, _, name = repo.rpartition("/")
+    if licence.closed:
+        yield f"{base} is under {licence.title}, which lets nobody hand on what is made of it; keep it to yourself"
+    if licence.begins and not name.lower().startswith(licence.begins.lower()):
+        asked = f"the name of what is made of it begins with {licence.begins}"
+        yield f"{base} is under {licence.title}, by which {asked}; write REPO={owner or 'org'}/{licence.begins}-{name}"
+
+
+def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str], Facts]:
+    """The directory and its files that go, those that training or merging recorded and the card, and the recipe.
 
     Raises:
         InputError: With everything that speaks against it.
     """
+    from huggingface_hub import get_token
+
     run = Run.open(name)
     facts = run.facts()
     problems = []
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo):
         problems.append(f"REPO={repo!r} is no repository; write it as org/name")
-    if not os.environ.get("HF_TOKEN"):
+    if not get_token():
         problems.append(
-            "HF_TOKEN is not set; put a token with write access into the environment, not into a file here"
+            "there is no token of the Hub; log in with: hf auth login, or put one with write access into the "
+            "environment as HF_TOKEN, not into a file here"
         )
+    recipe = run.values()
+    base = recipe["model_name_or_path"]
+    problems += forbidden(licences.of(base, recipe.get("model_revision", "main")), base, repo)
     if facts.get("rehearsal"):
         problems.append(f"{run.directory} is a rehearsal: its model is tiny and random, and no result")
     if damage := adapter_damage(run):
         problems.append(damage)
     elif not merged:
         directory, files = run.adapter, facts["measured"]["saved"]
-        recipe = run.values()
-        base = recipe["model_name_or_path"]
         if recipe.get("use_peft") and not card.hub_id(base):
             problems.append(
                 f"{run.adapter} is an adapter for {base}, a local directory that nobody else has; merge it "
@@ -107,4 +169,4 @@ def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str]]:
     identity.check(run)
     if not (directory / card.CARD).is_file():
         raise InputError(f"{directory} has no {card.CARD}; a training that ends well writes it, as make evaluate does")
-    return directory, [*files, card.CARD]
+    return directory, [*files, card.CARD], recipe

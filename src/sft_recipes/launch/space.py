@@ -26,6 +26,7 @@ SWEPT = {
     *("optim", "optim_args", "weight_decay", "max_grad_norm", "adam_beta1", "adam_beta2", "adam_epsilon"),
     *("use_peft", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_target_parameters"),
     *("lora_modules_to_save", "use_rslora", "use_dora", "adapter_dtype", "router_aux_loss_coef"),
+    "init_lora_weights",
     *("load_in_4bit", "load_in_8bit", "bnb_4bit_quant_type", "use_bnb_nested_quant"),
 }
 _ROWS = "another value holds out, reads or cuts other rows, so the eval losses of two trials could not be compared"

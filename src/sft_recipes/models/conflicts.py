@@ -56,8 +56,11 @@ def of_adapter(model: Model, recipe: Recipe) -> Iterator[Conflict]:
         elif key == "lora_modules_to_save":
             remedy = "name modules of it, such as embed_tokens, or drop the key"
         yield _conflict("target-unmatched", f"{key}: {name} matches no module of {model.name}{hint}", remedy)
+    copied = sorted({each.path.rpartition(".")[2] for each in made.layers if each.copied})
+    if copied and recipe["init_lora_weights"] == "orthogonal":
+        no = f"init_lora_weights: orthogonal cannot be drawn for {', '.join(copied)}, which are no linear layers"
+        yield _conflict("adapter-refused", no, f"set init_lora_weights: gaussian; or {ATTENTION}")
     if made.refused:
-        copied = sorted({each.path.rpartition(".")[2] for each in made.layers if each.copied})
         instead = "other lora_target_modules"
         if copied:
             alone = " and lora_target_parameters: null" if recipe["lora_target_parameters"] else ""

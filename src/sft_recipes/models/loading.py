@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ def refusals() -> Iterator[None]:
     except TemplateError as error:
         raise tokens.refuses("a row", error) from None
     except RuntimeError as error:
+        if re.search(r"Callback (requires|needs)", str(error)):
+            # Of a tracker, which transformers asks for more than that its package is there.
+            raise InputError(f"report_to: refused by transformers: {error}") from error
         if "at least one example has no assistant tokens" not in str(error):
             raise
         raise tokens.refuses("a row", tokens.NO_MARKS) from None

@@ -551,7 +551,7 @@ def scripts(prepared: Prepared) -> dict[str, float]:
     letters, found = collections.Counter[str](), collections.Counter[str]()
     with (prepared.directory / "train.jsonl").open(encoding="utf-8", newline="\n") as lines:
         for _, line in zip(range(SAMPLE), lines, strict=False):
-            for _, text in tokens.turns(json.loads(line)):
+            for _, text in tokens.written(json.loads(line)):
                 letters.update(filter(str.isalpha, text))
     for letter, number in letters.items():
         found[unicodedata.name(letter, "unknown").split()[0].capitalize()] += number

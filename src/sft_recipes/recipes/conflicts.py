@@ -11,8 +11,9 @@ import sys
 import sysconfig
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
+from sft_recipes.errors import closest
 from sft_recipes.recipes import arguments, places, schema, task
 from sft_recipes.terminal import count
 
@@ -83,6 +84,7 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
     if recipe["use_peft"] and not recipe["lora_target_modules"] and not recipe["lora_target_parameters"]:
         none = "use_peft needs lora_target_modules, such as [q_proj, v_proj] or [all-linear]"
         yield wrong("lora_target_modules", none)
+    yield from (wrong("init_lora_weights", *each) for each in _beginnings(recipe))
     if recipe["bf16"] and recipe["fp16"]:
         yield wrong("fp16", "bf16 and fp16 are both true", "keep one")
     if recipe["eval_strategy"] == "no":
@@ -123,6 +125,33 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
         yield wrong("fp16_full_eval", "bf16_full_eval and fp16_full_eval are both true", "keep one")
     found = (*places.problems(recipe), *arguments.problems(recipe), *task.problems(recipe.own()))
     yield from (wrong(key, text) for key, text in found)
+
+
+def _beginnings(recipe: "Recipe") -> Iterator[tuple[str, str]]:
+    """What is wrong with how the adapter is to begin, as (reason, remedy)."""
+    init, table = recipe["init_lora_weights"], schema.DATA["inits"]
+    said, plain = f"init_lora_weights: {schema.short(init)}", "set init_lora_weights: true"
+    if init is True:
+        return
+    # pissa_niter_4 is pissa by another algorithm.
+    name = init if init is False else str(init).lower().partition("_niter_")[0]
+    why = next((why for why, names in table["refused"].items() if name in names), None)
+    if why:
+        yield f"{said} {why}", f"{plain}, with which the adapter begins as no change of the base"
+    elif init not in table["taken"]:
+        near = closest(str(init), table["taken"])
+        instead = f"set init_lora_weights: {near}" if near else plain
+        yield f"{said} is not one of true, {', '.join(table['taken'])}", instead
+    elif not recipe["use_peft"]:
+        yield f"{said} needs an adapter, and use_peft is false", "drop it"
+    elif recipe["adapter_name_or_path"]:
+        yield f"{said} is of a new adapter, and adapter_name_or_path continues from one", "drop it"
+    elif init == "orthogonal":
+        # PEFT draws it in the dtype that the base's weights are stored in, which is that of whole numbers there.
+        if recipe["load_in_4bit"] or recipe["load_in_8bit"]:
+            yield f"{said} cannot be drawn on a quantised base", "set init_lora_weights: gaussian"
+        if recipe["lora_r"] % 2:
+            yield f"{said} needs an even rank, and lora_r is {recipe['lora_r']}", f"set lora_r: {recipe['lora_r'] + 1}"
 
 
 def of_topology(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
@@ -279,11 +308,14 @@ def missing_tools(recipe: "Recipe", topology: "Topology", *, compilers: bool = T
         return Conflict("tool-missing", "machine", reason, remedy)
 
     pip = Path(os.path.relpath(sys.prefix)) / "bin" / "pip"
-    trackers = recipe["report_to"] if isinstance(recipe["report_to"], list) else [recipe["report_to"]]
-    for tracker in trackers:
-        if tracker not in (None, "none") and importlib.util.find_spec(tracker) is None:
-            install = f"run {pip} install '.[{tracker}]', or set report_to: none"
+    for tracker, about in trackers(recipe):
+        if any(importlib.util.find_spec(module) is None for module in about["modules"]):
+            install = f"run {pip} install {about['pip']}, or set report_to: none"
             yield missing(f"report_to: {tracker} is not installed", install)
+        elif (needed := about.get("requires")) and not os.environ.get(needed):
+            yield missing(
+                f"report_to: {tracker} needs {needed}, which is not set", "export it, or set report_to: none"
+            )
     for module, needed in schema.DATA["optimizers"]["packages"].items():
         if recipe["optim"] in needed["of"] and importlib.util.find_spec(module) is None:
             install = f"run {pip} install {needed['pip']}, or set optim: adamw_torch"
@@ -312,6 +344,14 @@ def missing_tools(recipe: "Recipe", topology: "Topology", *, compilers: bool = T
             f"{topology.name}: TRL's loss runs in Triton, which needs Python's headers, and {headers} has no Python.h",
             f"install them (apt-get install {python})",
         )
+
+
+def trackers(recipe: "Recipe") -> Iterator[tuple[str, dict[str, Any]]]:
+    """The trackers that a recipe names, and what is known of each."""
+    asked = recipe["report_to"]
+    for name in asked if isinstance(asked, list) else [asked]:
+        if name in schema.DATA["trackers"]:
+            yield name, schema.DATA["trackers"][name]
 
 
 def of_rehearsal(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:

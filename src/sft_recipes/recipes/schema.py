@@ -72,7 +72,8 @@ def upstream() -> dict[str, dict[str, Any]]:
     """TRL's fields by name: `class`, `types`, `default`, and `choices` where limited."""
     text = resources.files("sft_recipes.recipes").joinpath("upstream.json").read_text(encoding="utf-8")
     found = json.loads(text)
-    for key, choices in (DATA["upstream_choices"] | {"metric_for_best_model": [*LARGER_IS_BETTER]}).items():
+    lists = {"metric_for_best_model": [*LARGER_IS_BETTER], "report_to": ["none", *DATA["trackers"]]}
+    for key, choices in (DATA["upstream_choices"] | lists).items():
         found[key]["choices"] = choices
     return found
 

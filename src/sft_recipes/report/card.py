@@ -12,7 +12,8 @@ from typing import Any
 from markupsafe import Markup
 
 from sft_recipes.files import write_whole
-from sft_recipes.models import base_model
+from sft_recipes.models import base_model, licences
+from sft_recipes.models.licences import Licence
 from sft_recipes.recipes import schema
 from sft_recipes.report import page, quality
 from sft_recipes.report.report import evaluation
@@ -21,7 +22,7 @@ from sft_recipes.runs.run import Run
 
 Facts = dict[str, Any]
 
-CARD = "README.md"
+CARD, NOTICE = "README.md", "NOTICE"
 # Keys of a recipe that say where files lie, not what was learned.
 _PLACES = {
     *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"),
@@ -30,8 +31,21 @@ _PLACES = {
 
 
 def write(run: Run) -> None:
-    """Replace the card in the adapter's directory; upstream leaves one of its own there, with gaps."""
-    write_whole(run.adapter / CARD, card(run))
+    """Write the card, and the notice that the base's licence asks for, beside the adapter."""
+    write_beside(run.adapter, run)
+
+
+def write_beside(directory: Path, run: Run, proof: Facts | None = None) -> None:
+    """Write `card` into a directory, and the notice that the base's licence asks for."""
+    write_whole(directory / CARD, card(run, proof))
+    recipe = run.values()
+    put_notice(directory, licences.of(recipe["model_name_or_path"], recipe.get("model_revision", "main")))
+
+
+def put_notice(directory: Path, licence: Licence | None) -> None:
+    """Write the notice that a licence asks for, if it asks for one."""
+    if licence and licence.notice:
+        write_whole(directory / NOTICE, f"{licence.notice}\n")
 
 
 def card(run: Run, proof: Facts | None = None) -> str:
@@ -43,7 +57,9 @@ def card(run: Run, proof: Facts | None = None) -> str:
     adapter = bool(recipe.get("use_peft")) and proof is None
     base, dataset = hub_id(recipe["model_name_or_path"]), hub_id(facts["data"]["source"]["dataset_name"])
     four_bit = recipe.get("load_in_4bit") and recipe.get("use_peft")
+    licence = licences.of(recipe["model_name_or_path"], recipe.get("model_revision", "main"))
     header = ModelCardData(
+        **terms(licence),
         base_model=base,
         datasets=[dataset] if dataset else None,
         library_name="peft" if adapter else "transformers",
@@ -62,6 +78,7 @@ def card(run: Run, proof: Facts | None = None) -> str:
         base=base,
         revision=recipe.get("model_revision", "main"),
         dataset=dataset,
+        licence=licence,
         load=loading(recipe, facts, adapter=adapter),
         metrics=metrics,
         scores=quality.models_table(metrics) if metrics else None,
@@ -72,6 +89,14 @@ def card(run: Run, proof: Facts | None = None) -> str:
         hardware="CPU" if facts["topology"]["use_cpu"] else " and ".join(gpus),
         settings=settings(recipe, facts),
     )
+
+
+def terms(licence: Licence | None) -> Facts:
+    """A licence in the keys of a card's metadata."""
+    if licence is None:
+        return {}
+    of_other = {"license_name": licence.called, "license_link": licence.link} if licence.name == "other" else {}
+    return {"license": licence.name, **of_other}
 
 
 def hub_id(name: str | None) -> str | None:

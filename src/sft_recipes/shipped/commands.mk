@@ -8,8 +8,8 @@ override GIVEN := $(strip $(filter-out PYTHON VENV VIRTUAL_ENV PROGRAM,$(GIVEN))
 override GOALS := $(or $(MAKECMDGOALS),help)
 export GIVEN GOALS $(GIVEN)
 
-COMMANDS := list models recommend plan preview fit diff gpu rules rehearse audit train sweep resume reproduce evaluate report \
-	compare leaderboard merge predict chat push new why show export pin init keys schema
+COMMANDS := list models recommend plan preview fit diff gpu rules rehearse audit train sweep resume watch reproduce evaluate \
+	report compare leaderboard merge predict chat push new why show export pin init keys schema
 
 override LISTED := $(lastword $(MAKEFILE_LIST))
 .PHONY: help $(COMMANDS)
@@ -33,6 +33,7 @@ audit: ## check another tool's SFT configuration FILE, and translate it into the
 train: ## fine-tune RECIPE into runs/NAME (MODEL=, DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1, SEEDS="42 43")
 sweep: ## RECIPE with every value of OVER="learning_rate=1e-4,2e-4 lora_r=16,32", compared (TRIALS=20 by Optuna, JOBS=, OUT=)
 resume: ## continue the interrupted run NAME from its newest whole checkpoint (FORGET_BEST=1 where its best is lost)
+watch: ## the curves of the run NAME while it trains, in a browser on this machine (PORT=6006; all runs without NAME)
 reproduce: ## train the finished RUN again from its directory alone, and say what differs (NAME=)
 evaluate: ## RUN on rows it has not seen, with intervals and a verdict (SPLIT=validation, BASE=1, DATA=, SET=)
 report: ## write RUN's report.html anew
@@ -41,7 +42,7 @@ leaderboard: ## every evaluated run, by the rows it was evaluated on (OUT=table.
 merge: ## RUN's adapter into unquantised base weights, proven equal (OUT=folder)
 predict: ## what RUN answers to the rows of INPUT (OUT=file.jsonl)
 chat: ## talk to RUN in the terminal (BASE=1 begins with the base model)
-push: ## upload RUN's adapter to REPO on the Hub by HF_TOKEN, private (MERGED=1 the merged model, PUBLIC=1)
+push: ## upload RUN's adapter to REPO on the Hub, private, by HF_TOKEN or hf auth login (MERGED=1 the merged model, PUBLIC=1)
 init: ## a project of one's own in FOLDER: a Makefile, a first recipe, the accelerate configs
 new: ## write the recipe NAME, four lines that extend FROM=default, or what is seen in the rows of DATA=
 why: ## why KEY has its value, in RECIPE (KEY=lora_alpha RECIPE=default)

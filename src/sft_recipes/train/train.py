@@ -48,8 +48,9 @@ def train(run: Run, *, launched: bool = False) -> None:
     # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
     verify.model_files(recipe, {**prepared, "task": own.get("task")})
     record, stop = Record(run), GracefulStop(run, launched=launched)
-    continues, mask = earlier_adapter(recipe, own), own.get("mask_empty_reasoning", False)
-    trainer = build(recipe, [StopOnNaN(run), stop], mask_empty_reasoning=mask, continues=continues)
+    continues = earlier_adapter(recipe, own)
+    ours = {key: own[key] for key in ("mask_empty_reasoning", "init_lora_weights") if key in own}
+    trainer = build(recipe, [StopOnNaN(run), stop], continues=continues, **ours)
     trainer.belongs_to(run, record, stop)
     main = trainer.is_world_process_zero()
     trainer.remove_callback(PrinterCallback)
@@ -182,6 +183,7 @@ def build(
     base: Any = None,
     tokenizer: Any = None,
     mask_empty_reasoning: bool = False,
+    init_lora_weights: bool | str = True,
     continues: Path | None = None,
 ) -> Trainer:
     """The trainer of a resolved recipe, with its model loaded and its rows tokenised.
@@ -194,6 +196,7 @@ def build(
         base: The base model where it is loaded already, as the benchmark's random weights are.
         tokenizer: Its tokenizer, which must then be given too.
         mask_empty_reasoning: The recipe's key of that name.
+        init_lora_weights: The recipe's key of that name.
         continues: An earlier adapter, whose config that of the new one is.
 
     Raises:
@@ -224,6 +227,8 @@ def build(
         # Which base it is on, to those who have the adapter alone.
         adapters.revision = model.model_revision
         adapters.exclude_modules = beside or adapters.exclude_modules
+        if continues is None:
+            adapters.init_lora_weights = init_lora_weights
     dataset = load_dataset(script.dataset_name)
     with refusals():
         trainer = Trainer(
@@ -237,6 +242,9 @@ def build(
             callbacks=[*callbacks],
             mask_empty_reasoning=mask_empty_reasoning,
         )
+    if init_lora_weights is not True:
+        # Whoever loads the adapter has its weights, and need not draw others first, as some bases cannot.
+        trainer.model.peft_config["default"].init_lora_weights = True
     if base_model.dequantised(recipe):
         # Or weights that were made whole would be saved under their quantised names, by which nothing can read them.
         trainer.model._weight_conversions = None

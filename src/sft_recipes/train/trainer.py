@@ -150,6 +150,11 @@ class Trainer(SFTTrainer):
 
     # Saving
 
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        super()._save(output_dir, state_dict)
+        # PEFT's card, which says nothing; ours is written beside the adapter when there is something to say.
+        (Path(output_dir or self.args.output_dir) / "README.md").unlink(missing_ok=True)
+
     def check_finite(self) -> None:
         """Refuse to go on with weights, or a state of the optimizer, that hold a NaN or an infinity in any process.
 

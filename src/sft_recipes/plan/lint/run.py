@@ -8,7 +8,7 @@ from pathlib import Path
 from sft_recipes.models.base_model import Asked
 from sft_recipes.plan.lint import Case, Found
 from sft_recipes.plan.lint.adapters import MANY_EPOCHS
-from sft_recipes.recipes import places
+from sft_recipes.recipes import conflicts, places
 from sft_recipes.recipes.recipe import MODELS
 from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.terminal import count, share
@@ -17,8 +17,6 @@ GIB = 2**30
 # A run of fewer steps is nobody's plan.
 FEW_STEPS = 100
 COMMIT = re.compile(r"[0-9a-f]{40}")
-# What each tracker needs from the environment before it can send anything.
-CREDENTIALS = {"wandb": ("WANDB_API_KEY", "WANDB_MODE"), "mlflow": ("MLFLOW_TRACKING_URI",)}
 
 
 def devices_idle(case: Case) -> Found:
@@ -136,8 +134,7 @@ def remote_code(case: Case) -> Found:
 
 
 def tracker_credentials(case: Case) -> Found:
-    asked = case.recipe["report_to"]
-    for tracker in asked if isinstance(asked, list) else [asked]:
-        needed = CREDENTIALS.get(str(tracker), ())
+    for tracker, about in conflicts.trackers(case.recipe):
+        needed = about.get("needs", ())
         if needed and not any(os.environ.get(name) for name in needed):
             yield {"tracker": tracker, "needed": needed[0]}
