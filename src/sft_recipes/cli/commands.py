@@ -322,6 +322,18 @@ def merge(
 
 
 @command(USE)
+def serve(
+    run: RunName,
+    merged: Annotated[bool, flag("merged", "the merged model instead of the adapter")] = False,
+    port: Annotated[int, number("PORT", "where it listens, on this machine alone")] = 8000,
+) -> Result:
+    """Serve a run with vLLM, or say how where it is not installed."""
+    from sft_recipes.deploy import serve
+
+    return Result(serve.serve(run, merged=merged, port=port))
+
+
+@command(USE)
 def push(
     run: RunName,
     repo: Annotated[str, option("ORG/NAME", "the repository, made if it is not there")],

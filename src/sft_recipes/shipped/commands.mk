@@ -9,7 +9,7 @@ override GOALS := $(or $(MAKECMDGOALS),help)
 export GIVEN GOALS $(GIVEN)
 
 COMMANDS := list models plan preview fit diff gpu rules rehearse audit train sweep resume reproduce evaluate report \
-	compare leaderboard merge predict chat push new why show export pin init keys schema
+	compare leaderboard merge predict chat serve push new why show export pin init keys schema
 
 override LISTED := $(lastword $(MAKEFILE_LIST))
 .PHONY: help $(COMMANDS)
@@ -40,6 +40,7 @@ leaderboard: ## every evaluated run, by the rows it was evaluated on (OUT=table.
 merge: ## RUN's adapter into unquantised base weights, proven equal (OUT=folder)
 predict: ## what RUN answers to the rows of INPUT (OUT=file.jsonl)
 chat: ## talk to RUN in the terminal (BASE=1 begins with the base model)
+serve: ## RUN by vLLM on this machine, or the command for it in runs/RUN/serve.md (MERGED=1, PORT=8000)
 push: ## upload RUN's adapter to REPO on the Hub by HF_TOKEN, private (MERGED=1 the merged model, PUBLIC=1)
 init: ## a project of one's own in FOLDER: a Makefile, a first recipe, the accelerate configs
 new: ## write the recipe NAME, four lines that extend FROM=default
