@@ -3,15 +3,11 @@
 import argparse
 import json
 import shlex
-import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
 from finished import FLOAT32, restate
 
 from sft_recipes.cli import main
@@ -128,16 +124,24 @@ def test_a_base_of_the_hub_is_served_at_the_commit_that_was_trained_on(finished:
     assert "runs/tuned" not in said
 
 
-def test_where_vllm_is_installed_the_command_becomes_it(finished: Finished, tmp_path: Path) -> None:
+def test_where_vllm_is_installed_the_command_becomes_it(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = finished(**FLOAT32)
     program = tmp_path / "bin" / "vllm"
     program.parent.mkdir()
-    program.write_text('#!/bin/sh\nprintf "%s\\n" "$@" > told\necho "$VLLM_NO_USAGE_STATS" >> told\nexit 7\n')
-    program.chmod(program.stat().st_mode | stat.S_IEXEC)
-    environment = {"PATH": f"{program.parent}:/usr/bin:/bin", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT / "src")}
-    done = subprocess.run(
-        [sys.executable, "-m", "sft_recipes", "serve", run.name], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == 7, done.stderr
-    told = Path("told").read_text().splitlines()
-    assert as_vllm_reads(["vllm", *told[:-1]]).lora_modules == ["tuned=runs/tuned/adapter"] and told[-1] == "1"
+    program.touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    became: list[Any] = []
+
+    def become(*arguments: Any) -> None:
+        became.extend(arguments)
+        raise SystemExit
+
+    # It would end this process.
+    monkeypatch.setattr(serve.os, "execve", become)
+    with pytest.raises(SystemExit):
+        serve.serve(run.name)
+    path, command, environment = became
+    assert path == str(program) and environment["VLLM_NO_USAGE_STATS"] == "1"
+    assert as_vllm_reads(command).lora_modules == ["tuned=runs/tuned/adapter"]

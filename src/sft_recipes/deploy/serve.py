@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.deploy import merge
 from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
-from sft_recipes.files import difference, write_whole
+from sft_recipes.files import write_whole
 from sft_recipes.report import page, serving
 from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run, adapter_damage
@@ -58,7 +59,6 @@ def checked(name: str, merged: bool, port: int) -> tuple[Run, Facts]:
     run = Run.open(name)
     facts, recipe = run.facts(), run.values()
     whole = merged or not recipe.get("use_peft")
-    merge = f"merge it (make merge RUN={name}) and serve it with MERGED=1"
     problems = []
     if port > 65535:
         problems.append(f"PORT={port}: a port is a number from 1 to 65535")
@@ -66,21 +66,20 @@ def checked(name: str, merged: bool, port: int) -> tuple[Run, Facts]:
         problems.append(f"{run.directory} is a rehearsal: its model is tiny and random; train first")
     if merged and not recipe.get("use_peft"):
         problems.append(f"{run.directory} trained the whole model and has nothing merged; leave out MERGED=1")
-    elif merged and "merged" not in facts:
-        problems.append(f"{run.directory} has no merged model; make one with: make merge RUN={name}")
-    elif merged:
-        directory = Path(facts["merged"]["directory"])
-        if damage := difference(directory, facts["merged"]["files"]):
-            problems.append(f"{directory} is not what was merged: {damage}; delete it and merge again")
+    elif whole:
+        directory, problem = merge.whole(run)
+        problems += [problem] if problem else []
     elif damage := adapter_damage(run):
         problems.append(damage)
     if not whole:
-        problems += [f"vLLM cannot serve this adapter: {why}; {merge}" for why in serving.refused(recipe)]
+        problems += [
+            f"vLLM cannot serve this adapter: {why}; merge it (make merge RUN={name}) and serve it with MERGED=1"
+            for why in serving.refused(recipe)
+        ]
     if problems:
         raise InputError(*problems)
     identity.check(run)
     if whole:
-        directory = Path(facts["merged"]["directory"]) if merged else run.adapter
         return run, serving.served(run, adapter=None, base=str(directory), tokenizer=directory, port=port)
     base, revision = recipe["model_name_or_path"], None
     if not Path(base).expanduser().exists():
