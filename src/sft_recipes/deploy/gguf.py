@@ -137,10 +137,9 @@ def checked(
         problems.append(f"{out} exists and is never overwritten; name another OUT=, or delete it")
     elif not out.absolute().parent.is_dir():
         problems.append(f"{out.parent} is no directory; make it, or name another OUT=")
-    if importlib.util.find_spec("gguf") is None:
-        problems.append(
-            "the package gguf, which reads the file back, is not installed; pip install 'sft-recipes[gguf]'"
-        )
+    if missing := [name for name in ("gguf", "sentencepiece") if importlib.util.find_spec(name) is None]:
+        names = " ".join(missing)
+        problems.append(f"the packages that convert it and read it back are not all installed; pip install {names}")
     folder = llama_cpp or (Path(os.environ["LLAMA_CPP"]) if os.environ.get("LLAMA_CPP") else None)
     converter = _found(_CONVERTER, folder)
     if converter is None:
