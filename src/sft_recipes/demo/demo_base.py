@@ -10,7 +10,6 @@ import hashlib
 import math
 import random
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,12 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_recipes.demo import demo_data
-from sft_recipes.environment import quiet_environment
-from sft_recipes.files import locked, sha256
-from sft_recipes.recipes.recipe import Recipe
-from sft_recipes.terminal import say
+from sft_recipes.files import sha256
 
 DIRECTORY = Path(".cache/demo/base")
+SAID = "building the demo's base model"
 
 SEED = 7
 STEPS = 400
@@ -232,19 +229,6 @@ def _muon_step(matrices: list[Any], momenta: dict[tuple[int, ...], Any], rate: f
             for p, direction in zip(alike, update, strict=True):
                 direction = direction if p.shape == shape else direction.T
                 p.mul_(1 - 0.01 * rate).add_(direction, alpha=-rate * max(1.0, p.shape[0] / p.shape[1]) ** 0.5)
-
-
-def build_if_needed(recipe: Recipe) -> None:
-    """Build the demo's base model if the recipe trains it and it is not there yet."""
-    if Path(recipe["model_name_or_path"]) != DIRECTORY or is_current(DIRECTORY):
-        return
-    DIRECTORY.parent.mkdir(parents=True, exist_ok=True)
-    with locked(DIRECTORY.parent / ".lock"):
-        # Another command may have built it while this one waited.
-        if not is_current(DIRECTORY):
-            say("model", f"building the demo's base model in {DIRECTORY}, once")
-            builder = [sys.executable, "-m", "sft_recipes.demo.demo_base", str(DIRECTORY)]
-            subprocess.run(builder, env=quiet_environment(on_cpu=True), check=True)
 
 
 if __name__ == "__main__":

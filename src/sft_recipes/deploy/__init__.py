@@ -1,1 +1,1 @@
-"""How is the model that was trained put to use? Merge it, ask it, talk to it, push it to the Hub."""
+"""How is the model that was trained put to use? Merge it, ask it, talk to it, serve it, convert it, hand it over."""

@@ -20,7 +20,7 @@ from sft_recipes.children import peak_resident
 from sft_recipes.data import templates
 from sft_recipes.environment import quiet, quiet_environment
 from sft_recipes.errors import InputError
-from sft_recipes.files import sealed, write_whole
+from sft_recipes.files import difference, sealed, write_whole
 from sft_recipes.launch import launch
 from sft_recipes.models import base_model
 from sft_recipes.report import card
@@ -161,6 +161,18 @@ def checked(name: str, out: Path | None) -> tuple[Run, Path, int]:
             "an OUT= on another disk"
         )
     return run, out, size
+
+
+def whole(run: Run) -> tuple[Path, str | None]:
+    """Where the whole model of a run lies, merged or trained whole; and what is wrong with it, with a remedy."""
+    facts = run.facts()
+    if not run.values().get("use_peft"):
+        return run.adapter, adapter_damage(run)
+    if "merged" not in facts:
+        return run.directory, f"{run.directory} has no merged model; make one with: make merge RUN={run.name}"
+    directory = Path(facts["merged"]["directory"])
+    damage = difference(directory, facts["merged"]["files"])
+    return directory, damage and f"{directory} is not what was merged: {damage}; delete it and merge again"
 
 
 def excerpt(path: Path, total: int, rows: int) -> list[Facts]:

@@ -23,7 +23,7 @@ from trl import ModelConfig, get_quantization_config
 from trl.trainer.utils import create_model_from_path
 
 from sft_recipes.children import peak_resident
-from sft_recipes.data import templates
+from sft_recipes.data import templates, tokens
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate.likelihood import BATCH_TOKENS, Prompt, in_batches, likelihoods
 from sft_recipes.files import write_whole
@@ -95,8 +95,10 @@ def load(
             f"the tokenizer of {source or path} has tokens that {path} has no embeddings for, as added where "
             "chat_template_path is a model: set it to a .jinja file and train again"
         )
+    ends = model.generation_config.eos_token_id
     model.generation_config = GenerationConfig(
-        eos_token_id=sorted(_stops(model, words)), pad_token_id=words.pad_token_id or 0
+        eos_token_id=tokens.stops(words, ends if isinstance(ends, list) else [ends]),
+        pad_token_id=words.pad_token_id or 0,
     )
     if adapter is not None:
         with _input_to_blame(str(adapter)), warnings.catch_warnings():
@@ -144,20 +146,6 @@ def _input_to_blame(what: str) -> Iterator[None]:
             f"{what} cannot be loaded: {reason}. Where memory is short, free some; otherwise put back what the run "
             "had, or train again"
         ) from error
-
-
-def _stops(model: Any, tokenizer: Any) -> set[int]:
-    ends = model.generation_config.eos_token_id
-    found = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    if tokenizer.chat_template:
-        # The first token that a template puts after an answer is not always one of these.
-        turns = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "answer"}]
-        after = tokenizer.apply_chat_template(turns, tokenize=False).rpartition("answer")[2]
-        added = set(tokenizer.get_added_vocab().values())
-        found.update(
-            [token for token in tokenizer(after, add_special_tokens=False)["input_ids"] if token in added][:1]
-        )
-    return found
 
 
 @torch.inference_mode()

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from sft_recipes.data import preparation
-from sft_recipes.demo import demo_base
+from sft_recipes.demo import bases
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import evaluate
 from sft_recipes.launch import out_of_memory
@@ -56,7 +56,7 @@ def train(
         check_same_config(run, job)
         identity.check(run, training=True)
         return finish(run, continue_run(run)), run
-    demo_base.build_if_needed(job.recipe)
+    bases.build_if_needed(job.recipe)
     code, run = start(jobs.lint_or_raise(job), run_name)
     return finish(run, code), run
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from sft_recipes.data import preparation
-from sft_recipes.demo import demo_base, tiny
+from sft_recipes.demo import bases, tiny
 from sft_recipes.errors import InputError
 from sft_recipes.launch import launch
 from sft_recipes.models import base_model
@@ -44,7 +44,7 @@ def rehearse(name: str | Path, *, run_name: str | None = None, **where: Unpack[W
         Run.directory_of(run_name)
     real = jobs.resolve(name, **where)
     jobs.raise_all(real, refusals(real))
-    demo_base.build_if_needed(real.recipe)
+    bases.build_if_needed(real.recipe)
     base = tiny.find(real.recipe["model_name_or_path"], real.recipe["model_revision"])
     if base.config.get("quantization_config") and not base_model.dequantised(real.recipe.upstream()):
         raise InputError(

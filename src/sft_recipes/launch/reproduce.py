@@ -3,7 +3,7 @@
 from typing import Any
 
 from sft_recipes.data import preparation
-from sft_recipes.demo import demo_base
+from sft_recipes.demo import bases
 from sft_recipes.errors import InputError, listed
 from sft_recipes.launch import launch
 from sft_recipes.recipes import recipe as recipes
@@ -49,7 +49,7 @@ def reproduce(name: str, run_name: str | None = None) -> tuple[int, Run]:
     identity.may_ask(before)
     chosen = launch.runnable(before)
     own = {key: recipes.Value(value, before.name) for key, value in (before.values() | facts["own"]).items()}
-    demo_base.build_if_needed(Recipe(facts["recipe"], own))
+    bases.build_if_needed(Recipe(facts["recipe"], own))
     prepared = preparation.prepare(**facts["data"]["source"], cache=preparation.CACHE)
     gpus = topology.visible_gpus()
     read = ("fingerprint", "format", "kind", "conversational", "columns", "holds", "variables", "splits")

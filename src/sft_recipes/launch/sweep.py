@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Unpack
 
-from sft_recipes.demo import demo_base
+from sft_recipes.demo import bases
 from sft_recipes.errors import InputError
 from sft_recipes.files import write_whole
 from sft_recipes.launch import launch, seeds, space
@@ -453,7 +453,7 @@ def sweep(
     }
     mine = Sweep(RUNS / f"{stem}.sweep", asked, trials, at_a_time)
     mine.check_same_config()
-    demo_base.build_if_needed(job.recipe)
+    bases.build_if_needed(job.recipe)
     how = "every combination" if trials is None else "chosen by Optuna"
     how += ", those worse than the median stopped early" if mine.prunes else ""
     how += f", {mine.jobs} at a time" if mine.jobs > 1 else ""

@@ -56,18 +56,16 @@ def of_adapter(model: Model, recipe: Recipe) -> Iterator[Conflict]:
         elif key == "lora_modules_to_save":
             remedy = "name modules of it, such as embed_tokens, or drop the key"
         yield _conflict("target-unmatched", f"{key}: {name} matches no module of {model.name}{hint}", remedy)
-    copied = sorted({each.path.rpartition(".")[2] for each in made.layers if each.copied})
+    copied = ", ".join(sorted({each.path.rpartition(".")[2] for each in made.layers if each.copied}))
+    alone = " and lora_target_parameters: null" if recipe["lora_target_parameters"] else ""
+    attention = f"adapt attention alone, as lora_target_modules: [q_proj, v_proj]{alone} does in most families"
     if copied and recipe["init_lora_weights"] == "orthogonal":
-        no = f"init_lora_weights: orthogonal cannot be drawn for {', '.join(copied)}, which are no linear layers"
-        yield _conflict("adapter-refused", no, f"set init_lora_weights: gaussian; or {ATTENTION}")
+        no = f"init_lora_weights: orthogonal cannot be drawn for {copied}, which are no linear layers"
+        yield _conflict("adapter-refused", no, f"set init_lora_weights: gaussian; or {attention}")
     if made.refused:
         instead = "other lora_target_modules"
         if copied:
-            alone = " and lora_target_parameters: null" if recipe["lora_target_parameters"] else ""
-            instead = (
-                f"lora_dropout: 0 and use_dora: false, as adapters on {', '.join(copied)} need; or adapt attention "
-                f"alone, as lora_target_modules: [q_proj, v_proj]{alone} does in most families"
-            )
+            instead = f"lora_dropout: 0 and use_dora: false, as adapters on {copied} need; or {attention}"
         yield _conflict("adapter-refused", f"PEFT makes no such adapter: {made.refused.rstrip('.')}", instead)
 
 

@@ -18,7 +18,7 @@ import yaml
 
 from sft_recipes import children
 from sft_recipes.data import refusals, tokens
-from sft_recipes.demo import demo_base, tiny
+from sft_recipes.demo import bases, tiny
 from sft_recipes.environment import quiet
 from sft_recipes.errors import InputError
 from sft_recipes.plan import job as jobs
@@ -61,7 +61,7 @@ def preview(name: str | Path, *, overrides: Overrides = (), rows: int = 5, seed:
         InputError: The recipe or its data are wrong, or the model's tokenizer is not on this machine.
     """
     job = jobs.check(name, accel="cpu", overrides=overrides)
-    demo_base.build_if_needed(job.recipe)
+    bases.build_if_needed(job.recipe)
     model, revision = job.recipe["model_name_or_path"], job.recipe["model_revision"]
     base = tiny.find(model, revision)
     if base.tokenizer is None:

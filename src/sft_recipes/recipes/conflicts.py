@@ -9,7 +9,7 @@ import os
 import shutil
 import sys
 import sysconfig
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -255,16 +255,22 @@ def unreachable(recipe: "Recipe", processes: int) -> Iterator[Conflict]:
 
 
 def of_machine(
-    recipe: "Recipe", topology: "Topology", gpus: Collection["Gpu"], built: Iterable[Path] = ()
+    recipe: "Recipe", topology: "Topology", gpus: Collection["Gpu"], built: Mapping[Path, tuple[str, str] | None]
 ) -> Iterator[Conflict]:
-    """What this machine lacks: GPUs, trackers, compilers, a local base model that is not among those `built` first."""
+    """What this machine lacks: GPUs, trackers, compilers, a local base model that is not among those `built` first.
+
+    Of each of those that is not None, why it cannot be built here, and what to install.
+    """
     missing = [*missing_gpus(recipe, topology, len(gpus))]
     yield from missing
     yield from missing_tools(recipe, topology, compilers=not missing)
     name = recipe["model_name_or_path"]
     path = Path(name).expanduser()
     where = f"{recipe.values['model_name_or_path'].origin}: model_name_or_path {name}"
-    if places.is_path(name) and path not in built and not (path / "config.json").is_file():
+    if lacks := built.get(path):
+        reason, install = lacks
+        yield Conflict("model-missing", "machine", f"{where}: {reason}", f"install what is missing with: {install}")
+    elif places.is_path(name) and path not in built and not (path / "config.json").is_file():
         remedy = "name a saved model's directory, or a Hub id ORG/NAME"
         yield Conflict("model-missing", "machine", f"{where} has no config.json", remedy)
     elif damage := places.damaged_weights(path):

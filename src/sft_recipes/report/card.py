@@ -15,7 +15,7 @@ from sft_recipes.files import write_whole
 from sft_recipes.models import base_model, licences
 from sft_recipes.models.licences import Licence
 from sft_recipes.recipes import schema
-from sft_recipes.report import page, quality
+from sft_recipes.report import page, quality, serving
 from sft_recipes.report.report import evaluation
 from sft_recipes.runs import earlier
 from sft_recipes.runs.run import Run
@@ -80,6 +80,8 @@ def card(run: Run, proof: Facts | None = None) -> str:
         dataset=dataset,
         licence=licence,
         load=loading(recipe, facts, adapter=adapter),
+        unserved=serving.refused(recipe) if adapter else [],
+        serving=_serving(run, recipe, base, adapter=adapter),
         metrics=metrics,
         scores=quality.models_table(metrics) if metrics else None,
         groups=quality.groups_table(metrics) if metrics and metrics["groups"] and metrics["groups"]["by"] else None,
@@ -133,6 +135,13 @@ def loading(recipe: Facts, facts: Facts, *, adapter: bool) -> Facts:
         "arguments": arguments,
         "conversational": facts["data"]["conversational"],
     }
+
+
+def _serving(run: Run, recipe: Facts, base: str | None, *, adapter: bool) -> Facts:
+    here = "PATH OR HUB ID OF THIS DIRECTORY"
+    revision = recipe.get("model_revision", "main") if adapter and base else None
+    named = (base or "PATH OF THE BASE MODEL") if adapter else here
+    return serving.served(run, adapter=here if adapter else None, base=named, tokenizer=run.adapter, revision=revision)
 
 
 def _command(facts: Facts) -> Markup:

@@ -9,7 +9,7 @@ override GOALS := $(or $(MAKECMDGOALS),help)
 export GIVEN GOALS $(GIVEN)
 
 COMMANDS := list models recommend plan preview fit diff gpu rules rehearse audit train sweep resume watch reproduce evaluate \
-	report compare leaderboard merge predict chat push new why show export pin init keys schema
+	report compare leaderboard merge predict chat serve gguf push new why show export pin init keys schema
 
 override LISTED := $(lastword $(MAKEFILE_LIST))
 .PHONY: help $(COMMANDS)
@@ -42,6 +42,8 @@ leaderboard: ## every evaluated run, by the rows it was evaluated on (OUT=table.
 merge: ## RUN's adapter into unquantised base weights, proven equal (OUT=folder)
 predict: ## what RUN answers to the rows of INPUT (OUT=file.jsonl)
 chat: ## talk to RUN in the terminal (BASE=1 begins with the base model)
+serve: ## RUN by vLLM on this machine, or the command for it in runs/RUN/serve.md (MERGED=1, PORT=8000)
+gguf: ## RUN's merged model as GGUF by llama.cpp, read back, with Ollama's Modelfile (QUANT=q4_k_m, LLAMA_CPP=folder, OUT=)
 push: ## upload RUN's adapter to REPO on the Hub, private, by HF_TOKEN or hf auth login (MERGED=1 the merged model, PUBLIC=1)
 init: ## a project of one's own in FOLDER: a Makefile, a first recipe, the accelerate configs
 new: ## write the recipe NAME, four lines that extend FROM=default, or what is seen in the rows of DATA=
@@ -49,7 +51,7 @@ why: ## why KEY has its value, in RECIPE (KEY=lora_alpha RECIPE=default)
 keys: ## every key that a recipe may set, with its type and default
 schema: ## the JSON Schema of a KIND of file (recipe, model, accelerate), for editors
 show: ## RECIPE as it resolves, with the origin of every value (WHY=1: with a reason too)
-export: ## RECIPE as a plain file OUT for stock trl sft --config
+export: ## RECIPE as a plain file OUT for stock trl sft --config (RUN= FOR=dpo DATA=: the RUN's model for trl dpo)
 pin: ## write the Hub's current commit of the base model into RECIPE (or into MODEL)
 
 show: export override ORIGIN := 1

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from sft_recipes.data import refusals as of_rows
-from sft_recipes.demo import demo_base
+from sft_recipes.demo import bases
 from sft_recipes.models import conflicts as of_models
 from sft_recipes.plan.lint import Case, Found
 from sft_recipes.plan.lint.speed import largest_micro_batch
@@ -16,8 +16,8 @@ from sft_recipes.recipes.topology import Gpu, Topology
 def refused(recipe: Recipe, topology: Topology, gpus: Sequence[Gpu]) -> Iterator[Conflict]:
     """What a training here is refused for, whatever its rows."""
     yield from conflicts.of_topology(recipe, topology)
-    # The demo's base model is built before the first training that needs it.
-    yield from conflicts.of_machine(recipe, topology, gpus, [demo_base.DIRECTORY])
+    # Base models that are made here are made before the first training that needs them.
+    yield from conflicts.of_machine(recipe, topology, gpus, bases.lacking())
 
 
 def named(rule: str, case: Case) -> Found:
