@@ -753,24 +753,6 @@ def test_a_long_curve_keeps_its_spikes(run: Run) -> None:
     assert values.max() == 25.0 and values.min() == 0.5
 
 
-def test_the_picture_is_light_and_wide_enough(run: Run, tmp_path: Path) -> None:
-    from PIL import Image
-
-    evaluate(run, classification_rows(60))
-    report.picture(run, tmp_path / "evaluation.png")
-    with Image.open(tmp_path / "evaluation.png") as image:
-        assert image.width > 700 and image.height < image.width / 2
-        assert image.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
-        colours = {colour for _, colour in image.convert("RGB").getcolors(1 << 20) or []}
-    assert {(0, 114, 178), (213, 94, 0)} <= colours
-    assert not (tmp_path / ".evaluation.png").exists()
-
-
-def test_without_an_evaluation_there_is_no_picture(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="make evaluate RUN=seen"):
-        report.picture(run, tmp_path / "evaluation.png")
-
-
 def compared(names: Sequence[str]) -> dict[str, Any]:
     """Facts as `compare` gives them: of the last entry there are two runs with other seeds."""
 

@@ -17,7 +17,7 @@ MADE = {demo_base.DIRECTORY: demo_base, packaged.DIRECTORY: packaged}
 def lacking() -> dict[Path, tuple[str, str] | None]:
     """Each of them, with what keeps it from being made here, and the remedy; None where nothing does."""
     packages = None if packaged.is_current(packaged.DIRECTORY) else packaged.lacking()
-    return {demo_base.DIRECTORY: None, packaged.DIRECTORY: packages and (packages, packaged.INSTALL)}
+    return {demo_base.DIRECTORY: None, packaged.DIRECTORY: (packages, packaged.INSTALL) if packages else None}
 
 
 def build_if_needed(recipe: Recipe) -> None:

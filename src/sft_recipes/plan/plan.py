@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from sft_recipes.data import packing, survey
-from sft_recipes.demo import demo_base
+from sft_recipes.demo import bases
 from sft_recipes.errors import InputError
 from sft_recipes.models import base_model
 from sft_recipes.plan import lint, memory, speed, trace
@@ -95,7 +95,7 @@ def to_fit(name: str | Path, overrides: Overrides = ()) -> tuple[Recipe, base_mo
 def without_config(recipe: Recipe) -> str:
     """That the config of a recipe's base is not here, and how it comes here."""
     model = recipe["model_name_or_path"]
-    if Path(model) == demo_base.DIRECTORY:
+    if Path(model) in bases.MADE:
         return f"{model} is built when it is first needed, as by make preview RECIPE={recipe.name}"
     if places.is_local(model):
         return f"{model} has no config.json on this machine; name a saved model's directory, or a Hub id ORG/NAME"

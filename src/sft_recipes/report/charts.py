@@ -8,7 +8,6 @@ import operator
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -311,11 +310,3 @@ def draw_loss(run: Run) -> None:
         loss.set_xlabel(None)
         with replacing(run.curve) as temporary:
             drawn.savefig(temporary, format="png", dpi=160, facecolor=PAPER)
-
-
-def save(path: Path, panels: Sequence[Callable[[Any], None]], size: tuple[float, float]) -> None:
-    """Write a PNG of charts with the same rows beside each other, on white, whole or not at all."""
-    with figure(1, len(panels), size, sharey=True, squeeze=False) as (drawn, axes), replacing(path) as temporary:
-        for draw, each in zip(panels, axes[0], strict=True):
-            draw(each)
-        drawn.savefig(temporary, format="png", dpi=160, facecolor=PAPER)

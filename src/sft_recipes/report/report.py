@@ -81,20 +81,6 @@ def evaluation(run: Run) -> tuple[Facts | None, list[Facts]]:
     return run.evaluation(split), run.predicted(split) if run.predictions(split).is_file() else []
 
 
-def picture(run: Run, path: Path) -> None:
-    """Write a PNG of the primary and a second metric: tuned model, base and trivial baselines, with intervals.
-
-    Raises:
-        InputError: The run was not evaluated, or no row of it could be scored.
-    """
-    metrics, _ = evaluation(run)
-    if metrics is None or not metrics["models"]:
-        raise InputError(f"{run.directory} has no evaluation to draw; make one with: make evaluate RUN={run.name}")
-    lines = quality.lines(metrics)
-    panels = [quality.panel(lines, key, title) for key, title in quality.drawn(metrics).items()]
-    charts.save(path, panels, (6.4, 0.6 + 0.26 * len(lines)))
-
-
 def _curves(log: list[Facts]) -> list[Any]:
     return [
         charts.svg(
