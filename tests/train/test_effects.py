@@ -134,6 +134,7 @@ ELSEWHERE = {
     ),
     "mask_empty_reasoning": ("tests/data/test_templates.py::test_an_empty_block_of_reasoning_is_left_out_of_the_loss"),
     "drop_reasoning": "tests/data/test_tools.py::test_reasoning_is_kept_or_dropped_as_the_recipe_says",
+    "test_split_size": "tests/data/test_data.py::test_share_is_chosen_by_content",
     "init_lora_weights": "tests/train/test_beginnings.py::test_an_adapter_begins_as_no_change_of_the_base",
     # There is one value that a recipe may give each of them.
     "greater_is_better": "tests/recipes/test_recipe.py::test_the_direction_of_a_metric_follows_from_it",

@@ -69,6 +69,10 @@ def test_a_model_composes_with_every_preset(project: Path, preset: str, family: 
 def test_a_model_can_be_planned_without_the_hub(project: Path, family: str) -> None:
     composed = of(family)
     model = base_model.find(composed["model_name_or_path"])
+    if composed["model_name_or_path"].startswith(".cache/"):
+        # It is made from a package, whose files are not here.
+        assert model is None
+        return
     assert model is not None and model.source.startswith("bundled")
     quantised = bool(model.config.get("quantization_config"))
     assert quantised == (not composed["load_in_4bit"])

@@ -69,7 +69,7 @@ SAMPLE, OWN_SCRIPT = 1000, 0.05
 # What the authors say of languages: by the beginning of the base's name, the claim, where, and the scripts of those
 # that are listed; None where they are too many to list.
 CLAIMS: dict[str, tuple[str, str, tuple[str, ...] | None]] = {
-    "Qwen/Qwen3": ("119 languages and dialects", "arXiv:2505.09388, abstract", None),
+    "Qwen/Qwen3": ("119 languages and dialects", "arXiv:2505.09388v1, abstract", None),
     "meta-llama/Llama-3": (
         "English, German, French, Italian, Portuguese, Hindi, Spanish and Thai",
         "its model card",
