@@ -111,7 +111,7 @@ def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(project: Path
         process.send_signal(signal.SIGHUP)
     assert process.wait(timeout=100) == launch.INTERRUPTED
     assert run.facts()["status"] == "interrupted"
-    assert "make resume NAME=hungup" in run.output.read_text()
+    assert "sft-recipes resume hungup" in run.output.read_text()
     assert list(run.directory.glob("checkpoint-*"))
 
 

@@ -168,7 +168,7 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     else:
         name = "parts"
         said = interrupt(*arguments, name=name, at_step=2)
-        assert "make resume NAME=parts" in said
+        assert "sft-recipes resume parts" in said
     assert facts(name)["status"] == "interrupted"
     assert not Path(f"runs/{name}/adapter").exists()
     said = run("resume", name)

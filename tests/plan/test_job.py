@@ -92,8 +92,14 @@ def bare(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     marked += [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "weight": 0}]
     write_rows(project / "data" / "marked.jsonl", [{"messages": marked}])
     shutil.copytree(project / "model", project / "cut")
-    described = {"peft_type": "LORA", "r": 8, "lora_alpha": 8, "base_model_name_or_path": "model", "bias": "none"}
-    described |= {"lora_dropout": 0.05, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
+    described = {"peft_type": "LORA", "r": 32, "lora_alpha": 32, "base_model_name_or_path": "Qwen/Qwen3-8B"}
+    described |= {
+        "bias": "none",
+        "revision": "main",
+        "lora_dropout": 0.05,
+        "target_modules": ["q_proj", "v_proj"],
+        "task_type": "CAUSAL_LM",
+    }
     (project / "adapter").mkdir()
     (project / "adapter" / "adapter_config.json").write_text(json.dumps(described))
     (project / "adapter" / "adapter_model.safetensors").write_bytes(struct.pack("<Q", 2) + b"{}")
