@@ -5,31 +5,36 @@ an error that names its place; none is dropped, cut or repaired.
 """
 
 import hashlib
+import itertools
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sft_recipes.data import formats
+from sft_recipes.data import sources as found_sources
 from sft_recipes.data.formats import Rules
-from sft_recipes.data.readers import Problems, Row, Source, file_source, hub_sources
+from sft_recipes.data.readers import LONGEST_ROW, Problems, Row, Source, file_source
 from sft_recipes.errors import InputError, listed
+from sft_recipes.recipes import sources as named_sources
 from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.recipes.schema import as_yaml
+from sft_recipes.recipes.sources import Entry
 from sft_recipes.terminal import count
 
 CACHE = Path(".cache/data")
 GROUPS = "groups.json"
+# The source of each training row where they were drawn by weight, two bytes a row. `datasets` looks at no hidden file.
+_ORIGINS = ".origins"
 # Part of every fingerprint: raise it when the same sources would be prepared differently.
 PREPARATION_VERSION = 2
 
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"}
-# Characters of a row, a million tokens of English, which is more than models read. A tokenizer takes seconds and
-# 200 MiB for each million characters, so a row that is a whole file by mistake would take all there is.
-LONGEST_ROW = 4_000_000
 # Rows between two calls of a progress function.
 PROGRESS_ROWS = 1000
 
@@ -44,13 +49,16 @@ class Prepared:
     conversational: bool  # whether the rows are turns, which a chat template renders, or plain text
     masked: bool  # whether marks in the rows leave answers out of the loss
     format: str  # what the user's rows were in: one of `formats.FORMATS`, never "auto"
-    splits: dict[str, dict[str, Any]]  # of each: `source`, that one's `sha256` and `rows`, and its own `prepared_rows`
+    # Of each: `source`, that one's `sha256` and `rows`, its own `prepared_rows`; where there are several sources, the
+    # same of each of them as `sources`.
+    splits: dict[str, dict[str, Any]]
     notes: tuple[str, ...]  # one sentence for each decision that was made
 
 
 _SOURCE = (
     *("train_file", "validation_file", "test_file", "dataset_name", "dataset_config"),
     *("dataset_train_split", "dataset_test_split", "data_format", "data_columns", "group_column", "task"),
+    "stopping_strategy",
 )
 
 
@@ -67,9 +75,9 @@ def source_of(recipe: Recipe) -> dict[str, Any]:
 
 def prepare(
     *,
-    train_file: str | None,
-    validation_file: str | None,
-    test_file: str | None = None,
+    train_file: str | list[Any] | None,
+    validation_file: str | list[Any] | None,
+    test_file: str | list[Any] | None = None,
     dataset_name: str | None = None,
     dataset_config: str | None = None,
     dataset_train_split: str = "train",
@@ -78,6 +86,7 @@ def prepare(
     data_columns: Mapping[str, str] | None = None,
     group_column: str | None = None,
     task: str | None = None,
+    stopping_strategy: str = "first_exhausted",
     validation_split_size: float = 0.0,
     cache: Path,
     on_rows: Callable[[int], None] | None = None,
@@ -95,26 +104,45 @@ def prepare(
     """
     columns = dict(data_columns or {})
     classes = task == "classification"
-    rules = Rules(formats.candidates(data_format, columns), columns, group_column, classes=classes)
+
+    def rules_of(entry: Entry) -> Rules:
+        own = entry.data_format or data_format, dict(entry.data_columns or columns)
+        return Rules(formats.candidates(*own), own[1], group_column, classes=classes)
+
+    shared = rules_of(Entry())
     if (train_file is None) == (dataset_name is None):
         given = "neither is" if train_file is None else "both are"
         raise InputError(f"give one of train_file and dataset_name: {given} given")
     if not 0 <= validation_split_size < 1:
         raise InputError(f"validation_split_size is {validation_split_size}; write a share from 0 up to, not with, 1")
 
-    sources: dict[str, Source] = {}
+    files = {"train": train_file, "validation": validation_file, "test": test_file}
+    # Rows of one file are in one form in all splits; those of several sources may each be in their own.
+    several = any(isinstance(file, list) for file in files.values())
+    sources: dict[str, list[_Part]] = {}
     if dataset_name is not None:
-        wanted = None if validation_file else dataset_test_split
-        sources = hub_sources(dataset_name, dataset_config, dataset_train_split, wanted)
-    for split, file in {"train": train_file, "validation": validation_file, "test": test_file}.items():
-        if file is not None:
-            sources[split] = file_source(file, f"{split}_file")
+        wanted = {"train": dataset_train_split} | ({} if validation_file else {"validation": dataset_test_split})
+        found = found_sources.hub(dataset_name, dataset_config, wanted)
+        sources = {split: [_Part(Entry(dataset=dataset_name), source, shared)] for split, source in found.items()}
+    problems: list[str] = []
+    for split, file in files.items():
+        for entry in named_sources.entries(file):
+            try:
+                source = found_sources.find(entry, f"{split}_file", split)
+                rules = rules_of(entry) if several else shared
+                sources.setdefault(split, []).append(_Part(entry, source, rules))
+            except InputError as error:
+                problems += error.problems
+    if problems:
+        raise InputError(*problems)
     share = 0.0 if "validation" in sources else validation_split_size
 
-    contents = {split: [source.reader, source.sha256] for split, source in sources.items()}
+    contents = {split: _content(parts, files[split]) for split, parts in sources.items()}
     decisive = [PREPARATION_VERSION, contents, data_format, columns, float(share)]
     decisive += [] if group_column is None else [group_column]
     decisive += ["classes"] if classes else []
+    weighted = any(part.entry.weight for part in sources["train"])
+    decisive += [stopping_strategy] if weighted else []
     fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     directory = cache / fingerprint[:16]
     facts = _complete(directory, fingerprint)
@@ -122,14 +150,17 @@ def prepare(
         staging = cache / f".{directory.name}.{uuid.uuid4().hex}"
         staging.mkdir(parents=True)
         try:
-            facts = {"fingerprint": fingerprint, **_write(staging, sources, rules, share, on_rows)}
+            facts = {"fingerprint": fingerprint, **_write(staging, sources, share, stopping_strategy, on_rows)}
             (staging / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             _publish(staging, directory, fingerprint)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     for split, split_facts in facts["splits"].items():
         # The directory may have been made from files of the same content under other names.
-        split_facts["source"] = sources.get(split, sources["train"]).name
+        parts = sources.get(split, sources["train"])
+        split_facts["source"] = _named(parts)
+        for part, of_source in zip(parts, split_facts.get("sources", []), strict=False):
+            of_source["source"] = part.source.name
     notes = _notes(facts, share)
     if share != validation_split_size:
         name = facts["splits"]["validation"]["source"]
@@ -139,10 +170,28 @@ def prepare(
 
 
 def groups(prepared: Prepared, split: str) -> list[str | None]:
-    """The value of `group_column` in each row of a split; None where the row has none, or the split was not kept."""
+    """The value of `group_column` in each row of a split; None where the row has none, or the split was not kept.
+
+    Where the rows are of several sources and no column was asked for, the source of each.
+    """
     path = prepared.directory / GROUPS
+    facts = prepared.splits[split]
+    if not path.is_file() and len(facts.get("sources", [])) > 1:
+        return [facts["sources"][number]["source"] for number in origins(prepared, split)]
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return kept.get(split) or [None] * prepared.splits[split]["prepared_rows"]
+    return kept.get(split) or [None] * facts["prepared_rows"]
+
+
+def origins(prepared: Prepared, split: str) -> Iterator[int]:
+    """For each row of a split that has several `sources`, the place in them of the one that it is from."""
+    path = prepared.directory / _ORIGINS
+    if split == "train" and path.is_file():
+        with path.open("rb") as file:
+            while block := file.read(1 << 16):
+                yield from array("H", block)
+        return
+    for number, of_source in enumerate(prepared.splits[split]["sources"]):
+        yield from itertools.repeat(number, of_source["prepared_rows"])
 
 
 def prompts(
@@ -194,25 +243,62 @@ def _publish(staging: Path, directory: Path, fingerprint: str) -> None:
             staging.rename(directory)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A source of a split, with what its rows have to be."""
+
+    entry: Entry
+    source: Source
+    rules: Rules
+
+
+def _named(parts: list[_Part]) -> str:
+    return ", ".join(part.source.name for part in parts)
+
+
+def _content(parts: list[_Part], given: Any) -> list[Any]:
+    """What decides about the rows of a split, but for what is decided for all of them."""
+    one = [[part.source.reader, part.source.sha256] for part in parts]
+    if not isinstance(given, list):
+        return one[0]
+    asked = [[part.entry.rows, part.entry.weight, part.entry.data_format, part.entry.data_columns] for part in parts]
+    return [[*each, *own] for each, own in zip(one, asked, strict=True)]
+
+
+def _sha256(parts: list[_Part]) -> str:
+    """That of the one source, or of all that decides about several."""
+    if len(parts) == 1:
+        return parts[0].source.sha256
+    return hashlib.sha256(json.dumps(_content(parts, [])).encode()).hexdigest()
+
+
 def _write(
     staging: Path,
-    sources: Mapping[str, Source],
-    rules: Rules,
+    sources: Mapping[str, list[_Part]],
     share: float,
+    stopping_strategy: str,
     on_rows: Callable[[int], None] | None,
 ) -> dict[str, Any]:
     """Write the splits into `staging` and return the facts about them."""
     problems = Problems()
     origins = {split: split for split in sources} | ({"validation": "train"} if share else {})
-    read, written = dict.fromkeys(sources, 0), dict.fromkeys(origins, 0)
+    read = {split: [0] * len(parts) for split, parts in sources.items()}
+    written = {split: [0] * len(sources[origin]) for split, origin in origins.items()}
     groups: dict[str, list[str | None]] = {split: [] for split in origins if split != "train"}
     evaluated = "test" if "test" in groups else "validation"
+    weights = [part.entry.weight or 0.0 for part in sources["train"]]
+    total = 0
+    learnt: list[tuple[str | None, str | None, int]] = []
     with ExitStack() as stack:
         files = {split: stack.enter_context((staging / f"{split}.jsonl").open("w", **_TEXT)) for split in origins}
-        for split, source in sources.items():
-            for place, row in source.rows(problems):
-                read[split] += 1
-                if on_rows and not (total := sum(read.values())) % PROGRESS_ROWS:
+        for split, number, part in [(each, *part) for each in sources for part in enumerate(sources[each])]:
+            source, rules = part.source, part.rules
+            if any(weights) and split == "train":
+                files["train"] = stack.enter_context(_drawn_from(staging, number).open("w", **_TEXT))
+            for place, row in itertools.islice(source.rows(problems), part.entry.rows):
+                read[split][number] += 1
+                total += 1
+                if on_rows and not total % PROGRESS_ROWS:
                     on_rows(total)
                 faults: list[str] = []
                 rules.recognise(source.name, row, problems)
@@ -226,51 +312,136 @@ def _write(
                 problems.add(place, *faults)
                 if not problems.count:
                     files[target].write(line + "\n")
-                    written[target] += 1
-                    if target in groups:
+                    written[target][number] += 1
+                    if target in groups and rules.group_column is not None:
                         groups[target].append(group)
-            if not read[split] and not problems.count:
+            if not read[split][number] and not problems.count:
                 problems.add(source.name, "has no rows; write at least one")
+            elif read[split][number] < (part.entry.rows or 0) and not problems.count:
+                has = count(read[split][number], "row")
+                problems.add(
+                    source.name, f"has {has}, and rows: {part.entry.rows} asks for more; write no more than that"
+                )
             if split != "test":
-                several, masked, shortened = rules.several, rules.masked, rules.shortened
+                held = dict.fromkeys(each.rules for name in sources if name != "test" for each in sources[name])
+                learnt = [(each.several, each.masked, each.shortened) for each in held]
+    every = list(dict.fromkeys(part.rules for parts in sources.values() for part in parts))
+    first = sources["train"][0]
+    several, masked = (next((each[place] for each in learnt if each[place]), None) for place in (0, 1))
+    shortened = sum(each[2] for each in learnt)
     if several and masked:
         problems.add(
             masked,
             f"leaves an answer out of the loss, and {several} has several answers to learn, which no loss of TRL does "
             "in one training; write rows with several answers once for each of them, ending with it",
         )
+    for part in (part for parts in sources.values() for part in parts if len(every) > 1 and not problems.count):
+        if part.rules.conversational != first.rules.conversational:
+            is_text = "plain text" if part.rules.conversational else "turns"
+            problems.add(
+                part.source.name,
+                f"has {'turns' if is_text == 'plain text' else 'plain text'}, and "
+                f"{first.source.name} has {is_text}; write all in one of them",
+            )
+        elif several and part.rules.format == "prompt_completion":
+            problems.add(
+                part.source.name,
+                f"has prompts and completions, and {several} has several answers to learn; write both as messages",
+            )
     problems.stop()
     one_answer = not several
-    if not all(written.values()):
+    if not all(map(any, written.values())):
         raise InputError(
-            f"validation_split_size {share} puts all {read['train']:,} rows of {sources['train'].name} on one side "
-            "(equal rows stay together): give a validation_file, more rows or another share"
+            f"validation_split_size {share} puts all {sum(read['train']):,} rows of {_named(sources['train'])} on one "
+            "side (equal rows stay together): give a validation_file, more rows or another share"
         )
-    if one_answer and rules.format != "prompt_completion":
+    available = dict(written)
+    if any(weights):
+        written["train"] = _mix(staging, sources["train"], written["train"], weights, stopping_strategy)
+    if one_answer and any(rules.format != "prompt_completion" for rules in every):
         for split in origins:
             _split_off_answers(staging / f"{split}.jsonl")
-    if rules.group_column is not None:
+    if first.rules.group_column is not None:
         (staging / GROUPS).write_text(json.dumps(groups), encoding="utf-8")
     facts: dict[str, Any] = {
         "kind": "prompt_completion" if one_answer else "messages",
-        "conversational": rules.conversational,
+        "conversational": first.rules.conversational,
         "masked": bool(masked or shortened),
-        "format": rules.format,
-        "detected": rules.detected,
-        "unused": sorted(rules.reader.unused),
-        "read": [*problems.notes, *rules.reader.notes],
+        "format": first.rules.format,
+        "detected": first.rules.detected,
+        "unused": sorted({name for rules in every for name in rules.reader.unused}),
+        "read": list(dict.fromkeys([*problems.notes, *(note for rules in every for note in rules.reader.notes)])),
         "shortened": shortened,
+        "stopping_strategy": stopping_strategy if any(weights) else None,
         "splits": {
-            split: {
-                "source": sources[origin].name,
-                "sha256": sources[origin].sha256,
-                "rows": read[origin],
-                "prepared_rows": written[split],
-            }
+            split: _facts(sources[origin], read[origin], available[split], written[split])
             for split, origin in origins.items()
         },
     }
     return facts | {"notes": _notes(facts, share)}
+
+
+def _facts(parts: list[_Part], read: list[int], available: list[int], written: list[int]) -> dict[str, Any]:
+    """What is known of a split; of several sources also of each: what there was of it to draw from, and was drawn."""
+    found: dict[str, Any] = {
+        "source": _named(parts),
+        "sha256": _sha256(parts),
+        "rows": sum(read),
+        "prepared_rows": sum(written),
+    }
+    if len(parts) > 1:
+        found["sources"] = [
+            {
+                "source": part.source.name,
+                "sha256": part.source.sha256,
+                "format": part.rules.format,
+                "rows": rows,
+                "available": left,
+                "prepared_rows": prepared,
+                "weight": part.entry.weight,
+            }
+            for part, rows, left, prepared in zip(parts, read, available, written, strict=True)
+        ]
+    return found
+
+
+def _drawn_from(staging: Path, number: int) -> Path:
+    return staging / f".source{number}"
+
+
+def _mix(
+    staging: Path, parts: list[_Part], rows: list[int], weights: list[float], stopping_strategy: str
+) -> list[int]:
+    """Draw the training rows from their sources by weight, and give how many of each were drawn."""
+    if empty := [part.source.name for part, number in zip(parts, rows, strict=True) if not number]:
+        raise InputError(f"all rows of {listed(empty)} are held out; give it more rows, or leave it out")
+    longest = max(number * sum(weights) / weight for number, weight in zip(rows, weights, strict=True))
+    if stopping_strategy == "all_exhausted" and longest > found_sources.MOST_REPEATS * sum(rows):
+        raise InputError(
+            f"stopping_strategy: all_exhausted with these weights would draw about {longest:,.0f} rows from "
+            f"{sum(rows):,}; write weights that are nearer to the sources' rows, or first_exhausted"
+        )
+    drawn = [0] * len(parts)
+    kept = array("H")
+    with ExitStack() as stack:
+        train = stack.enter_context((staging / "train.jsonl").open("w", **_TEXT))
+        origins = stack.enter_context((staging / _ORIGINS).open("wb"))
+        files = [stack.enter_context(_drawn_from(staging, number).open(**_TEXT)) for number in range(len(parts))]
+        for number in found_sources.drawn(rows, weights, stopping_strategy):
+            line = files[number].readline()
+            if not line:
+                files[number].seek(0)
+                line = files[number].readline()
+            train.write(line)
+            drawn[number] += 1
+            kept.append(number)
+            if len(kept) == 1 << 16:
+                kept.tofile(origins)
+                kept = array("H")
+        kept.tofile(origins)
+    for number in range(len(parts)):
+        _drawn_from(staging, number).unlink()
+    return drawn
 
 
 def _chosen(line: str, share: float) -> bool:
@@ -284,9 +455,11 @@ def _split_off_answers(path: Path) -> None:
     converted = path.with_suffix(".converted")
     with path.open(**_TEXT) as lines, converted.open("w", **_TEXT) as file:
         for line in lines:
-            messages = json.loads(line)["messages"]
-            row = {"prompt": messages[:-1], "completion": messages[-1:]}
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            row = json.loads(line)
+            if "messages" in row:
+                row = {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}
+                line = json.dumps(row, ensure_ascii=False) + "\n"
+            file.write(line)
     converted.replace(path)
 
 
@@ -307,10 +480,20 @@ def _notes(facts: dict[str, Any], share: float) -> list[str]:
     several = "every assistant turn, since some rows have several"
     notes.append(f"loss: on {several if facts['kind'] == 'messages' else 'the one answer that ends each row'}")
     for split, of_split in facts["splits"].items():
-        prepared, rows = of_split["prepared_rows"], of_split["rows"]
-        number = count(rows, "row") if prepared == rows else f"{prepared:,} of {count(rows, 'row')}"
-        by_hash = f", chosen by a hash of the row (validation_split_size {share})"
-        notes.append(f"{split}: {number} of {of_split['source']}{by_hash if share and split == 'validation' else ''}")
+        by_hash = f", chosen by a hash of the row (validation_split_size {share})" if share else ""
+        for each in of_split.get("sources", [of_split]):
+            prepared, rows, weight = each["prepared_rows"], each["rows"], each.get("weight")
+            if weight:
+                drawn = (
+                    f"{count(prepared, 'row')} drawn from {rows:,} of {each['source']} by its weight {as_yaml(weight)}"
+                )
+                notes.append(f"{split}: {drawn}")
+                continue
+            number = count(rows, "row") if prepared == rows else f"{prepared:,} of {count(rows, 'row')}"
+            notes.append(f"{split}: {number} of {each['source']}{by_hash if split == 'validation' else ''}")
+    if strategy := facts.get("stopping_strategy"):
+        last = "first source" if strategy == "first_exhausted" else "last source"
+        notes.append(f"weights: rows are drawn until the {last} is exhausted (stopping_strategy: {strategy})")
     if "validation" not in facts["splits"]:
         notes.append("validation: none (no validation file or split, and validation_split_size is 0)")
     return notes

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,9 +53,15 @@ class Asked:
     task: Task
     split: str
     questions: list[Question]
-    training: list[tuple[str, str]]
-    """Each training row as (last turn, class or answer), for what a trivial model would say."""
     longest_answers: list[str]
+    """Of the training rows."""
+    grouped_by: str | None
+    """The column that the rows are grouped by, "source" where their sources are, None for no groups."""
+    prepared: Prepared
+
+    def training(self) -> list[tuple[str, str]]:
+        """Each training row as (last turn, class or answer), for what a trivial model would say."""
+        return [(text, self.task.label(answer) or answer) for _, text, answer in _rows(self.prepared, "train")]
 
 
 def check(recipe: Recipe, prepared: Prepared) -> Asked | None:
@@ -91,13 +97,14 @@ def ask(own: Mapping[str, Any], prepared: Prepared, split: str) -> Asked:
     Raises:
         InputError: The training answers are no classes, or rows of the split have none of them.
     """
-    rows = list(_rows(prepared, "train"))
-    found = task.task_of(own, (answer for _, _, answer in rows))
-    seen = {_hash(prompt) for prompt, _, _ in rows}
+    found = task.task_of(own, (answer for _, _, answer in _rows(prepared, "train")))
     groups = preparation.groups(prepared, split)
+    asked = list(_rows(prepared, split))
+    hashes = [_hash(prompt) for prompt, _, _ in asked]
+    leaked, longest = _trained_on(prepared, set(hashes))
     questions = [
-        Question(number, prompt, text, answer, group, _hash(prompt) in seen)
-        for number, ((prompt, text, answer), group) in enumerate(zip(_rows(prepared, split), groups, strict=True), 1)
+        Question(number, prompt, text, answer, group, hashed in leaked)
+        for number, ((prompt, text, answer), group, hashed) in enumerate(zip(asked, groups, hashes, strict=True), 1)
     ]
     _check_labels(found, questions, prepared.splits[split]["source"])
     if len(names := {group for group in groups if group is not None}) > MOST_GROUPS:
@@ -105,9 +112,26 @@ def ask(own: Mapping[str, Any], prepared: Prepared, split: str) -> Asked:
             f"group_column {own['group_column']} has {len(names):,} values in {prepared.splits[split]['source']}, "
             f"such as {shown(min(names))}; name a column of at most {MOST_GROUPS} groups"
         )
-    training = [(text, found.label(answer) or answer) for _, text, answer in rows]
-    longest = sorted({answer for _, _, answer in rows}, key=lambda answer: (-len(answer), answer))[:LONGEST]
-    return Asked(found, split, questions, training, longest)
+    by_source = len(prepared.splits[split].get("sources", [])) > 1
+    grouped_by = own["group_column"] or ("source" if by_source else None)
+    return Asked(found, split, questions, longest, grouped_by, prepared)
+
+
+def _trained_on(prepared: Prepared, asked: Set[int]) -> tuple[set[int], list[str]]:
+    """Which of the prompts that are asked, by their hashes, are those of training rows, and the longest answers."""
+    leaked: set[int] = set()
+    longest: set[str] = set()
+    for prompt, _, answer in _rows(prepared, "train"):
+        if (hashed := _hash(prompt)) in asked:
+            leaked.add(hashed)
+        longest.add(answer)
+        if len(longest) > 50 * LONGEST:
+            longest = {*_longest(longest)}
+    return leaked, _longest(longest)
+
+
+def _longest(answers: Iterable[str]) -> list[str]:
+    return sorted(answers, key=lambda answer: (-len(answer), answer))[:LONGEST]
 
 
 def _rows(prepared: Prepared, split: str) -> Iterator[tuple[Any, str, str]]:
