@@ -74,7 +74,8 @@ def _together(name: str, files: list[str], nothing: str) -> Source:
     )
     if several:
         shown = listed(several.values())
-        example = "data/train*.jsonl" if how == "splits" else "data/*.jsonl"
+        first = Path(several.get("train", files[0]))
+        example = first if how == "splits" else first.with_name(f"*{''.join(first.suffixes)}")
         other = ", or the directory as dataset_name, whose splits are told apart" if how == "splits" else ""
         raise InputError(f"{name} holds files of several {how} ({shown}); name those of one, such as {example}{other}")
     if missing := _missing_shards(map(Path, files)):
