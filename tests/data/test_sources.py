@@ -313,7 +313,8 @@ def test_sources_that_cannot_be_read_are_told_all_at_once() -> None:
     assert problems(named) == [
         "nowhere.jsonl: no such file; correct the path, or name your own file with SET=train_file=...",
         "no_such_*.jsonl: the pattern matches no file; correct it",
-        "mixed holds files of several forms ('mixed/a.jsonl', 'mixed/b.csv'); name those of one, such as mixed/*.jsonl",
+        "mixed holds files of several forms ('mixed/a.jsonl', 'mixed/b.csv'); name those of one, such as "
+        "mixed/*.jsonl",
         "all holds files of several splits ('all/test.jsonl', 'all/train.jsonl'); name those of one, such as "
         "all/train.jsonl, or the directory as dataset_name, whose splits are told apart",
         "shards lacks 'shards/x-00001-of-00002.jsonl' of its shards; copy or download it again",

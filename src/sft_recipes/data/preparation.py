@@ -126,7 +126,12 @@ def prepare(
         sources = {split: [_Part(Entry(dataset=dataset_name), source, shared)] for split, source in found.items()}
     problems: list[str] = []
     for split, file in files.items():
-        for entry in named_sources.entries(file):
+        try:
+            named = named_sources.entries(f"{split}_file", file)
+        except InputError as error:
+            problems += error.problems
+            continue
+        for entry in named:
             try:
                 source = found_sources.find(entry, f"{split}_file", split)
                 rules = rules_of(entry) if several else shared
@@ -177,7 +182,11 @@ def groups(prepared: Prepared, split: str) -> list[str | None]:
     path = prepared.directory / GROUPS
     facts = prepared.splits[split]
     if not path.is_file() and len(facts.get("sources", [])) > 1:
-        return [facts["sources"][number]["source"] for number in origins(prepared, split)]
+        # By the names of files alone: pages that others see say nothing of where those lie.
+        names = [Path(each["source"]).name for each in facts["sources"]]
+        unique = len(set(names)) == len(names)
+        told = [name if unique else f"{number}: {name}" for number, name in enumerate(names, 1)]
+        return [told[number] for number in itertools.islice(origins(prepared, split), facts["prepared_rows"])]
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return kept.get(split) or [None] * facts["prepared_rows"]
 

@@ -36,6 +36,7 @@ REFUSED = {
     **dict.fromkeys(("seed", "data_seed"), 'a seed is luck and not a setting; train the best with SEEDS="42 43 44"'),
     **dict.fromkeys(("train_file", "validation_file", "validation_split_size", "data_format", "data_columns"), _ROWS),
     **dict.fromkeys(("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"), _ROWS),
+    "stopping_strategy": _ROWS,
     **dict.fromkeys(("max_length", "truncation_mode", "packing", "packing_strategy", "eval_packing"), _ROWS),
     **dict.fromkeys(("completion_only_loss", "assistant_only_loss", "loss_type", "label_smoothing_factor"), _LOSS),
     "mask_empty_reasoning": _LOSS,

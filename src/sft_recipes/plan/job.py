@@ -75,7 +75,7 @@ class Job:
         if not self.planned or self.given:
             return None
         named = [sources.Entry(dataset=self.recipe["dataset_name"])] if self.recipe["dataset_name"] else []
-        named += sources.entries(self.recipe["train_file"])
+        named += sources.entries("train_file", self.recipe["train_file"])
         if away := [each.dataset for each in named if each.dataset and not Path(each.dataset).is_dir()]:
             return f"{away[0]} is not downloaded to plan with; DATA=FILE names a local file"
         if "train_file" not in self.recipe.values or self.recipe.values["train_file"].origin == "SET":

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sft_recipes.errors import did_you_mean, nearest
+from sft_recipes.errors import InputError, did_you_mean, nearest
 from sft_recipes.recipes import places, schema
 
 if TYPE_CHECKING:
@@ -44,8 +44,18 @@ TEXTS = ("file", "dataset", "config", "split", "data_format")
 FIELDS = tuple(field.name for field in dataclasses.fields(Entry))
 
 
-def entries(value: Any) -> list[Entry]:
-    """The sources of a split, by the value of its key; `problems` finds nothing wrong with it."""
+def entries(key: str, value: Any) -> list[Entry]:
+    """The sources of a split, by its key and that one's value.
+
+    Raises:
+        InputError: With all that is wrong with a list of them.
+    """
+    if isinstance(value, list) and (found := [*_of_list(key, value)]):
+        raise InputError(*found)
+    return _entries(value)
+
+
+def _entries(value: Any) -> list[Entry]:
     listed = value if isinstance(value, list) else [] if value is None else [value]
     return [Entry(**each) if isinstance(each, Mapping) else Entry(file=each) for each in listed]
 
@@ -69,7 +79,7 @@ def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:
         found = [*_of_list(key, value)]
         yield from ((key, problem) for problem in found)
         if not found:
-            weighted |= any(entry.weight for entry in entries(value))
+            weighted |= any(entry.weight for entry in _entries(value))
     if "stopping_strategy" in recipe.values and not weighted:
         none = "stopping_strategy says when drawing by weights ends, and no source of train_file has a weight"
         yield "stopping_strategy", f"{none}; drop it"
@@ -86,7 +96,7 @@ def _of_list(key: str, value: list[Any]) -> Iterator[str]:
             yield f"{key}: source {number}: {problem}"
     if wrong:
         return
-    found = entries(value)
+    found = _entries(value)
     if twice := next((each for n, each in enumerate(found) if each in found[:n]), None):
         yield f"{key}: {twice.name} is named twice; name it once" + (
             ", and give each source a weight if it is to count more" if key == "train_file" else ""
