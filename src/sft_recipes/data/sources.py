@@ -93,7 +93,7 @@ def _together(name: str, files: list[str], nothing: str) -> Source:
 
 def _split_of(path: Path) -> str:
     """The split that a file is of by its name or its directory's; empty where that says nothing."""
-    words = r"(?:.*[-._ 0-9])?(?:{{}})(?:[-._ 0-9].*)?"
+    words = r"(?:.*[-._ 0-9])?(?:{})(?:[-._ 0-9].*)?"
     names = (path.name.lower(), path.parent.name.lower())
     pairs = ((name, split) for name in names for split in _SPLITS)
     return next((split for name, split in pairs if re.fullmatch(words.format(_SPLITS[split]), name)), "")
