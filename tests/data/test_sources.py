@@ -373,7 +373,7 @@ def test_repetitions_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch, here
     drawn = [generator.integers(0, 40, (number, 3)).tolist() for number in (500, 90)]
     whole = found()
     assert whole[0]["duplicates"]["count"] == 500 - len(set(map(tuple, drawn[0]))) and whole[1] == 40
-    first = {}
+    first: dict[int, int] = {}
     contradicting = sum(first.setdefault(asked, answer) != answer for asked, _, answer in drawn[0])
     assert whole[0]["contradictions"]["count"] == contradicting > 100
     monkeypatch.setattr(repetitions, "AT_ONCE", 60)

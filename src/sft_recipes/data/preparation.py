@@ -336,7 +336,8 @@ def _write(
                 learnt = [(each.several, each.masked, each.shortened) for each in held]
     every = list(dict.fromkeys(part.rules for parts in sources.values() for part in parts))
     first = sources["train"][0]
-    several, masked = (next((each[place] for each in learnt if each[place]), None) for place in (0, 1))
+    several = next((each[0] for each in learnt if each[0]), None)
+    masked = next((each[1] for each in learnt if each[1]), None)
     shortened = sum(each[2] for each in learnt)
     if several and masked:
         problems.add(

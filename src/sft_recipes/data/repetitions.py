@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 # Examples kept of each problem.
 EXAMPLES = 5
 # Rows whose hashes are in memory at once, about 60 bytes each while they are compared.
-AT_ONCE = 1 << 19
+AT_ONCE = 1 << 17
 _BLOCK = 1 << 16
 
 Pairs = tuple[int, list[list[int]]]
