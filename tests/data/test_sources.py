@@ -19,6 +19,7 @@ from sft_recipes.data import sources as found_sources
 from sft_recipes.data.preparation import Prepared, prepare
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import questions
+from sft_recipes.launch import launch
 from sft_recipes.plan import lint, plan
 from sft_recipes.plan.job import resolve, rows_kept
 from sft_recipes.recipes import recipe as recipes
@@ -257,6 +258,9 @@ def test_a_recipe_names_sources_that_are_not_here_yet() -> None:
     job = resolve(_recipe(), planned=True, accel="single_gpu")
     assert job.absent is None and job.rows["train"]["rows"] == 62
     assert "duplicate-rows" in [finding.rule for finding in lint.findings(job.case)]
+    written = launch._with_tokens(job, "train", job.prepared.splits["train"])["sources"]
+    assert [each["prepared_rows"] for each in written] == [30, 32]
+    assert sum(each["supervised_tokens"] for each in written) == job.rows["train"]["supervised_tokens"] > 0
 
 
 # What is refused
