@@ -233,10 +233,15 @@ class _Decoder:
 
 def _read_json(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, Row]]:
     decoder = _Decoder()
+    first = second = ""
     with _open(path) as file:
-        first, second = itertools.islice(itertools.chain((line for line in file if line.strip()), ("", "")), 2)
-    with _open(path) as file:
+        # An array may be one line.
+        is_array = file.read(1024).lstrip().startswith("[")
+    if not is_array:
+        with _open(path) as file:
+            first, second = itertools.islice(itertools.chain((line for line in file if line.strip()), ("", "")), 2)
         is_array = first.lstrip().startswith("[")
+    with _open(path) as file:
         if is_array or _goes_on(decoder, first, second):
             values = _values(file, decoder, is_array)
         else:
@@ -320,7 +325,7 @@ def _values(file: TextIO, decoder: _Decoder, is_array: bool) -> Iterator[_Value]
 class _Window:
     """The part of a text file that is being read."""
 
-    BLOCK = 1 << 20
+    BLOCK = 1 << 16
 
     def __init__(self, file: TextIO) -> None:
         self.file = file
