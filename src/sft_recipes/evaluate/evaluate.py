@@ -169,10 +169,10 @@ def _evaluate(
         **metrics.measure(
             predictions,
             asked.task.kind,
-            asked.training,
+            asked.training(),
             asked.task.labels or None,
             json_schema=asked.task.schema,
-            group_column=own["group_column"],
+            group_column=asked.grouped_by,
         ),
         "measured": measured,
     }

@@ -118,8 +118,11 @@ def split_overlap_normalised(case: Case, split: str, facts: SplitFacts) -> Told:
 
 @over_splits
 def duplicate_rows(case: Case, split: str, facts: SplitFacts) -> Told:
-    same, alike = facts["duplicates"], facts["normalised_duplicates"]
-    if alike["count"]:
+    repeated = facts.get("repeated", 0)
+    same, alike = (
+        found | {"count": found["count"] - repeated} for found in (facts["duplicates"], facts["normalised_duplicates"])
+    )
+    if alike["count"] > 0:
         row, first = alike["examples"][0]
         exactly = f"{same['count']:,} of them exactly, e.g. row {row} is row {first}"
         severity = _warning_unless_few(alike["count"], facts)
