@@ -14,6 +14,7 @@ from sft_recipes.data.columns import setting
 from sft_recipes.data.survey import ClassFacts, RowsFound, SplitFacts
 from sft_recipes.plan.lint import SEVERITIES, Case, Found
 from sft_recipes.recipes import task
+from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.terminal import count, share
 
 # Evaluation rows seen in training from which a result says nothing about unseen rows.
@@ -388,13 +389,13 @@ def some_without_stop_token(case: Case) -> Found:
 def plain_text_prompts(case: Case) -> Found:
     data = case.data
     if data and not data["conversational"] and data["tokenizer"] and data["tokenizer"]["template"]:
+        train = data["splits"]["train"]
         fields = {"instruction": data["columns"]["prompt"], "output": data["columns"]["completion"]}
         explicit = " and data_format=alpaca" if case.recipe["data_format"] != "auto" else ""
-        yield {
-            "source": data["splits"]["train"]["source"],
-            "model": case.recipe["model_name_or_path"],
-            "remedy": f"{setting(fields)}{explicit}",
-        }
+        remedy = f"{setting(fields)}{explicit}"
+        if train.get("sources"):
+            remedy = f"data_format: alpaca and data_columns: {as_yaml(fields)} of each source, by its own columns"
+        yield {"source": train["source"], "model": case.recipe["model_name_or_path"], "remedy": remedy}
 
 
 def pad_is_eos(case: Case) -> Found:
