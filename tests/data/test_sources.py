@@ -264,6 +264,75 @@ def test_a_recipe_names_sources_that_are_not_here_yet() -> None:
     assert sum(each["supervised_tokens"] for each in written) == job.rows["train"]["supervised_tokens"] > 0
 
 
+def _calls(name: str, **more: Any) -> dict[str, Any]:
+    tool = {"name": name, "description": "Finds.", "parameters": {"type": "object", "properties": {}}}
+    call = {"id": "1", "type": "function", "function": {"name": name, "arguments": {"where": name}}}
+    asked = [{"role": "user", "content": f"{name}?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    return {"messages": asked, "tools": [tool], **more}
+
+
+@pytest.mark.parametrize("weight", [None, 1])
+def test_sources_with_tools_and_variables_go_with_those_without(weight: int | None) -> None:
+    import datasets
+
+    told = {"chat_template_kwargs": {"deep": True}}
+    parquet.write_table(pyarrow.Table.from_pylist([{"instruction": "a?", "output": "a"}]), "a.parquet")
+    names = ["a.parquet", write("b.jsonl", [_calls("find", **told)]), write("c.jsonl", [_calls("look")])]
+    named = [{"file": name, **({"weight": weight} if weight else {})} for name in names]
+    made = prepared(named, stopping_strategy="all_exhausted")
+    assert made.holds == ("tools", "calls", "call answers") and made.variables == ("deep",)
+    assert made.columns == {"instruction": "instruction", "output": "output"} and made.format == "alpaca"
+    assert made.notes[:2] == (
+        "format: alpaca, recognised by its columns",
+        "format: messages, recognised by its columns",
+    )
+    loaded = datasets.load_dataset(str(made.directory), cache_dir="read")["train"]
+    found = {each["completion"][0]["content"] or each["tools"]: each["chat_template_kwargs"] for each in loaded}
+    assert {key[:1] for key in found} == {"a", "["} and [*found.values()].count({"deep": True}) == 1
+    other = write("d.jsonl", [_calls("find", chat_template_kwargs={"deep": 3})])
+    (problem,) = problems([*names, other])
+    assert problem.startswith(
+        "d.jsonl:1: chat_template_kwargs.deep holds the number 3, of another type than in earlier rows"
+    )
+
+
+def test_a_test_share_is_drawn_of_all_sources_before_they_are_weighted() -> None:
+    named = [
+        {"file": write("a.jsonl", rows("a", 100)), "weight": 3},
+        {"file": write("b.jsonl", rows("b", 60)), "weight": 1},
+    ]
+    made = prepared(named, test_split_size=0.3, validation_split_size=0.2, stopping_strategy="all_exhausted")
+    held = [each for split in ("validation", "test") for each in read(made, split)]
+    assert len(held) == len(set(held)) and not set(held) & set(read(made))
+    assert len(set(read(made))) + len(held) == 160
+    assert [each["weight"] for each in made.splits["test"]["sources"]] == [None, None]
+    groups = Counter(preparation.groups(made, "test"))
+    assert groups == Counter(f"{answer[0]}.jsonl" for answer in read(made, "test"))
+    number = groups["a.jsonl"]
+    assert f"test: {number} of 100 rows of a.jsonl, chosen by a hash of the row (test_split_size 0.3)" in made.notes
+
+
+def test_one_file_takes_the_place_of_several_and_of_how_they_are_drawn() -> None:
+    two = "train_file: [{file: a.jsonl, weight: 1}, {file: b.jsonl, weight: 2}]\nstopping_strategy: all_exhausted"
+    held_out = "eval_strategy: epoch\nvalidation_file: [c.jsonl]"
+    write("recipes/mix.yaml", f"model_name_or_path: org/model\n{two}\n{held_out}\n".encode())
+    found = recipes.load(Path("recipes/mix.yaml"), {"data": "mine.jsonl"})
+    assert (found["train_file"], found["validation_file"], found["validation_split_size"]) == ("mine.jsonl", None, 0.1)
+    assert (found["stopping_strategy"], found.replaced) == (
+        "first_exhausted",
+        ["train_file", "validation_file", "stopping_strategy"],
+    )
+    other = recipes.load(Path("recipes/mix.yaml"), "train_file=[mine.jsonl, more] stopping_strategy=first_exhausted")
+    assert other["train_file"] == ["mine.jsonl", "more"]
+
+
+def test_what_a_pattern_of_training_rows_lacks_is_its_own_fault() -> None:
+    write("part-1.jsonl", rows("a", 2))
+    write("part-2.jsonl", [{"prompt": "a?"}])
+    (problem,) = problems("part-*.jsonl")
+    assert problem.startswith("part-2.jsonl:1: 'completion' is missing") and "DATA=" not in problem
+
+
 # What is refused
 
 
