@@ -713,7 +713,7 @@ def test_the_sources_of_a_split_have_a_table(run: Run) -> None:
     splits["train"] |= {"prepared_rows": 60, "sources": [each | {"source": "a.jsonl"}, weighted]}
     run.write(facts)
     said = re.sub(r"<[^>]*>", " ", report.write(run).read_text(encoding="utf-8"))
-    assert re.search(r"&lt;b&gt;\.jsonl\s+alpaca\s+0\.25\s+30\s+30\s+50\.0 %\s+1234\s+567", said)
+    assert re.search(r"&lt;b&gt;\.jsonl\s+alpaca\s+0\.25\s+30\s+30\s+50\.0 %\s+1,234\s+567", said)
     assert said.count("Sources of train") == 1 and "Sources of test" not in said
 
 
