@@ -467,9 +467,9 @@ def test_parquet_refusals(place: Workplace) -> None:
             "train.jsonl is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8",
         ),
         (
-            "train.jsonl.gz",
+            "train.gz",
             gzip.compress(b"{}", mtime=0),
-            "train.jsonl.gz is compressed with gzip; decompress it with gunzip and name the result",
+            "train.gz is compressed, and its name does not say what is in it; name it such as rows.jsonl.gz",
         ),
         (
             "train.parquet",
@@ -486,7 +486,8 @@ def test_parquet_refusals(place: Workplace) -> None:
         (
             "train.txt",
             b"hello\n",
-            "train.txt has the suffix '.txt'; the supported ones are .jsonl, .ndjson, .json, .csv, .tsv, .parquet",
+            "train.txt has the suffix '.txt'; the supported ones are .jsonl, .ndjson, .json, .csv, .tsv, .parquet, "
+            ".arrow, and those of text with .gz or .zst behind them",
         ),
     ],
 )
@@ -494,7 +495,7 @@ def test_files_that_are_no_data(place: Workplace, name: str, content: bytes, exp
     assert place.problem(content, name) == expected
 
 
-def test_missing_file_and_directory(place: Workplace) -> None:
+def test_missing_file(place: Workplace) -> None:
     place.write("data/train.jsonl", [talk()])
     with pytest.raises(
         InputError, match=r"data/trian.jsonl: no such file \(nearest: 'train.jsonl'\); correct the path"
@@ -502,8 +503,6 @@ def test_missing_file_and_directory(place: Workplace) -> None:
         prepare(train_file=str(place.root / "data/trian.jsonl"), validation_file=None, cache=place.cache)
     with pytest.raises(InputError, match=r"no_such/x.jsonl: no such file; correct the path"):
         prepare(train_file="no_such/x.jsonl", validation_file=None, cache=place.cache)
-    with pytest.raises(InputError, match="data is a directory; name one file, or give the directory as dataset_name"):
-        prepare(train_file=str(place.root / "data"), validation_file=None, cache=place.cache)
 
 
 GOOD = json.dumps(talk())
@@ -643,10 +642,9 @@ def test_pretty_printed_objects_are_rows(place: Workplace) -> None:
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("a.jsonl,b.jsonl", "2 files, and rows are read from one; join them, e.g. with: cat a.jsonl b.jsonl > joined"),
-        ("a.jsonl b.jsonl", "2 files, and rows are read from one; join them, e.g. with: cat a.jsonl b.jsonl > joined"),
-        ("a.csv, b.csv", "2 files, and rows are read from one; join them"),
-        ("data/*.jsonl", "a pattern, and rows are read from one; join them, e.g. with: cat data/*.jsonl > joined"),
+        ("a.jsonl,b.jsonl", "2 files; write them as a list, e.g. train_file: [a.jsonl, b.jsonl]"),
+        ("a.jsonl b.jsonl.gz", "2 files; write them as a list, e.g. train_file: [a.jsonl, b.jsonl.gz]"),
+        ("a.csv, b.csv", "2 files; write them as a list, e.g. train_file: [a.csv, b.csv]"),
     ],
 )
 def test_a_name_of_several_files(place: Workplace, name: str, expected: str) -> None:

@@ -65,8 +65,8 @@ def test_every_test_row_is_asked_with_its_class_and_group(with_task: Path) -> No
     ]
     assert asked.task.labels == ("even", "odd")
     assert asked.task.candidates == {"even": "even", "odd": "odd"}
-    assert len(asked.training) == 64
-    assert asked.training[0] == (f"Count the word red.\n\n{alpaca_rows(1, seed=1)[0]['input']}", "even")
+    assert len(asked.training()) == 64
+    assert asked.training()[0] == (f"Count the word red.\n\n{alpaca_rows(1, seed=1)[0]['input']}", "even")
 
 
 def test_without_test_rows_those_of_the_validation_are_asked(with_task: Path) -> None:

@@ -133,7 +133,7 @@ def test_every_statement_has_a_mark_and_a_source_that_can_be_found() -> None:
 
 def found(source: str, where: str) -> bool:
     """A paper or a page by the form of its identifier; a package by its version and file; a file by being there."""
-    if package := re.fullmatch(r"(trl|transformers|peft|bitsandbytes|torch|accelerate) (\d+\.\d+)", source):
+    if package := re.fullmatch(r"(trl|transformers|peft|bitsandbytes|torch|accelerate|datasets) (\d+\.\d+)", source):
         installed = distribution(package[1])
         # Evidence about the libraries is about those that are run with: another version has to be read again.
         paths = [part.split(",")[0] for part in re.split(r"[;,] ", where) if part.startswith(f"{package[1]}/")]

@@ -705,6 +705,18 @@ def test_a_resumed_run_lists_its_launches_and_names_the_loss_of_what_it_kept(run
     assert "speed and memory are those of the last launch" in report.write(run).read_text(encoding="utf-8")
 
 
+def test_the_sources_of_a_split_have_a_table(run: Run) -> None:
+    facts = run.facts()
+    each = {"sha256": "f", "format": "alpaca", "rows": 30, "available": 30, "prepared_rows": 30, "weight": None}
+    weighted = each | {"source": "<b>.jsonl", "weight": 0.25, "tokens": 1234, "supervised_tokens": 567}
+    splits = facts["data"]["splits"]
+    splits["train"] |= {"prepared_rows": 60, "sources": [each | {"source": "a.jsonl"}, weighted]}
+    run.write(facts)
+    said = re.sub(r"<[^>]*>", " ", report.write(run).read_text(encoding="utf-8"))
+    assert re.search(r"&lt;b&gt;\.jsonl\s+alpaca\s+0\.25\s+30\s+30\s+50\.0 %\s+1,234\s+567", said)
+    assert said.count("Sources of train") == 1 and "Sources of test" not in said
+
+
 def test_a_line_that_a_crash_cut_off_is_no_obstacle(run: Run) -> None:
     run.log.write_text(logged(8) + '{"step": 9, "lo', encoding="utf-8")
     assert run.log_entries()[-1]["step"] == 8

@@ -121,8 +121,8 @@ class Rules:
         """What they set of the chat template, and of which type."""
         self.settled: dict[str, str] = {}
         """The column of each field that all rows have."""
-        self.first = ""
-        """The source whose first row has settled it."""
+        self.source = self.first = ""
+        """The source that is read, and the one whose first row has settled all this."""
         self.several: str | None = None
         """The first row with several answers to learn."""
         self.masked: str | None = None
@@ -139,6 +139,7 @@ class Rules:
 
     def recognise(self, source: str, row: Row, problems: Problems) -> None:
         """Settle the format by the columns of the first row of all."""
+        self.source = source
         if self.format:
             return
         given, self.first = dict(self.columns), source
@@ -211,7 +212,7 @@ class Rules:
             near = "".join(nearest(column, row) for column in missing[:1])
             are = "is" if len(missing) == 1 else "are"
             have = f"the row has {listed(row)}"
-            faults.append(f"{listed(missing)} {are} missing{near}, {have}: {self._instead(row, place)}")
+            faults.append(f"{listed(missing)} {are} missing{near}, {have}: {self._instead(row)}")
         if faults:
             return {}
         row = row if self.answers else self._answered(row)
@@ -281,11 +282,11 @@ class Rules:
                 )
         return kwargs
 
-    def _instead(self, row: Row, place: str) -> str:
+    def _instead(self, row: Row) -> str:
         """What to write where columns are missing."""
         if not self.answers:
             return "name the columns as those of the training rows"
-        if not place.startswith(self.first):
+        if self.source != self.first:
             return f"name them as in {self.first}, or train with DATA={self.first}, which holds out rows of its own"
         if self.format != "alpaca":
             return f"write it, or {_HELP}"

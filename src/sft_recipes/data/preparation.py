@@ -5,31 +5,36 @@ an error that names its place; none is dropped, cut or repaired.
 """
 
 import hashlib
+import itertools
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from array import array
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sft_recipes.data import formats, templates
+from sft_recipes.data import sources as found_sources
 from sft_recipes.data.formats import Rules
-from sft_recipes.data.readers import Problems, Row, Source, file_source, hub_sources
+from sft_recipes.data.readers import COLUMNAR, LONGEST_ROW, Problems, Row, Source, file_source
 from sft_recipes.errors import InputError, listed
+from sft_recipes.recipes import sources as named_sources
 from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.recipes.schema import as_yaml
+from sft_recipes.recipes.sources import Entry
 from sft_recipes.terminal import count
 
 CACHE = Path(".cache/data")
 GROUPS = "groups.json"
+# The source of each training row where they were drawn by weight, two bytes a row. `datasets` looks at no hidden file.
+_ORIGINS = ".origins"
 # Part of every fingerprint: raise it when the same sources would be prepared differently.
-PREPARATION_VERSION = 3
+PREPARATION_VERSION = 4
 
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"}
-# Characters of a row, a million tokens of English, which is more than models read. A tokenizer takes seconds and
-# 200 MiB for each million characters, so a row that is a whole file by mistake would take all there is.
-LONGEST_ROW = 4_000_000
 # Rows between two calls of a progress function.
 PROGRESS_ROWS = 1000
 
@@ -46,15 +51,17 @@ class Prepared:
     holds: tuple[str, ...]  # what is in the rows that not every chat template renders, of `templates.PARTS`
     variables: tuple[str, ...]  # what the rows tell the chat template by chat_template_kwargs
     format: str  # what the user's rows were in: one of `formats.FORMATS`, never "auto"
-    columns: dict[str, str]  # the user's column for each field of the format that every row has
-    splits: dict[str, dict[str, Any]]  # of each: `source`, that one's `sha256` and `rows`, and its own `prepared_rows`
+    columns: dict[str, str]  # the user's column for each field of the format that every row of the first source has
+    # Of each: `source`, that one's `sha256` and `rows`, its own `prepared_rows`; where there are several sources, the
+    # same of each of them as `sources`.
+    splits: dict[str, dict[str, Any]]
     notes: tuple[str, ...]  # one sentence for each decision that was made
 
 
 _SOURCE = (
     *("train_file", "validation_file", "test_file", "dataset_name", "dataset_config"),
     *("dataset_train_split", "dataset_test_split", "data_format", "data_columns", "group_column", "task"),
-    "drop_reasoning",
+    *("drop_reasoning", "stopping_strategy"),
 )
 
 
@@ -72,9 +79,9 @@ def source_of(recipe: Recipe) -> dict[str, Any]:
 
 def prepare(
     *,
-    train_file: str | None,
-    validation_file: str | None,
-    test_file: str | None = None,
+    train_file: str | list[Any] | None,
+    validation_file: str | list[Any] | None,
+    test_file: str | list[Any] | None = None,
     dataset_name: str | None = None,
     dataset_config: str | None = None,
     dataset_train_split: str = "train",
@@ -84,6 +91,7 @@ def prepare(
     group_column: str | None = None,
     task: str | None = None,
     drop_reasoning: bool = False,
+    stopping_strategy: str = "first_exhausted",
     validation_split_size: float = 0.0,
     test_split_size: float = 0.0,
     cache: Path,
@@ -103,9 +111,13 @@ def prepare(
     """
     columns = dict(data_columns or {})
     classes = task == "classification"
-    rules = Rules(
-        formats.candidates(data_format, columns), columns, group_column, classes=classes, drop_reasoning=drop_reasoning
-    )
+
+    def rules_of(entry: Entry) -> Rules:
+        own = entry.data_format or data_format, dict(entry.data_columns or columns)
+        open_formats = formats.candidates(*own)
+        return Rules(open_formats, own[1], group_column, classes=classes, drop_reasoning=drop_reasoning)
+
+    shared = rules_of(Entry())
     if (train_file is None) == (dataset_name is None):
         given = "neither is" if train_file is None else "both are"
         raise InputError(f"give one of train_file and dataset_name: {given} given")
@@ -116,22 +128,44 @@ def prepare(
     if sum(asked.values()) >= 1:
         raise InputError(f"{_shares(asked)} leave no row to train on; write shares that are less than 1 together")
 
-    sources: dict[str, Source] = {}
+    files = {"train": train_file, "validation": validation_file, "test": test_file}
+    # Rows of one file are in one form in all splits; those of several sources may each be in their own.
+    several = any(isinstance(file, list) for file in files.values())
+    sources: dict[str, list[_Part]] = {}
     if dataset_name is not None:
-        wanted = None if validation_file else dataset_test_split
-        sources = hub_sources(dataset_name, dataset_config, dataset_train_split, wanted)
-    for split, file in {"train": train_file, "validation": validation_file, "test": test_file}.items():
-        if file is not None:
-            sources[split] = file_source(file, f"{split}_file")
+        wanted = {"train": dataset_train_split} | ({} if validation_file else {"validation": dataset_test_split})
+        found = found_sources.hub(dataset_name, dataset_config, wanted)
+        sources = {split: [_Part(Entry(dataset=dataset_name), source, shared)] for split, source in found.items()}
+    problems: list[str] = []
+    for split, file in files.items():
+        try:
+            named = named_sources.entries(f"{split}_file", file)
+        except InputError as error:
+            problems += error.problems
+            continue
+        for entry in named:
+            try:
+                source = found_sources.find(entry, f"{split}_file", split)
+                rules = rules_of(entry) if several else shared
+            except InputError as error:
+                problems += error.problems
+                continue
+            # One chat template renders all.
+            rules.holds, rules.variables = shared.holds, shared.variables
+            sources.setdefault(split, []).append(_Part(entry, source, rules))
+    if problems:
+        raise InputError(*problems)
     if "validation" in sources:
         del asked["validation"]
     shares = {split: float(share) for split, share in asked.items() if share}
 
-    contents = {split: [source.reader, source.sha256] for split, source in sources.items()}
+    contents = {split: _content(parts, files[split]) for split, parts in sources.items()}
     decisive = [PREPARATION_VERSION, contents, data_format, columns, shares]
     decisive += [] if group_column is None else [group_column]
     decisive += ["classes"] if classes else []
     decisive += ["drop_reasoning"] if drop_reasoning else []
+    weighted = any(part.entry.weight for part in sources["train"])
+    decisive += [stopping_strategy] if weighted else []
     fingerprint = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     directory = cache / fingerprint[:16]
     facts = _complete(directory, fingerprint)
@@ -139,14 +173,17 @@ def prepare(
         staging = cache / f".{directory.name}.{uuid.uuid4().hex}"
         staging.mkdir(parents=True)
         try:
-            facts = {"fingerprint": fingerprint, **_write(staging, sources, rules, shares, on_rows)}
+            facts = {"fingerprint": fingerprint, **_write(staging, sources, shares, stopping_strategy, on_rows)}
             (staging / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
             _publish(staging, directory, fingerprint)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     for split, split_facts in facts["splits"].items():
         # The directory may have been made from files of the same content under other names.
-        split_facts["source"] = sources.get(split, sources["train"]).name
+        parts = sources.get(split, sources["train"])
+        split_facts["source"] = _named(parts)
+        for part, of_source in zip(parts, split_facts.get("sources", []), strict=False):
+            of_source["source"] = part.source.name
     notes = _notes(facts, shares)
     if validation_split_size and "validation" not in shares:
         name = facts["splits"]["validation"]["source"]
@@ -158,10 +195,32 @@ def prepare(
 
 
 def groups(prepared: Prepared, split: str) -> list[str | None]:
-    """The value of `group_column` in each row of a split; None where the row has none, or the split was not kept."""
+    """The value of `group_column` in each row of a split; None where the row has none, or the split was not kept.
+
+    Where the rows are of several sources and no column was asked for, the source of each.
+    """
     path = prepared.directory / GROUPS
+    facts = prepared.splits[split]
+    if not path.is_file() and len(facts.get("sources", [])) > 1:
+        # By the names of files alone: pages that others see say nothing of where those lie.
+        names = [Path(each["source"]).name for each in facts["sources"]]
+        unique = len(set(names)) == len(names)
+        told = [name if unique else f"{number}: {name}" for number, name in enumerate(names, 1)]
+        return [told[number] for number in itertools.islice(origins(prepared, split), facts["prepared_rows"])]
     kept = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return kept.get(split) or [None] * prepared.splits[split]["prepared_rows"]
+    return kept.get(split) or [None] * facts["prepared_rows"]
+
+
+def origins(prepared: Prepared, split: str) -> Iterator[int]:
+    """For each row of a split that has several `sources`, the place in them of the one that it is from."""
+    path = prepared.directory / _ORIGINS
+    if split == "train" and path.is_file():
+        with path.open("rb") as file:
+            while block := file.read(1 << 16):
+                yield from array("H", block)
+        return
+    for number, of_source in enumerate(prepared.splits[split]["sources"]):
+        yield from itertools.repeat(number, of_source["prepared_rows"])
 
 
 def prompts(
@@ -214,27 +273,64 @@ def _publish(staging: Path, directory: Path, fingerprint: str) -> None:
             staging.rename(directory)
 
 
+@dataclass(frozen=True)
+class _Part:
+    """A source of a split, with what its rows have to be."""
+
+    entry: Entry
+    source: Source
+    rules: Rules
+
+
+def _named(parts: list[_Part]) -> str:
+    return ", ".join(part.source.name for part in parts)
+
+
+def _content(parts: list[_Part], given: Any) -> list[Any]:
+    """What decides about the rows of a split, but for what is decided for all of them."""
+    one = [[part.source.reader, part.source.sha256] for part in parts]
+    if not isinstance(given, list):
+        return one[0]
+    asked = [[part.entry.rows, part.entry.weight, part.entry.data_format, part.entry.data_columns] for part in parts]
+    return [[*each, *own] for each, own in zip(one, asked, strict=True)]
+
+
+def _sha256(parts: list[_Part]) -> str:
+    """That of the one source, or of all that decides about several."""
+    if len(parts) == 1:
+        return parts[0].source.sha256
+    return hashlib.sha256(json.dumps(_content(parts, [])).encode()).hexdigest()
+
+
 def _write(
     staging: Path,
-    sources: Mapping[str, Source],
-    rules: Rules,
+    sources: Mapping[str, list[_Part]],
     shares: Mapping[str, float],
+    stopping_strategy: str,
     on_rows: Callable[[int], None] | None,
 ) -> dict[str, Any]:
     """Write the splits into `staging` and return the facts about them."""
     problems = Problems()
     origins = dict.fromkeys(shares, "train") | {split: split for split in sources}
     origins = {split: origins[split] for split in ("train", "validation", "test") if split in origins}
-    read, written = dict.fromkeys(sources, 0), dict.fromkeys(origins, 0)
+    read = {split: [0] * len(parts) for split, parts in sources.items()}
+    written = {split: [0] * len(sources[origin]) for split, origin in origins.items()}
     groups: dict[str, list[str | None]] = {split: [] for split in origins if split != "train"}
     evaluated = "test" if "test" in groups else "validation"
+    weights = [part.entry.weight or 0.0 for part in sources["train"]]
+    total = 0
+    learnt: list[tuple[str | None, str | None, int]] = []
     with ExitStack() as stack:
         files = {split: stack.enter_context((staging / f"{split}.jsonl").open("w", **_TEXT)) for split in origins}
-        for split, source in sources.items():
-            rules.reader.columnar = source.reader in (".parquet", "hub")
-            for place, row in source.rows(problems):
-                read[split] += 1
-                if on_rows and not (total := sum(read.values())) % PROGRESS_ROWS:
+        for split, number, part in [(each, *part) for each in sources for part in enumerate(sources[each])]:
+            source, rules = part.source, part.rules
+            rules.reader.columnar = source.reader in COLUMNAR
+            if any(weights) and split == "train":
+                files["train"] = stack.enter_context(_drawn_from(staging, number).open("w", **_TEXT))
+            for place, row in itertools.islice(source.rows(problems), part.entry.rows):
+                read[split][number] += 1
+                total += 1
+                if on_rows and not total % PROGRESS_ROWS:
                     on_rows(total)
                 faults: list[str] = []
                 rules.recognise(source.name, row, problems)
@@ -249,58 +345,147 @@ def _write(
                 # Rows drawn for a test that has a file of its own are nobody's.
                 if not problems.count and split in (target, origins[target]):
                     files[target].write(line + "\n")
-                    written[target] += 1
-                    if target in groups:
+                    written[target][number] += 1
+                    if target in groups and rules.group_column is not None:
                         groups[target].append(group)
-            if not read[split] and not problems.count:
+            if not read[split][number] and not problems.count:
                 problems.add(source.name, "has no rows; write at least one")
+            elif read[split][number] < (part.entry.rows or 0) and not problems.count:
+                has = count(read[split][number], "row")
+                problems.add(
+                    source.name, f"has {has}, and rows: {part.entry.rows} asks for more; write no more than that"
+                )
             if split != "test":
-                several, masked, shortened = rules.several, rules.masked, rules.shortened
+                held = dict.fromkeys(each.rules for name in sources if name != "test" for each in sources[name])
+                learnt = [(each.several, each.masked, each.shortened) for each in held]
+    every = list(dict.fromkeys(part.rules for parts in sources.values() for part in parts))
+    first = sources["train"][0]
+    several = next((each[0] for each in learnt if each[0]), None)
+    masked = next((each[1] for each in learnt if each[1]), None)
+    shortened = sum(each[2] for each in learnt)
     if several and masked:
         problems.add(
             masked,
             f"leaves an answer out of the loss, and {several} has several answers to learn, which no loss of TRL does "
             "in one training; write rows with several answers once for each of them, ending with it",
         )
+    for part in (part for parts in sources.values() for part in parts if len(every) > 1 and not problems.count):
+        if part.rules.conversational != first.rules.conversational:
+            is_text = "plain text" if part.rules.conversational else "turns"
+            problems.add(
+                part.source.name,
+                f"has {'turns' if is_text == 'plain text' else 'plain text'}, and "
+                f"{first.source.name} has {is_text}; write all in one of them",
+            )
+        elif several and part.rules.format == "prompt_completion":
+            problems.add(
+                part.source.name,
+                f"has prompts and completions, and {several} has several answers to learn; write both as messages",
+            )
     problems.stop()
     one_answer = not several
-    if not all(written.values()):
+    if not all(map(any, written.values())):
         raise InputError(
-            f"{_shares(shares)} {'puts' if len(shares) == 1 else 'put'} all {read['train']:,} rows of "
-            f"{sources['train'].name} on one side (equal rows stay together): give "
+            f"{_shares(shares)} {'puts' if len(shares) == 1 else 'put'} all {sum(read['train']):,} rows of "
+            f"{_named(sources['train'])} on one side (equal rows stay together): give "
             f"{' and '.join(f'a {split}_file' for split in shares)}, more rows or another share"
         )
-    split_off = one_answer and rules.format != "prompt_completion"
-    if split_off or rules.variables:
+    available = dict(written)
+    if any(weights):
+        written["train"] = _mix(staging, sources["train"], written["train"], weights, stopping_strategy)
+    holds, variables = first.rules.holds, first.rules.variables
+    split_off = one_answer and any(rules.format != "prompt_completion" for rules in every)
+    if split_off or variables:
         for split in origins:
-            _rewrite(staging / f"{split}.jsonl", split_off=split_off, variables=bool(rules.variables))
-    if rules.holds or rules.variables:
-        _write_features(staging, one_answer=one_answer, variables=rules.variables)
-    if rules.group_column is not None:
+            _rewrite(staging / f"{split}.jsonl", split_off=split_off, variables=bool(variables))
+    if holds or variables:
+        _write_features(staging, one_answer=one_answer, variables=variables)
+    if first.rules.group_column is not None:
         (staging / GROUPS).write_text(json.dumps(groups), encoding="utf-8")
     facts: dict[str, Any] = {
         "kind": "prompt_completion" if one_answer else "messages",
-        "conversational": rules.conversational,
+        "conversational": first.rules.conversational,
         "masked": bool(masked or shortened),
-        "holds": [part for part in templates.PARTS if part in rules.holds],
-        "variables": sorted(rules.variables),
-        "format": rules.format,
-        "columns": rules.settled,
-        "detected": rules.detected,
-        "unused": sorted(rules.reader.unused),
-        "read": [*problems.notes, *rules.reader.notes],
+        "holds": [part for part in templates.PARTS if part in holds],
+        "variables": sorted(variables),
+        "format": first.rules.format,
+        "formats": {rules.format: rules.detected for rules in every},
+        "columns": first.rules.settled,
+        "unused": sorted({name for rules in every for name in rules.reader.unused}),
+        "read": list(dict.fromkeys([*problems.notes, *(note for rules in every for note in rules.reader.notes)])),
         "shortened": shortened,
+        "stopping_strategy": stopping_strategy if any(weights) else None,
         "splits": {
-            split: {
-                "source": sources[origin].name,
-                "sha256": sources[origin].sha256,
-                "rows": read[origin],
-                "prepared_rows": written[split],
-            }
+            split: _facts(sources[origin], read[origin], available[split], written[split], drawn=split == "train")
             for split, origin in origins.items()
         },
     }
     return facts | {"notes": _notes(facts, shares)}
+
+
+def _facts(
+    parts: list[_Part], read: list[int], available: list[int], written: list[int], *, drawn: bool
+) -> dict[str, Any]:
+    """What is known of a split; of several sources also of each: what there was of it to draw from, and was drawn."""
+    found: dict[str, Any] = {
+        "source": _named(parts),
+        "sha256": _sha256(parts),
+        "rows": sum(read),
+        "prepared_rows": sum(written),
+    }
+    if len(parts) > 1:
+        found["sources"] = [
+            {
+                "source": part.source.name,
+                "sha256": part.source.sha256,
+                "format": part.rules.format,
+                "rows": rows,
+                "available": left,
+                "prepared_rows": prepared,
+                "weight": part.entry.weight if drawn else None,
+            }
+            for part, rows, left, prepared in zip(parts, read, available, written, strict=True)
+        ]
+    return found
+
+
+def _drawn_from(staging: Path, number: int) -> Path:
+    return staging / f".source{number}"
+
+
+def _mix(
+    staging: Path, parts: list[_Part], rows: list[int], weights: list[float], stopping_strategy: str
+) -> list[int]:
+    """Draw the training rows from their sources by weight, and give how many of each were drawn."""
+    if empty := [part.source.name for part, number in zip(parts, rows, strict=True) if not number]:
+        raise InputError(f"all rows of {listed(empty)} are held out; give it more rows, or leave it out")
+    longest = max(number * sum(weights) / weight for number, weight in zip(rows, weights, strict=True))
+    if stopping_strategy == "all_exhausted" and longest > found_sources.MOST_REPEATS * sum(rows):
+        raise InputError(
+            f"stopping_strategy: all_exhausted with these weights would draw about {longest:,.0f} rows from "
+            f"{sum(rows):,}; write weights that are nearer to the sources' rows, or first_exhausted"
+        )
+    drawn = [0] * len(parts)
+    kept = array("H")
+    with ExitStack() as stack:
+        train = stack.enter_context((staging / "train.jsonl").open("w", **_TEXT))
+        origins = stack.enter_context((staging / _ORIGINS).open("wb"))
+        files = [stack.enter_context(_drawn_from(staging, number).open(**_TEXT)) for number in range(len(parts))]
+        for number in found_sources.drawn(rows, weights, stopping_strategy):
+            line = files[number].readline()
+            if not line:
+                files[number].seek(0)
+                line = files[number].readline()
+            train.write(line)
+            drawn[number] += 1
+            kept.append(number)
+            if len(kept) == 1 << 16:
+                kept.tofile(origins)
+                kept = array("H")
+        kept.tofile(origins)
+    for number in range(len(parts)):
+        _drawn_from(staging, number).unlink()
+    return drawn
 
 
 def _drawn(line: str, shares: Mapping[str, float]) -> str:
@@ -328,7 +513,7 @@ def _rewrite(path: Path, *, split_off: bool, variables: bool) -> None:
     with path.open(**_TEXT) as lines, converted.open("w", **_TEXT) as file:
         for line in lines:
             row = json.loads(line)
-            if split_off:
+            if split_off and "messages" in row:
                 messages = row.pop("messages")
                 row = {"prompt": messages[:-1], "completion": messages[-1:], **row}
             if variables:
@@ -362,7 +547,8 @@ def _write_features(staging: Path, *, one_answer: bool, variables: Mapping[str, 
 
 def _notes(facts: dict[str, Any], shares: Mapping[str, float]) -> list[str]:
     notes = [
-        f"format: {facts['format']}, {'recognised by its columns' if facts['detected'] else 'as the recipe says'}"
+        f"format: {name}, {'recognised by its columns' if detected else 'as the recipe says'}"
+        for name, detected in facts["formats"].items()
     ]
     notes += facts["read"]
     # Of keys of turns, the name after their place.
@@ -382,11 +568,18 @@ def _notes(facts: dict[str, Any], shares: Mapping[str, float]) -> list[str]:
     several = "every assistant turn, since some rows have several"
     notes.append(f"loss: on {several if facts['kind'] == 'messages' else 'the one answer that ends each row'}")
     for split, of_split in facts["splits"].items():
-        prepared, rows = of_split["prepared_rows"], of_split["rows"]
-        number = count(rows, "row") if prepared == rows else f"{prepared:,} of {count(rows, 'row')}"
         drawn = split in shares and of_split["sha256"] == facts["splits"]["train"]["sha256"]
         by_hash = f", chosen by a hash of the row ({split}_split_size {shares[split]})" if drawn else ""
-        notes.append(f"{split}: {number} of {of_split['source']}{by_hash}")
+        for each in of_split.get("sources", [of_split]):
+            prepared, rows, name = each["prepared_rows"], each["rows"], each["source"]
+            number = count(rows, "row") if prepared == rows else f"{prepared:,} of {count(rows, 'row')}"
+            if weight := each.get("weight"):
+                number = f"{count(prepared, 'row')} drawn from {rows:,}"
+                name += f" by its weight {as_yaml(weight)}"
+            notes.append(f"{split}: {number} of {name}{by_hash}")
+    if strategy := facts.get("stopping_strategy"):
+        last = "first source" if strategy == "first_exhausted" else "last source"
+        notes.append(f"weights: rows are drawn until the {last} is exhausted (stopping_strategy: {strategy})")
     if "validation" not in facts["splits"]:
         notes.append("validation: none (no validation file or split, and validation_split_size is 0)")
     return notes

@@ -1,17 +1,19 @@
-"""Rows from files and from the Hub, each with its place, and what is wrong with a file that cannot be read as rows."""
+"""Rows from one file, each with its place, and what is wrong with a file that cannot be read as rows."""
 
 import contextlib
 import csv
-import dataclasses
+import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
 import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from sft_recipes.data import shapes
 from sft_recipes.errors import InputError, listed, nearest, shown
@@ -24,9 +26,12 @@ _QUOTED = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")(?:\.\.\.)?"""
 _VARYING = re.compile(rf" \(nearest: {_QUOTED}\)|{_QUOTED}(?:, {_QUOTED})*(?: and \d+ more)?|\d[\d,.]*|true|false")
 # What `errors="surrogateescape"` makes of bytes that are not UTF-8.
 _UNDECODABLE = re.compile("[\udc80-\udcff]")
-_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\..+)")
 _OPENING = re.compile(r"\s*(?:\[\s*(\])?)?\s*")
 _SEPARATOR, _SPACE = re.compile(r"\s*([,\]])\s*"), re.compile(r"\s*")
+
+# Characters of a row, a million tokens of English, which is more than models read. A tokenizer takes seconds and
+# 200 MiB for each million characters, so a row that is a whole file by mistake would take all there is.
+LONGEST_ROW = 4_000_000
 
 Row = dict[str, Any]
 
@@ -85,7 +90,7 @@ def file_source(name: str, key: str | None = None) -> Source:
             while block := file.read(1 << 20):
                 digest.update(block)
     except IsADirectoryError:
-        raise InputError(f"{name} is a directory; name one file, or give the directory as dataset_name") from None
+        raise InputError(f"{name} is a directory; name one file") from None
     except FileNotFoundError:
         if problem := _several(name):
             raise InputError(problem) from None
@@ -96,38 +101,86 @@ def file_source(name: str, key: str | None = None) -> Source:
         ) from None
     except OSError as error:
         raise InputError(f"{name} cannot be read: {error.strerror}; make it a file that this user may read") from None
-    suffix = path.suffix.lower()
-    if problem := _wrong_content(head, suffix):
+    suffix = form(path)
+    if problem := _wrong_content(path, head, suffix):
         raise InputError(f"{name} {problem}")
     if suffix not in _READERS:
-        raise InputError(f"{name} has the suffix {path.suffix!r}; the supported ones are {', '.join(_READERS)}")
-    return Source(name, suffix, digest.hexdigest(), lambda problems: _READERS[suffix](path, name, problems))
+        supported = f"{', '.join(_READERS)}, and those of text with {' or '.join(COMPRESSED)} behind them"
+        raise InputError(f"{name} has the suffix {path.suffix!r}; the supported ones are {supported}")
+    return Source(name, suffix, digest.hexdigest(), lambda problems: _rows(path, name, problems))
+
+
+def form(path: Path) -> str:
+    """The suffix that says what is in a file: that before `.gz` or `.zst`, of a text that is compressed."""
+    suffix = path.suffix.lower()
+    within = Path(path.stem).suffix.lower()
+    return within if suffix in COMPRESSED and within not in (*BINARY, "") else suffix
+
+
+def _rows(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, Row]]:
+    try:
+        yield from _READERS[form(path)](path, name, problems)
+    except _DAMAGED as error:
+        if path.suffix.lower() not in COMPRESSED:
+            raise
+        problems.add(name, _damaged(error))
+
+
+# What is raised where a compressed file is damaged or cut off: by pyarrow an OSError.
+_DAMAGED = (EOFError, zlib.error, OSError)
+
+
+def _damaged(error: Exception) -> str:
+    return f"the compressed data are damaged or cut off ({error}); copy, download or compress the file again"
+
+
+def _open(path: Path, newline: str | None = None) -> TextIO:
+    """A file as text, decompressed if it is compressed; bytes that are not UTF-8 are told where they are read."""
+    how: dict[str, Any] = {"encoding": "utf-8-sig", "errors": "surrogateescape", "newline": newline}
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(TextIO, gzip.open(path, "rt", **how))
+    if suffix == ".zst":
+        import pyarrow
+
+        return io.TextIOWrapper(pyarrow.input_stream(str(path), compression="zstd"), **how)
+    return path.open(**how)
 
 
 def _several(name: str) -> str | None:
     """What is wrong with a name that means more than one file."""
     parts = [part for part in re.split(r"[,\s]+", name) if part]
-    pattern = len(parts) == 1 and any(char in name for char in "*?[")
-    if not pattern and (len(parts) == 1 or any(Path(part).suffix.lower() not in _READERS for part in parts)):
+    if len(parts) == 1 or any(form(Path(part)) not in _READERS for part in parts):
         return None
-    by_line = all(Path(part).suffix.lower() in (".jsonl", ".ndjson") for part in parts)
-    how = f", e.g. with: cat {' '.join(parts)} > joined.jsonl" if by_line else ""
-    return f"{name}: {'a pattern' if pattern else f'{len(parts)} files'}, and rows are read from one; join them{how}"
+    return f"{name}: {len(parts)} files; write them as a list, e.g. train_file: [{', '.join(parts)}]"
 
 
-def _wrong_content(head: bytes, suffix: str) -> str | None:
+def _wrong_content(path: Path, head: bytes, suffix: str) -> str | None:
     """Files that are something else than their name says, as their first bytes tell."""
+    compression = path.suffix.lower()
     if not head:
         return "is empty; write at least one row"
-    if head.startswith(b"\x1f\x8b"):
-        return "is compressed with gzip; decompress it with gunzip and name the result"
     if head.startswith(b"version https://git-lfs"):
         return "is a git-LFS pointer and not the data; fetch the data with: git lfs pull"
+    for ending, magic in COMPRESSED.items():
+        if head.startswith(magic) != (compression == ending):
+            made = {".gz": "gzip", ".zst": "zstd"}[ending]
+            if compression == ending:
+                return f"is not compressed with {made}; name it without {ending}"
+            return f"is compressed with {made}; name it {path.name}{ending}"
+    if compression in COMPRESSED and suffix == compression:
+        return f"is compressed, and its name does not say what is in it; name it such as rows.jsonl{compression}"
+    if compression in COMPRESSED:
+        try:
+            with _open(path) as file:
+                head = file.read(1024).encode(errors="surrogateescape")
+        except _DAMAGED as error:
+            return f"cannot be read: {_damaged(error)}"
     if head.lstrip().lower().startswith((b"<!doctype html", b"<html")):
         return "is a web page, perhaps an error or login page; download the data itself"
     if (suffix == ".parquet") != head.startswith(b"PAR1"):
         return "is not a Parquet file" if suffix == ".parquet" else "is a Parquet file; name it .parquet"
-    if suffix != ".parquet" and (head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:2]):
+    if suffix not in BINARY and (head.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in head[:2]):
         return "is UTF-16; convert it with: iconv -f UTF-16 -t UTF-8"
     return None
 
@@ -181,12 +234,17 @@ class _Decoder:
 
 def _read_json(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, Row]]:
     decoder = _Decoder()
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        first, second = itertools.islice(itertools.chain((line for line in file if line.strip()), ("", "")), 2)
-        file.seek(0)
+    first = second = ""
+    with _open(path) as file:
+        # An array may be one line.
+        is_array = file.read(1024).lstrip().startswith("[")
+    if not is_array:
+        with _open(path) as file:
+            first, second = itertools.islice(itertools.chain((line for line in file if line.strip()), ("", "")), 2)
         is_array = first.lstrip().startswith("[")
+    with _open(path) as file:
         if is_array or _goes_on(decoder, first, second):
-            values = _values(file.read(), decoder, is_array)
+            values = _values(file, decoder, is_array)
         else:
             values = ((f":{number}", *decoder.line(line)) for number, line in enumerate(file, 1) if line.strip())
         for label, value, faults in values if is_array else _rows_of_one(values, name, problems):
@@ -221,31 +279,88 @@ def _rows_of_one(values: Iterable[_Value], name: str, problems: Problems) -> Ite
     yield from values
 
 
-def _values(text: str, decoder: _Decoder, is_array: bool) -> Iterator[_Value]:
-    """The values of an array, or the objects one after the other, wherever their lines end."""
-    undecodable = [(n, error) for n, line in enumerate(text.split("\n"), 1) if (error := _not_utf8(line))]
-    yield from ((f":{number}", None, [error]) for number, error in undecodable)
-    opening = _OPENING.match(text)
-    if undecodable or opening is None:
-        return
-    number, position, closed = 0, opening.end(), bool(opening[1])
+def _values(file: TextIO, decoder: _Decoder, is_array: bool) -> Iterator[_Value]:
+    """The values of an array, or the objects one after the other, wherever their lines end.
+
+    Of a large file there is a window in memory, which is as long as the value that is read.
+    """
+    window = _Window(file)
+    opening = _OPENING.match(window.text)
+    number, closed = 0, bool(opening and opening[1])
+    position = opening.end() if opening else 0
     between = _SEPARATOR if is_array else _SPACE
     try:
-        while not closed:
-            value, position = decoder.next(text, position)
+        while not closed and not window.undecodable:
+            try:
+                value, end = decoder.next(window.text, position)
+                separator = between.match(window.text, end)
+                if separator is None:
+                    raise json.JSONDecodeError("Expecting ',' delimiter", window.text, end)
+                whole = separator.end() < len(window.text)
+            except json.JSONDecodeError:
+                # Of a value that is cut off in the window; not so if far more of it is there than a row can have.
+                if window.ended or (is_array and len(window.text) - position > 16 * LONGEST_ROW):
+                    raise
+                decoder.faults()
+                window.more()
+                continue
+            faults = decoder.faults()
+            if not whole and window.more():
+                continue
             number += 1
-            yield f" row {number}", value, decoder.faults()
-            separator = between.match(text, position)
-            if separator is None:
-                raise json.JSONDecodeError("Expecting ',' delimiter", text, position)
-            position = separator.end()
-            closed = separator[1] == "]" if is_array else position == len(text)
-        if position < len(text):
-            raise json.JSONDecodeError("Extra data", text, position)
+            yield f" row {number}", value, faults
+            closed = separator[1] == "]" if is_array else separator.end() == len(window.text)
+            position = separator.end() - window.forget(end)
+        if not window.undecodable and position < len(window.text):
+            raise json.JSONDecodeError("Extra data", window.text, position)
     except json.JSONDecodeError as error:
-        yield f":{error.lineno}", None, [_json_problem(error)]
+        error.colno += window.column if error.lineno == 1 else 0
+        yield f":{error.lineno + window.lines}", None, [_json_problem(error)]
     except (ValueError, RecursionError) as error:
         yield f" row {number + 1}", None, [_json_problem(error)]
+    while window.undecodable and window.more():
+        window.forget(len(window.text))
+    yield from ((f":{line}", None, [error]) for line, error in window.undecodable)
+
+
+class _Window:
+    """The part of a text file that is being read."""
+
+    BLOCK = 1 << 16
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.text = ""
+        self.ended = False
+        self.lines = 0
+        """Lines that end before the window."""
+        self.column = 0
+        """Characters of the window's first line that are before it."""
+        self.undecodable: list[tuple[int, str]] = []
+        """Lines with bytes that are not UTF-8, and what is said of them."""
+        self.more()
+
+    def more(self) -> bool:
+        """Make the window longer, by as much as it is long at least; whether there was more."""
+        read = self.file.read(max(self.BLOCK, len(self.text)))
+        self.ended = not read
+        if _UNDECODABLE.search(read):
+            line = self.lines + self.text.count("\n") + 1
+            self.undecodable += [
+                (n, error) for n, each in enumerate(read.split("\n"), line) if (error := _not_utf8(each))
+            ]
+        self.text += read
+        return bool(read)
+
+    def forget(self, end: int) -> int:
+        """Let go what is before a place, if that is much; how many characters that were."""
+        if end < self.BLOCK:
+            return 0
+        ended = self.text.count("\n", 0, end)
+        self.column = end - self.text.rfind("\n", 0, end) - 1 if ended else self.column + end
+        self.lines += ended
+        self.text = self.text[end:]
+        return end
 
 
 def _json_problem(error: Exception) -> str:
@@ -264,14 +379,14 @@ def _json_problem(error: Exception) -> str:
 
 
 def _read_csv(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, Row]]:
-    delimiter = usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    delimiter = usual = "\t" if form(path) == ".tsv" else ","
     # The limit of the module is 128 KiB a cell, which long documents pass.
     csv.field_size_limit(2**31 - 1)
     header: list[str] = []
     line = 1
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+    with _open(path, newline="") as file:
         head = next((row for row in file if row.strip()), "")
-        file.seek(0)
+    with _open(path, newline="") as file:
         others = [each for each in ",;\t" if each in head]
         if usual not in head and len(others) == 1:
             delimiter = others[0]
@@ -305,15 +420,44 @@ def _read_parquet(path: Path, name: str, problems: Problems) -> Iterator[tuple[s
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
-            classes = _classes((file.schema_arrow.metadata or {}).get(b"huggingface", b"{}"))
+            classes = classes_of(file.schema_arrow)
             for batch in file.iter_batches(batch_size=1000):
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{name} row {number}", _by_name(row, classes, problems)
+                    yield f"{name} row {number}", by_name(row, classes, problems)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         problems.add(f"{name} after row {number}", f"not readable as Parquet ({error}); write the file again")
 
 
+def _read_arrow(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, Row]]:
+    import pyarrow
+
+    number = 0
+    try:
+        with pyarrow.memory_map(str(path)) as file:
+            # `datasets` writes streams; a file of Arrow's other form, Feather, begins with its name.
+            is_file = file.read(6) == b"ARROW1"
+            file.seek(0)
+            if is_file:
+                reader = pyarrow.ipc.open_file(file)
+                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
+            else:
+                batches = reader = pyarrow.ipc.open_stream(file)
+            classes = classes_of(reader.schema)
+            for batch in batches:
+                for start in range(0, batch.num_rows, 1000):
+                    for row in batch.slice(start, 1000).to_pylist():
+                        number += 1
+                        yield f"{name} row {number}", by_name(row, classes, problems)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        problems.add(f"{name} after row {number}", f"not readable as Arrow ({error}); write the file again")
+
+
+# How the files begin that are compressed.
+COMPRESSED = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
+BINARY = (".parquet", ".arrow")
+# What a `Source` is read by where an object has a null for each key that another row's has.
+COLUMNAR = (*BINARY, "arrow", "hub")
 _READERS: dict[str, Callable[[Path, str, Problems], Iterator[tuple[str, Row]]]] = {
     ".jsonl": _read_json,
     ".ndjson": _read_json,
@@ -321,78 +465,23 @@ _READERS: dict[str, Callable[[Path, str, Problems], Iterator[tuple[str, Row]]]] 
     ".csv": _read_csv,
     ".tsv": _read_csv,
     ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
 }
 
 
-def _classes(written: bytes) -> dict[str, list[str]]:
-    """The names of classes by their ids in each column that has such, as `datasets` writes them into Parquet files."""
+def classes_of(schema: Any) -> dict[str, list[str]]:
+    """The names of classes by their ids in each column that has such, as `datasets` writes them beside a schema."""
     with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-        features = json.loads(written)["info"]["features"].items()
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"].items()
         classes = {name: each["names"] for name, each in features if each.get("_type") == "ClassLabel"}
         return {name: [*map(str, names)] for name, names in classes.items()}
     return {}
 
 
-def _by_name(row: Row, classes: dict[str, list[str]], problems: Problems) -> Row:
+def by_name(row: Row, classes: dict[str, list[str]], problems: Problems) -> Row:
     """A row with the names of its classes instead of their ids; -1 is none."""
     for column, names in classes.items():
         if isinstance(number := row.get(column), int) and -1 <= number < len(names):
             row = {**row, column: names[number] if number >= 0 else None}
             problems.notes[f"labels: ids in {column} are read by the names that the set has, 0 is {names[0]!r}"] = None
     return row
-
-
-def hub_sources(name: str, config: str | None, train_split: str, test_split: str | None) -> dict[str, Source]:
-    import datasets
-
-    if missing := _missing_shards(Path(name)):
-        raise InputError(f"dataset_name {name} lacks {listed(missing)} of its shards; copy or download it again")
-    try:
-        loaded = datasets.load_dataset(name, config)
-    except Exception as error:  # the library raises a dozen kinds, and each means that there are no rows
-        cause: BaseException = error
-        while cause.__cause__:
-            # What is wrong with a file is said below what the library says of it.
-            cause = cause.__cause__
-        reason = (str(cause).splitlines() or [""])[0].rstrip(".")
-        raise InputError(
-            f"dataset_name {name} cannot be loaded ({type(cause).__name__}: {reason}); check the name and "
-            "dataset_config, or give local files as train_file, or point HF_HOME to a cache that holds it or "
-            "HF_ENDPOINT to a mirror"
-        ) from error
-    if train_split not in loaded:
-        near = nearest(train_split, list(loaded))
-        raise InputError(f"{name} has no split {train_split!r}{near}; set dataset_train_split to {listed(loaded)}")
-    sources = {"train": _dataset_source(f"{name} {train_split}", loaded[train_split])}
-    if test_split is not None and test_split in loaded:
-        sources["validation"] = _dataset_source(f"{name} {test_split}", loaded[test_split])
-    return sources
-
-
-def _missing_shards(directory: Path) -> list[str]:
-    """The files of a directory that are missing by the names of the others, as `train-00001-of-00003.parquet` is."""
-    found = ((path.parent, _SHARD.fullmatch(path.name)) for path in directory.rglob("*-of-*"))
-    groups = {(parent, shard[1], shard[2], shard[3]) for parent, shard in found if shard}
-    wanted = (
-        parent / f"{name}-{number:05}-of-{total}{suffix}"
-        for parent, name, total, suffix in sorted(groups)
-        for number in range(int(total))
-    )
-    return [str(path.relative_to(directory)) for path in wanted if not path.is_file()]
-
-
-def _dataset_source(name: str, dataset: Any) -> Source:
-    for column, feature in dataset.features.items():
-        if hasattr(feature, "decode"):  # images, sound: bytes are enough to say that they are there
-            dataset = dataset.cast_column(column, dataclasses.replace(feature, decode=False))
-    classes = {column: feature.names for column, feature in dataset.features.items() if hasattr(feature, "int2str")}
-    digest = hashlib.sha256(json.dumps(classes, sort_keys=True).encode() if classes else b"")
-    for row in dataset:
-        # The fingerprint of the library depends on paths and times, the rows do not.
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
-
-    def rows(problems: Problems) -> Iterator[tuple[str, Row]]:
-        for number, row in enumerate(dataset, 1):
-            yield f"{name} row {number}", _by_name(row, classes, problems)
-
-    return Source(name, "hub", digest.hexdigest(), rows)

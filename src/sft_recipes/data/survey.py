@@ -7,29 +7,26 @@ One pass over each prepared split, with a few numbers kept per row; what is coun
 import collections
 import contextlib
 import hashlib
+import itertools
 import json
 import re
 import unicodedata
-from array import array
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
-import numpy as np
-
-from sft_recipes.data import packing, refusals, tokens
+from sft_recipes.data import packing, preparation, refusals, repetitions, tokens
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.data.refusals import TokenizerFacts
+from sft_recipes.data.repetitions import EXAMPLES, Hashes, RowsFound
 from sft_recipes.data.tokens import Size, Tokenizer
 from sft_recipes.files import write_whole
 from sft_recipes.recipes import secrets
 
 # Part of every cached survey: raise it when the same rows would be counted differently.
-SURVEY_VERSION = 7
+SURVEY_VERSION = 8
 CACHE = Path(".cache/surveys")
 
-# Examples kept of each problem.
-EXAMPLES = 5
 # Classes that a classification has at most, and rows of each on average at least.
 CLASSES, ROWS_PER_CLASS = 50, 4
 # Distinct fields and surface forms of answers that are counted.
@@ -59,13 +56,6 @@ Progress = Callable[[int], None]
 Histogram = dict[str, int]
 
 
-class RowsFound(TypedDict):
-    """How many rows have something, and the first of them: each its number, or [its number, that of another row]."""
-
-    count: int
-    examples: list[Any]
-
-
 class ClassFacts(TypedDict):
     """The answers of one class."""
 
@@ -76,15 +66,11 @@ class ClassFacts(TypedDict):
     fields: dict[str, int]  # how often a JSON answer has which field
 
 
-class SplitFacts(TypedDict):
-    """What is in the rows of a split; histograms are of rows, or of stretches of them, by tokens as text."""
+class Sized(TypedDict):
+    """Rows by their tokens; histograms are of rows, or of stretches of them, by tokens as text."""
 
     source: str
     rows: int
-    tokens: int
-    supervised_tokens: int
-    largest_token: int  # 0 where tokens are estimated
-    end_of_turn_supervised: int | None  # rows that end with a supervised stop token; None where tokens are estimated
     lengths: Histogram
     answer_starts: Histogram
     span_starts: Histogram
@@ -92,6 +78,17 @@ class SplitFacts(TypedDict):
     stops: Histogram
     turn_stops: Histogram
     unstopped_lengths: Histogram
+
+
+class SplitFacts(Sized):
+    """What is in the rows of a split."""
+
+    tokens: int
+    supervised_tokens: int
+    largest_token: int  # 0 where tokens are estimated
+    end_of_turn_supervised: int | None  # rows that end with a supervised stop token; None where tokens are estimated
+    sources: NotRequired[list[Sized]]  # where there are several
+    repeated: NotRequired[int]  # rows that drawing by weights has written again
     problems: dict[str, RowsFound]
     json: dict[str, int]
     answers: dict[str, Any]  # how many are `distinct` but for case, punctuation and spacing, and the `first`
@@ -140,16 +137,20 @@ def survey(
     try:
         found: Survey = json.loads(kept.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        found = json.loads(json.dumps(_count(prepared, tokenizer, on_progress)))
-        cache.mkdir(parents=True, exist_ok=True)
+        found = json.loads(json.dumps(_count(prepared, tokenizer, on_progress, cache)))
         write_whole(kept, json.dumps(found, ensure_ascii=True))
     for split, facts in found["splits"].items():
         # The rows may have been counted under another name of the file.
         facts["source"] = prepared.splits[split]["source"]
+        # What drawing by weights repeats is no fault of the rows.
+        drawn = prepared.splits[split].get("sources", [])
+        facts["repeated"] = sum(max(each["prepared_rows"] - each["available"], 0) for each in drawn if each["weight"])
+        for of_source, named in zip(facts.get("sources", []), prepared.splits[split].get("sources", []), strict=False):
+            of_source["source"] = named["source"]
     return found
 
 
-def at_length(split: SplitFacts, max_length: int | None) -> dict[str, int]:
+def at_length(split: Sized, max_length: int | None) -> dict[str, int]:
     """What `max_length` leaves of a split's rows, by the names of run.json's `in_effect.data`.
 
     TRL keeps a row's start and leaves out rows that keep no supervised token (`SFTTrainer._prepare_dataset`). A row is
@@ -211,7 +212,9 @@ def _within(histogram: Mapping[str, int], limit: int = 2**62) -> int:
     return sum(min(int(value), limit) * number for value, number in histogram.items())
 
 
-def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progress | None) -> dict[str, Any]:
+def _count(
+    prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progress | None, scratch: Path
+) -> dict[str, Any]:
     loaded, measure, how = tokens.ways(prepared, tokenizer)
     exact = measure is not tokens.estimate
     control = _CONTROL
@@ -221,21 +224,18 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
     done = 0
     splits: dict[str, _Split] = {}
     for split, facts in prepared.splits.items():
-        counted = splits[split] = _Split(control)
+        counted = splits[split] = _Split(control, Hashes(scratch), len(facts.get("sources", [])))
+        origins = preparation.origins(prepared, split) if counted.sources else itertools.repeat(None)
         with (prepared.directory / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
             for batch in tokens.batches(lines):
                 first = not counted.rows
                 sizes = tokens.sizes(measure, batch, counted.rows, facts["source"], first=first)
-                for row, size in zip(batch, sizes, strict=True):
-                    counted.add(row, size)
+                for row, size, origin in zip(batch, sizes, origins, strict=False):
+                    counted.add(row, size, origin)
                 done += len(batch)
                 if on_progress:
                     on_progress(done)
     field = _class_field(splits["train"])
-    hashes = {
-        split: {name: np.frombuffer(kept, np.int64) for name, kept in counted.hashes.items()}
-        for split, counted in splits.items()
-    }
     return {
         "tokens_are": "exact" if exact else "estimated",
         "how": how,
@@ -248,9 +248,13 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
         "class_field": field,
         "splits": {
             split: counted.facts(exact)
-            | _repetitions(hashes[split])
+            | repetitions.within(counted.hashes)
             | {
-                "overlap": {other: _overlap(hashes[split], hashes[other]) for other in splits if other != split},
+                "overlap": {
+                    other: repetitions.between(counted.hashes, splits[other].hashes)
+                    for other in splits
+                    if other != split
+                },
                 "classes": counted.classes(field) if field is not None else {},
             }
             for split, counted in splits.items()
@@ -261,18 +265,19 @@ def _count(prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progres
 class _Split:
     """What is kept of a split's rows while they pass: counts, a few numbers a row, and a few examples."""
 
-    def __init__(self, control: re.Pattern[str]) -> None:
+    def __init__(self, control: re.Pattern[str], hashes: Hashes, sources: int) -> None:
         self.control = control
+        self.hashes = hashes
         self.rows = self.largest_token = 0
         self.problems: dict[str, RowsFound] = {}
-        self.hashes = {name: array("q") for name in ("row", "normalised_row", "input", "normalised_input", "answer")}
-        self.histograms: dict[str, collections.Counter[int]] = {name: collections.Counter() for name in _HISTOGRAMS}
+        self.histograms = _histograms()
+        self.sources = [_histograms() for _ in range(sources)]
         self.first_answer = ""
         self.json = collections.Counter({"asked": 0, "looks": 0})
         # By field of a JSON answer, and under "" by the whole answer; None where there are too many values.
         self.values: dict[str, dict[str, ClassFacts] | None] = {"": {}}
 
-    def add(self, row: dict[str, Any], size: Size) -> None:
+    def add(self, row: dict[str, Any], size: Size, origin: int | None = None) -> None:
         self.rows += 1
         turns = tokens.written(row)
         answer = turns[-1][1]
@@ -307,17 +312,18 @@ class _Split:
                     entry["examples"].append(self.rows)
         self.largest_token = max(self.largest_token, size.largest)
         self._hash(turns[:-1], answer)
-        self._size(size, stopped)
+        self._size(self.histograms, size, stopped)
+        if origin is not None:
+            self._size(self.sources[origin], size, stopped)
         self._classify(answer, value)
 
     def _hash(self, before: list[tuple[str, str]], answer: str) -> None:
         parts = [part for turn in before for part in turn]
         asked, plain_asked, plain_answer = "\0".join(parts), normalised(*parts), normalised(answer)
-        values = (asked, answer), (plain_asked, plain_answer), asked, plain_asked, plain_answer
-        for kept, value in zip(self.hashes.values(), values, strict=True):
-            kept.append(hash(value))
+        self.hashes.add(((asked, answer), (plain_asked, plain_answer), asked, plain_asked, plain_answer))
 
-    def _size(self, size: Size, stopped: bool) -> None:
+    @staticmethod
+    def _size(histograms: "_Histograms", size: Size, stopped: bool) -> None:
         starts, ends = [start for start, _ in size.spans], [end for _, end in size.spans]
         for name, values in {
             "lengths": [size.length],
@@ -328,7 +334,7 @@ class _Split:
             "turn_stops": size.stops,
             "unstopped_lengths": [] if stopped else [size.length],
         }.items():
-            self.histograms[name].update(values)
+            histograms[name].update(values)
 
     def _classify(self, answer: str, value: Any) -> None:
         """Count the answer under each value that may be its class: its own text, and its fields'."""
@@ -362,8 +368,10 @@ class _Split:
         return dict(sorted(values.items(), key=lambda item: (-item[1]["rows"], item[0])))
 
     def facts(self, exact: bool) -> dict[str, Any]:
-        found = {name: {str(value): held[value] for value in sorted(held)} for name, held in self.histograms.items()}
+        found = _written(self.histograms)
+        more = {"sources": [{"rows": each["lengths"].total(), **_written(each)} for each in self.sources]}
         return {
+            **(more if self.sources else {}),
             "rows": self.rows,
             **found,
             "tokens": _within(found["lengths"]),
@@ -372,8 +380,19 @@ class _Split:
             "end_of_turn_supervised": sum(found["stops"].values()) if exact else None,
             "problems": self.problems,
             "json": dict(self.json),
-            "answers": {"distinct": len(set(self.hashes["answer"])), "first": self.first_answer},
+            "answers": {"distinct": repetitions.distinct(self.hashes, "answer"), "first": self.first_answer},
         }
+
+
+_Histograms = dict[str, "collections.Counter[int]"]
+
+
+def _histograms() -> _Histograms:
+    return {name: collections.Counter() for name in _HISTOGRAMS}
+
+
+def _written(histograms: _Histograms) -> dict[str, Histogram]:
+    return {name: {str(value): held[value] for value in sorted(held)} for name, held in histograms.items()}
 
 
 def _tally(counts: dict[str, int], names: Iterable[str], most: int) -> None:
@@ -433,38 +452,3 @@ def _parsed(answer: str) -> tuple[bool, bool, Any]:
             with contextlib.suppress(ValueError, RecursionError):
                 return looks, each is text, json.loads(each)
     return looks, False, None
-
-
-def _repetitions(hashes: Mapping[str, Any]) -> dict[str, RowsFound]:
-    """Rows that were there before, exactly and normalised, and inputs that were there before with another answer."""
-    answered = hashes["answer"]
-    # Each row against the first of its input.
-    first = _first_of_equal(hashes["input"])
-    return {
-        "duplicates": _pairs(_first_of_equal(hashes["row"])),
-        "normalised_duplicates": _pairs(_first_of_equal(hashes["normalised_row"])),
-        "contradictions": _pairs(np.where(answered != answered[first], first, np.arange(len(first)))),
-    }
-
-
-def _first_of_equal(values: Any) -> Any:
-    """For each value the index where it is first."""
-    _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
-    return first[inverse]
-
-
-def _pairs(first: Any) -> RowsFound:
-    """The rows that refer to another one, and the first of them as [row, the one before]."""
-    rows = np.flatnonzero(first != np.arange(len(first)))
-    return {"count": len(rows), "examples": [[int(row) + 1, int(first[row]) + 1] for row in rows[:EXAMPLES]]}
-
-
-def _overlap(own: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, RowsFound]:
-    """Rows of this split whose input is in the other, exactly and normalised, with [row, row of the other]."""
-    found: dict[str, RowsFound] = {}
-    for kind, name in (("exact", "input"), ("normalised", "normalised_input")):
-        rows = np.flatnonzero(np.isin(own[name], other[name]))
-        first = [int(np.flatnonzero(other[name] == own[name][row])[0]) for row in rows[:EXAMPLES]]
-        examples = [[int(row) + 1, twin + 1] for row, twin in zip(rows, first, strict=False)]
-        found[kind] = {"count": len(rows), "examples": examples}
-    return found

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.data.readers import Problems, file_source
+from sft_recipes.data import sources
+from sft_recipes.data.readers import Problems
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import scoring_job
 from sft_recipes.evaluate.questions import Question, ask, default_split
@@ -20,6 +21,7 @@ from sft_recipes.evaluate.terms import METRICS, NAMES
 from sft_recipes.files import sealed, write_whole
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, task
+from sft_recipes.recipes.sources import entries
 from sft_recipes.recipes.task import Task
 from sft_recipes.runs import earlier, identity
 from sft_recipes.runs.run import Run, adapter_damage, unfinished
@@ -97,10 +99,12 @@ def _groups_of(own: Mapping[str, Any], facts: Mapping[str, Any]) -> Mapping[str,
     file, column = own["test_file"], own["group_column"]
     if file in (None, facts["own"].get("test_file")) or column is None or column != facts["own"].get("group_column"):
         return own
-    _, row = next(file_source(file).rows(Problems()), ("", {column: None}))
-    if column in row:
+    found = [sources.find(entry, "test_file", "test") for entry in entries("test_file", file)]
+    first = [(source.name, next(source.rows(Problems()), ("", {column: None}))[1]) for source in found]
+    without = [name for name, row in first if column not in row]
+    if not without:
         return own
-    say("groups", f"none: {file} has no {column}, by which the recipe divides its own rows")
+    say("groups", f"none: {', '.join(without)} has no {column}, by which the recipe divides its own rows")
     return {**own, "group_column": None}
 
 
@@ -169,10 +173,10 @@ def _evaluate(
         **metrics.measure(
             predictions,
             asked.task.kind,
-            asked.training,
+            asked.training(),
             asked.task.labels or None,
             json_schema=asked.task.schema,
-            group_column=own["group_column"],
+            group_column=asked.grouped_by,
         ),
         "measured": measured,
     }

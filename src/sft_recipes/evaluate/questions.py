@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -56,9 +56,15 @@ class Asked:
     task: Task
     split: str
     questions: list[Question]
-    training: list[tuple[str, str]]
-    """Each training row as (last turn, class or answer), for what a trivial model would say."""
     longest_answers: list[str]
+    """Of the training rows."""
+    grouped_by: str | None
+    """The column that the rows are grouped by, "source" where their sources are, None for no groups."""
+    prepared: Prepared
+
+    def training(self) -> list[tuple[str, str]]:
+        """Each training row as (last turn, class or answer), for what a trivial model would say."""
+        return [(row.text, self.task.label(row.answer) or row.answer) for row in _rows(self.prepared, "train")]
 
 
 def check(recipe: Recipe, prepared: Prepared) -> Asked | None:
@@ -94,17 +100,20 @@ def ask(own: Mapping[str, Any], prepared: Prepared, split: str) -> Asked:
     Raises:
         InputError: The training answers are no classes, or rows of the split have none of them.
     """
-    rows = list(_rows(prepared, "train"))
-    reasons = own["task"] == "classification" and own["predict_by"] is None and any(row.reasons for row in rows)
-    found = task.task_of({**own, "predict_by": "generation"} if reasons else own, (row.answer for row in rows))
+    classified = own["task"] == "classification" and own["predict_by"] is None
+    reasons = classified and any(row.reasons for row in _rows(prepared, "train"))
+    own = {**own, "predict_by": "generation"} if reasons else own
+    found = task.task_of(own, (row.answer for row in _rows(prepared, "train")))
     if reasons:
         why = "predicted by generation: training answers have reasoning, which comes before the class"
         found = dataclasses.replace(found, decisions=(*found.decisions, why))
-    seen = {_hash(row.prompt) for row in rows}
     groups = preparation.groups(prepared, split)
+    asked = list(_rows(prepared, split))
+    hashes = [_hash(row.prompt) for row in asked]
+    leaked, longest = _trained_on(prepared, set(hashes))
     questions = [
-        Question(number, row.prompt, row.text, row.answer, row.call, group, _hash(row.prompt) in seen)
-        for number, (row, group) in enumerate(zip(_rows(prepared, split), groups, strict=True), 1)
+        Question(number, row.prompt, row.text, row.answer, row.call, group, hashed in leaked)
+        for number, (row, group, hashed) in enumerate(zip(asked, groups, hashes, strict=True), 1)
     ]
     _check_labels(found, questions, prepared.splits[split]["source"])
     if len(names := {group for group in groups if group is not None}) > MOST_GROUPS:
@@ -112,9 +121,26 @@ def ask(own: Mapping[str, Any], prepared: Prepared, split: str) -> Asked:
             f"group_column {own['group_column']} has {len(names):,} values in {prepared.splits[split]['source']}, "
             f"such as {shown(min(names))}; name a column of at most {MOST_GROUPS} groups"
         )
-    training = [(row.text, found.label(row.answer) or row.answer) for row in rows]
-    longest = sorted({row.whole for row in rows}, key=lambda answer: (-len(answer), answer))[:LONGEST]
-    return Asked(found, split, questions, training, longest)
+    by_source = len(prepared.splits[split].get("sources", [])) > 1
+    grouped_by = own["group_column"] or ("source" if by_source else None)
+    return Asked(found, split, questions, longest, grouped_by, prepared)
+
+
+def _trained_on(prepared: Prepared, asked: Set[int]) -> tuple[set[int], list[str]]:
+    """Which of the prompts that are asked, by their hashes, are those of training rows, and the longest answers."""
+    leaked: set[int] = set()
+    longest: set[str] = set()
+    for row in _rows(prepared, "train"):
+        if (hashed := _hash(row.prompt)) in asked:
+            leaked.add(hashed)
+        longest.add(row.whole)
+        if len(longest) > 50 * LONGEST:
+            longest = {*_longest(longest)}
+    return leaked, _longest(longest)
+
+
+def _longest(answers: Iterable[str]) -> list[str]:
+    return sorted(answers, key=lambda answer: (-len(answer), answer))[:LONGEST]
 
 
 class _Row(NamedTuple):

@@ -119,7 +119,7 @@ def create(job: Job, run_name: str | None) -> Run:
             "holds": job.prepared.holds,
             "variables": job.prepared.variables,
             "columns": job.prepared.columns,
-            "splits": job.prepared.splits,
+            "splits": {name: _with_tokens(job, name, split) for name, split in job.prepared.splits.items()},
         },
         "findings": [dataclasses.asdict(finding) for finding in job.findings],
         "memory": out_of_memory.planned(job),
@@ -128,6 +128,16 @@ def create(job: Job, run_name: str | None) -> Run:
     name = f"rehearsal-{job.recipe.name}" if job.rehearses else job.recipe.name
     values, config = job.resolved.upstream(), accelerate_config(job.resolved, job.topology)
     return Run.create(run_name, name, lambda directory: identity.first_files(directory, facts, values, config))
+
+
+def _with_tokens(job: Job, name: str, split: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a split, with the tokens of each of its sources where there are several."""
+    if job.rehearses or "sources" not in split:
+        return split
+    counted = (
+        {key: each[key] for key in ("tokens", "supervised_tokens", "tokens_are")} for each in job.rows[name]["sources"]
+    )
+    return split | {"sources": [each | found for each, found in zip(split["sources"], counted, strict=True)]}
 
 
 def surroundings(gpus: list[topology.Gpu]) -> dict[str, Any]:

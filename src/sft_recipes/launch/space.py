@@ -39,6 +39,7 @@ REFUSED = {
     **dict.fromkeys(("data_format", "data_columns"), _ROWS),
     "drop_reasoning": _ROWS,
     **dict.fromkeys(("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split"), _ROWS),
+    "stopping_strategy": _ROWS,
     **dict.fromkeys(("max_length", "truncation_mode", "packing", "packing_strategy", "eval_packing"), _ROWS),
     **dict.fromkeys(("completion_only_loss", "assistant_only_loss", "loss_type", "label_smoothing_factor"), _LOSS),
     "mask_empty_reasoning": _LOSS,

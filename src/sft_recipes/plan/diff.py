@@ -30,6 +30,7 @@ IDEAS = {
     ),
     "data": (
         "train_file",
+        "stopping_strategy",
         "validation_file",
         "validation_split_size",
         "test_split_size",

@@ -6,6 +6,7 @@ what would refuse it.
 
 import dataclasses
 import functools
+import glob
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -23,7 +24,7 @@ from sft_recipes.plan.gpus import Spec
 from sft_recipes.plan.lint import Case, Finding
 from sft_recipes.plan.lint.refusals import refused
 from sft_recipes.plan.schedule import Schedule, schedule
-from sft_recipes.recipes import conflicts, topology
+from sft_recipes.recipes import conflicts, sources, topology
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.conflicts import Conflict
 from sft_recipes.recipes.recipe import Overrides, Recipe
@@ -71,16 +72,19 @@ class Job:
     @functools.cached_property
     def absent(self) -> str | None:
         """Why there are no rows to plan with: a recipe can be planned before its data exist."""
-        path = self.recipe["train_file"]
         if not self.planned or self.given:
             return None
-        if path is None and Path(self.recipe["dataset_name"]).is_dir():
+        named = [sources.Entry(dataset=self.recipe["dataset_name"])] if self.recipe["dataset_name"] else []
+        named += sources.entries("train_file", self.recipe["train_file"])
+        if away := [each.dataset for each in named if each.dataset and not Path(each.dataset).is_dir()]:
+            return f"{away[0]} is not downloaded to plan with; DATA=FILE names a local file"
+        if "train_file" not in self.recipe.values or self.recipe.values["train_file"].origin in recipes.GIVEN:
             return None
-        if path is None:
-            return f"{self.recipe['dataset_name']} is not downloaded to plan with; DATA=FILE names a local file"
-        if self.recipe.values["train_file"].origin in recipes.GIVEN or Path(path).exists():
+        files = (each.file for each in named if each.file)
+        missing = [each for each in files if not Path(each).exists() and not any(glob.iglob(each, recursive=True))]  # noqa: PTH207
+        if not missing:
             return None
-        return f"{path} is not here, so nothing is said about rows, steps and time; DATA=FILE names another"
+        return f"{missing[0]} is not here, so nothing is said about rows, steps and time; DATA=FILE names another"
 
     @functools.cached_property
     def prepared(self) -> Prepared:
@@ -279,6 +283,16 @@ def rows_kept(recipe: Recipe, data: Survey) -> dict[str, Any]:
         lengths = survey.kept_lengths(split, limit)
         kept = survey.at_length(split, limit)
         figures = kept | {"source": split["source"], "rows_read": split["rows"], "tokens_are": data["tokens_are"]}
+        if "sources" in split:
+            figures["sources"] = [
+                {
+                    "source": each["source"],
+                    "rows_read": each["rows"],
+                    "tokens_are": data["tokens_are"],
+                    **survey.at_length(each, limit),
+                }
+                for each in split["sources"]
+            ]
         if lengths:
             figures |= {f"p{p}": packing.percentile(lengths, p / 100) for p in (50, 95, 99)}
             figures["steps_rows"] = kept["rows"]

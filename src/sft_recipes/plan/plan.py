@@ -337,6 +337,10 @@ def _render_data(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
         f"{about}{train['tokens']:,} in training rows, {share(train['supervised_tokens'], train['tokens'])} supervised"
         + ("" if not about else " (estimated from characters: the model's tokenizer is not at hand)"),
     )
+    for each in train.get("sources", ()):
+        rows = f"{count(each['rows'], 'row')} ({share(each['rows'], train['rows'])})"
+        supervised = f"{share(each['supervised_tokens'], train['supervised_tokens'])} of what is supervised"
+        yield "", f"{each['source']}: {rows}, {about}{each['tokens']:,} tokens, {supervised}"
     if "p50" in train:
         cut, lost = count(train["rows_cut"], "answer"), count(train["rows_lost"], "row")
         half, most, nearly_all = train["p50"], train["p95"], train["p99"]

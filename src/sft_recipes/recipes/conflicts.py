@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from sft_recipes.errors import closest
-from sft_recipes.recipes import arguments, places, schema, task
+from sft_recipes.recipes import arguments, places, schema, sources, task
 from sft_recipes.terminal import count
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
 
     if not recipe["model_name_or_path"]:
         yield wrong("model_name_or_path", "model_name_or_path is missing", "name a Hub id or a local directory")
-    if bool(recipe["train_file"]) == bool(recipe["dataset_name"]):
+    if (recipe["train_file"] is not None) == bool(recipe["dataset_name"]):
         yield wrong("train_file", "name exactly one of train_file (a local file) and dataset_name (a Hub id)")
     if recipe["test_file"] and recipe["test_split_size"]:
         both = "test_file has the rows of the test, and test_split_size would set more of them aside for nothing"
@@ -123,7 +123,12 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
         yield wrong("padding_free", cut, "set packing: true, or max_length: null")
     if recipe["fp16_full_eval"] and recipe["bf16_full_eval"]:
         yield wrong("fp16_full_eval", "bf16_full_eval and fp16_full_eval are both true", "keep one")
-    found = (*places.problems(recipe), *arguments.problems(recipe), *task.problems(recipe.own()))
+    found = (
+        *places.problems(recipe),
+        *arguments.problems(recipe),
+        *task.problems(recipe.own()),
+        *sources.problems(recipe),
+    )
     yield from (wrong(key, text) for key, text in found)
 
 

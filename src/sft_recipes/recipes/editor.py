@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.files import write_whole
-from sft_recipes.recipes import schema, topology
+from sft_recipes.recipes import schema, sources, topology
 
 KINDS = ("recipe", "model", "accelerate")
 # Beside the recipes, which name it in a line that editors with yaml-language-server read.
@@ -24,6 +24,24 @@ _TYPES: dict[str, dict[str, Any]] = {
     "list": {"type": "array"},
     "list[str]": {"type": "array", "items": {"type": "string"}},
     "list[class]": {"type": "array", "items": {"type": ["string", "number", "boolean"]}},
+    "list[source]": {
+        "type": "array",
+        "items": {
+            "anyOf": [
+                {"type": "string"},
+                {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {
+                        **{name: {"type": "string"} for name in sources.TEXTS},
+                        "data_columns": {"type": "object", "additionalProperties": {"type": "string"}},
+                        "weight": {"type": "number", "exclusiveMinimum": 0},
+                        "rows": {"type": "integer", "minimum": 1},
+                    },
+                },
+            ]
+        },
+    },
     "dict[str, str]": {"type": "object", "additionalProperties": {"type": "string"}},
 }
 _LIMITS = {"from": "minimum", "to": "maximum", "above": "exclusiveMinimum", "below": "exclusiveMaximum"}

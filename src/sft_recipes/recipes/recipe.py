@@ -16,13 +16,13 @@ import yaml
 
 from sft_recipes.errors import InputError, nearest, shown
 from sft_recipes.files import open_regular
-from sft_recipes.recipes import adapters, conflicts, places, schema, secrets
+from sft_recipes.recipes import adapters, conflicts, places, schema, secrets, sources
 from sft_recipes.recipes.shipped import located, shipped_names
 
 RECIPES = Path("recipes")
 MODELS = Path("models")
 # The keys that name a file which may ship with the program: the demo's rows, a model's chat template.
-FILES = ("train_file", "validation_file", "test_file", "chat_template_path")
+FILES = (*sources.KEYS, "chat_template_path")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 LETTERS = "letters, digits, '_', '-' and '.' only"
 # The origins of what the command line says.
@@ -30,7 +30,7 @@ GIVEN = ("SET", "DATA")
 # What is said of a recipe's own rows, and of no others; and the share of others that is held out where it says none.
 OF_ROWS = (
     *("dataset_name", "dataset_config", "validation_file", "test_file", "data_format", "data_columns", "group_column"),
-    *("labels", "label_field", "label_pattern", "json_schema"),
+    *("stopping_strategy", "labels", "label_field", "label_pattern", "json_schema"),
 )
 HELD_OUT = {"validation": 0.1, "test": 0.2}
 # A recipe is read by people; what is larger than this is something else.
@@ -444,13 +444,17 @@ def _default(key: str) -> Any:
 
 def _shipped_files(values: Mapping[str, Value]) -> dict[str, Value]:
     """The files that a recipe names where the program's own copies are the only ones, with where those are."""
-    named = {key: values[key] for key in FILES if key in values and isinstance(values[key].value, str)}
-    found = {key: located(item.value) for key, item in named.items()}
+    named = {key: values[key] for key in FILES if key in values}
+    found = {key: sources.renamed(item.value, _where) for key, item in named.items()}
     return {
-        key: dataclasses.replace(named[key], value=str(path))
-        for key, path in found.items()
-        if path != Path(named[key].value)
+        key: dataclasses.replace(named[key], value=value) for key, value in found.items() if value != named[key].value
     }
+
+
+def _where(name: str) -> str:
+    """The name of a file as it is written, or where the program's own copy is if that is the only one."""
+    path = located(name)
+    return name if path == Path(name) else str(path)
 
 
 def find_base(name: Any, beside: Path, origin: str = "") -> Path:

@@ -122,7 +122,7 @@ def problem(key: str, value: Any, *, resolved: bool = False) -> str | None:
         return f"{key}: {found}"
     if isinstance(value, str) and key in TEXTS and not re.fullmatch(TEXTS[key]["pattern"], value):
         return f"{key}: {shown(value)} is not {TEXTS[key]['says']}"
-    return f"{key}: {found}" if key in DATA["places"] and (found := _no_place(value)) else None
+    return f"{key}: {found}" if key in DATA["places"] and (found := no_place(value)) else None
 
 
 def fault(key: str, value: Any, entry: Mapping[str, Any], limits: Mapping[str, Any]) -> str | None:
@@ -173,7 +173,7 @@ def _unfit(value: Any) -> str | None:
     return None
 
 
-def _no_place(value: Any) -> str | None:
+def no_place(value: Any) -> str | None:
     """Why a text can be the name neither of a file nor of a repository."""
     if not isinstance(value, str):
         return None
@@ -209,6 +209,7 @@ _WORDS = {
     "list": "a list",
     "list[str]": "a list of texts",
     "list[class]": "a list of texts, numbers, true or false",
+    "list[source]": "a list of sources",
     "dict[str, str]": "a mapping of texts to texts",
 }
 
@@ -220,6 +221,8 @@ def _fits(value: Any, name: str) -> bool:
         return isinstance(value, list) and all(isinstance(item, str) for item in value)
     if name == "list[class]":
         return isinstance(value, list) and all(isinstance(item, (str, int, float, bool)) for item in value)
+    if name == "list[source]":
+        return isinstance(value, list)
     if name == "dict[str, str]":
         return isinstance(value, dict) and all(isinstance(item, str) for item in value.values())
     return name in _PYTHON and isinstance(value, _PYTHON[name])

@@ -29,6 +29,7 @@ SCHEMA = 1
 BOOKKEEPING = {
     *("dataset_name", "dataset_config", "dataset_train_split", "dataset_test_split", "validation_split_size"),
     *("test_split_size", "train_file", "validation_file", "test_file", "data_format", "data_columns", "group_column"),
+    "stopping_strategy",
     *("output_dir", "run_name", "extends", "description", "accelerate_config", "silence"),
     *("use_cpu", "task", "labels"),
 }

@@ -45,6 +45,7 @@ class Split(TypedDict):
     sha256: str
     rows: int
     prepared_rows: int
+    sources: NotRequired[list[dict[str, Any]]]
 
 
 class Splits(TypedDict):

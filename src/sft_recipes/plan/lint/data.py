@@ -14,6 +14,7 @@ from sft_recipes.data.columns import setting
 from sft_recipes.data.survey import ClassFacts, RowsFound, SplitFacts
 from sft_recipes.plan.lint import SEVERITIES, Case, Found
 from sft_recipes.recipes import task
+from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.terminal import count, share
 
 # Evaluation rows seen in training from which a result says nothing about unseen rows.
@@ -118,8 +119,11 @@ def split_overlap_normalised(case: Case, split: str, facts: SplitFacts) -> Told:
 
 @over_splits
 def duplicate_rows(case: Case, split: str, facts: SplitFacts) -> Told:
-    same, alike = facts["duplicates"], facts["normalised_duplicates"]
-    if alike["count"]:
+    repeated = facts.get("repeated", 0)
+    same, alike = (
+        found | {"count": found["count"] - repeated} for found in (facts["duplicates"], facts["normalised_duplicates"])
+    )
+    if alike["count"] > 0:
         row, first = alike["examples"][0]
         exactly = f"{same['count']:,} of them exactly, e.g. row {row} is row {first}"
         severity = _warning_unless_few(alike["count"], facts)
@@ -385,13 +389,13 @@ def some_without_stop_token(case: Case) -> Found:
 def plain_text_prompts(case: Case) -> Found:
     data = case.data
     if data and not data["conversational"] and data["tokenizer"] and data["tokenizer"]["template"]:
+        train = data["splits"]["train"]
         fields = {"instruction": data["columns"]["prompt"], "output": data["columns"]["completion"]}
         explicit = " and data_format=alpaca" if case.recipe["data_format"] != "auto" else ""
-        yield {
-            "source": data["splits"]["train"]["source"],
-            "model": case.recipe["model_name_or_path"],
-            "remedy": f"{setting(fields)}{explicit}",
-        }
+        remedy = f"{setting(fields)}{explicit}"
+        if train.get("sources"):
+            remedy = f"data_format: alpaca and data_columns: {as_yaml(fields)} of each source, by its own columns"
+        yield {"source": train["source"], "model": case.recipe["model_name_or_path"], "remedy": remedy}
 
 
 def pad_is_eos(case: Case) -> Found:
