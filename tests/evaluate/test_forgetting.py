@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from finished import FLOAT32
+from finished import FLOAT32, bare
+from scipy import stats
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sft_recipes.cli import main
@@ -76,6 +78,8 @@ def test_differences_are_paired_and_real_by_holm_over_the_tasks() -> None:
     # The same rows apart would leave this difference in doubt: 75 % and 60 % have intervals of 6 % on either side.
     assert lost["difference"]["high"] - lost["difference"]["low"] < 0.11
     assert lost["p_holm"] == pytest.approx(3 * lost["p"]) and lost["base"]["low"] < 0.75 < lost["base"]["high"]
+    # McNemar's exact p of 30 rows lost and none gained.
+    assert lost["p"] == pytest.approx(2 * 0.5**30)
     assert found["same"]["difference"] == {"value": 0.0, "low": None, "high": None} and found["same"]["p_holm"] == 1
     alone = forgetting.compared({"chance": task(100, 94)})
     among = forgetting.compared({"chance": task(100, 94), **{f"same{n}": task(100, 100) for n in range(9)}})
@@ -84,15 +88,39 @@ def test_differences_are_paired_and_real_by_holm_over_the_tasks() -> None:
     assert loss["outcome"] == "lost"
 
 
+def test_a_metric_that_is_no_share_has_the_interval_and_p_of_its_resamples() -> None:
+    drawn = np.random.default_rng(3)
+    base = drawn.random(300)
+    worse = base - drawn.normal(0.02, 0.1, 300)
+    both = {name: dict(enumerate(numbers.tolist())) for name, numbers in (("base", base), ("tuned", worse))}
+    (found,) = forgetting.compared({"f1": {"metric": "f1", "higher_is_better": True, "values": both}})
+    normal = stats.ttest_rel(worse, base)
+    assert found["difference"]["value"] == pytest.approx((worse - base).mean())
+    interval = (found["difference"]["low"], found["difference"]["high"])
+    assert interval == pytest.approx(tuple(normal.confidence_interval(0.95)), abs=0.002)
+    assert found["p"] == pytest.approx(normal.pvalue, abs=0.005) and found["outcome"] == "lost"
+
+
 def test_without_the_harness_there_is_one_message(
-    finished: Finished, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    run = finished(**FLOAT32)
+    bare("tuned", status="finished")
     monkeypatch.setattr(forgetting.importlib.util, "find_spec", lambda name: None)
-    assert main(["forgetting", run.name, "--tasks", "sums"]) == 2
+    assert main(["forgetting", "tuned", "--tasks", "sums"]) == 2
     said = capsys.readouterr().err
-    assert re.search(r"lm-evaluation-harness is not installed; run \S+pip install 'lm-eval>=0\.4\.13,<0\.5'$", said)
-    assert not (run.directory / forgetting.FILE).exists()
+    assert re.search(
+        r"^error: lm-evaluation-harness is not installed; run \S+pip install 'lm-eval>=0\.4\.13,<0\.5'$", said
+    )
+
+
+def test_a_run_that_is_no_result_is_refused(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forgetting.importlib.util, "find_spec", lambda name: True)
+    bare("half", status="failed")
+    with pytest.raises(InputError, match=r"half is failed, not finished; finish it first: make resume NAME=half"):
+        forgetting.forgetting("half", ["sums"])
+    bare("tried", status="finished", rehearsal=True)
+    with pytest.raises(InputError, match="tried is a rehearsal"):
+        forgetting.forgetting("tried", ["sums"])
 
 
 @needs_harness
@@ -102,21 +130,24 @@ def test_what_cannot_be_asked_is_refused(finished: Finished, asked_here: None, c
         forgetting.forgetting(run.name, [])
     with pytest.raises(InputError, match="INCLUDE=nowhere is no folder"):
         forgetting.forgetting(run.name, ["sums"], include=Path("nowhere"))
-    with pytest.raises(InputError) as refused:
-        forgetting.forgetting(run.name, ["sums", "hellaswagg", "arc_eazy"])
-    assert [text.split(";")[0] for text in refused.value.problems] == [
-        "TASKS: lm-evaluation-harness knows no task hellaswagg",
-        "TASKS: lm-evaluation-harness knows no task arc_eazy",
-    ]
     folder = Path("more")
     folder.mkdir()
-    mine = (forgetting.SHIPPED / "sums.yaml").read_text().replace("task: sums", "task: mine")
+    mine = (forgetting.SHIPPED / "sums.yaml").read_text()
     mine = mine.replace("sums.jsonl", str(forgetting.SHIPPED / "sums.jsonl"))
-    (folder / "mine.yaml").write_text(mine + "unsafe_code: true\n")
-    with pytest.raises(
-        InputError, match="TASKS: refused by lm-evaluation-harness: Attempted to run task: mine which is"
-    ):
-        forgetting.forgetting(run.name, ["mine"], include=folder)
+    (folder / "runs_code.yaml").write_text(mine.replace("task: sums", "task: runs_code") + "unsafe_code: true\n")
+    rolling = mine.replace("task: sums", "task: rolling").replace("multiple_choice", "loglikelihood_rolling")
+    (folder / "rolling.yaml").write_text(rolling)
+    (folder / "empty.yaml").write_text(mine.replace("task: sums", "task: empty").replace("sums.jsonl", "none.jsonl"))
+    with pytest.raises(InputError) as refused:
+        forgetting.forgetting(run.name, ["sums", "hellaswagg", "runs_code", "rolling", "empty"], include=folder)
+    assert re.search(
+        r"no task hellaswagg; \S+lm-eval ls tasks lists them; did you mean hellaswag\?$", refused.value.problems[0]
+    )
+    assert [text[:60] for text in refused.value.problems[1:]] == [
+        "TASKS: runs_code runs the code that a model writes, which is",
+        "TASKS: rolling has no metric with a number for each sample, ",
+        "TASKS: lm-evaluation-harness cannot load empty: Unable to fi",
+    ]
     assert not (run.directory / forgetting.FILE).exists() and not (run.directory / ".forgetting").exists()
 
 

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate.evaluate import estimate
 from sft_recipes.files import write_whole
-from sft_recipes.recipes import topology
+from sft_recipes.recipes import arguments, topology
 from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run, adapter_damage, unfinished
 from sft_recipes.terminal import count, duration, say
@@ -53,7 +54,7 @@ def forgetting(
         pip = Path(os.path.relpath(sys.prefix)) / "bin" / "pip"
         raise InputError(f"lm-evaluation-harness is not installed; run {pip} install 'lm-eval>=0.4.13,<0.5'")
     run = Run.open(name)
-    facts, recipe = run.facts(), run.values()
+    facts = run.facts()
     if facts.get("rehearsal"):
         raise InputError(f"{run.directory} is a rehearsal: its model is tiny and random, and no result")
     if problem := unfinished(run) or adapter_damage(run):
@@ -65,6 +66,7 @@ def forgetting(
     if include is not None and not include.is_dir():
         raise InputError(f"INCLUDE={include} is no folder; name one that holds tasks as YAML files")
     identity.check(run)
+    recipe = run.values()
     work = run.directory / ".forgetting"
     with run.locked() as lock:
         shutil.rmtree(work, ignore_errors=True)
@@ -78,7 +80,9 @@ def forgetting(
             }
             job |= {"include": include and str(include), "shipped": str(SHIPPED), "limit": limit, "batch": batch}
             write_whole(work / "job.json", json.dumps(job))
-            if code := _process(work, lock, on_cpu=job["on_cpu"]):
+            if code := _process(work, lock, job):
+                smaller = "LIMIT= asks fewer samples, and a smaller BATCH= takes less memory"
+                say("stopped" if code == 3 else "failed", f"nothing was written; {smaller}")
                 return code, None
             answered = json.loads((work / "samples.json").read_text(encoding="utf-8"))
             settings = {"include": include and str(include), "limit": limit}
@@ -94,9 +98,10 @@ def forgetting(
     return 0, result
 
 
-def _process(work: Path, lock: int, *, on_cpu: bool) -> int:
+def _process(work: Path, lock: int, job: Mapping[str, Any]) -> int:
     command = [sys.executable, "-m", "sft_recipes.evaluate.harness", str(work)]
-    process = subprocess.Popen(command, env=quiet_environment(on_cpu=on_cpu), pass_fds=(lock,))
+    environment = quiet_environment(on_cpu=job["on_cpu"], compiles=arguments.compiles(job["recipe"]))
+    process = subprocess.Popen(command, env=environment, pass_fds=(lock,))
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -104,7 +109,7 @@ def _process(work: Path, lock: int, *, on_cpu: bool) -> int:
         return 3
     if (answer := work / "answer.json").is_file():
         raise InputError(*json.loads(answer.read_text(encoding="utf-8"))["problems"])
-    return code if code in (0, 3) else 1
+    return 3 if code == -signal.SIGINT else code if code in (0, 3) else 1
 
 
 def compared(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

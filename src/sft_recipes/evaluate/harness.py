@@ -6,18 +6,24 @@ and, by model, the value of each sample by its number. What is wrong with the in
 
 import json
 import logging
+import math
+import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.environment import quiet
-from sft_recipes.errors import InputError
+import tqdm
+
+from sft_recipes.environment import importing, quiet
+from sft_recipes.errors import InputError, did_you_mean, hub_reason
 from sft_recipes.files import write_whole
 from sft_recipes.terminal import say_error
 
-WRONG_INPUT = 2
+WRONG_INPUT, INTERRUPTED = 2, 3
+NO_VALUES = "has no metric with a number for each sample, so nothing can be paired; name another"
 
 
 def ask(job: dict[str, Any]) -> dict[str, Any]:
@@ -28,37 +34,31 @@ def ask(job: dict[str, Any]) -> dict[str, Any]:
     """
     import lm_eval
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.tasks import TaskManager
 
     from sft_recipes.evaluate import scoring
 
-    manager = TaskManager(include_path=job["include"])
-    tasks = [_shipped(Path(job["shipped"]), name) or name for name in job["tasks"]]
-    if unknown := [name for name in tasks if isinstance(name, str) and not manager.match_tasks([name])]:
-        raise InputError(
-            *(f"TASKS: lm-evaluation-harness knows no task {name}; `lm-eval ls tasks` lists them" for name in unknown)
-        )
+    manager, tasks = _tasks(job)
     found: dict[str, Any] = {"tasks": {}, "seconds": {}, "version": lm_eval.__version__, "device": None}
+    prompts: dict[str, Any] = {}
     models = scoring.each_model(job["recipe"], Path(job["tuned"]), ("base", "tuned"), on_cpu=job["on_cpu"])
     for name, model, tokenizer in models:
         began = time.perf_counter()
         found["device"] = model.device.type
-        try:
-            results = lm_eval.simple_evaluate(
-                model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=job["batch"], trust_remote_code=False),
-                tasks=tasks,
-                task_manager=manager,
-                limit=job["limit"],
-                # Intervals are ours, of pairs.
-                bootstrap_iters=0,
-                log_samples=True,
-                confirm_run_unsafe_code=False,
-            )
-        except (ValueError, OSError, KeyError, ImportError) as error:
-            reason = " ".join(str(error).split())[:300]
-            raise InputError(f"TASKS: refused by lm-evaluation-harness: {reason}") from error
+        results = lm_eval.simple_evaluate(
+            model=HFLM(pretrained=model, tokenizer=tokenizer, batch_size=job["batch"], trust_remote_code=False),
+            tasks=tasks,
+            task_manager=manager,
+            limit=job["limit"],
+            # Intervals are ours, of pairs.
+            bootstrap_iters=0,
+            log_samples=True,
+            confirm_run_unsafe_code=False,
+        )
         found["seconds"][name] = time.perf_counter() - began
         for task, samples in results["samples"].items():
+            asked = {each["doc_id"]: each["prompt_hash"] for each in samples}
+            if prompts.setdefault(task, asked) != asked:
+                raise RuntimeError(f"{task} did not ask both models the same, so nothing can be paired")
             better = results["higher_is_better"].get(task, {})
             metric, values = _values(task, samples)
             kept = found["tasks"].setdefault(
@@ -68,15 +68,59 @@ def ask(job: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _shipped(folder: Path, name: str) -> dict[str, Any] | None:
-    """A task of our own with the place of its rows; None where a name is none of them."""
+def _tasks(job: dict[str, Any]) -> tuple[Any, list[Any]]:
+    """The harness's index of tasks, and those of a job, loaded with their rows before a model is."""
+    from lm_eval.tasks import TaskManager
+
+    try:
+        manager = TaskManager(include_path=job["include"])
+    except Exception as error:
+        raise InputError(
+            f"INCLUDE={job['include']}: lm-evaluation-harness cannot read it: {_reason(error)}"
+        ) from error
+    shipped = {path.stem: path for path in Path(job["shipped"]).glob("*.yaml")}
+    loaded: dict[str, Any] = {}
+    problems = []
+    for name in job["tasks"]:
+        named = manager.match_tasks([name]) or [_shipped(shipped[each]) for each in shipped if each == name]
+        if not named:
+            meant = did_you_mean(name, [*shipped, *manager.all_tasks])
+            ls = Path(os.path.relpath(sys.prefix)) / "bin" / "lm-eval"
+            problems.append(f"TASKS: lm-evaluation-harness knows no task {name}; {ls} ls tasks lists them{meant}")
+            continue
+        try:
+            tasks = manager.load(named)["tasks"]
+        # A task is a program of others: whatever its definition, its rows or a package that it needs may raise.
+        except Exception as error:
+            problems.append(f"TASKS: lm-evaluation-harness cannot load {name}: {_reason(error)}")
+            continue
+        loaded |= tasks
+        problems += [f"TASKS: {task} {problem}" for task in tasks for problem in _unfit(tasks[task])]
+    if problems:
+        raise InputError(*problems)
+    return manager, list(loaded.values())
+
+
+def _unfit(task: Any) -> Iterator[str]:
+    """Why a task cannot be asked."""
+    if getattr(task, "UNSAFE_CODE", False):
+        yield "runs the code that a model writes, which is not done here; leave it out"
+    if getattr(task, "MULTIMODAL", False):
+        yield "asks about pictures or sound, and only text is asked here; leave it out"
+    if task.OUTPUT_TYPE == "loglikelihood_rolling":
+        yield NO_VALUES
+
+
+def _reason(error: Exception) -> str:
+    return hub_reason(error) if isinstance(error, ConnectionError) else " ".join(str(error).split())[:300]
+
+
+def _shipped(path: Path) -> dict[str, Any]:
+    """A task of our own, with the place of its rows."""
     import yaml
 
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        return None
-    task = yaml.safe_load(path.read_text(encoding="utf-8"))
-    rows = {split: str(folder / file) for split, file in task["dataset_kwargs"]["data_files"].items()}
+    task: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    rows = {split: str(path.parent / file) for split, file in task["dataset_kwargs"]["data_files"].items()}
     return task | {"dataset_kwargs": {"data_files": rows}}
 
 
@@ -88,24 +132,30 @@ def _values(task: str, samples: list[dict[str, Any]]) -> tuple[str, dict[str, fl
     kept = [each for each in samples if each["filter"] == samples[0]["filter"]]
     for metric in samples[0]["metrics"]:
         values = {str(each["doc_id"]): each[metric] for each in kept}
-        if all(isinstance(value, (bool, int, float)) for value in values.values()):
+        if all(isinstance(value, (bool, int, float)) and math.isfinite(value) for value in values.values()):
             return metric, {number: float(value) for number, value in values.items()}
-    raise InputError(
-        f"TASKS: {task} has no metric with a number for each sample, so nothing can be paired; name another"
-    )
+    raise InputError(f"TASKS: {task} {NO_VALUES}")
+
+
+class _Bar(tqdm.tqdm):
+    """The harness's bars, on a terminal alone, and gone when they are full."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options | {"disable": options.get("disable") or None, "leave": False})
 
 
 def main(workdir: Path) -> int:
-    """The process: its exit code is 0, 1 where it failed, 2 with `answer.json` for wrong input."""
-    # It says on the way what nobody asked.
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    """The process: 0 done, 1 failed, 2 with `answer.json` for wrong input, 3 interrupted."""
+    # They say on the way what nobody asked, and each attempt to reach the Hub.
+    for name in ("lm_eval", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         found = ask(json.loads((workdir / "job.json").read_text(encoding="utf-8")))
     except InputError as error:
         write_whole(workdir / "answer.json", json.dumps({"problems": error.problems}))
         return WRONG_INPUT
     except KeyboardInterrupt:
-        return 3
+        return INTERRUPTED
     except Exception as error:
         say_error(f"lm-evaluation-harness failed: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
         return 1
@@ -114,6 +164,11 @@ def main(workdir: Path) -> int:
 
 
 if __name__ == "__main__":
+    # While the libraries are imported, which takes seconds, there is nothing to say.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    tqdm.tqdm = _Bar  # type: ignore[misc]
+    with importing():
+        quiet()
+        import lm_eval.models.huggingface  # noqa: F401
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    quiet()
     sys.exit(main(Path(sys.argv[1])))
