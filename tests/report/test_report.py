@@ -554,8 +554,8 @@ def test_what_a_run_forgot_has_a_section_with_its_sentence_and_table(run: Run, l
     assert fits(opened) and opened.evaluate(CONTRAST)[0] >= 4.5
     said = words(opened)
     assert "Worse on sums than the base, by Holm over 2 tasks." in said
-    assert "sums (acc) 200 0.750 [0.686, 0.805] 0.600 [0.531, 0.665] -0.150 [" in said
-    assert "] 3.7e-09 worse opposites (acc) 200 0.750 " in said and "1 no difference that is real" in said
+    assert "sums (acc) 200 0.750 [0.686, 0.805] 0.600 [0.531, 0.665] \N{MINUS SIGN}0.150 [" in said
+    assert "] 3.7e-09 worse opposites (acc) 200 0.750 " in said and "1 no real difference" in said
 
 
 def test_a_dark_report_is_printed_dark_on_white_with_nothing_folded(run: Run, look: Callable[..., Any]) -> None:

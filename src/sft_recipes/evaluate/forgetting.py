@@ -28,7 +28,7 @@ SCHEMA = 1
 FILE = "forgetting.json"
 # Tasks of our own, which need no network: small, and of no other merit.
 SHIPPED = Path(__file__).parent / "tasks"
-WORDS = {"lost": "worse", "gained": "better", "none": "no difference that is real"}
+WORDS = {"lost": "worse", "gained": "better", "none": "no real difference"}
 ALPHA = 0.05
 
 
@@ -190,5 +190,5 @@ def sentence(result: Mapping[str, Any]) -> str:
     said += [f"better on {', '.join(gained)}"] if gained else []
     tests = "" if len(result["tasks"]) == 1 else f", by Holm over {len(result['tasks'])} tasks"
     if not said:
-        return f"no task shows a difference from the base that is real{tests}; that is no proof that nothing was lost"
+        return f"no task shows a real difference from the base{tests}; that is no proof that nothing was lost"
     return f"{' and '.join(said)} than the base{tests}"
