@@ -14,7 +14,7 @@ ifeq ($(filter $(COMMANDS) train-%,$(GOALS)),)
   $(if $(UNREAD),$(error make $(GOALS) does not read $(UNREAD)))
 endif
 
-.PHONY: install lint types test test-fast faults soak check benchmark benchmark-scoring docs compat audit-dependencies sbom
+.PHONY: install lint types test test-fast test-forgetting faults soak check benchmark benchmark-scoring docs compat audit-dependencies sbom
 install: $(INSTALLED) ## the environment and the pinned packages; other targets do it when needed
 
 lint: $(INSTALLED_TEST) ## ruff, lint and format, which module may import which, and the Dockerfile
@@ -34,6 +34,10 @@ test-fast: $(INSTALLED_TEST) ## the tests that train nothing and start neither a
 
 faults: $(INSTALLED_TEST) ## the tests that break something on purpose, and what became of each promise (docs/reliability.md)
 	@$(BIN)/python scripts/reliability.py
+
+test-forgetting: $(INSTALLED_TEST) ## the tests that ask lm-evaluation-harness, which it installs first
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[forgetting]'
+	@$(BIN)/python -m pytest tests/evaluate/test_forgetting.py
 
 soak: $(INSTALLED_TEST) ## kill -9 a run at random moments (KILLS=30 SEED=0) and continue it, until it is shown to be the same
 	@$(BIN)/python scripts/soak.py $(if $(filter KILLS,$(GIVEN)),--kills "$$KILLS") $(if $(filter SEED,$(GIVEN)),--seed "$$SEED")

@@ -189,22 +189,23 @@ def _between(content: str, section: re.Match[str]) -> str:
     return f"{section[1]}\n{content}\n{section[2]}"
 
 
-def said(*arguments: str) -> str:
-    """What a command of the program prints."""
-    command = [sys.executable, "-m", "sft_recipes", *arguments]
-    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+def said(target: str, **variables: str) -> str:
+    """A target of make as it is typed, and what it prints, in the words of those who come by make."""
+    shown = " ".join(["make", target, *(f"{name}={value}" for name, value in variables.items())])
+    environment = os.environ | variables | {"GIVEN": " ".join(variables), "GOALS": target}
+    command = [sys.executable, "-m", "sft_recipes", "--make", target]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return f"$ {shown}\n{done.stdout}"
 
 
 def plan_demo() -> None:
     """Plan the default recipe with the demo's rows and keep what was said."""
-    text = said("plan", "default", "--data", "data/demo/train.jsonl")
-    (DEMO / "plan.txt").write_text(f"$ make plan RECIPE=default DATA=data/demo/train.jsonl\n{text}", encoding="utf-8")
+    (DEMO / "plan.txt").write_text(said("plan", RECIPE="default", DATA="data/demo/train.jsonl"), encoding="utf-8")
 
 
 def recommend_demo() -> None:
     """Recommend a recipe for the demo's rows and keep what was said."""
-    text = said("recommend", "data/demo/train.jsonl", "--gpu", "rtx-4090")
-    told = f"$ make recommend DATA=data/demo/train.jsonl GPU=rtx-4090\n{text}"
+    told = said("recommend", DATA="data/demo/train.jsonl", GPU="rtx-4090")
     (DEMO / "recommend.txt").write_text(told, encoding="utf-8")
 
 
@@ -212,8 +213,7 @@ def train_demo() -> None:
     """Train the demo and keep what was said and drawn."""
     run = Path("runs") / "readme"
     shutil.rmtree(run, ignore_errors=True)
-    text = said("train", "demo", "--name", "readme")
-    (DEMO / "terminal.txt").write_text(f"$ make train RECIPE=demo NAME=readme\n{text}", encoding="utf-8")
+    (DEMO / "terminal.txt").write_text(said("train", RECIPE="demo", NAME="readme"), encoding="utf-8")
     shutil.copy(run / "loss.png", DEMO / "loss.png")
     facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
     kept = {key: facts[key] for key in ("recipe", "versions", "python", "cpus", "in_effect", "measured", "seconds")}

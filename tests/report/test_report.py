@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sft_recipes.errors import InputError
+from sft_recipes.evaluate import forgetting
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import preview
@@ -539,6 +540,22 @@ def test_a_report_has_contents_values_on_its_points_and_explains_its_terms(run: 
     assert "0.190 (0.170 to 0.210), whose intervals overlap." in sentence
     metrics["models"]["base"]["ece"] = estimate(0.21)
     assert [*quality.less_calibrated(metrics["models"])] == []
+
+
+def test_what_a_run_forgot_has_a_section_with_its_sentence_and_table(run: Run, look: Callable[..., Any]) -> None:
+    right = {
+        name: {str(row): float(row < share) for row in range(200)} for name, share in (("base", 150), ("tuned", 120))
+    }
+    tasks = {"sums": {"metric": "acc", "higher_is_better": True, "values": right}}
+    tasks["opposites"] = tasks["sums"] | {"values": {"base": right["base"], "tuned": right["base"]}}
+    (run.directory / forgetting.FILE).write_text(json.dumps({"tasks": forgetting.compared(tasks)}), encoding="utf-8")
+    opened = look(report.write(run), 380)
+    assert opened.locator("nav a").first.inner_text() == opened.locator("h2").first.inner_text() == "What it forgot"
+    assert fits(opened) and opened.evaluate(CONTRAST)[0] >= 4.5
+    said = words(opened)
+    assert "Worse on sums than the base, by Holm over 2 tasks." in said
+    assert "sums (acc) 200 0.750 [0.686, 0.805] 0.600 [0.531, 0.665] \N{MINUS SIGN}0.150 [" in said
+    assert "] 3.7e-09 worse opposites (acc) 200 0.750 " in said and "1 no real difference" in said
 
 
 def test_a_dark_report_is_printed_dark_on_white_with_nothing_folded(run: Run, look: Callable[..., Any]) -> None:

@@ -275,6 +275,26 @@ def evaluate(
 
 
 @command(BETTER)
+def forgetting(
+    run: RunName,
+    tasks: Annotated[str, option("'TASK ...'", "tasks of lm-evaluation-harness; sums opposites need no network")],
+    include: Annotated[Path | None, option("FOLDER", "more tasks, in the harness's form")] = None,
+    limit: Annotated[int | None, number("N", "the first samples of each task; all without it")] = None,
+    batch: Annotated[int, number("N", "samples in one batch")] = 8,
+) -> Result:
+    """Say what a run has lost: tasks of lm-evaluation-harness, base against tuned, paired."""
+    from sft_recipes.evaluate import forgetting
+    from sft_recipes.report import pages
+    from sft_recipes.runs.run import Run
+
+    asked = tasks.replace(",", " ").split()
+    code, found = forgetting.forgetting(run, asked, include=include, limit=limit, batch=batch)
+    if found:
+        pages.write(Run.open(run))
+    return Result(found, code=code)
+
+
+@command(BETTER)
 def report(run: RunName) -> Result:
     """Write the report of a run anew."""
     from sft_recipes.report import report

@@ -4,6 +4,7 @@ A run's page is made from its directory alone, a comparison's from the facts of 
 """
 
 import functools
+import json
 import operator
 import os
 from collections.abc import Mapping, Sequence
@@ -12,13 +13,14 @@ from typing import Any
 from urllib.parse import quote
 
 from sft_recipes.errors import InputError
+from sft_recipes.evaluate import forgetting
 from sft_recipes.evaluate.terms import METRICS, NAMES
 from sft_recipes.files import write_whole
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.schema import as_yaml
 from sft_recipes.report import charts, page, quality, rows, tables
 from sft_recipes.report.quality import OUTCOMES
-from sft_recipes.report.table import Cell, Code, Table, pairs
+from sft_recipes.report.table import Cell, Code, Estimate, Table, pairs
 from sft_recipes.runs import earlier, outcome
 from sft_recipes.runs.facts import as_written
 from sft_recipes.runs.run import RUNS, Run
@@ -60,6 +62,7 @@ def write(run: Run) -> Path:
             facts={"measured": None, "seconds": None, "ended": None, "error": None, "resumed": [], "launches": []}
             | facts,
             metrics=metrics,
+            forgetting=_forgetting(run),
             outcome=OUTCOMES[metrics["verdict"]["outcome"]] if metrics else None,
             quality=quality.shown(metrics, predictions) if metrics else None,
             browser=quality.browser(metrics, predictions) if metrics else None,
@@ -79,6 +82,28 @@ def evaluation(run: Run) -> tuple[Facts | None, list[Facts]]:
     if split is None:
         return None, []
     return run.evaluation(split), run.predicted(split) if run.predictions(split).is_file() else []
+
+
+def _forgetting(run: Run) -> Table | None:
+    """What tasks of lm-evaluation-harness found of the base and the tuned model, if they were asked."""
+    path = run.directory / forgetting.FILE
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = [
+        [
+            f"{each['task']} ({each['metric']})",
+            each["samples"],
+            Estimate.of(each["base"]),
+            Estimate.of(each["tuned"]),
+            Estimate.of(each["difference"], "+"),
+            f"{each['p_holm']:.2g}",
+            forgetting.WORDS[each["outcome"]],
+        ]
+        for each in found["tasks"]
+    ]
+    header = ["task", "samples", "base", "tuned", "difference", "p, by Holm", "what it comes to"]
+    return Table("Tasks of lm-evaluation-harness", header, rows, "numbers", sentences=[forgetting.sentence(found)])
 
 
 def _curves(log: list[Facts]) -> list[Any]:

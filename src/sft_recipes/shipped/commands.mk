@@ -9,7 +9,7 @@ override GOALS := $(or $(MAKECMDGOALS),help)
 export GIVEN GOALS $(GIVEN)
 
 COMMANDS := list models recommend plan preview fit diff gpu rules rehearse audit train sweep resume watch reproduce evaluate \
-	report compare leaderboard merge predict chat serve gguf push new why show export pin init keys schema
+	forgetting report compare leaderboard merge predict chat serve gguf push new why show export pin init keys schema
 
 override LISTED := $(lastword $(MAKEFILE_LIST))
 .PHONY: help $(COMMANDS)
@@ -36,6 +36,7 @@ resume: ## continue the interrupted run NAME from its newest whole checkpoint (F
 watch: ## the curves of the run NAME while it trains, in a browser on this machine (PORT=6006; all runs without NAME)
 reproduce: ## train the finished RUN again from its directory alone, and say what differs (NAME=)
 evaluate: ## RUN on rows it has not seen, with intervals and a verdict (SPLIT=validation, BASE=1, DATA=, SET=)
+forgetting: ## what RUN lost on TASKS="hellaswag arc_easy" of lm-evaluation-harness, base against tuned (LIMIT=, INCLUDE=folder)
 report: ## write RUN's report.html anew
 compare: ## what RUNS changed, what came of it, and which differences are real (OUT=page.html, .md or .csv)
 leaderboard: ## every evaluated run, by the rows it was evaluated on (OUT=table.md or .csv)
