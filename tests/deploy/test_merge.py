@@ -130,7 +130,7 @@ def test_updates_that_bfloat16_rounds_away_are_not_called_merged(finished: Finis
     def shrink(tensors: dict[str, torch.Tensor]) -> None:
         for name in tensors:
             if "lora_B" in name:
-                tensors[name] = tensors[name] / 500
+                tensors[name] = tensors[name] / 400
 
     changed(shrink)(run.adapter)
     facts = run.facts()

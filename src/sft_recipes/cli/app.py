@@ -196,6 +196,8 @@ def command(panel: str) -> Callable[[Callable[..., Result]], Callable[..., Resul
                     print(result.facts.read_text(encoding="utf-8"), end="")
                 elif result.facts is not None:
                     print(json.dumps(result.facts, indent=2))
+                # What is left in the buffer finds out here, and not at exit, that nobody reads it any more.
+                sys.stdout.flush()
                 return result.code
             except InputError as error:
                 return _refused(error.problems, as_json=as_json)
