@@ -19,7 +19,7 @@ FROM debian:bookworm-slim
 RUN apt-get update && apt-get install --no-install-recommends --yes ca-certificates gcc libc6-dev make python3-dev \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 1000 trainer \
-    && install --directory --owner trainer /work \
+    && install --directory --owner trainer /project \
     && install --directory --mode 1777 /cache
 COPY --from=build /opt/sft-recipes /opt/sft-recipes
 # HOME and USER also for other users (docker run --user), who have none here.
@@ -30,6 +30,6 @@ ENV PATH=/opt/sft-recipes/bin:$PATH \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 1000
-WORKDIR /work
+WORKDIR /project
 ENTRYPOINT ["sft-recipes"]
 CMD ["--help"]
