@@ -8,18 +8,16 @@ import importlib.util
 import json
 import os
 import shutil
-import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
+from sft_recipes.evaluate import scoring_job
 from sft_recipes.evaluate.evaluate import estimate
 from sft_recipes.files import write_whole
-from sft_recipes.recipes import arguments, topology
+from sft_recipes.recipes import topology
 from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run, adapter_damage, unfinished
 from sft_recipes.terminal import count, duration, say
@@ -80,7 +78,7 @@ def forgetting(
             }
             job |= {"include": include and str(include), "shipped": str(SHIPPED), "limit": limit, "batch": batch}
             write_whole(work / "job.json", json.dumps(job))
-            if code := _process(work, lock, job):
+            if code := scoring_job.ask("sft_recipes.evaluate.harness", work, lock, job):
                 smaller = "LIMIT= asks fewer samples, and a smaller BATCH= takes less memory"
                 say("stopped" if code == 3 else "failed", f"nothing was written; {smaller}")
                 return code, None
@@ -96,20 +94,6 @@ def forgetting(
     for label, text in render(result):
         say(label, text)
     return 0, result
-
-
-def _process(work: Path, lock: int, job: Mapping[str, Any]) -> int:
-    command = [sys.executable, "-m", "sft_recipes.evaluate.harness", str(work)]
-    environment = quiet_environment(on_cpu=job["on_cpu"], compiles=arguments.compiles(job["recipe"]))
-    process = subprocess.Popen(command, env=environment, pass_fds=(lock,))
-    try:
-        code = process.wait()
-    except KeyboardInterrupt:
-        process.wait()
-        return 3
-    if (answer := work / "answer.json").is_file():
-        raise InputError(*json.loads(answer.read_text(encoding="utf-8"))["problems"])
-    return 3 if code == -signal.SIGINT else code if code in (0, 3) else 1
 
 
 def compared(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +69,18 @@ def score(work: Path, models: Sequence[str], lock: int, earlier: Path | None = N
     asked = {"models": list(models), "earlier": str(earlier) if earlier else None}
     job = json.loads((work / "job.json").read_text(encoding="utf-8")) | asked
     write_whole(work / "job.json", json.dumps(job, indent=1))
+    return ask("sft_recipes.evaluate.scoring_process", work, lock, job)
+
+
+def ask(module: str, work: Path, lock: int, job: Mapping[str, Any]) -> int:
+    """Let a module with torch in it do the job that lies in a directory, in a process of its own.
+
+    Returns, Raises:
+        As `score`; the module writes `answer.json` with `problems` where it cannot do what it is asked.
+    """
     answer = work / "answer.json"
     answer.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "sft_recipes.evaluate.scoring_process", str(work)]
+    command = [sys.executable, "-m", module, str(work)]
     environment = quiet_environment(on_cpu=job["on_cpu"], compiles=arguments.compiles(job["recipe"]))
     process = subprocess.Popen(command, env=environment, pass_fds=(lock,))
     try:

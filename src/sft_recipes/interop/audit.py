@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sft_recipes.errors import InputError
 from sft_recipes.interop import importers, tables
 from sft_recipes.interop.importers import PROCESSES, TOOLS
@@ -161,7 +159,7 @@ def text(audit: Audit, template: Path | None = None) -> str:
                 commented.add(entry)
                 own = entry.outcome in _OURS and entry.key in entry.sets
                 lines.append(f"# {entry.outcome if own else entry.key}: {entry.text}")
-        lines.append(_yaml(key, str(template) if key == "chat_template_path" and template else value))
+        lines.append(recipes.line(key, str(template) if key == "chat_template_path" and template else value))
     return "\n".join(lines) + "\n"
 
 
@@ -367,22 +365,6 @@ def _ordered(recipe: Mapping[str, Any]) -> dict[str, Any]:
     first = ("description", "accelerate_config")
     places = {key: index for index, key in enumerate((*first, *_HEADINGS))}
     return dict(sorted(recipe.items(), key=lambda item: places.get(item[0], places[_heading(item[0])])))
-
-
-def _yaml(key: str, value: Any) -> str:
-    """One line of the recipe that YAML 1.1 and 1.2 read alike; characters that do not print are escaped."""
-    printable = schema.as_yaml(value).isprintable()
-    style = '"' if isinstance(value, str) and not printable else None
-    alone = style is not None or isinstance(value, (list, dict))
-    dumped = yaml.dump(
-        value if alone else {key: value},
-        Dumper=recipes.Dumper,
-        default_flow_style=alone,
-        default_style=style,
-        allow_unicode=printable,
-        width=10**6,
-    ).rstrip()
-    return f"{key}: {dumped}" if alone else dumped
 
 
 def _shown(value: Any) -> str:

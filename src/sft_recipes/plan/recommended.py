@@ -5,12 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sft_recipes.plan.fit import gib
 from sft_recipes.plan.recommend import BASE, MARGIN
 from sft_recipes.recipes import editor
-from sft_recipes.recipes.recipe import Dumper, dump
+from sft_recipes.recipes.recipe import line
 from sft_recipes.terminal import count, share
 
 # Of comments in a file, and beside the subjects in a terminal of 80 columns.
@@ -28,16 +26,8 @@ def written(facts: Mapping[str, Any], width: int = WIDTH) -> str:
         lines += _comment(each["reason"], width)
         if each["known"]:
             lines += _comment(f"Known: {each['known']}.", width)
-        lines.append(_line(key, each["value"]))
+        lines.append(line(key, each["value"]))
     return "\n".join(lines) + "\n"
-
-
-def _line(key: str, value: Any) -> str:
-    """A key as recipes are written: lists in one line."""
-    if isinstance(value, list):
-        listed = yaml.dump(value, Dumper=Dumper, default_flow_style=True, allow_unicode=True, width=10**6)
-        return f"{key}: {listed.strip()}"
-    return dump({key: value}).rstrip()
 
 
 def _comment(text: str, width: int) -> list[str]:

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sft_recipes.errors import InputError
 from sft_recipes.recipes import editor
 from sft_recipes.recipes import recipe as recipes
@@ -70,16 +68,7 @@ def new(
     )
     variant = _without(variant, said or {})
     for key, (value, comment) in (said or {}).items():
-        flow = isinstance(value, (dict, list))
-        written = yaml.dump(
-            value if flow else {key: value},
-            Dumper=recipes.Dumper,
-            default_flow_style=flow,
-            sort_keys=False,
-            allow_unicode=True,
-            width=10**6,
-        ).strip()
-        variant += [*([f"# {comment}"] if comment else []), f"{key}: {written}" if flow else written]
+        variant += [*([f"# {comment}"] if comment else []), recipes.line(key, value)]
     yours = "# The change, with its reason above it; sft-recipes why KEY says what is known about a value."
     text = "\n".join([editor.LINE, *variant, f"description: What {name} tries, in one line.", yours, ""])
     write(path, text)

@@ -498,3 +498,19 @@ Dumper.add_implicit_resolver(
 def dump(values: Mapping[str, Any]) -> str:
     """Flat YAML that readers of YAML 1.1, stock `trl sft --config` among them, and of 1.2 understand the same way."""
     return yaml.dump(dict(values), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=1000)
+
+
+def line(key: str, value: Any) -> str:
+    """One line of the recipe that YAML 1.1 and 1.2 read alike; characters that do not print are escaped."""
+    printable = schema.as_yaml(value).isprintable()
+    style = '"' if isinstance(value, str) and not printable else None
+    alone = style is not None or isinstance(value, (list, dict))
+    dumped = yaml.dump(
+        value if alone else {key: value},
+        Dumper=Dumper,
+        default_flow_style=alone,
+        default_style=style,
+        allow_unicode=printable,
+        width=10**6,
+    ).rstrip()
+    return f"{key}: {dumped}" if alone else dumped
