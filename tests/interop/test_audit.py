@@ -19,6 +19,7 @@ from sft_recipes.interop import importers, meanings, recognition, tables
 from sft_recipes.interop.audit import Audit, audit, facts, render, text, write
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, secrets, topology
+from sft_recipes.recipes.sources import entries
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -239,11 +240,44 @@ def test_the_roles_that_are_taken_over_are_those_that_rows_are_read_by() -> None
     assert tables.DATA["roles"] == {"messages": ROLES, "sharegpt": SHAREGPT_ROLES}
 
 
-def test_two_datasets_are_one_file_to_prepare(tmp_path: Path) -> None:
-    made = audited(tmp_path, "base_model: a/b\nadapter: lora\ndatasets: [{path: a/b, type: alpaca}, {path: c/d}]\n")
-    assert outcomes(made)["inexpressible"] == {"datasets"}
-    assert outcomes(made)["missing"] == {"train_file", "lora_target_modules"}
-    assert made.recipe["train_file"] == "data/train.jsonl"
+@pytest.mark.parametrize(
+    ("content", "sources"),
+    [
+        (
+            "base_model: a/b\nadapter: lora\ndatasets:\n- {path: a/b, type: alpaca, split: train_sft}\n"
+            "- {path: rows.json, type: chat_template, field_messages: chat}\n",
+            [
+                {"dataset": "a/b", "split": "train_sft", "data_format": "alpaca"},
+                {"file": "rows.json", "data_format": "messages", "data_columns": {"messages": "chat"}},
+            ],
+        ),
+        (TRL + "datasets: [{path: a/b, name: small}, {path: c/d}]\n", [{"dataset": "a/b", "config": "small"}, "c/d"]),
+        (TRL + "dataset_mixer: {a/b: 1.0, c/d: 1.0}\n", ["a/b", "c/d"]),
+        (TRL + "dataset_mixture: {datasets: [{id: a/b, weight: 1.0}, {id: c/d}]}\n", ["a/b", "c/d"]),
+    ],
+)
+def test_several_datasets_become_a_list_of_sources(tmp_path: Path, content: str, sources: list[Any]) -> None:
+    made = audited(tmp_path, content)
+    expected = [{"dataset": each} if isinstance(each, str) else each for each in sources]
+    assert made.recipe["train_file"] == expected
+    assert len(entries("train_file", made.recipe["train_file"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("datasets", "words"),
+    [
+        ("datasets: [{path: a/b}, {path: c/d, fraction: 0.5}]", "dataset 2: taken over without fraction"),
+        ("dataset_mixer: {a/b: 1.0, c/d: 0.5}", "dataset 2: 0.5 of the rows; name it in train_file as {dataset: NAME"),
+        (
+            "datasets: [{split: train}, 3]",
+            "dataset 1: it names no path; set train_file or dataset_name; dataset 2: it",
+        ),
+    ],
+)
+def test_what_one_of_several_datasets_cannot_say_is_named(tmp_path: Path, datasets: str, words: str) -> None:
+    made = audited(tmp_path, TRL + datasets + "\n")
+    assert words in " ".join(render(made).split())
+    assert not made.complete and "train_file" not in made.recipe
 
 
 def test_sharegpt_turns_and_their_column_are_recognised(tmp_path: Path) -> None:

@@ -79,7 +79,6 @@ CASES: dict[str, tuple[str, dict[str, set[str]], dict[str, Any]]] = {
             },
             "added": {"completion_only_loss"},
             "inexpressible": {"dataset_mixture"},
-            "missing": {"train_file"},
         },
         {
             "gradient_accumulation_steps": 8,

@@ -1,7 +1,7 @@
 """What takes more than a table to say of other tools' keys, each a function of the value and the whole file."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sft_recipes.interop.tables import DATA, OFF, File, Meaning, Translation, by_cases, cannot, sentence, translated
@@ -29,16 +29,16 @@ def _per_epoch(kind: str) -> Meaning:
 def _dataset(entry: Any, names: Mapping[str, str], ignored: Sequence[str] = ()) -> Translation:
     """One entry of a list of datasets; `names` are the tool's words for path, config, split and files."""
     if not isinstance(entry, Mapping) or not isinstance(entry.get(names["path"]), str):
-        return cannot("its one dataset names no path; set train_file or dataset_name")
+        return cannot("it names no path; set train_file or dataset_name")
     path, files, split = entry[names["path"]], entry.get("data_files"), entry.get(names["split"])
     if isinstance(files, list) and len(files) == 1:
         files = files[0]
     if isinstance(split, str) and "[" in split:
-        return cannot("a slice of a split; $one_file")
+        return cannot("a slice of a split; $some_rows")
     if isinstance(files, str) or path.endswith((".jsonl", ".json", ".csv", ".parquet")):
         values = {"train_file": files if isinstance(files, str) else path}
     elif files:
-        return cannot("several data files; $one_file")
+        return cannot("several data files; $sources")
     else:
         found = {"dataset_config": entry.get(names["config"]), "dataset_train_split": split}
         values = {"dataset_name": path} | {key: value for key, value in found.items() if value is not None}
@@ -49,33 +49,56 @@ def _dataset(entry: Any, names: Mapping[str, str], ignored: Sequence[str] = ()) 
 
 
 _NAMES = {"path": "path", "config": "name", "split": "split"}
+# What a recipe's key is called in one of several sources.
+_OF_SOURCE = {"train_file": "file", "dataset_name": "dataset"} | {
+    key: key.removeprefix("dataset_").removeprefix("train_")
+    for key in ("dataset_config", "dataset_train_split", "data_format", "data_columns")
+}
+
+
+def _sources(value: Any, one: Callable[[Any], Translation]) -> Translation:
+    """A list of datasets, all rows of each: one by the keys it always had, several as a list in `train_file`."""
+    if not isinstance(value, list) or not value:
+        return cannot("no list of datasets; set train_file or dataset_name")
+    found = [one(entry) for entry in value]
+    if len(found) == 1:
+        return found[0]
+    if wrong := [f"dataset {n}: {each.why}" for n, each in enumerate(found, 1) if each.outcome != "translated"]:
+        return cannot("; ".join(wrong))
+    why = "; ".join(dict.fromkeys(each.why for each in found if each.why))
+    listed = [{_OF_SOURCE[key]: of_source for key, of_source in each.values.items()} for each in found]
+    return translated(why, train_file=listed)
 
 
 def _trl_datasets(value: Any, file: File) -> Translation:
-    if not isinstance(value, list) or len(value) != 1:
-        return cannot("several datasets; $one_file")
-    return _dataset(value[0], _NAMES, ("columns",))
+    return _sources(value, lambda entry: _dataset(entry, _NAMES, ("columns",)))
 
 
 def _mixture(value: Any, file: File) -> Translation:
     """alignment-handbook's and open-r1's dataset_mixture."""
-    datasets = value.get("datasets") if isinstance(value, Mapping) else None
-    if not isinstance(datasets, list) or len(datasets) != 1 or not isinstance(datasets[0], Mapping):
-        number = f"{len(datasets)} datasets; " if isinstance(datasets, list) else ""
-        return cannot(f"{number}prepare one file and set train_file")
-    if datasets[0].get("weight") not in (None, 1):
-        return cannot("a share of the rows; $one_file")
-    found = _dataset(datasets[0], {"path": "id", "config": "config", "split": "split"}, ("columns", "weight"))
+    value = value if isinstance(value, Mapping) else {}
+    names = {"path": "id", "config": "config", "split": "split"}
+
+    def one(entry: Any) -> Translation:
+        if isinstance(entry, Mapping) and entry.get("weight") not in (None, 1):
+            return cannot("a share of the rows; $some_rows")
+        return _dataset(entry, names, ("columns", "weight"))
+
+    found = _sources(value.get("datasets"), one)
     held = value.get("test_split_size")
     return found + by_cases(DATA["tools"]["trl"]["cases"]["test_split_size"], held, file) if held else found
 
 
 def _mixer(value: Any, file: File) -> Translation:
     """alignment-handbook's older dataset_mixer: shares by dataset."""
-    if not isinstance(value, Mapping) or len(value) != 1:
-        return cannot("several datasets; $one_file")
-    name, share = next(iter(value.items()))
-    return translated(dataset_name=name) if share == 1 else cannot(f"{share} of the rows; $one_file")
+    if not isinstance(value, Mapping):
+        return cannot("no shares by dataset; set train_file or dataset_name")
+
+    def one(entry: tuple[Any, Any]) -> Translation:
+        name, share = entry
+        return translated(dataset_name=name) if share == 1 else cannot(f"{share} of the rows; $some_rows")
+
+    return _sources([*value.items()], one)
 
 
 def _splits(value: Any, file: File) -> Translation:
@@ -90,14 +113,18 @@ def _splits(value: Any, file: File) -> Translation:
 def _configs(value: Any, file: File) -> Translation:
     if isinstance(value, list) and len(value) == 1:
         return translated(dataset_config=value[0])
-    return cannot("several dataset configs; $one_file")
+    return cannot("several dataset configs; $sources")
 
 
 def _axolotl_datasets(value: Any, file: File) -> Translation:
-    if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], Mapping):
-        return cannot("several datasets; $one_file")
-    entry = value[0]
-    found, kind = _dataset(entry, _NAMES, DATA["axolotl_dataset"]), entry.get("type")
+    return _sources(value, _axolotl_dataset)
+
+
+def _axolotl_dataset(entry: Any) -> Translation:
+    found = _dataset(entry, _NAMES, DATA["axolotl_dataset"])
+    if not isinstance(entry, Mapping):
+        return found
+    kind = entry.get("type")
     if kind == "alpaca":
         why = "Axolotl writes `### Instruction:` around alpaca rows, here they are turns of the chat template"
         rows = translated(why, data_format="alpaca")
@@ -151,7 +178,7 @@ def _test_datasets(value: Any, file: File) -> Translation:
     found = _axolotl_datasets(value, file)
     if found.outcome == "translated" and "train_file" in found.values:
         return translated(validation_file=found.values["train_file"])
-    return cannot("bring the held-out rows into one file and set validation_file")
+    return cannot("$held_out_files")
 
 
 def _load_best(value: Any, file: File) -> Translation:
@@ -182,12 +209,15 @@ def _early_stopping(value: Any, file: File) -> Translation:
 
 def _oumi_datasets(value: Any, file: File) -> Translation:
     """oumi's list of datasets: a Hub dataset, or a file of conversations under the name text_sft."""
-    if not isinstance(value, list) or len(value) != 1 or not isinstance(value[0], Mapping):
-        return cannot("several datasets; $one_file")
-    entry = dict(value[0])
-    if str(entry.get("dataset_name")).startswith("text_sft") and isinstance(entry.get("dataset_path"), str):
-        entry |= {"dataset_name": entry.pop("dataset_path"), "split": None}
-    return _dataset(entry, {"path": "dataset_name", "config": "subset", "split": "split"}, ("shuffle", "seed"))
+    names = {"path": "dataset_name", "config": "subset", "split": "split"}
+
+    def one(entry: Any) -> Translation:
+        given = entry if isinstance(entry, Mapping) else {}
+        if str(given.get("dataset_name")).startswith("text_sft") and isinstance(given.get("dataset_path"), str):
+            entry = {**entry, "dataset_name": entry["dataset_path"], "dataset_path": None, "split": None}
+        return _dataset(entry, names, ("shuffle", "seed"))
+
+    return _sources(value, one)
 
 
 def _torchtune_model(value: Any, file: File) -> Translation:
