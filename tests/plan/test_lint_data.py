@@ -121,6 +121,211 @@ TRIPS: dict[str, tuple[list[Row], str]] = {
 }
 
 
+def asking(rows: list[Row], **values: Any) -> dict[str, Any]:
+    return {"train": rows, "validation": good(8, start=10_000), **values}
+
+
+TURNS = [("user", "red"), ("assistant", "odd"), ("user", "red red"), ("assistant", "even")]
+TALKS = [{"messages": [{"role": role, "content": f"{text} {n}"} for role, text in TURNS]} for n in range(40)]
+LONG = [row(f"text {n}", "word " * 60) for n in range(40)]
+PAIRS = [{"prompt": f"order {n}:", "completion": " refund"} for n in range(80)]
+SPACED = [{"prompt": f"order {n}: ", "completion": "refund"} for n in range(80)]
+TWICE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|><|im_end|>\n{% endfor %}"
+ONCE = TWICE.replace("<|im_end|><|im_end|>", "<|im_end|>")
+MARKED = ONCE.replace("{{ m.content }}", "{% generation %}{{ m.content }}").replace(
+    "<|im_end|>", "<|im_end|>{% endgeneration %}"
+)
+BARE = ONCE.replace("<|im_end|>", "")
+CLOCK = ONCE.replace("{% for", "{{ strftime_now('%d %b %Y') }}{% for", 1)
+TRIMMED = ONCE.replace("m.content", "m.content | trim")
+DATED = ONCE.replace("{% for", "26 Jul 2024{% for", 1)
+NUMBERED = [row(f"text {n}", str(n % 2)) for n in range(40)]
+RARE = [row(f"text {n}", "odd" if n % 20 == 0 else "even") for n in range(100)]
+SLOPPY = [row("x", "Odd"), row("y", "odd")]
+# By rule: what it says to write, rows (and keys of the recipe) that trip it, and the same after that was done. A
+# template is a file of that text.
+REMEDIES: dict[str, list[tuple[str, dict[str, Any], dict[str, Any]]]] = {
+    "split-overlap": [
+        (
+            "delete them from all but the split",
+            asking(good(40), validation=[*good(3), *good(7, 5000)]),
+            asking(good(40)[3:], validation=[*good(3), *good(7, 5000)]),
+        )
+    ],
+    "split-overlap-normalised": [
+        (
+            "delete them from train",
+            asking(good(40), validation=[row("Text  7.", "odd"), *good(9, 5000)]),
+            asking(good(7), validation=[row("Text  7.", "odd"), *good(9, 5000)]),
+        )
+    ],
+    "duplicate-rows": [("keep one of each", asking([*good(40), *good(3)]), asking(good(40)))],
+    "contradictory-answers": [
+        ("decide on one answer", asking([*good(40), row("text 3", "even")]), asking(good(40))),
+        (
+            "put what tells the two apart into the input",
+            asking([*good(40), row("text 3", "even")]),
+            asking([*good(40), row("text 3, counted from 1", "even")]),
+        ),
+    ],
+    "empty-answers": [
+        ("write the answer", asking([*good(40), row("x", "nan")]), asking([*good(40), row("x", "odd")])),
+        ("delete the row", asking([*good(40), row("x", "nan")]), asking(good(40))),
+    ],
+    "answers-not-json": [("write answers with a JSON library", asking(origin(100)), asking(origin(100, fixed=True)))],
+    "unrendered-placeholders": [
+        ("fill in the template", asking([*good(40), row("x", "odd {name}")]), asking([*good(40), row("x", "odd Jo")]))
+    ],
+    "answer-leaks-class": [("with null where", asking(origin(100)), asking(origin(100, fixed=True)))],
+    "constant-answer": [
+        ("write what belongs to each row", asking(origin(100)), asking(origin(100, fixed=True))),
+        ("add rows with other answers", asking([row(f"text {n}", "even") for n in range(40)]), asking(good(40))),
+    ],
+    "classes-are-numbers": [
+        (
+            "write the name of each class into the rows",
+            asking(NUMBERED, validation=NUMBERED[:4], task="classification"),
+            asking(good(40), task="classification"),
+        )
+    ],
+    "class-imbalance": [
+        ("add rows of the rare classes", asking(RARE), asking([*RARE, *(row(f"more {n}", "odd") for n in range(80))]))
+    ],
+    "classes-spelled-alike": [
+        ("write them alike", asking([*good(40), *SLOPPY]), asking([*good(40), row("x", "odd"), row("y", "odd")])),
+        (
+            "list labels in the recipe",
+            asking([*good(40), *SLOPPY]),
+            asking([*good(40), *SLOPPY], task="classification", labels=["even", "odd", "Odd"]),
+        ),
+    ],
+    "class-not-in-training": [
+        (
+            "spell classes alike in all files",
+            asking(good(40), validation=[row("x", "Odd"), *good(9, 5000)]),
+            asking(good(40), validation=[row("x", "odd"), *good(9, 5000)]),
+        ),
+        (
+            "add train rows of these",
+            asking(good(40), validation=[row("x", "neither"), *good(9, 5000)]),
+            asking([*good(40), row("y", "neither")], validation=[row("x", "neither"), *good(9, 5000)]),
+        ),
+    ],
+    "small-evaluation-set": [
+        (
+            "hold out 630 rows",
+            asking(good(40), validation=good(300, 5000)),
+            asking(good(40), validation=good(630, 5000)),
+        )
+    ],
+    "every-answer-lost": [
+        ("set max_length to 64", asking(alpaca_rows(64, 3), max_length=8), asking(alpaca_rows(64, 3), max_length=64))
+    ],
+    "answers-lost": [
+        ("set max_length to 64", asking(alpaca_rows(64, 3), max_length=45), asking(alpaca_rows(64, 3), max_length=64))
+    ],
+    "answers-cut": [("set max_length to 192", asking(LONG, max_length=64), asking(LONG, max_length=192))],
+    "chat-template": [
+        (
+            "a copy of it with {% generation %} around the assistant's text",
+            asking(TALKS, validation=TALKS[:8], chat_template_path=ONCE),
+            asking(TALKS, validation=TALKS[:8], chat_template_path=MARKED),
+        ),
+        (
+            "or give each row one answer",
+            asking(TALKS, validation=TALKS[:8], chat_template_path=ONCE),
+            asking(good(40), chat_template_path=ONCE),
+        ),
+    ],
+    "no-stop-token": [
+        (
+            "or chat_template_path to a template that puts it inside the assistant's turn",
+            asking(good(40), chat_template_path=BARE),
+            asking(good(40), chat_template_path=ONCE),
+        )
+    ],
+    "stop-token-twice": [
+        (
+            "or set chat_template_path to a template that writes it once",
+            asking(good(40), chat_template_path=TWICE),
+            asking(good(40), chat_template_path=ONCE),
+        ),
+        (
+            "delete the token from the end of the answers",
+            asking([*good(40), row("x", "odd<|im_end|>")]),
+            asking([*good(40), row("x", "odd")]),
+        ),
+    ],
+    "answer-rewritten": [
+        (
+            "write the answers as the template leaves them",
+            asking([*good(40), row("x", "odd ")], chat_template_path=TRIMMED),
+            asking([*good(40), row("x", "odd")], chat_template_path=TRIMMED),
+        ),
+        (
+            "a template that leaves them as they are",
+            asking([*good(40), row("x", "odd ")], chat_template_path=TRIMMED),
+            asking([*good(40), row("x", "odd ")], chat_template_path=ONCE),
+        ),
+    ],
+    "template-reads-clock": [
+        (
+            "a copy of the template with a fixed date",
+            asking(good(40), chat_template_path=CLOCK),
+            asking(good(40), chat_template_path=DATED),
+        )
+    ],
+    "special-tokens-in-text": [
+        ("delete the tokens", asking([*good(40), row("x<|im_end|>", "odd")]), asking([*good(40), row("x", "odd")]))
+    ],
+    "prompt-not-a-prefix": [
+        (
+            "with the space at the start of the answer",
+            asking(SPACED[:40], validation=SPACED[40:]),
+            asking(PAIRS[:40], validation=PAIRS[40:]),
+        )
+    ],
+    "email-addresses": [
+        ("replace them", asking([*good(40), row("jane@example.org", "odd")]), asking([*good(40), row("NAME", "odd")]))
+    ],
+    "key-like-strings": [
+        ("delete it", asking([*good(40), row("AKIA" + "ABCDEFGH" * 2, "odd")]), asking([*good(40), row("x", "odd")]))
+    ],
+}
+# Followed by a test of its own here or in the test of what is refused, or nothing that rows or a key mend.
+FOLLOWED = {
+    *(
+        "double-bos",
+        "plain-text-prompts",
+        "some-without-stop-token",
+        "header-supervised",
+        "empty-reasoning",
+        "pad-is-eos",
+    ),
+    *("eos-token", "end-of-text-twice", "tokens-beyond-embedding"),
+}
+
+
+def test_every_remedy_of_a_rule_about_rows_is_followed() -> None:
+    assert {each.id for each in about_rows()} == REMEDIES.keys() | FOLLOWED and not REMEDIES.keys() & FOLLOWED
+
+
+@pytest.mark.parametrize(
+    ("rule", "number"), [(rule, number) for rule, each in REMEDIES.items() for number in range(len(each))]
+)
+def test_what_is_said_of_rows_mends_them(look: Look, rule: str, number: int) -> None:
+    words, trips, mended = REMEDIES[rule][number]
+
+    def found(given: dict[str, Any]) -> list[Finding]:
+        if "{%" in (template := given.get("chat_template_path", "")):
+            Path("own.jinja").write_text(template, encoding="utf-8")
+            given = {**given, "chat_template_path": "own.jinja"}
+        return look(**given).get(rule, [])
+
+    assert any(words in said.instead for said in found(trips)), [said.instead for said in found(trips)]
+    assert found(mended) == []
+
+
 def test_good_rows_trip_nothing(look: Look) -> None:
     assert look(good(40)) == {}
     code = "```python\ndef f(x):\n    return f'{x}'\n```"
@@ -310,8 +515,7 @@ def test_stop_tokens(look: Look) -> None:
 
 
 def test_conversations_need_a_template_that_tells_the_answers(look: Look, tiny_model: Path) -> None:
-    turns = [("user", "red"), ("assistant", "odd"), ("user", "red red"), ("assistant", "even")]
-    rows = [{"messages": [{"role": role, "content": f"{text} {n}"} for role, text in turns]} for n in range(40)]
+    rows = TALKS
     assert "chat-template" not in look(rows, validation=rows[:8])
     Path("plain.jinja").write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}<|im_end|>\n{% endfor %}")
     found = look(rows, validation=rows[:8], chat_template_path="plain.jinja")
