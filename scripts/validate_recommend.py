@@ -148,7 +148,7 @@ def write(name: str, folder: Path) -> Path:
 def recommended_for(data: Path, machine: str) -> dict[str, Any]:
     """The recommendation for a file on one of the machines, without alternatives."""
     chosen = recommend.machine_of(*MACHINES[machine])
-    rows = recommend.look(str(data), {})
+    rows = recommend.rows_of(str(data), {})
     return recommend.facts_of(rows, chosen, recommend.decide(rows, chosen, {}), [])
 
 

@@ -74,7 +74,7 @@ def test_what_is_recommended_fits_and_can_be_trained(
 
 def recommended(path: str, *words: str, gpu: str = "rtx-4090", number: int | None = None) -> recommend.Decided:
     own = recipes.parse_overrides(words)
-    return recommend.decide(recommend.look(path, own), recommend.machine_of(gpu, number), own)
+    return recommend.decide(recommend.rows_of(path, own), recommend.machine_of(gpu, number), own)
 
 
 def test_rows_of_two_spellings_get_no_task_and_are_told(made: Callable[..., dict[str, Any]]) -> None:
@@ -138,7 +138,7 @@ def test_languages_are_not_guessed(validate: Any, project: Path, base: str, said
 
 def test_lengths_are_exact_where_the_tokenizer_is(project: Path) -> None:
     words = "model_name_or_path=model"
-    rows = recommend.look("data/train.jsonl", recipes.parse_overrides(words))
+    rows = recommend.rows_of("data/train.jsonl", recipes.parse_overrides(words))
     assert rows.margin == 1 and rows.found["tokens_are"] == "exact"
     chosen = recommended("data/train.jsonl", words, gpu="laptop")
     assert not any("tokenizer" in each for each in chosen.unknown)

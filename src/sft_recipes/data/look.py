@@ -1,7 +1,9 @@
 """What a recipe says of a file of rows that was looked at, each key with what was seen."""
 
 import collections
+import dataclasses
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from sft_recipes.data import preparation, survey
@@ -11,6 +13,8 @@ from sft_recipes.terminal import count
 
 # Classes that a comment names with their rows.
 NAMED = 6
+# The share of answers in JSON from which the rows are for extracting.
+MOSTLY = 0.9
 
 Said = dict[str, tuple[Any, str]]
 """By key of a recipe: its value, and what was seen, empty where the key above says it."""
@@ -29,10 +33,12 @@ def said(file: str, base: str) -> Said:
     found = survey.survey(prepared, None)
     train = found["splits"]["train"]
     rows = count(train["rows"], "row")
-    of_task = _task(prepared, found["class_field"] or None, rows)
-    own_task = recipes.load(base)["task"]
-    kind = "classification" if of_task else own_task and "generation"
-    loaded = recipes.load(base, {"data": file, "task": kind, **{key: value for key, (value, _) in of_task.items()}})
+    seen = classes(prepared, found)
+    of_task = _task(seen, rows) if seen else {}
+    own_task = "classification" if seen else recipes.load(base)["task"] and "generation"
+    loaded = recipes.load(
+        base, {"data": file, "task": own_task, **{key: value for key, (value, _) in of_task.items()}}
+    )
     given = {key: item.value for key, item in loaded.values.items() if item.origin == "DATA"}
     kinds = {"prompt_completion": "a prompt and a completion", "alpaca": "a user turn and the assistant's"}
     lines: Said = {"train_file": (file, f"{rows}, each {kinds.get(prepared.format, 'a conversation')}.")}
@@ -41,9 +47,9 @@ def said(file: str, base: str) -> Said:
         said_of = (f"{column} is the {field}" for field, column in columns.items())
         lines["data_columns"] = (columns, f"{', '.join(said_of)}.")
     lines |= of_task
-    if kind == "generation":
+    if own_task == "generation":
         distinct = train["answers"]["distinct"]
-        lines["task"] = (kind, f"{count(distinct, 'different answer')} in {rows} are texts and no classes.")
+        lines["task"] = (own_task, f"{count(distinct, 'different answer')} in {rows} are texts and no classes.")
     sizes = [key for key in given if key.endswith("_split_size")]
     replaced = {key: (value, "") for key, value in given.items() if key not in (*lines, *sizes)}
     if replaced:
@@ -60,23 +66,55 @@ def said(file: str, base: str) -> Said:
     return lines
 
 
-def _task(prepared: preparation.Prepared, field: str | None, rows: str) -> Said:
-    """Task and classes; nothing where the answers are no classes."""
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """The classes that the answers of rows are."""
+
+    field: str | None
+    """The field of the JSON answers that is the class; None where the whole answer is."""
+    rows: Mapping[str, int]
+    """How many rows each has, most frequent first."""
+
+
+def kind(prepared: preparation.Prepared, found: survey.Survey) -> str:
+    """What the training rows are for: conversation, classification, extraction (into JSON) or text."""
     if prepared.kind != "prompt_completion":
-        return {}
-    answers = []
+        return "conversation" if prepared.kind == "messages" else "text"
+    if classes(prepared, found):
+        return "classification"
+    train = found["splits"]["train"]
+    return "extraction" if train["json"]["looks"] >= MOSTLY * train["rows"] else "text"
+
+
+def classes(prepared: preparation.Prepared, found: survey.Survey) -> Classes | None:
+    """The classes of the training rows; None where the answers are none.
+
+    One of several fields of a JSON answer is its class if it is called so; otherwise the others are what is asked.
+    """
+    field, train = found["class_field"] or None, found["splits"]["train"]
+    if prepared.kind != "prompt_completion":
+        return None
+    if field and not survey.CLASS_NAME.search(field) and any(len(e["fields"]) > 1 for e in train["classes"].values()):
+        return None
+    rows = collections.Counter[str]()
     with (prepared.directory / "train.jsonl").open(encoding="utf-8", newline="\n") as lines:
         for line in lines:
             answer = json.loads(line)["completion"]
-            answers.append(answer if isinstance(answer, str) else answer[-1]["content"])
-    classes = collections.Counter(task.written(answer, field, None) for answer in answers)
-    if len(classes) > task.MOST_LABELS or len(classes) * survey.ROWS_PER_CLASS > len(answers):
-        return {}
-    own = dict.fromkeys(task.KEYS) | {"task": "classification", "label_field": field}
-    labels = list(task.task_of(own, answers).labels)
-    named = ", ".join(f"{label} {number:,}" for label, number in classes.most_common(NAMED))
-    more = ", ..." if len(classes) > NAMED else ""
-    found: Said = {"task": ("classification", f"{count(len(labels), 'class')} in {rows}: {named}{more}.")}
-    if field:
-        found["label_field"] = (field, "The field of the JSON answers that tells them apart.")
-    return found | {"labels": (labels, "")}
+            text = answer if isinstance(answer, str) else answer[-1]["content"]
+            if written := task.written(text, field, None):
+                rows[written] += 1
+            if len(rows) > task.MOST_LABELS:
+                return None
+    if len(rows) < 2 or len(rows) * survey.ROWS_PER_CLASS > train["rows"]:
+        return None
+    return Classes(field, dict(rows.most_common()))
+
+
+def _task(found: Classes, rows: str) -> Said:
+    """Task and classes, which are not listed where some are spelled alike: plan says so then, until they are."""
+    named = ", ".join(f"{label} {number:,}" for label, number in [*found.rows.items()][:NAMED])
+    more = ", ..." if len(found.rows) > NAMED else ""
+    lines: Said = {"task": ("classification", f"{count(len(found.rows), 'class')} in {rows}: {named}{more}.")}
+    if found.field:
+        lines["label_field"] = (found.field, "The field of the JSON answers that tells them apart.")
+    return lines if task.alike(found.rows) else lines | {"labels": (sorted(found.rows), "")}

@@ -6,6 +6,7 @@ and the evidence of a key what is known about its values. No torch.
 
 import collections
 import dataclasses
+import functools
 import json
 import math
 import unicodedata
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.data import packing, preparation, survey, tokens
+from sft_recipes.data import look, packing, preparation, survey, tokens
 from sft_recipes.data.packing import Lengths
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.data.survey import SplitFacts, Survey
@@ -136,18 +137,10 @@ class Rows:
         """Tokens of the answers."""
         return self.train["supervised_tokens"] * self.margin
 
-    @property
+    @functools.cached_property
     def kind(self) -> str:
-        """conversation, classification, extraction (into JSON) or text."""
-        field, classes = self.found["class_field"], self.train["classes"].values()
-        if self.found["kind"] == "messages":
-            return "conversation"
-        # One of several fields of an answer is its class if it is called so.
-        if field is not None and (
-            not field or survey.CLASS_NAME.search(field) or all(len(each["fields"]) == 1 for each in classes)
-        ):
-            return "classification"
-        return "extraction" if self.train["json"]["looks"] >= 0.9 * self.train["rows"] else "text"
+        """What they are for, as `make new` sees it too."""
+        return look.kind(self.prepared, self.found)
 
     def whole(self, limit: int | None) -> float:
         """The share of rows that a length leaves whole."""
@@ -203,7 +196,7 @@ def recommend(
         InputError: The rows cannot be read, there is no such GPU, or nothing fits.
     """
     machine, own = machine_of(gpu, number), recipes.parse_overrides(overrides)
-    rows = look(data, own)
+    rows = rows_of(data, own)
     chosen = decide(rows, machine, own)
     return facts_of(rows, machine, chosen, [*alternatives(rows, machine, own, chosen)])
 
@@ -263,7 +256,7 @@ def machine_of(gpu: str | None, number: int | None) -> Machine:
     return Machine(spec, number or len(visible) or 1, spec.memory_bytes / fit.GIB)
 
 
-def look(data: str, own: Mapping[str, Value]) -> Rows:
+def rows_of(data: str, own: Mapping[str, Value]) -> Rows:
     """The rows, read as the user says, with none held out.
 
     Raises:
@@ -507,14 +500,13 @@ def _learn(put: _Draft, rows: Rows, way: Way, left: int, batch: int, epochs: flo
 def _task(put: _Draft, rows: Rows) -> list[str]:
     """What it is evaluated on when it has been trained; and what that cannot say."""
     put.borrow(BASE, "eval_steps", "save_steps")
-    classes = {name: each["rows"] for name, each in rows.train["classes"].items()}
-    if rows.kind == "classification":
-        least, most = min(classes.values()), max(classes.values())
-        put("task", "classification", f"{count(len(classes), 'class')} of {least:,} to {most:,} rows.")
-        if field := rows.found["class_field"]:
-            put("label_field", field, "The field of the answers that has few values.")
-        if not task.alike(classes):
-            put("labels", sorted(classes), "All that there are; an answer that is none of them is refused.")
+    if classes := look.classes(rows.prepared, rows.found):
+        least, most = min(classes.rows.values()), max(classes.rows.values())
+        put("task", "classification", f"{count(len(classes.rows), 'class')} of {least:,} to {most:,} rows.")
+        if classes.field:
+            put("label_field", classes.field, "The field of the answers that has few values.")
+        if not task.alike(classes.rows):
+            put("labels", sorted(classes.rows), "All that there are; an answer that is none of them is refused.")
     elif rows.kind == "extraction":
         put("task", "generation", "The answers are JSON, so the same answer is right; json_schema: checks its form.")
     if "task" not in put.values and "task" not in put.said:
