@@ -47,13 +47,17 @@ def origin(number: int, *, fixed: bool = False) -> list[Row]:
     return rows
 
 
+# Too few for small-evaluation-set, which is looked at with more.
+HELD_OUT = good(8, start=10_000)
+
+
 @pytest.fixture
 def look(project: Path) -> Look:
     """What each rule says of train, validation and test rows, by its id; nothing of those that say nothing."""
 
     def look(train: list[Row], validation: list[Row] | None = None, test: list[Row] | None = None, **overrides: Any):
         write_rows(Path("data/train.jsonl"), train)
-        write_rows(Path("data/validation.jsonl"), validation or good(1000, start=10_000))
+        write_rows(Path("data/validation.jsonl"), validation or HELD_OUT)
         if test:
             write_rows(Path("data/test.jsonl"), test)
             overrides["test_file"] = "data/test.jsonl"
@@ -122,7 +126,7 @@ TRIPS: dict[str, tuple[list[Row], str]] = {
 
 
 def asking(rows: list[Row], **values: Any) -> dict[str, Any]:
-    return {"train": rows, "validation": good(8, start=10_000), **values}
+    return {"train": rows, **values}
 
 
 TURNS = [("user", "red"), ("assistant", "odd"), ("user", "red red"), ("assistant", "even")]
@@ -327,11 +331,12 @@ def test_what_is_said_of_rows_mends_them(look: Look, rule: str, number: int) -> 
 
 
 def test_good_rows_trip_nothing(look: Look) -> None:
-    assert look(good(40)) == {}
+    many = good(1000, start=10_000)
+    assert look(good(40), many) == {}
     code = "```python\ndef f(x):\n    return f'{x}'\n```"
     tex = r"\frac{a}{b} and ${name}"
     harmless = [row("braces", code), row("tex", tex), row("a@b", "sk-short"), row("1 + 1", "2"), row("1 - 1", "0")]
-    assert look(good(40) + harmless).keys() <= {"class-imbalance"}
+    assert look(good(40) + harmless, many).keys() <= {"class-imbalance"}
 
 
 @pytest.mark.parametrize("name", TRIPS)
