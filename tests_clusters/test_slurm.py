@@ -40,7 +40,7 @@ def test_it_is_stopped_requeued_and_resumed_as_if_nothing_had_happened(project: 
         print("began", time.time() - began, said("squeue"))
         said("scancel", "--signal=TERM", number)
         t = time.time()
-        until(lambda: len(facts(project, name).get("launches", [])) == 2 , 300)
+        until(lambda: len(facts(project, name).get("launches", [])) == 2, 300)
         print("requeued after", time.time() - t)
         until(lambda: facts(project, name)["status"] == "finished", 300)
         print("finished", time.time() - t)

@@ -15,8 +15,11 @@ from pathlib import Path
 from sft_recipes.errors import InputError
 from sft_recipes.recipes.clusters import Site
 from sft_recipes.runs.run import Run
+from sft_recipes.terminal import duration
 
 FILE = "job.sbatch"
+SUBMIT = "sbatch"
+"""What submits the file by hand."""
 # What a shell and Python need; everything else of the environment that a job is submitted from stays there.
 ENVIRONMENT = ("PATH", "HOME", "USER", "LANG", "LD_LIBRARY_PATH")
 # Ports from here on, one for each job and each of its starts.
@@ -92,6 +95,11 @@ def _contained(site: Site, project: Path) -> tuple[list[str], list[str]]:
     return [], [sys.executable, "-m", "sft_recipes"]
 
 
+def needed(site: Site) -> Iterator[str]:
+    """The keys that a site has to set for its jobs: none, partition and time are the cluster's own then."""
+    yield from ()
+
+
 def missing() -> Iterator[str]:
     """What this machine lacks to submit a job."""
     if not shutil.which("sbatch"):
@@ -125,3 +133,14 @@ def state(job: Mapping[str, object]) -> str:
     if name == "PENDING":
         return f"pending ({reason}), time limit {limit}"
     return f"{name.lower()} on {nodes}, {used} of {limit}" if name == "RUNNING" else name.lower()
+
+
+def explained(site: Site, seconds: float | None) -> str:
+    """What ends a job before it has finished, and what comes of it."""
+    asked = f"asks for {duration(seconds)}" if seconds else "asks for no time, so that it has the partition's"
+    return f"{asked}; SIGUSR1 comes {duration(site['grace_seconds'])} before it, and has a checkpoint saved"
+
+
+def stopping(identifier: str) -> str:
+    """The command that ends a job."""
+    return f"scancel {identifier}"

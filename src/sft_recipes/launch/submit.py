@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from sft_recipes.demo import bases
 from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.files import write_whole
-from sft_recipes.launch import launch, slurm
+from sft_recipes.launch import kubernetes, launch, skypilot, slurm
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan, traffic
 from sft_recipes.plan.job import Job, Where
@@ -24,10 +24,12 @@ from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.clusters import Site
 from sft_recipes.runs import checkpoints, lock
 from sft_recipes.runs.run import Run, unfinished
-from sft_recipes.terminal import count, duration, outliving, print_lines, say
+from sft_recipes.terminal import count, outliving, print_lines, say
 
 MARGIN, BEGINNING = 1.5, 900.0
 """A job asks for so many times what the plan says at most, and for so many seconds more to load and to evaluate."""
+# Those that take a file; the commands of torchrun are for people.
+SUBMITTED: dict[str, Any] = {"slurm": slurm, "kubernetes": kubernetes, "skypilot": skypilot}
 PLANNED = ("batch", "schedule", "memory", "time")
 
 
@@ -64,7 +66,7 @@ def submit(
     if run_name is not None:
         Run.directory_of(run_name)
     job, each = _job(name, nodes, site, where)
-    problems = [*_refused(job, nodes, each, site), *([] if dry else _missing(engine, site))]
+    problems = [*_refused(job, nodes, each, site), *_needed(engine, site), *([] if dry else _missing(engine, site))]
     _raise_all(job, problems)
     for label, text in job.decisions():
         say(label, text)
@@ -108,17 +110,27 @@ def _refused(job: Job, nodes: int, each: int, site: Site) -> Iterator[str]:
     yield from map(str, conflicts.unreachable(job.recipe, job.topology.processes, nodes))
 
 
+def _needed(engine: str, site: Site) -> Iterator[str]:
+    """What a site has to say for a job of the engine, and does not."""
+    keys = [*SUBMITTED[engine].needed(site)] if engine in SUBMITTED else []
+    if keys and site.name is None:
+        yield f"ON={engine} needs SITE=NAME, a file of clusters/ like {engine}_example.yaml, with {', '.join(keys)}"
+    elif keys:
+        yield f"clusters/{site.name}.yaml: {', '.join(keys)}: missing, and a job of {engine} needs it"
+
+
 def _missing(engine: str, site: Site) -> Iterator[str]:
     """What this machine lacks to submit a job of the site."""
-    if engine == "slurm":
-        yield from slurm.missing()
+    if engine in SUBMITTED:
+        yield from SUBMITTED[engine].missing()
     if shared := site["shared"]:
         here, there = Path.cwd().resolve(), Path(shared).expanduser().resolve()
         if not there.is_dir():
             yield f"clusters/{site.name}.yaml: shared: there is no folder {shared} on this machine"
         elif not here.is_relative_to(there):
             yield f"{here} is not in {shared} (clusters/{site.name}.yaml: shared); move the project there"
-    for variable in site["environment"] or ():
+    # Kubernetes has their values in a Secret.
+    for variable in () if engine == "kubernetes" else site["environment"] or ():
         if variable not in os.environ:
             yield f"clusters/{site.name}.yaml: environment: {variable} is not set here; export it, or take it out"
 
@@ -178,23 +190,24 @@ def _hand_over(
             print_lines(command)
         say("stop", "Ctrl-C on any of them saves a checkpoint and stops all; the same commands go on")
         return run
-    gpus = 0 if job.topology.use_cpu else each
-    file = run.directory / slurm.FILE
-    write_whole(file, slurm.script(run, site, Path.cwd(), nodes, gpus, limit))
+    gpus, place = 0 if job.topology.use_cpu else each, SUBMITTED[engine]
+    file = run.directory / place.FILE
+    # SLURM alone asks for a time.
+    limits = (limit,) if engine == "slurm" else ()
+    write_whole(file, place.script(run, site, Path.cwd(), nodes, gpus, *limits))
     say("job", f"{file}:")
     print_lines(file.read_text(encoding="utf-8"))
-    asked = f"asks for {duration(limit)}" if limit else "asks for no time, so that it has the partition's"
-    say("limit", f"{asked}; SIGUSR1 comes {duration(site['grace_seconds'])} before it, and has a checkpoint saved")
-    if starts > 1:
+    say("limit", place.explained(site, *limits))
+    if limits and starts > 1:
         say("limit", f"planned to end in {starts} starts of the same job, each of which continues the run")
-    number = None if dry else slurm.submit(file)
+    number = None if dry else place.submit(file)
     run.update(status="interrupted", job=facts | {"id": number})
     if dry:
-        say("dry run", f"nothing is submitted; sbatch {shlex.quote(str(file))} does it")
+        say("dry run", f"nothing is submitted; {place.SUBMIT} {shlex.quote(str(file))} does it")
     else:
         say("submitted", f"job {number}")
         say("follow", f"make status NAME={run.name}, and make logs NAME={run.name}")
-        say("stop", f"scancel {number} ends it with a checkpoint; make resume NAME={run.name} goes on by hand")
+        say("stop", f"{place.stopping(number)} ends it; make resume NAME={run.name} goes on by hand")
     return run
 
 
@@ -233,7 +246,7 @@ def status(name: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     said = "is being trained" if found["held"] else unfinished(run) or "finished"
     lines = [("run", f"{run.directory}: {said}")]
     if (job := facts.get("job")) and job["id"]:
-        found["state"] = slurm.state(job)
+        found["state"] = SUBMITTED[job["engine"]].state(job)
         lines.append(("job", f"{job['id']} of {job['engine']}: {found['state']}"))
     elif job:
         lines.append(("job", f"written for {job['engine']}, and started by hand"))

@@ -11,6 +11,8 @@ from sft_recipes.recipes import schema, secrets
 
 CLUSTERS = Path("clusters")
 KEYS: dict[str, dict[str, Any]] = schema.table("sft_recipes.recipes", "clusters.yaml")
+# Of a name: Kubernetes allows 63 characters together with what it and Kubeflow Trainer put behind.
+LONGEST_LABEL = 40
 ENGINES: tuple[str, ...] = tuple(KEYS["engine"]["choices"])
 
 
@@ -28,6 +30,12 @@ class Site:
 
     def __getitem__(self, key: str) -> Any:
         return self.values.get(key, KEYS[key].get("default"))
+
+
+def label(name: str) -> str:
+    """A name as engines take it: lower-case letters, digits and dashes, a letter first."""
+    found = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return (found if found[:1].isalpha() else f"run-{found}")[:LONGEST_LABEL].strip("-")
 
 
 def read(name: str | None, engine: str) -> Site:
@@ -54,7 +62,7 @@ def read(name: str | None, engine: str) -> Site:
         ]
         if own != engine:
             problems.append(f"{values['engine'].origin}: {name} is a site of {own}; write ON={own}")
-    if ("container" in values) != ("container_image" in values):
+    if engine == "slurm" and ("container" in values) != ("container_image" in values):
         there = next(values[key].origin for key in ("container", "container_image") if key in values)
         problems.append(f"{there}: container and container_image belong together; write both, or neither")
     if problems:
