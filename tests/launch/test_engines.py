@@ -203,7 +203,7 @@ case "$*" in *launch*) printf '\\nManaged Job ID: \\033[1m7\\033[0m\\n';; *) ech
         ),
         ("kubernetes", {"environment_from": None}, "environment_from: missing"),
         ("kubernetes", {"partition": "gpu"}, "partition is read by slurm alone; drop it"),
-        ("kubernetes", {"namespace": "My Space"}, "namespace: My Space is not a namespace of lower-case letters"),
+        ("kubernetes", {"namespace": "My Space"}, "'My Space' is not a namespace of lower-case letters"),
         ("skypilot", {"volume": None, "gpu_type": None}, "volume, gpu_type: missing, and a job of skypilot needs it"),
         ("skypilot", {"use_spott": True}, "use_spott: no such key of a site; did you mean use_spot?"),
         ("skypilot", {"gpus_per_node": 4}, "GPUS=8: a node has 4 (clusters/mine.yaml: gpus_per_node); write"),
