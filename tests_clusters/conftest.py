@@ -134,3 +134,10 @@ def program(project: Path, *arguments: str, code: int = 0) -> str:
 
 def facts(project: Path, name: str) -> dict[str, Any]:
     return json.loads((project / "runs" / name / "run.json").read_text())
+
+
+def step(project: Path, name: str) -> int:
+    """The last step that a run has logged."""
+    path = project / "runs" / name / "log.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return max((json.loads(line)["step"] for line in lines), default=0)

@@ -1,11 +1,10 @@
 """The demo by SLURM on two nodes: trained, told to stop, requeued, and the same as one that nobody stopped."""
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import facts, program, said, until
+from conftest import facts, program, said, step, until
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.usefixtures("slurm")
@@ -21,12 +20,6 @@ def launched(project: Path, name: str, accel: str) -> str:
     told = program(project, "launch", "demo", *ON, *given)
     assert f"make logs NAME={name}" not in told and f"sft-recipes logs {name}" in told
     return told.partition("submitted  job ")[2].partition("\n")[0]
-
-
-def step(project: Path, name: str) -> int:
-    path = project / "runs" / name / "log.jsonl"
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return max((json.loads(line)["step"] for line in lines), default=0)
 
 
 def states() -> str:

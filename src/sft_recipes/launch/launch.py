@@ -3,6 +3,7 @@
 This process never imports torch, so that whatever is wrong with the input is said in a second.
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -174,7 +175,9 @@ def resume(name: str | Path, *, forget_best: bool = False, place: Place = ALONE)
     if facts.get("job"):
         # What a scheduler sends while nothing is trained stops the evaluation as Ctrl-C does.
         for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.default_int_handler)
+            with contextlib.suppress(ValueError):
+                # Another thread than the main one can take no signals.
+                signal.signal(number, signal.default_int_handler)
         if facts["status"] == "finished":
             # The job was ended after the last step, and started again.
             say("resume", f"{run.directory} is trained; what follows it is done")
