@@ -42,7 +42,7 @@ ReturnToService=2
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 JobRequeue=1
-KillWait=60
+KillWait=20
 NodeName=n1 NodeHostname={host} NodeAddr=127.0.0.1 Port={first} CPUs=1 State=UNKNOWN
 NodeName=n2 NodeHostname={host} NodeAddr=127.0.0.1 Port={second} CPUs=1 State=UNKNOWN
 EnforcePartLimits=ALL
@@ -115,6 +115,12 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
         config |= {"use_cpu": True, "num_processes": 2, "mixed_precision": "no"}
         (folder / "accelerate_configs" / f"{name}_cpu.yaml").write_text(yaml.safe_dump(config))
     (folder / ".cache").symlink_to(ROOT / ".cache")
+    (folder / "clusters").mkdir()
+    for partition in ("long", "small"):
+        # Two processes share the cores of one machine.
+        site = {"engine": "slurm", "partition": partition, "environment": ["OMP_NUM_THREADS"], "shared": str(folder)}
+        (folder / "clusters" / f"{partition}.yaml").write_text(yaml.safe_dump(site))
+    os.environ["OMP_NUM_THREADS"] = "1"
     return folder
 
 
@@ -128,3 +134,10 @@ def program(project: Path, *arguments: str, code: int = 0) -> str:
 
 def facts(project: Path, name: str) -> dict[str, Any]:
     return json.loads((project / "runs" / name / "run.json").read_text())
+
+
+def step(project: Path, name: str) -> int:
+    """The last step that a run has logged."""
+    path = project / "runs" / name / "log.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return max((json.loads(line)["step"] for line in lines), default=0)

@@ -180,7 +180,7 @@ case "$*" in create*) echo '{json.dumps(created)}';; *) echo '{json.dumps(found)
 case "$*" in *launch*) printf '\\nManaged Job ID: \\033[1m7\\033[0m\\n';; *) echo '{json.dumps(queue)}';; esac"""
     stub(tmp_path / "bin", "sky", sky)
     for engine, number, state, submitting in (
-        ("kubernetes", "training/my-run-1-x7f", "2 active, 1 ready", "create -f"),
+        ("kubernetes", "training/my-run-1-x7f", "running on 1 of 2 pods", "create -f"),
         ("skypilot", "7", "recovering", "jobs launch --yes --detach-run --secret HF_TOKEN"),
     ):
         written(engine, name="dry")

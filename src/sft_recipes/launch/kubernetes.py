@@ -19,7 +19,7 @@ from sft_recipes.errors import InputError
 from sft_recipes.recipes import clusters
 from sft_recipes.recipes.clusters import Site
 from sft_recipes.runs.run import Run
-from sft_recipes.terminal import duration
+from sft_recipes.terminal import count, duration
 
 FILE = "job.yaml"
 SUBMIT = "kubectl create -f"
@@ -144,7 +144,8 @@ def state(job: Mapping[str, Any]) -> str:
     if not shutil.which("kubectl"):
         return "not known here, kubectl is not in PATH"
     namespace, _, name = str(job["id"]).partition("/")
-    asked = ["kubectl", "--namespace", namespace, "get", "trainjob", name, "--output", "json"]
+    # What run.json names is no option of kubectl, whatever it is.
+    asked = ["kubectl", f"--namespace={namespace}", "get", f"trainjob/{name}", "--output=json"]
     done = subprocess.run(asked, capture_output=True, text=True)
     if done.returncode:
         return "Kubernetes does not know it any more" if "NotFound" in done.stderr else " ".join(done.stderr.split())
@@ -154,7 +155,8 @@ def state(job: Mapping[str, Any]) -> str:
             why = f" ({condition['reason']}: {condition['message']})" if condition["type"] == "Failed" else ""
             return condition["type"].lower() + why
     pods = [each for each in found.get("jobsStatus") or () if each.get("name") == NODE]
-    return f"{pods[0].get('active') or 0} active, {pods[0].get('ready') or 0} ready" if pods else "pending"
+    ready, active = (pods[0].get(key) or 0 for key in ("ready", "active")) if pods else (0, 0)
+    return f"running on {ready} of {count(active, 'pod')}" if ready else f"pending ({count(active, 'pod')} started)"
 
 
 def explained(site: Site) -> str:

@@ -3,6 +3,7 @@
 This process never imports torch, so that whatever is wrong with the input is said in a second.
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -32,6 +33,8 @@ from sft_recipes.runs.run import Run
 from sft_recipes.terminal import count, duration, outliving, say, say_error
 
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 3
+STARTS = 5
+"""So many starts of a job without a step are the last, so that none is requeued for ever."""
 
 
 @outliving()
@@ -172,16 +175,27 @@ def resume(name: str | Path, *, forget_best: bool = False, place: Place = ALONE)
     if facts.get("job"):
         # What a scheduler sends while nothing is trained stops the evaluation as Ctrl-C does.
         for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.default_int_handler)
+            with contextlib.suppress(ValueError):
+                # Another thread than the main one can take no signals.
+                signal.signal(number, signal.default_int_handler)
         if facts["status"] == "finished":
             # The job was ended after the last step, and started again.
             say("resume", f"{run.directory} is trained; what follows it is done")
             return (finish(run, FINISHED) if not place.machine else FINISHED), run
     if place.machine:
         return assist(run, place), run
+    if facts.get("job") and _took_no_step(facts.get("launches", [])[-STARTS:]):
+        raise InputError(
+            f"{run.directory}: {STARTS} starts of its job in a row took no step, and another would not; ask for more "
+            "time (max_hours of the site), and launch it anew"
+        )
     identity.check(run, training=True)
     say("topology", runnable(run, place).describe())
     return finish(run, continue_run(run, forget_best=forget_best, place=place)), run
+
+
+def _took_no_step(launches: list[dict[str, Any]]) -> bool:
+    return len(launches) == STARTS and all((each["to_step"] or 0) <= each["from_step"] for each in launches)
 
 
 def assist(run: Run, place: Place) -> int:
@@ -322,7 +336,8 @@ def conclude(run: Run, facts: dict[str, Any]) -> int:
         say("stopped", "a rehearsal is not continued; start it again")
     elif status == "interrupted":
         kept = f"kept {checkpoint.name}" if checkpoint else "no checkpoint yet"
-        say("stopped", f"{kept}; continue with: make resume NAME={run.name}")
+        job = "its job goes on when it is started again; or " if facts.get("job") else ""
+        say("stopped", f"{kept}; {job}continue with: make resume NAME={run.name}")
     elif status != "finished":
         what = f"the rehearsal of {facts['recipe']} failed: " if rehearsal else ""
         say_error(f"{what}{facts.get('error', 'failed')}")

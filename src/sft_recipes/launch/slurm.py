@@ -5,6 +5,7 @@ which sbatch takes apart by the same quotes.
 """
 
 import math
+import re
 import shlex
 import shutil
 import subprocess
@@ -114,7 +115,7 @@ def submit(file: Path) -> str:
     """
     done = subprocess.run(["sbatch", "--parsable", str(file)], capture_output=True, text=True)  # noqa: S607
     if done.returncode:
-        said = " ".join(done.stderr.replace("sbatch: error: ", "").split()) or f"code {done.returncode}"
+        said = "; ".join(re.findall(r"(?:error|fatal): (.+)", done.stderr)) or f"code {done.returncode}"
         raise InputError(f"SLURM refuses the job: {said}; nothing was submitted")
     # With the name of a cluster behind it where there are several.
     return done.stdout.strip().partition(";")[0]

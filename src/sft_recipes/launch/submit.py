@@ -243,10 +243,14 @@ def status(name: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         "job": facts.get("job"),
         "state": None,
     }
-    said = "is being trained" if found["held"] else unfinished(run) or "finished"
-    lines = [("run", f"{run.directory}: {said}")]
-    if (job := facts.get("job")) and job["id"]:
-        found["state"] = SUBMITTED[job["engine"]].state(job)
+    job = facts.get("job")
+    if job and job["id"] and (place := SUBMITTED.get(job["engine"])):
+        found["state"] = place.state(job)
+    state = str(found["state"]).partition(" ")[0]
+    # Another machine may hold it where that cannot be seen from here.
+    said = "is being trained" if found["held"] or state == "running" else unfinished(run) or "finished"
+    lines = [("run", f"{run.directory}: waits for its job" if state == "pending" else f"{run.directory}: {said}")]
+    if found["state"]:
         lines.append(("job", f"{job['id']} of {job['engine']}: {found['state']}"))
     elif job:
         lines.append(("job", f"written for {job['engine']}, and started by hand"))

@@ -4,12 +4,15 @@ Called once in each process of a launch (`process.py`); everything it needs to k
 """
 
 import contextlib
+import os
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import load_dataset
 from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -71,7 +74,7 @@ def train(run: Run, *, launched: bool = False) -> None:
 
     def check_start() -> None:
         in_effect["adapter"] = verify.adapter(trainer, recipe, own)
-        in_effect["run"] = verify.start(trainer, facts["topology"], recipe, own)
+        in_effect["run"] = verify.start(trainer, facts["topology"], recipe, own) | hosts()
         if main:
             run.update(in_effect=in_effect)
 
@@ -93,6 +96,17 @@ def train(run: Run, *, launched: bool = False) -> None:
     if main:
         run.update(status="interrupted" if stop.stopped else "finished", measured=measured)
     trainer.end()
+
+
+def hosts() -> dict[str, Any]:
+    """The machines of a run that several train, each with its processes and the network it was told to take."""
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) == 1:
+        return {}
+    # Two nodes of a scheduler may be one host.
+    here = {"name": os.environ.get("SLURMD_NODENAME") or socket.gethostname(), "machine": lock.this_machine()}
+    every = gather_object([here | {"network": os.environ.get("NCCL_SOCKET_IFNAME")}])
+    machines = {each["machine"]: each for each in every}
+    return {"hosts": [each | {"processes": every.count(each)} for _, each in sorted(machines.items())]}
 
 
 def earlier_adapter(recipe: Mapping[str, Any], own: Mapping[str, Any]) -> Path | None:
