@@ -98,9 +98,9 @@ def page() -> str:
         "Seconds of one micro-batch on one GPU, how many more it took on several with FSDP, and what the formula says "
         "goes over NVLink meanwhile. Numbers of rows are those of [speed.md](speed.md).",
         table(["rows", "what", "GPUs", "tokens", "s on one", "s more", "GB sent", "s at least"], rows),
-        f"All {len(rows)} took longer than the formula says at least, by {min(ratios):.1f} to {max(ratios):.1f} times. "
-        "What more it is contains all that FSDP does beside sending, so the formula is a bound and no estimate. No pair "
-        "of runs on one and on several nodes is among them.",
+        f"All {len(rows)} took longer than the formula says at least, by {min(ratios):.1f} to {max(ratios):.1f} "
+        "times. What more it is contains all that FSDP does beside sending, so the formula is a bound and no "
+        "estimate. No pair of runs on one and on several nodes is among them.",
     ]
     return "\n\n".join(parts)
 
