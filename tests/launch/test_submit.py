@@ -161,11 +161,17 @@ def test_what_sbatch_refuses_is_one_message_and_leaves_nothing(
     said = capsys.readouterr().err
     assert said == "error: SLURM refuses the job: invalid account; nothing was submitted\n"
     assert not Path("runs/no").exists()
-    (tools / "sbatch").write_text("#!/bin/sh\necho \"$@\" > asked; echo '77;cluster'\n")
-    assert cli.main(["launch", "tiny", "--on", "slurm", "--accel", "cpu", "--name", "yes"]) == 0
-    assert Path("asked").read_text() == "--parsable runs/yes/job.sbatch\n"
-    assert Run.open("yes").facts()["job"]["id"] == "77"
-    assert "submitted  job 77" in capsys.readouterr().out
+    (tools / "sbatch").write_text("#!/bin/sh\necho \"$@\" >> asked; echo '77;cluster'\n")
+    words = ["launch", "tiny", "--on", "slurm", "--accel", "cpu", "--name", "yes", "--seeds", "7 8"]
+    assert cli.main([*words, "--set", "seed=1"]) == 2
+    assert capsys.readouterr().err == "error: SET: seed is what SEEDS sets; leave it out of SET\n"
+    assert cli.main(words) == 0
+    files = [f"runs/yes-seed{seed}/job.sbatch" for seed in (7, 8)]
+    assert Path("asked").read_text() == "".join(f"--parsable {file}\n" for file in files)
+    assert Run.open("yes-seed8").facts()["job"]["id"] == "77"
+    assert [Run.open(f"yes-seed{seed}").values()["seed"] for seed in (7, 8)] == [7, 8]
+    said = capsys.readouterr().out
+    assert "submitted  job 77" in said and "make compare RUNS='yes-seed7 yes-seed8'" in said
 
 
 @pytest.mark.parametrize(

@@ -223,13 +223,16 @@ def launch(
     site: Annotated[str | None, option("NAME", "a site of clusters/", names_in("clusters"))] = None,
     name: Annotated[str | None, option("NAME", "the run's name; the recipe's name and the time without it")] = None,
     gpu: Gpu = None,
+    seeds: Annotated[str | None, option("'N ...'", "a job for each")] = None,
     dry: Annotated[bool, flag("dry", "write the run and the job, and submit nothing")] = False,
 ) -> Result:
     """Plan a recipe for several machines, write its job and submit it."""
     from sft_recipes.launch import submit
 
-    run = submit.submit(recipe, on, nodes=nodes, site_name=site, dry=dry, run_name=name, gpu=gpu, **job.where)
-    return Result(run.facts())
+    asked: dict[str, Any] = {"nodes": nodes, "site_name": site, "dry": dry, "run_name": name, "gpu": gpu, **job.where}
+    if seeds is not None:
+        return Result([run.facts() for run in submit.submit_seeds(recipe, on, seeds, **asked)])
+    return Result(submit.submit(recipe, on, **asked).facts())
 
 
 @command(TRAIN)

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from sft_recipes.demo import bases
 from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.files import write_whole
-from sft_recipes.launch import kubernetes, launch, skypilot, slurm
+from sft_recipes.launch import kubernetes, launch, seeds, skypilot, slurm
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan, traffic
 from sft_recipes.plan.job import Job, Where
@@ -86,6 +86,37 @@ def submit(
         raise
 
 
+def submit_seeds(
+    name: str | Path, engine: str, numbers: str, *, run_name: str | None = None, **asked: Any
+) -> list[Run]:
+    """A job for each seed, into runs NAME-seed42, NAME-seed43 and so on, which the engine runs as it has room.
+
+    Args:
+        name: The recipe.
+        engine: As `submit` takes it, like all that is `asked`.
+        numbers: The seeds, as `seeds.parse` reads them.
+        run_name: NAME; the recipe's name without it.
+        asked: What else `submit` takes.
+
+    Raises:
+        InputError: As `submit`; what was submitted before a refusal is named, and stays.
+    """
+    stem, words = run_name or Path(name).stem, recipes.as_words(asked.get("overrides", ()))
+    found, problems = seeds.parse(numbers)
+    if problems := [*problems, *seeds.names_taken(stem, found), *seeds.set_twice(words)]:
+        raise InputError(*problems)
+    runs: list[Run] = []
+    try:
+        for seed in found:
+            asked["overrides"] = seeds.of_seed(words, seed)
+            runs.append(submit(name, engine, run_name=f"{stem}-seed{seed}", **asked))
+    except InputError as error:
+        before = [f"before that {', '.join(run.name for run in runs)} got a job, which stays"] if runs else []
+        raise InputError(*error.problems, *before) from None
+    say("compare", f"when all have finished: make compare RUNS={shlex.quote(' '.join(run.name for run in runs))}")
+    return runs
+
+
 def _job(name: str | Path, nodes: int, site: Site, where: Where) -> tuple[Job, int]:
     """The job on all machines, and the processes of each: as asked, as many as a node has GPUs, or as configured."""
     recipe = recipes.load(name, where.get("overrides", ()))
@@ -95,7 +126,7 @@ def _job(name: str | Path, nodes: int, site: Site, where: Where) -> tuple[Job, i
         accel = "ddp" if nodes * (asked or site["gpus_per_node"] or 2) > 1 else "single_gpu"
     configured = topology.read(accel or recipe["accelerate_config"], "ACCEL")
     each = asked or (None if configured.use_cpu else site["gpus_per_node"]) or configured.processes
-    return jobs.resolve(name, **{**where, "accel": accel, "processes": nodes * each}), each
+    return jobs.resolve(name, **Where(**{**where, "accel": accel, "processes": nodes * each})), each
 
 
 def _refused(job: Job, nodes: int, each: int, site: Site) -> Iterator[str]:
@@ -250,10 +281,10 @@ def status(name: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     # Another machine may hold it where that cannot be seen from here.
     said = "is being trained" if found["held"] or state == "running" else unfinished(run) or "finished"
     lines = [("run", f"{run.directory}: waits for its job" if state == "pending" else f"{run.directory}: {said}")]
-    if found["state"]:
-        lines.append(("job", f"{job['id']} of {job['engine']}: {found['state']}"))
-    elif job:
-        lines.append(("job", f"written for {job['engine']}, and started by hand"))
+    if job:
+        engine, number = job["engine"], job["id"]
+        told = f"{number} of {engine}: {found['state']}" if number else f"written for {engine}, and started by hand"
+        lines.append(("job", told))
     lines.append(("step", f"{found['step']}, {found['checkpoint'] or 'no checkpoint yet'}"))
     if number := len(facts.get("resumed", [])):
         lines.append(("started", count(number, "time")))

@@ -75,7 +75,7 @@ def problem(key: str, value: Any) -> str | None:
     entry = KEYS.get(key)
     if entry is None:
         return f"{key}: no such key of a site{did_you_mean(key, KEYS) or '; there are ' + ', '.join(KEYS)}"
-    limits = {word: entry[word] for word in ("from", "to") if word in entry}
+    limits: dict[str, Any] = {word: entry[word] for word in ("from", "to") if word in entry}
     if limits:
         limits["says"] = f"from {entry['from']} to {entry['to']}"
     if found := schema.unfit(value) or schema.fault(key, value, entry, limits):

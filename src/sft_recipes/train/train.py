@@ -4,6 +4,7 @@ Called once in each process of a launch (`process.py`); everything it needs to k
 """
 
 import contextlib
+import datetime
 import os
 import socket
 import time
@@ -48,6 +49,10 @@ def train(run: Run, *, launched: bool = False) -> None:
         engine.without_inference_kernel()
         engine.allow_its_state()
     recipe = run.values()
+    if launched and facts["topology"]["use_cpu"] and facts["topology"]["backend"] == "ddp":
+        # transformers tells the processes how long to wait for one that is gone on GPUs alone.
+        timeout = datetime.timedelta(seconds=recipe.get("ddp_timeout", 1800))
+        torch.distributed.init_process_group("gloo", timeout=timeout)
     # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
     verify.model_files(recipe, {**prepared, "task": own.get("task")})
     record, stop = Record(run), GracefulStop(run, launched=launched)
