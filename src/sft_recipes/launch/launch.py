@@ -3,9 +3,12 @@
 This process never imports torch, so that whatever is wrong with the input is said in a second.
 """
 
+import contextlib
 import dataclasses
 import os
 import shutil
+import signal
+import socket
 import sys
 import time
 from pathlib import Path
@@ -16,7 +19,7 @@ from sft_recipes.demo import bases
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import evaluate
 from sft_recipes.launch import out_of_memory
-from sft_recipes.launch.processes import Processes
+from sft_recipes.launch.processes import ALONE, Place, Processes
 from sft_recipes.launch.rewind import rewind
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan
@@ -30,6 +33,8 @@ from sft_recipes.runs.run import Run
 from sft_recipes.terminal import count, duration, outliving, say, say_error
 
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 3
+STARTS = 5
+"""So many starts of a job without a step are the last, so that none is requeued for ever."""
 
 
 @outliving()
@@ -154,23 +159,64 @@ def surroundings(gpus: list[topology.Gpu]) -> dict[str, Any]:
 
 
 @outliving()
-def resume(name: str | Path, *, forget_best: bool = False) -> tuple[int, Run]:
+def resume(name: str | Path, *, forget_best: bool = False, place: Place = ALONE) -> tuple[int, Run]:
     """Continue a run from its newest whole checkpoint, exactly as it was started.
 
     Args:
         name: The run's, or its directory's path.
         forget_best: Have the best checkpoint sought from there on, where the one so far is damaged.
+        place: Which of several machines this is. Machine 0 does all that one alone would do, and the others train.
 
     Raises:
         InputError: There is no such run, it is finished, it is not as it was, or its processes cannot be had any more.
     """
     run = open_for_resume(name)
+    facts = run.facts()
+    if facts.get("job"):
+        # What a scheduler sends while nothing is trained stops the evaluation as Ctrl-C does.
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            with contextlib.suppress(ValueError):
+                # Another thread than the main one can take no signals.
+                signal.signal(number, signal.default_int_handler)
+        if facts["status"] == "finished":
+            # The job was ended after the last step, and started again.
+            say("resume", f"{run.directory} is trained; what follows it is done")
+            return (finish(run, FINISHED) if not place.machine else FINISHED), run
+    if place.machine:
+        return assist(run, place), run
+    if facts.get("job") and _took_no_step(facts.get("launches", [])[-STARTS:]):
+        raise InputError(
+            f"{run.directory}: {STARTS} starts of its job in a row took no step, and another would not; ask for more "
+            "time (max_hours of the site), and launch it anew"
+        )
     identity.check(run, training=True)
-    say("topology", runnable(run).describe())
-    return finish(run, continue_run(run, forget_best=forget_best)), run
+    say("topology", runnable(run, place).describe())
+    return finish(run, continue_run(run, forget_best=forget_best, place=place)), run
 
 
-def runnable(run: Run) -> Topology:
+def _took_no_step(launches: list[dict[str, Any]]) -> bool:
+    return len(launches) == STARTS and all((each["to_step"] or 0) <= each["from_step"] for each in launches)
+
+
+def assist(run: Run, place: Place) -> int:
+    """Train as a further machine of a run that machine 0 continues, and says and writes what comes of it.
+
+    Returns:
+        0, also where the run was stopped, or 1 where the processes of this machine failed.
+
+    Raises:
+        InputError: The run asks for what no recipe may, or this machine lacks GPUs for it.
+    """
+    identity.may_ask(run)
+    say("topology", f"machine {place.machine} of {place.machines}: {runnable(run, place).describe()}")
+    with run.locked(place.machine), outliving(run.output):
+        code = Processes(run, place).work()
+    if code:
+        say_error(f"machine {place.machine}: {run.facts().get('error') or f'the processes ended with code {code}'}")
+    return FAILED if code else FINISHED
+
+
+def runnable(run: Run, place: Place = ALONE) -> Topology:
     """The topology of a run that is launched by its directory alone.
 
     Raises:
@@ -183,6 +229,17 @@ def runnable(run: Run) -> Topology:
             f"RECIPE={facts['recipe']} NAME={run.name} RESUME=1"
         )
     chosen = identity.launched_with(run, facts)
+    if place.machines > 1:
+        here, rest = divmod(chosen.processes, place.machines)
+        if rest:
+            many = count(chosen.processes, "process")
+            raise InputError(f"MACHINES={place.machines}: {many} cannot be as many on each")
+        if not chosen.use_cpu and here > (visible := len(topology.visible_gpus())):
+            raise InputError(
+                f"machine {place.machine} ({socket.gethostname()}) has {count(visible, 'visible GPU')}, and "
+                f"{chosen.name} on {place.machines} machines needs {here} on each"
+            )
+        return chosen
     recipe = Recipe(facts["recipe"], {key: recipes.Value(value, run.name) for key, value in facts["own"].items()})
     if missing := [*conflicts.missing_gpus(recipe, chosen, len(topology.visible_gpus()))]:
         raise InputError(*map(str, missing))
@@ -201,11 +258,11 @@ def open_for_resume(name: str | Path) -> Run:
     return run
 
 
-def continue_run(run: Run, *, forget_best: bool = False) -> int:
+def continue_run(run: Run, *, forget_best: bool = False, place: Place = ALONE) -> int:
     """Launch an existing run again from its newest whole checkpoint."""
     with run.locked():
         rewind(run, forget_best=forget_best)
-        return launch(run)
+        return launch(run, place)
 
 
 def check_same_config(run: Run, job: Job) -> None:
@@ -237,10 +294,10 @@ def check_same_config(run: Run, job: Job) -> None:
         )
 
 
-def launch(run: Run) -> int:
+def launch(run: Run, place: Place = ALONE) -> int:
     """Start the processes of a run that is held, and say how it ended."""
     began = time.monotonic()
-    processes = Processes(run)
+    processes = Processes(run, place)
     try:
         with outliving(run.output):
             code = processes.work()
@@ -279,7 +336,8 @@ def conclude(run: Run, facts: dict[str, Any]) -> int:
         say("stopped", "a rehearsal is not continued; start it again")
     elif status == "interrupted":
         kept = f"kept {checkpoint.name}" if checkpoint else "no checkpoint yet"
-        say("stopped", f"{kept}; continue with: make resume NAME={run.name}")
+        job = "its job goes on when it is started again; or " if facts.get("job") else ""
+        say("stopped", f"{kept}; {job}continue with: make resume NAME={run.name}")
     elif status != "finished":
         what = f"the rehearsal of {facts['recipe']} failed: " if rehearsal else ""
         say_error(f"{what}{facts.get('error', 'failed')}")

@@ -7,6 +7,7 @@ training processes take them when they are ready to.
 """
 
 import contextlib
+import dataclasses
 import os
 import signal
 import subprocess
@@ -19,23 +20,60 @@ from typing import Any
 import psutil
 
 from sft_recipes.environment import quiet_environment
+from sft_recipes.errors import InputError
 from sft_recipes.recipes import arguments
 from sft_recipes.runs import identity, lock
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import is_file, say
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# SIGUSR1 is what a scheduler may be told to send before it ends a job (sbatch --signal).
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 LOOK = 0.2
 """Seconds between two looks at the processes."""
 PATIENCE = 60.0
 """Seconds for which one process of several may be stopped (SIGSTOP) before all are ended."""
 
 
-class Processes:
-    """The processes of one launch of a run that this process holds."""
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """Which of the machines of a run this is, and where they meet: the launcher's arguments, which no config holds."""
 
-    def __init__(self, run: Run) -> None:
+    machines: int = 1
+    machine: int = 0
+    host: str = ""
+    """Of machine 0, as the others reach it."""
+    port: int = 0
+
+
+ALONE = Place()
+
+
+def place(machines: int, machine: int, head: str | None) -> Place:
+    """The place that a command line names.
+
+    Raises:
+        InputError: There is no such machine, or nothing says where the machines meet.
+    """
+    if machines == 1 and not machine:
+        return ALONE
+    problems = []
+    if machine >= machines:
+        problems.append(f"MACHINE={machine}: {machines} machines are 0 to {machines - 1}")
+    host, _, port = (head or "").rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
+        said = f"HEAD={head} is no HOST:PORT" if head else f"MACHINES={machines} needs HEAD="
+        problems.append(f"{said}; write where the others reach machine 0, such as HEAD=node1:29500")
+    if problems:
+        raise InputError(*problems)
+    return Place(machines, machine, host, int(port))
+
+
+class Processes:
+    """The processes of one launch of a run that this process holds, on this machine."""
+
+    def __init__(self, run: Run, place: Place = ALONE) -> None:
         self.run = run
+        self.place = place
         self.asked = 0
         """How often somebody has asked for a stop: once it saves, and once more it ends at once."""
         self._process: subprocess.Popen | None = None
@@ -48,27 +86,33 @@ class Processes:
         Raises:
             OSError: They cannot be started.
         """
-        self.run.stop.unlink(missing_ok=True)
+        here = self.place.machine
+        if not here:
+            self.run.stop.unlink(missing_ok=True)
         watch = threading.Thread(target=self._watch, daemon=True)
         with signals_taken(self._ask):
             with _blocked():
                 self._process = process = subprocess.Popen(
-                    command(self.run), env=environment(self.run), start_new_session=True, **output_streams()
+                    command(self.run, self.place),
+                    env=environment(self.run, self.place),
+                    start_new_session=True,
+                    **output_streams(),
                 )
             watch.start()
             try:
                 for line in process.stdout or ():
                     print(line, end="", flush=True)
                 process.wait()
-                if not lock.alone(self.run.directory):
+                if not lock.alone(self.run.directory, here):
                     say("stopping", "accelerate was killed; the training processes save a checkpoint and end")
                     self.run.stop.touch()
-                while not lock.alone(self.run.directory):
+                while not lock.alone(self.run.directory, here):
                     time.sleep(LOOK)
             finally:
                 self._ended.set()
                 watch.join()
-                self.run.stop.unlink(missing_ok=True)
+                if not here:
+                    self.run.stop.unlink(missing_ok=True)
         if self._killed:
             return process.returncode
         one = self.run.facts()["topology"]["backend"] == "single"
@@ -90,7 +134,7 @@ class Processes:
                 say("stopping", "the run saves a checkpoint at the end of this step; once more to stop at once")
             if self.asked > 1:
                 self._kill()
-            processes = lock.ranks(self.run.directory)
+            processes = lock.ranks(self.run.directory, self.place.machine)
             asleep = [pid for pid in processes if _is_stopped(pid)]
             # Counted here, so that a time in which this process was stopped too does not count.
             stopped = stopped + LOOK if asleep and len(processes) > 1 else 0.0
@@ -108,7 +152,7 @@ class Processes:
             for each in [launcher, *launcher.children(recursive=True)] if launcher else ():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     each.kill()
-        for pid in lock.ranks(self.run.directory):
+        for pid in lock.ranks(self.run.directory, self.place.machine):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
@@ -151,16 +195,22 @@ def output_streams() -> dict[str, Any]:
     return {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "errors": "replace"}
 
 
-def command(run: Run) -> list[str]:
+def command(run: Run, place: Place = ALONE) -> list[str]:
     """The `accelerate launch` of a run that is held, as an argument list; where one process trains, it is that one."""
     launcher = [sys.executable, "-m", "sft_recipes.train.accelerate_launch", "--config_file", str(run.accelerate)]
-    if run.facts()["topology"]["backend"] != "single":
+    if place.machines > 1:
+        launcher += ["--num_machines", str(place.machines), "--machine_rank", str(place.machine), "--same_network"]
+        launcher += ["--main_process_ip", place.host, "--main_process_port", str(place.port)]
+        # torchrun here too, as without DeepSpeed: its own launcher would log in on the other machines.
+        launcher += ["--deepspeed_multinode_launcher", "standard"]
+    elif run.facts()["topology"]["backend"] != "single":
         # A free port, so that two runs on the GPUs of one machine do not meet.
         launcher += ["--main_process_port", "0"]
-    return [*launcher, "-m", "sft_recipes.train.process", str(run.directory), lock.launch_name(run.directory)]
+    launch = lock.launch_name(run.directory, place.machine)
+    return [*launcher, "-m", "sft_recipes.train.process", str(run.directory), launch]
 
 
-def environment(run: Run) -> dict[str, str]:
+def environment(run: Run, place: Place = ALONE) -> dict[str, str]:
     """The environment of the training processes: nothing phones home or chatters, and one process sees one GPU."""
     chosen = identity.launched_with(run, run.facts())
     one_gpu, compiles = chosen.backend == "single", arguments.compiles(run.values())
@@ -168,7 +218,8 @@ def environment(run: Run) -> dict[str, str]:
     variables["TENSORBOARD_LOGGING_DIR"] = str(run.directory / "tensorboard")
     if chosen.computes_on_cpu:
         # Each process takes its share of the cores; torchrun's own default is one.
-        variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // chosen.processes)))
+        here = chosen.processes // place.machines
+        variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // here)))
     elif chosen.backend == "single":
         # As accelerate has it, but before torch is there to read it.
         variables.setdefault("OMP_NUM_THREADS", "1")

@@ -53,8 +53,7 @@ def train_seeds(
     problems += names_taken(stem, numbers)
     words = recipes.as_words(where.get("overrides", ()))
     try:
-        given = [key for key in recipes.parse_overrides(words) if key in SEEDED]
-        problems += [f"SET: {key} is what SEEDS sets; leave it out of SET" for key in given]
+        problems += set_twice(words)
         jobs.check(name, **where)
     except InputError as error:
         problems += error.problems
@@ -65,7 +64,7 @@ def train_seeds(
     try:
         for seed in numbers:
             say("seed", f"{seed}, run {len(runs) + 1} of {len(numbers)}")
-            where["overrides"] = [*words, *recipes.as_words(dict.fromkeys(SEEDED, seed))]
+            where["overrides"] = of_seed(words, seed)
             code, run = launch.train(name, run_name=f"{stem}-seed{seed}", **where)
             runs.append(run)
             if code != launch.FINISHED:
@@ -96,6 +95,21 @@ def parse(seeds: str) -> tuple[list[int], list[str]]:
     if not words:
         problems.append("SEEDS names no seed; write SEEDS='42 43 44'")
     return numbers, problems
+
+
+def set_twice(words: Sequence[str]) -> list[str]:
+    """What is wrong with overrides that set a seed themselves.
+
+    Raises:
+        InputError: They are no overrides.
+    """
+    given = [key for key in recipes.parse_overrides(words) if key in SEEDED]
+    return [f"SET: {key} is what SEEDS sets; leave it out of SET" for key in given]
+
+
+def of_seed(words: Sequence[str], seed: int) -> list[str]:
+    """Overrides, with a seed among them."""
+    return [*words, *recipes.as_words(dict.fromkeys(SEEDED, seed))]
 
 
 def names_taken(stem: str, seeds: Sequence[int]) -> list[str]:

@@ -234,8 +234,11 @@ def of_topology(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
     yield from unreachable(recipe, topology.processes)
 
 
-def unreachable(recipe: "Recipe", processes: int) -> Iterator[Conflict]:
-    """A global batch that is no multiple of what all processes take at once, with the values that would work."""
+def unreachable(recipe: "Recipe", processes: int, machines: int = 1) -> Iterator[Conflict]:
+    """A global batch that is no multiple of what all processes take at once, with the values that would work.
+
+    Of several machines, GPUS counts those of each.
+    """
     total, per_device = recipe["global_batch_size"], recipe["per_device_train_batch_size"]
     steps, rest = divmod(total, per_device * processes)
     if rest == 0 and steps:
@@ -243,7 +246,7 @@ def unreachable(recipe: "Recipe", processes: int) -> Iterator[Conflict]:
     per_process, uneven = divmod(total, processes)
     # Beyond 64 rows nobody looks for a micro-batch that divides.
     sizes = [str(size) for size in range(1, min(per_process, 64) + 1) if not uneven and per_process % size == 0]
-    counts = [str(number) for number in (1, 2, 3, 4, 6, 8) if total % (per_device * number) == 0]
+    counts = [str(number) for number in (1, 2, 3, 4, 6, 8) if total % (per_device * number * machines) == 0]
     works = [
         *([f"per_device_train_batch_size {', '.join(sizes)}"] if sizes else []),
         *([f"GPUS {', '.join(counts)}"] if counts else []),

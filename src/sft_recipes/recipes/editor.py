@@ -1,5 +1,6 @@
-"""The keys of recipes, models and accelerate configs as JSON Schemas, by which editors complete and explain them."""
+"""The keys of recipes, models, accelerate configs and sites as JSON Schemas, by which editors complete them."""
 
+import copy
 import json
 from collections.abc import Iterable
 from importlib import resources
@@ -7,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.files import write_whole
-from sft_recipes.recipes import schema, sources, topology
+from sft_recipes.recipes import clusters, schema, sources, topology
 
-KINDS = ("recipe", "model", "accelerate")
+KINDS = ("recipe", "model", "accelerate", "cluster")
 # Beside the recipes, which name it in a line that editors with yaml-language-server read.
 FILE = ".schema.json"
 LINE = f"# yaml-language-server: $schema={FILE}"
@@ -48,10 +49,13 @@ _LIMITS = {"from": "minimum", "to": "maximum", "above": "exclusiveMinimum", "bel
 
 
 def of(kind: str) -> dict[str, Any]:
-    """The JSON Schema of a recipe, of the facts of a model, or of an accelerate config: a kind of `KINDS`."""
+    """The JSON Schema of a kind of `KINDS`: a recipe, the facts of a model, an accelerate config or a site."""
     if kind == "accelerate":
         sections = {key: _object(_chosen(entry)) for key, entry in topology.SECTIONS.items()}
         return _schema("An accelerate config", _object(_chosen(topology.KEYS) | sections))
+    if kind == "cluster":
+        content = _object({key: _of_a_site(entry) for key, entry in clusters.KEYS.items()})
+        return _schema("A site of clusters/", content | {"required": ["engine"]})
     if kind == "model":
         needed = {"required": ["description", "model_name_or_path", "model_revision"]}
         return _schema("A model of models/", _object(_keys(schema.DATA["of_a_model"])) | needed)
@@ -73,6 +77,16 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 def _chosen(keys: dict[str, list[Any]]) -> dict[str, Any]:
     return {key: {"enum": choices} if choices else {} for key, choices in keys.items()}
+
+
+def _of_a_site(entry: dict[str, Any]) -> dict[str, Any]:
+    kind = copy.deepcopy(_TYPES["float" if "float" in entry["types"] else entry["types"][0]])
+    kind |= {_LIMITS[word]: entry[word] for word in ("from", "to") if word in entry}
+    if "choices" in entry:
+        kind["enum"] = entry["choices"]
+    if "pattern" in entry:
+        kind.get("items", kind)["pattern"] = f"^(?:{entry['pattern']})$"
+    return {**kind, "description": entry["means"]}
 
 
 def _keys(names: Iterable[str]) -> dict[str, Any]:

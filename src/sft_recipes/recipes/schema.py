@@ -105,7 +105,7 @@ def problem(key: str, value: Any, *, resolved: bool = False) -> str | None:
     """
     if len(key) > LONGEST_KEY:
         return f"{key:.40}...: no such key; none has more than {LONGEST_KEY} characters"
-    if found := _unfit(value):
+    if found := unfit(value):
         return f"{key}: {found}"
     if key in RENAMED:
         instead = string.Template(RENAMED[key]).safe_substitute(value=short(value))
@@ -143,7 +143,7 @@ def fault(key: str, value: Any, entry: Mapping[str, Any], limits: Mapping[str, A
     return None
 
 
-def _unfit(value: Any) -> str | None:
+def unfit(value: Any) -> str | None:
     """What nobody can have meant, at any depth: what has no place in a file of text, or in a number of a machine."""
     parts = [(value, 0)]
     while parts:

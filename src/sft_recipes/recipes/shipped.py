@@ -1,4 +1,4 @@
-"""What ships with the program: its recipes, models, accelerate configs and the demo's rows.
+"""What ships with the program: its recipes, models, accelerate configs, examples of sites and the demo's rows.
 
 In the repository `shipped/` holds links to its own folders, in an installed package the files themselves.
 """
@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1] / "shipped"
-FOLDERS = ("recipes", "models", "accelerate_configs", "data")
+FOLDERS = ("recipes", "models", "accelerate_configs", "clusters", "data")
 
 
 def located(path: str | Path) -> Path:

@@ -165,6 +165,7 @@ class RunFacts(TypedDict):
     measured: NotRequired[Measured]
     merged: NotRequired[Merged]
     evaluated: NotRequired[dict[str, dict[str, File]]]
+    job: NotRequired[dict[str, Any]]
 
 
 class Metrics(TypedDict):

@@ -3,6 +3,8 @@
 The command holds `.lock` alone. Each training process shares `.ranks`, because what lies between it and the command
 (accelerate, torchrun) closes the descriptors that it would inherit. Both locks are the system's, so neither outlives
 the processes that hold it. `.ranks` begins with the name of the launch: a process of an earlier one does not join.
+Where several machines train a run, each further one has a command and a pair of files of its own (`.lock-1`,
+`.ranks-1`), so that no machine needs to see the locks of another.
 """
 
 import contextlib
@@ -26,9 +28,22 @@ LAUNCHER = "SFT_RECIPES_LAUNCHER"
 """The variable that tells training processes the number of the process which starts them."""
 
 
+MACHINE = "GROUP_RANK"
+"""The variable in which torchrun tells its processes which machine of a run they are on."""
+
+
+def this_machine() -> int:
+    """Which machine of a run a training process is on; 0 where there is one."""
+    return int(os.environ.get(MACHINE, "0"))
+
+
+def _of(directory: Path, name: str, machine: int) -> Path:
+    return directory / (f"{name}-{machine}" if machine else name)
+
+
 @contextlib.contextmanager
-def hold(directory: Path) -> Iterator[int]:
-    """Hold a run for this process and those that inherit the descriptor given.
+def hold(directory: Path, machine: int = 0) -> Iterator[int]:
+    """Hold a run for this process and those that inherit the descriptor given, on one of its machines.
 
     Raises:
         InputError: Another command holds it, training processes of one that was killed have not ended yet, or it
@@ -36,8 +51,8 @@ def hold(directory: Path) -> Iterator[int]:
     """
     with contextlib.ExitStack() as stack:
         try:
-            descriptor = stack.enter_context(locked(directory / LOCK, wait=False))
-            _begin(directory)
+            descriptor = stack.enter_context(locked(_of(directory, LOCK, machine), wait=False))
+            _begin(directory, machine)
         except BlockingIOError:
             raise InputError(f"{directory} is in use by another process; wait for it, or stop it") from None
         except OSError as error:
@@ -47,25 +62,26 @@ def hold(directory: Path) -> Iterator[int]:
         finally:
             # A process that was started and gets to work only now finds nobody to work for.
             with contextlib.suppress(OSError, InputError):
-                _begin(directory)
+                _begin(directory, machine)
 
 
-def _begin(directory: Path) -> None:
+def _begin(directory: Path, machine: int) -> None:
     """Name a new launch, from which on no process of an earlier one can join."""
+    path = _of(directory, RANKS, machine)
     try:
-        with locked(directory / RANKS, wait=False):
-            (directory / RANKS).write_text(secrets.token_hex(8) + "\n", encoding="ascii")
+        with locked(path, wait=False):
+            path.write_text(secrets.token_hex(8) + "\n", encoding="ascii")
     except BlockingIOError:
-        pids = ", ".join(map(str, ranks(directory))) or "unknown"
+        pids = ", ".join(map(str, ranks(directory, machine))) or "unknown"
         raise InputError(
             f"{directory} is still written by the training processes of a command that was killed (process {pids}); "
             "they save a checkpoint and end after the step they are at: try again then"
         ) from None
 
 
-def launch_name(directory: Path) -> str:
+def launch_name(directory: Path, machine: int = 0) -> str:
     """The name of the launch that the holder of the run may begin, which its training processes join by."""
-    return (directory / RANKS).read_text(encoding="ascii").partition("\n")[0]
+    return _of(directory, RANKS, machine).read_text(encoding="ascii").partition("\n")[0]
 
 
 def join(directory: Path, launch: str) -> IO | None:
@@ -73,7 +89,7 @@ def join(directory: Path, launch: str) -> IO | None:
 
     None where another launch has begun since, and nothing may be written.
     """
-    file = (directory / RANKS).open("a+", encoding="ascii")
+    file = _of(directory, RANKS, this_machine()).open("a+", encoding="ascii")
     fcntl.flock(file, fcntl.LOCK_SH)
     file.seek(0)
     if file.readline().strip() != launch:
@@ -100,10 +116,11 @@ def end_with(parent: int | None) -> bool:
     return parent in (None, os.getppid())
 
 
-def ranks(directory: Path) -> list[int]:
+def ranks(directory: Path, machine: int = 0) -> list[int]:
     """The process numbers of the last launch's training processes that have not ended."""
     with contextlib.suppress(OSError, ValueError):
-        pids = [int(line) for line in (directory / RANKS).read_text(encoding="ascii").splitlines()[1:]]
+        text = _of(directory, RANKS, machine).read_text(encoding="ascii")
+        pids = [int(line) for line in text.splitlines()[1:]]
         return [pid for pid in pids if _trains(pid, directory)]
     return []
 
@@ -116,10 +133,10 @@ def _trains(pid: int, directory: Path) -> bool:
         return False
 
 
-def alone(directory: Path) -> bool:
+def alone(directory: Path, machine: int = 0) -> bool:
     """Whether no training process shares the run."""
     try:
-        with locked(directory / RANKS, wait=False):
+        with locked(_of(directory, RANKS, machine), wait=False):
             return True
     except BlockingIOError:
         return False
@@ -140,7 +157,7 @@ def held(directory: Path) -> bool:
 
 def command_gone(directory: Path) -> bool:
     """Whether the command that holds the run has ended, as its training processes ask."""
-    with (directory / LOCK).open("a") as file:
+    with _of(directory, LOCK, this_machine()).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

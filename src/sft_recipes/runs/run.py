@@ -310,9 +310,9 @@ class Run:
         self.fail(f"{who} was killed by {name}{why}", cause=True)
         return 128 - code
 
-    def locked(self) -> AbstractContextManager[int]:
+    def locked(self, machine: int = 0) -> AbstractContextManager[int]:
         """Hold the run, as `lock.hold` says."""
-        return lock.hold(self.directory)
+        return lock.hold(self.directory, machine)
 
 
 def begun(facts: Mapping[str, Any]) -> str:

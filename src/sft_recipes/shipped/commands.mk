@@ -8,8 +8,8 @@ override GIVEN := $(strip $(filter-out PYTHON VENV VIRTUAL_ENV PROGRAM,$(GIVEN))
 override GOALS := $(or $(MAKECMDGOALS),help)
 export GIVEN GOALS $(GIVEN)
 
-COMMANDS := list models recommend plan preview fit diff gpu rules rehearse audit train sweep resume watch reproduce evaluate \
-	forgetting report compare leaderboard merge predict chat serve gguf push new why show export pin init keys schema
+COMMANDS := list models recommend plan preview fit diff gpu rules rehearse audit train sweep resume launch status logs watch reproduce \
+	evaluate forgetting report compare leaderboard merge predict chat serve gguf push new why show export pin init keys schema
 
 override LISTED := $(lastword $(MAKEFILE_LIST))
 .PHONY: help $(COMMANDS)
@@ -33,6 +33,9 @@ audit: ## check another tool's SFT configuration FILE, and translate it into the
 train: ## fine-tune RECIPE into runs/NAME (MODEL=, DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1, SEEDS="42 43")
 sweep: ## RECIPE with every value of OVER="learning_rate=1e-4,2e-4 lora_r=16,32", compared (TRIALS=20 by Optuna, JOBS=, OUT=)
 resume: ## continue the interrupted run NAME from its newest whole checkpoint (FORGET_BEST=1 where its best is lost)
+launch: ## RECIPE on several machines: a job ON=slurm, or ON=torchrun the commands (NODES=2, GPUS= of each, SITE=, SEEDS=, DRY=1)
+status: ## how far the run NAME is, and what the engine says of its job
+logs: ## the last lines of what the job of the run NAME has written (LINES=40)
 watch: ## the curves of the run NAME while it trains, in a browser on this machine (PORT=6006; all runs without NAME)
 reproduce: ## train the finished RUN again from its directory alone, and say what differs (NAME=)
 evaluate: ## RUN on rows it has not seen, with intervals and a verdict (SPLIT=validation, BASE=1, DATA=, SET=)
@@ -50,7 +53,7 @@ init: ## a project of one's own in FOLDER: a Makefile, a first recipe, the accel
 new: ## write the recipe NAME, four lines that extend FROM=default, or what is seen in the rows of DATA=
 why: ## why KEY has its value, in RECIPE (KEY=lora_alpha RECIPE=default)
 keys: ## every key that a recipe may set, with its type and default
-schema: ## the JSON Schema of a KIND of file (recipe, model, accelerate), for editors
+schema: ## the JSON Schema of a KIND of file (recipe, model, accelerate, cluster), for editors
 show: ## RECIPE as it resolves, with the origin of every value (WHY=1: with a reason too)
 export: ## RECIPE as a plain file OUT for stock trl sft --config (RUN= FOR=dpo DATA=: the RUN's model for trl dpo)
 pin: ## write the Hub's current commit of the base model into RECIPE (or into MODEL)

@@ -23,6 +23,7 @@ def main() -> int:
     with importing():
         from accelerate.commands import launch
         from accelerate.utils.launch import prepare_simple_launcher_cmd_env
+        from torch.distributed import DistError
         from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     def train_here(arguments: argparse.Namespace) -> None:
@@ -40,6 +41,10 @@ def main() -> int:
         rank, failure = error.get_first_failure()
         # Its last arguments are those of the training process.
         return Run(Path(sys.argv[-2])).killed(failure.exitcode, f"process {failure.pid} (rank {rank})")
+    except (DistError, ConnectionError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        Run(Path(sys.argv[-2])).fail(f"the machines did not meet: {reason}")
+        return 1
     return 0
 
 

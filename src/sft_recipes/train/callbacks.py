@@ -266,7 +266,7 @@ class GracefulStop(TrainerCallback):
         self.run, self.launched = run, launched
         self.stopped = False
         self._told = False
-        signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
         for number in signals:
             signal.signal(number, self._tell)
         # They wait since the launch, when nobody could take them (launch/processes.py).

@@ -4,12 +4,16 @@ Called once in each process of a launch (`process.py`); everything it needs to k
 """
 
 import contextlib
+import datetime
+import os
+import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import load_dataset
 from transformers import AutoTokenizer, EarlyStoppingCallback, HfArgumentParser, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -45,6 +49,10 @@ def train(run: Run, *, launched: bool = False) -> None:
         engine.without_inference_kernel()
         engine.allow_its_state()
     recipe = run.values()
+    if launched and facts["topology"]["use_cpu"] and facts["topology"]["backend"] == "ddp":
+        # transformers tells the processes how long to wait for one that is gone on GPUs alone.
+        timeout = datetime.timedelta(seconds=recipe.get("ddp_timeout", 1800))
+        torch.distributed.init_process_group("gloo", timeout=timeout)
     # Before the training arguments exist: they switch ZeRO-3 on, which would partition the model built for its names.
     verify.model_files(recipe, {**prepared, "task": own.get("task")})
     record, stop = Record(run), GracefulStop(run, launched=launched)
@@ -71,7 +79,7 @@ def train(run: Run, *, launched: bool = False) -> None:
 
     def check_start() -> None:
         in_effect["adapter"] = verify.adapter(trainer, recipe, own)
-        in_effect["run"] = verify.start(trainer, facts["topology"], recipe, own)
+        in_effect["run"] = verify.start(trainer, facts["topology"], recipe, own) | hosts()
         if main:
             run.update(in_effect=in_effect)
 
@@ -93,6 +101,17 @@ def train(run: Run, *, launched: bool = False) -> None:
     if main:
         run.update(status="interrupted" if stop.stopped else "finished", measured=measured)
     trainer.end()
+
+
+def hosts() -> dict[str, Any]:
+    """The machines of a run that several train, each with its processes and the network it was told to take."""
+    if int(os.environ.get("GROUP_WORLD_SIZE", "1")) == 1:
+        return {}
+    # Two nodes of a scheduler may be one host.
+    here = {"name": os.environ.get("SLURMD_NODENAME") or socket.gethostname(), "machine": lock.this_machine()}
+    every = gather_object([here | {"network": os.environ.get("NCCL_SOCKET_IFNAME")}])
+    machines = {each["machine"]: each for each in every}
+    return {"hosts": [each | {"processes": every.count(each)} for _, each in sorted(machines.items())]}
 
 
 def earlier_adapter(recipe: Mapping[str, Any], own: Mapping[str, Any]) -> Path | None:

@@ -1,0 +1,149 @@
+"""SkyPilot: the task of a run, which its managed jobs place on a cloud or a cluster and start again after preemption.
+
+The fields are those of SkyPilot 0.14 (docs.skypilot.co, "SkyPilot YAML"). Each node finds its place in SKYPILOT_*
+variables; what is trained, and what comes of it, is in the volume that holds the project.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sft_recipes.errors import InputError
+from sft_recipes.recipes import clusters
+from sft_recipes.recipes.clusters import Site
+from sft_recipes.runs.run import Run
+
+FILE = "job.sky.yaml"
+SUBMIT = "sky jobs launch"
+"""What submits the file by hand."""
+# In what sky prints when a managed job is submitted (sky/utils/ux_utils.py), perhaps in colours.
+_NUMBER, _COLOUR = re.compile(r"Managed Job ID: (\d+)"), re.compile(r"\x1b\[[0-9;]*m")
+INTERRUPTED = 3
+"""The exit code of a run that has saved a checkpoint and can go on; the job is started again for it."""
+
+
+class _Lines(str):
+    """A text of several lines, which is written as such."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes them so."""
+
+
+_Dumper.add_representer(_Lines, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|"))
+
+
+def script(run: Run, site: Site, project: Path, nodes: int, gpus: int) -> str:
+    """The text of a task.
+
+    Args:
+        run: What is trained.
+        site: What the site asks for; with `volume`, `shared`, and `gpu_type` where GPUs train.
+        project: The folder in which `runs/` lies, in full, under `shared`.
+        nodes: How many machines.
+        gpus: GPUs of each; 0 where CPUs train.
+    """
+    resources = {
+        "infra": site["infra"],
+        "accelerators": f"{site['gpu_type']}:{gpus}" if gpus else None,
+        "cpus": f"{site['cpus_per_node']}+" if site["cpus_per_node"] else None,
+        "memory": f"{_gigabytes(site['memory_per_node'])}+" if site["memory_per_node"] else None,
+        "use_spot": site["use_spot"] or None,
+        "image_id": f"docker:{site['container_image']}" if site["container_image"] else None,
+        # A machine that is taken away is replaced by itself; one that was told to stop exits so.
+        "job_recovery": {"recover_on_exit_codes": [INTERRUPTED]},
+    }
+    task = {
+        "name": clusters.label(run.name),
+        "num_nodes": nodes,
+        "resources": _set(resources),
+        "volumes": {site["shared"]: site["volume"]},
+        "secrets": dict.fromkeys(site["environment"] or ()) or None,
+        "setup": site["setup"],
+        "run": _Lines(commands(run, site, project, nodes)),
+    }
+    return yaml.dump(_set(task), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+
+
+def commands(run: Run, site: Site, project: Path, nodes: int) -> str:
+    """What each machine runs."""
+    lines = [f"cd {shlex.quote(str(project))}"]
+    if interface := site["network_interface"]:
+        name = shlex.quote(interface)
+        lines.append(f"export NCCL_SOCKET_IFNAME={name} GLOO_SOCKET_IFNAME={name}")
+    work = shlex.join(["exec", "sft-recipes", "resume", run.name])
+    if nodes > 1:
+        lines.append('head="$(echo "$SKYPILOT_NODE_IPS" | head -n 1)"')
+        work += f' --machines "$SKYPILOT_NUM_NODES" --machine "$SKYPILOT_NODE_RANK" --head "$head:{site["port"]}"'
+    return "\n".join([*lines, work]) + "\n"
+
+
+def _gigabytes(given: str) -> int:
+    """GiB, which SkyPilot counts memory in, from `memory_per_node`."""
+    number, letter = given.rstrip("KMGT"), given.lstrip("0123456789") or "M"
+    return max(1, round(int(number) * 1024.0 ** ("KMGT".index(letter) - 2)))
+
+
+def _set(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def needed(site: Site) -> Iterator[str]:
+    """The keys that a site has to set for its jobs."""
+    yield from (key for key in ("volume", "shared", "gpu_type") if not site[key])
+
+
+def missing() -> Iterator[str]:
+    """What this machine lacks to submit a job."""
+    if not shutil.which("sky"):
+        yield "sky is not in PATH; install skypilot in an environment of its own, or write the job alone with DRY=1"
+
+
+def submit(file: Path) -> str:
+    """Submit a task as a managed job; gives the job's number.
+
+    Raises:
+        InputError: SkyPilot refuses it, and says why.
+    """
+    secrets = yaml.safe_load(file.read_text(encoding="utf-8")).get("secrets") or {}
+    # By name alone: sky reads the values from the environment.
+    given = [word for name in secrets if name in os.environ for word in ("--secret", name)]
+    done = subprocess.run(
+        ["sky", "jobs", "launch", "--yes", "--detach-run", *given, str(file)],  # noqa: S607
+        capture_output=True,
+        text=True,
+    )
+    number = _NUMBER.search(_COLOUR.sub("", done.stdout))
+    if done.returncode or number is None:
+        said = " ".join((done.stderr or done.stdout).split()) or f"code {done.returncode}"
+        raise InputError(f"SkyPilot refuses the job: {said}; nothing was submitted")
+    return number[1]
+
+
+def state(job: Mapping[str, Any]) -> str:
+    """What SkyPilot says of a job."""
+    if not shutil.which("sky"):
+        return "not known here, sky is not in PATH"
+    done = subprocess.run(["sky", "jobs", "queue", "--output", "json"], capture_output=True, text=True)  # noqa: S607
+    if done.returncode:
+        return " ".join(done.stderr.split())
+    found = [each for each in json.loads(done.stdout) if str(each.get("job_id")) == str(job["id"])]
+    return str(found[0]["status"]).lower() if found else "SkyPilot does not know it any more"
+
+
+def explained(site: Site) -> str:
+    """What ends a job before it has finished, and what comes of it."""
+    return "a machine that is taken away is replaced, and the run goes on from its newest checkpoint"
+
+
+def stopping(identifier: str) -> str:
+    """The command that ends a job."""
+    return f"sky jobs cancel {identifier}"

@@ -1,0 +1,147 @@
+"""SLURM: the job file of a run, its submission by sbatch, and what squeue says of it.
+
+All texts of a job file are one word of a shell each, whatever they hold (`shlex.quote`), also in its `#SBATCH` lines,
+which sbatch takes apart by the same quotes.
+"""
+
+import math
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from sft_recipes.errors import InputError
+from sft_recipes.recipes.clusters import Site
+from sft_recipes.runs.run import Run
+from sft_recipes.terminal import duration
+
+FILE = "job.sbatch"
+SUBMIT = "sbatch"
+"""What submits the file by hand."""
+# What a shell and Python need; everything else of the environment that a job is submitted from stays there.
+ENVIRONMENT = ("PATH", "HOME", "USER", "LANG", "LD_LIBRARY_PATH")
+# Ports from here on, one for each job and each of its starts.
+PORTS = "20000 + (SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 10000"
+# Runs the rest of its words with the place of this node in the job.
+ON_EACH_NODE = 'exec "$@" --machine "$SLURM_NODEID" --head "$SLURM_LAUNCH_NODE_IPADDR:$PORT"'
+
+
+def script(run: Run, site: Site, project: Path, nodes: int, gpus: int, seconds: float | None) -> str:
+    """The text of a job file.
+
+    Args:
+        run: What is trained.
+        site: What the site asks for.
+        project: The folder in which `runs/` lies, in full.
+        nodes: How many machines.
+        gpus: GPUs of each; 0 where CPUs train.
+        seconds: The time limit to ask for; the partition's own without it.
+    """
+    options: dict[str, object] = {
+        "job-name": run.name,
+        "chdir": project,
+        "output": f"{run.directory}/slurm-%j.out",
+        "open-mode": "append",
+        "nodes": nodes,
+        "ntasks-per-node": 1,
+        "gpus-per-node": f"{site['gpu_type']}:{gpus}" if site["gpu_type"] and gpus else gpus or None,
+        "cpus-per-task": site["cpus_per_node"],
+        "mem": site["memory_per_node"],
+        "time": math.ceil(seconds / 60) if seconds else None,
+        "signal": f"USR1@{site['grace_seconds']}",
+        "requeue": True,
+        "export": ",".join([*ENVIRONMENT, *(site["environment"] or ())]),
+    }
+    options |= {key: site[key] for key in ("partition", "account", "qos", "constraint", "reservation")}
+    lines = ["#!/bin/bash -l" if site["modules"] else "#!/bin/bash"]
+    lines += ["#SBATCH " + _option(key, value) for key, value in options.items() if value]
+    lines += ["", "# Written by sft-recipes launch. The run says how far it is: sft-recipes status " + run.name]
+    lines += [f"module load {shlex.join(site['modules'])}"] if site["modules"] else []
+    if interface := site["network_interface"]:
+        name = shlex.quote(interface)
+        lines.append(f"export NCCL_SOCKET_IFNAME={name} GLOO_SOCKET_IFNAME={name}")
+    step = ["srun", "--export=ALL", "--kill-on-bad-exit=1"]
+    step += [f"--cpus-per-task={site['cpus_per_node']}"] if site["cpus_per_node"] else []
+    words, program = _contained(site, project)
+    work = [*program, "resume", run.name]
+    if nodes > 1:
+        lines.append(f"export PORT=$(({PORTS}))")
+        work = ["bash", "-c", ON_EACH_NODE, "bash", *work, "--machines", str(nodes)]
+        lines.append("# One task a node, which starts the processes of its node; the first node's keeps the run.")
+    lines += [
+        shlex.join([*step, *words, *work]),
+        "code=$?",
+        "# It has saved a checkpoint, and goes on from it when the job is started again.",
+        'if [ "$code" -eq 3 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
+        'exit "$code"',
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _option(key: str, value: object) -> str:
+    return f"--{key}" if value is True else f"--{key}={shlex.quote(str(value))}"
+
+
+def _contained(site: Site, project: Path) -> tuple[list[str], list[str]]:
+    """What srun is told of a container, and the words that run the program, within one if the site names one."""
+    image, here = site["container_image"], str(project)
+    if site["container"] == "pyxis":
+        mounted = [f"--container-image={image}", f"--container-mounts={here}:{here}", f"--container-workdir={here}"]
+        return mounted, ["sft-recipes"]
+    if site["container"] == "apptainer":
+        return [], ["apptainer", "exec", "--nv", "--bind", here, "--pwd", here, image, "sft-recipes"]
+    return [], [sys.executable, "-m", "sft_recipes"]
+
+
+def needed(site: Site) -> Iterator[str]:
+    """The keys that a site has to set for its jobs: none, partition and time are the cluster's own then."""
+    yield from ()
+
+
+def missing() -> Iterator[str]:
+    """What this machine lacks to submit a job."""
+    if not shutil.which("sbatch"):
+        yield "sbatch is not in PATH; launch on a machine that submits SLURM jobs, or write the job alone with DRY=1"
+
+
+def submit(file: Path) -> str:
+    """Submit a job file; gives the job's number.
+
+    Raises:
+        InputError: SLURM refuses it, and says why.
+    """
+    done = subprocess.run(["sbatch", "--parsable", str(file)], capture_output=True, text=True)  # noqa: S607
+    if done.returncode:
+        said = "; ".join(re.findall(r"(?:error|fatal): (.+)", done.stderr)) or f"code {done.returncode}"
+        raise InputError(f"SLURM refuses the job: {said}; nothing was submitted")
+    # With the name of a cluster behind it where there are several.
+    return done.stdout.strip().partition(";")[0]
+
+
+def state(job: Mapping[str, object]) -> str:
+    """What SLURM says of a job: its state, why it waits, where it runs and how much of its time is left."""
+    if not shutil.which("squeue"):
+        return "not known here, squeue is not in PATH"
+    asked = ["squeue", "--noheader", "--states=all", f"--jobs={job['id']}", "--format=%T|%r|%R|%M|%l"]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    fields = done.stdout.strip().split("|")
+    if done.returncode or len(fields) != 5:
+        return "SLURM does not know it any more"
+    name, reason, nodes, used, limit = fields
+    if name == "PENDING":
+        return f"pending ({reason}), time limit {limit}"
+    return f"{name.lower()} on {nodes}, {used} of {limit}" if name == "RUNNING" else name.lower()
+
+
+def explained(site: Site, seconds: float | None) -> str:
+    """What ends a job before it has finished, and what comes of it."""
+    asked = f"asks for {duration(seconds)}" if seconds else "asks for no time, so that it has the partition's"
+    return f"{asked}; SIGUSR1 comes {duration(site['grace_seconds'])} before it, and has a checkpoint saved"
+
+
+def stopping(identifier: str) -> str:
+    """The command that ends a job."""
+    return f"scancel {identifier}"

@@ -1,0 +1,67 @@
+"""The demo by SLURM on two nodes: trained, told to stop, requeued, and the same as one that nobody stopped."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import facts, program, said, step, until
+from safetensors.torch import load_file
+
+pytestmark = pytest.mark.usefixtures("slurm")
+STEPS = 60
+SETTINGS = f"max_steps={STEPS} per_device_train_batch_size=8 logging_steps=1 eval_on_start=false task=null"
+SETTINGS += " test_file=null group_column=null"
+ON = ("--on", "slurm", "--nodes", "2", "--gpus", "1")
+
+
+def launched(project: Path, name: str, accel: str) -> str:
+    """The number of the job that trains the demo as a run of that name."""
+    given = ("--site", "long", "--accel", accel, "--name", name, "--set", SETTINGS)
+    told = program(project, "launch", "demo", *ON, *given)
+    assert f"make logs NAME={name}" not in told and f"sft-recipes logs {name}" in told
+    return told.partition("submitted  job ")[2].partition("\n")[0]
+
+
+def states() -> str:
+    return said("squeue", "--noheader", "--states=all", "--format=%j %T")
+
+
+@pytest.mark.parametrize(("accel", "signal"), [("ddp_cpu", "TERM"), ("zero2_cpu", "USR1")])
+def test_it_is_stopped_requeued_and_resumed_as_if_nothing_had_happened(project: Path, accel: str, signal: str) -> None:
+    stopped, whole = f"stopped-{accel}", f"whole-{accel}"
+    number = launched(project, stopped, accel)
+    until(lambda: step(project, stopped) > 5, 300)
+    assert "running on n[1-2]" in program(project, "status", stopped)
+    said("scancel", f"--signal={signal}", number)
+    until(lambda: len(facts(project, stopped)["resumed"]) == 2, 300)
+    until(lambda: f"{stopped} COMPLETED" in states(), 400)
+    told = program(project, "logs", stopped, "--lines", "1000")
+    assert "stopping   the run saves a checkpoint" in told and "its job goes on when it is started again" in told
+    assert f"runs/{stopped} continues from checkpoint-" in told and f"finished   {STEPS} steps" in told
+    assert "Traceback" not in told
+    hosts = facts(project, stopped)["in_effect"]["run"]["hosts"]
+    assert [(each["name"], each["processes"]) for each in hosts] == [("n1", 1), ("n2", 1)]
+    # Two processes of one machine, which nobody stopped.
+    program(project, "train", "demo", "--accel", accel, "--name", whole, "--set", SETTINGS)
+    one, other = (load_file(project / f"runs/{name}/adapter/adapter_model.safetensors") for name in (stopped, whole))
+    assert one.keys() == other.keys() and all(torch.equal(tensor, other[key]) for key, tensor in one.items())
+    assert facts(project, stopped)["measured"]["step"] == STEPS
+    assert not list(project.parent.rglob("pwned"))
+
+
+def test_a_job_that_is_cancelled_keeps_a_checkpoint_and_is_not_started_again(project: Path) -> None:
+    number = launched(project, "cancelled", "ddp_cpu")
+    until(lambda: step(project, "cancelled") > 2, 300)
+    said("scancel", number)
+    until(lambda: facts(project, "cancelled")["status"] == "interrupted", 60)
+    until(lambda: "cancelled CANCELLED" in states(), 60)
+    told = program(project, "status", "cancelled")
+    assert ": cancelled" in told and ", checkpoint-" in told
+
+
+def test_what_the_partition_refuses_is_one_message_and_leaves_nothing(project: Path) -> None:
+    given = ("--site", "small", "--accel", "ddp_cpu", "--name", "refused", "--set", SETTINGS)
+    told = program(project, "launch", "demo", *ON, *given, code=2)
+    assert told.count("error: ") == 1
+    assert "error: SLURM refuses the job: " in told and "; nothing was submitted" in told
+    assert not (project / "runs" / "refused").exists()
