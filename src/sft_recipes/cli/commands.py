@@ -459,6 +459,11 @@ def _resolved(name: str, job: Job) -> recipes.Recipe:
     from sft_recipes.recipes import topology
 
     recipe = recipes.load(name, job.words)
+    if recipe["execution"] == "auto":
+        from sft_recipes.plan.job import resolve
+
+        whole = resolve(name, overrides=job.words, accel=job.accel, processes=job.gpus, planned=True)
+        return topology.resolve(whole.recipe, whole.topology)
     chosen = job.accel or recipe["accelerate_config"]
     if chosen is None:
         return recipe

@@ -18,8 +18,8 @@ from sft_recipes.evaluate import evaluate
 from sft_recipes.launch import out_of_memory
 from sft_recipes.launch.processes import Processes
 from sft_recipes.launch.rewind import rewind
+from sft_recipes.plan import execution, plan
 from sft_recipes.plan import job as jobs
-from sft_recipes.plan import plan
 from sft_recipes.plan.job import Job, Where
 from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes
@@ -48,11 +48,13 @@ def train(
         raise InputError("RESUME=1 needs NAME=, the run to continue")
     if run_name is not None and not resume:
         Run.directory_of(run_name)
+    if resume:
+        run = open_for_resume(run_name or "")
+        where["keeps"] = execution.chosen_before(run.facts().get("origins", {}), run.values())
     job = jobs.check(name, **where)
     for label, text in job.decisions():
         say(label, text)
     if resume:
-        run = open_for_resume(run_name or "")
         check_same_config(run, job)
         identity.check(run, training=True)
         return finish(run, continue_run(run)), run
@@ -105,7 +107,7 @@ def create(job: Job, run_name: str | None) -> Run:
         "rehearsal": job.rehearses is not None,
         "rehearses": job.rehearses,
         "extends": job.recipe.base.name if job.recipe.base else None,
-        "differences": plan.differences(job.recipe),
+        "differences": plan.differences(job.written),
         "overrides": {key: item.value for key, item in job.recipe.values.items() if item.origin in recipes.GIVEN},
         "origins": {key: item.origin for key, item in job.resolved.values.items()},
         "own": job.resolved.own(),

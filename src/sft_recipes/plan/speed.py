@@ -63,7 +63,7 @@ def flops_per_token(model: Model, setup: Setup) -> float:
     head_passes = (3 if setup.fused_head else 2) + (0 if setup.use_peft else 1)
     share = setup.supervised_share if setup.fused_head else 1.0
     masked = 4 if setup.attention in ("sdpa", "eager") else 2
-    attention = masked * setup.length * shape.queries * shape.layers * (passes + 1)
+    attention = masked * setup.length * shape.queries * shape.layers * (passes + 1 - setup.keeps_attention)
     return matrices + 2 * head_passes * head * share + attention
 
 
