@@ -18,7 +18,7 @@ from sft_recipes.evaluate import evaluate
 from sft_recipes.launch import out_of_memory
 from sft_recipes.launch.processes import Processes
 from sft_recipes.launch.rewind import rewind
-from sft_recipes.plan import execution, plan
+from sft_recipes.plan import execution, plan, speed
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan.job import Job, Where
 from sft_recipes.recipes import conflicts, topology
@@ -27,7 +27,7 @@ from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Topology
 from sft_recipes.runs import checkpoints, identity, outcome, provenance
 from sft_recipes.runs.run import Run
-from sft_recipes.terminal import count, duration, outliving, say, say_error
+from sft_recipes.terminal import count, duration, outliving, say, say_error, share
 
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 3
 
@@ -260,6 +260,8 @@ def launch(run: Run) -> int:
         # Nothing was trained, so the name stays free for the corrected recipe.
         shutil.rmtree(run.directory)
         raise InputError(*facts["problems"])
+    if facts["status"] == "finished":
+        facts["measured"]["mfu"] = speed.utilisation(run)
     facts |= {"ended": provenance.now(), "seconds": round(time.monotonic() - began + facts.get("seconds", 0.0), 2)}
     run.write(facts)
     if facts.get("problems"):
@@ -317,7 +319,11 @@ def say_measured(measured: dict[str, Any]) -> None:
     """Say how long a finished training took, and what became of the eval loss."""
     text = f"{count(measured['step'], 'step')} in {duration(measured['training_seconds'])}"
     if measured["tokens_per_second"]:
-        text += f", {measured['tokens_per_second']:,.0f} tokens/s"
+        text += f", {measured['tokens_per_second']:,.0f} tokens/s, {measured['samples_per_second']:,.1f} rows/s"
+    if measured.get("mfu"):
+        text += f", MFU {measured['mfu']:.0%}"
+    if waited := measured.get("waiting_share"):
+        text += f", {share(waited, 1)} of it waiting for rows"
     say("finished", f"{text}, peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB per process")
     if said := outcome.held_out(measured):
         say("eval loss", "\n".join(said))

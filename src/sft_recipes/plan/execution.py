@@ -34,7 +34,7 @@ APART = frozenset(
     (
         *("cohere", "exaone4", "gemma3", "gemma3_text", "glm4", "gpt2", "gpt_neox", "granite", "lfm2", "llama"),
         *("mistral", "mixtral", "olmo", "olmo2", "olmo3", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3"),
-        *("stablelm", "starcoder2"),
+        "stablelm",
     )
 )
 MIXED = frozenset(["bloom", "falcon", "gpt_oss", "mpt", "opt"])
@@ -67,6 +67,8 @@ class Execution:
     """What was left as it is written though it might have been chosen, with the reason."""
     worth: str | None
     """What the choices save, as far as it can be estimated."""
+    guessed: str | None = None
+    """What was taken for granted of the rows."""
 
     def applied(self, recipe: Recipe) -> Recipe:
         """The recipe with what was chosen."""
@@ -81,6 +83,8 @@ class Execution:
         if self.worth:
             yield f"worth: {self.worth}"
         yield from (f"as written: {each}" for each in self.kept)
+        if self.guessed:
+            yield f"lengths: {self.guessed}"
 
 
 def pinned(recipe: Recipe, *, asked: bool = True) -> set[str]:
@@ -135,7 +139,8 @@ def choose(case: Case, *, asked: bool = True) -> Execution:
     workers, needed = recipe["dataloader_num_workers"], ("dataloader_prefetch_factor", "dataloader_persistent_workers")
     if "dataloader_num_workers" in free and on_cpu and workers and not any(recipe[key] for key in needed):
         choices.append(Choice("dataloader_num_workers", 0, workers, "rows are read faster than a CPU computes"))
-    return Execution(tuple(choices), tuple(kept), _worth(case, choices))
+    guessed = lengths_of(case)[2] if case.model and "per_device_train_batch_size" in free else None
+    return Execution(tuple(choices), tuple(kept), _worth(case, choices), guessed)
 
 
 def _shares_memory(case: Case) -> bool:
@@ -172,14 +177,14 @@ def room(case: Case) -> tuple[float | None, str]:
 
 def _batch(case: Case, model: Model, free: set[str], kept: list[str]) -> Iterator[Choice]:
     """Micro-batch, checkpointing and padding: the fastest that fits."""
-    recipe, (lengths, supervised, guessed), (space, where) = case.recipe, lengths_of(case), room(case)
+    recipe, (lengths, supervised, _), (space, where) = case.recipe, lengths_of(case), room(case)
     if space is None:
         kept.append(f"micro-batch and checkpointing, since nothing is known of the memory of {where}")
         return
     before, written = _option(recipe, case, model), way_of(recipe)
     ways, sizes = (*_ways(case, model, free, kept),), _sizes(case, model, free, kept)
     options = fit.ways(recipe, case.topology, model, lengths, supervised, ways, sizes)
-    best = (_on_cpu if case.topology.use_cpu else fit.fastest)(options, space)
+    best = _on_cpu(options, space) if case.topology.use_cpu else _on_gpu(options, space)
     if best is None:
         least = min((each.needs for each in options), default=0.0)
         kept.append(f"micro-batch and checkpointing, since nothing fits {where}: the least needs {fit.gib(least)}")
@@ -187,8 +192,6 @@ def _batch(case: Case, model: Model, free: set[str], kept: list[str]) -> Iterato
     if before.needs <= space and best.seconds > (1 - WORTH) * before.seconds and not case.topology.use_cpu:
         return
     needs = f"{fit.gib(best.needs)} of the {fit.gib(space)} allowed on {where}"
-    if guessed and (best.rows, best.way) != (before.rows, written):
-        kept.append(f"the lengths of rows: {guessed}")
     if best.rows != before.rows:
         reason = f"{count(best.rows, 'row')} at once {'needs' if best.rows == 1 else 'need'} {needs}"
         yield Choice("per_device_train_batch_size", best.rows, before.rows, reason)
@@ -200,7 +203,7 @@ def _batch(case: Case, model: Model, free: set[str], kept: list[str]) -> Iterato
         reason = "the attention is not computed twice, and its output fits"
         yield Choice("activation_checkpointing_kwargs", kwargs, recipe["activation_checkpointing_kwargs"], reason)
     if best.way.padding_free:
-        reason = f"the masks of {_kind(model)} keep the rows apart, and padding would cost more than they do"
+        reason = f"the masks of {kind_of(model)} keep the rows apart, and padding would cost more than they do"
         yield Choice("padding_free", True, False, reason)
         cut = f"padding_free cuts nothing, and no row has more than {recipe['max_length']} tokens"
         yield Choice("max_length", None, recipe["max_length"], cut)
@@ -255,8 +258,8 @@ def _padded(case: Case, model: Model, free: set[str]) -> str | None:
     attention = recipe["attn_implementation"] or "sdpa"
     if recipe["packing"] or recipe["padding_free"] or not {"padding_free", "max_length"} <= free:
         return "padding_free or max_length is written"
-    if _kind(model) not in APART or attention not in MASKED:
-        return f"nobody has shown that {attention} attention of {_kind(model)} keeps joined rows apart"
+    if kind_of(model) not in APART or attention not in MASKED:
+        return f"nobody has shown that {attention} attention of {kind_of(model)} keeps joined rows apart"
     if chosen.use_cpu:
         return f"{attention} attention computes the whole square of joined rows, which costs a CPU more than padding"
     if case.data is None or case.data["tokens_are"] != "exact":
@@ -269,6 +272,15 @@ def _padded(case: Case, model: Model, free: set[str]) -> str | None:
     return "noise by the length of a padded row would be another" if recipe["neftune_noise_alpha"] else None
 
 
+def _on_gpu(options: list[Option], space: float) -> Option | None:
+    """The fastest, with padding unless it is worth to be without."""
+    padded = fit.fastest([each for each in options if not each.way.padding_free], space)
+    joined = fit.fastest([each for each in options if each.way.padding_free], space)
+    if padded and joined:
+        return joined if joined.seconds < (1 - WORTH) * padded.seconds else padded
+    return padded or joined
+
+
 def _on_cpu(options: list[Option], space: float) -> Option | None:
     """Without recomputation where that fits, in the smallest micro-batch that is enough."""
     fitting = [each for each in options if each.needs <= space]
@@ -279,7 +291,8 @@ def _on_cpu(options: list[Option], space: float) -> Option | None:
     return max(kept_whole, key=lambda each: each.rows, default=None)
 
 
-def _kind(model: Model) -> str:
+def kind_of(model: Model) -> str:
+    """A model's architecture, as its config names it."""
     return str(model.config.get("model_type"))
 
 

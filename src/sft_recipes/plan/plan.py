@@ -134,6 +134,7 @@ def _execution(job: Job) -> dict[str, Any]:
         "chosen": [dataclasses.asdict(each) for each in found.choices],
         "kept": list(found.kept),
         "worth": found.worth,
+        "guessed": found.guessed,
     }
 
 
@@ -372,7 +373,8 @@ def _render_data(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
 def _render_execution(figures: dict[str, Any]) -> Iterator[str]:
     choices = [execution.Choice(**each) for each in figures["chosen"]]
     if figures["asked"] == "auto":
-        yield from execution.Execution(tuple(choices), tuple(figures["kept"]), figures["worth"]).lines()
+        kept, worth, guessed = tuple(figures["kept"]), figures["worth"], figures["guessed"]
+        yield from execution.Execution(tuple(choices), kept, worth, guessed).lines()
     elif figures["worth"]:
         changed = ", ".join(f"{each.key} {as_yaml(each.value)}" for each in choices)
         yield f"as written; SET=execution=auto would take {changed}\nworth: {figures['worth']}"
