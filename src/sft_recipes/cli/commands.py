@@ -601,6 +601,15 @@ def gpu(
     return Result(path, code=code)
 
 
+@command(MACHINE)
+def tune(recipe: RecipeName, job: Job) -> Result:
+    """Measure how a recipe is executed fastest here, for execution: auto."""
+    from sft_recipes.benchmark import tune
+
+    facts = tune.tune(recipe, **job.where)
+    return Result(facts, tune.render(facts))
+
+
 def _written(path: Path, text: str = "", write: Callable[[], object] | None = None) -> str:
     """Write a file that the user has named, and say so."""
     from sft_recipes.files import write_whole

@@ -5,14 +5,14 @@ cheaply, to the rounding of a float and other draws of dropout (docs/execution.m
 """
 
 import dataclasses
+import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from sft_recipes.data import packing, survey
-from sft_recipes.data.packing import Lengths
+from sft_recipes.data import packing
 from sft_recipes.errors import listed
 from sft_recipes.models.base_model import Model
-from sft_recipes.plan import fit, memory
+from sft_recipes.plan import fit, memory, tuning
 from sft_recipes.plan.fit import Option, Way
 from sft_recipes.plan.lint import Case
 from sft_recipes.recipes import arguments
@@ -26,7 +26,7 @@ AUTO = "execution: auto"
 # What may be chosen: nothing of it says what is learned.
 KEYS = (
     *("per_device_train_batch_size", "activation_checkpointing", "activation_checkpointing_kwargs", "padding_free"),
-    *("max_length", "optim", "dataloader_num_workers"),
+    *("max_length", "optim", "dataloader_num_workers", "attn_implementation"),
 )
 # Architectures whose masks keep rows apart that are joined without padding, with torch's attention and with eager: the
 # same losses and gradients as of padded rows (tests/train/test_execution.py). And those in which rows see each other.
@@ -123,8 +123,16 @@ def choose(case: Case, *, asked: bool = True) -> Execution:
         case: With the recipe as it is written.
         asked: As `pinned` takes it.
     """
-    recipe, on_cpu = case.recipe, case.topology.use_cpu
+    recipe = case.recipe
     free = set(KEYS) - pinned(recipe, asked=asked)
+    if (tuned := tuning.remembered(case, KEYS)) and (choices := _tuned(recipe, tuned, free)) is not None:
+        return Execution(tuple(choices), (), f"{tuned['gain']:.2f} times the tokens a second, as make tune measured")
+    return _estimated(case, free)
+
+
+def _estimated(case: Case, free: set[str]) -> Execution:
+    """What is chosen where nothing was measured."""
+    recipe, on_cpu = case.recipe, case.topology.use_cpu
     kept: list[str] = []
     choices: list[Choice] = []
     if case.model is None:
@@ -139,27 +147,53 @@ def choose(case: Case, *, asked: bool = True) -> Execution:
     workers, needed = recipe["dataloader_num_workers"], ("dataloader_prefetch_factor", "dataloader_persistent_workers")
     if "dataloader_num_workers" in free and on_cpu and workers and not any(recipe[key] for key in needed):
         choices.append(Choice("dataloader_num_workers", 0, workers, "rows are read faster than a CPU computes"))
-    guessed = lengths_of(case)[2] if case.model and "per_device_train_batch_size" in free else None
+    guessed = tuning.lengths_of(case)[2] if case.model and "per_device_train_batch_size" in free else None
     return Execution(tuple(choices), tuple(kept), _worth(case, choices), guessed)
+
+
+def _tuned(recipe: Recipe, tuned: dict[str, Any], free: set[str]) -> list[Choice] | None:
+    """What was measured to be fastest; None where a part of it is said otherwise, so that the rest need not be it."""
+    changed = {key: value for key, value in tuned["values"].items() if recipe[key] != value}
+    if changed.keys() - free:
+        return None
+    reason = f"make tune measured {tuned['tokens_per_second']:,.0f} tokens/s on {tuned['measured']}"
+    return [Choice(key, value, recipe[key], reason) for key, value in changed.items()]
+
+
+def candidates(case: Case) -> dict[str, dict[str, Any]]:
+    """What is worth measuring, by name, as the values that differ from what is written, which comes first.
+
+    What `choose` would take without a measurement, half and twice its micro-batch, joined rows where they were left
+    out for their cost alone, and FlashAttention where it is installed.
+    """
+    free, written = set(KEYS) - pinned(case.recipe), case.recipe["per_device_train_batch_size"]
+    found: dict[str, dict[str, Any]] = {"as written": {}}
+    best = {each.key: each.value for each in _estimated(case, free).choices}
+    found["by estimate"] = best
+    rows, whole = best.get("per_device_train_batch_size", written), case.recipe["global_batch_size"]
+    space = room(case)[0] or 0.0
+    sizes = (rows // 2, 2 * rows) if case.model and "per_device_train_batch_size" in free else ()
+    for size in sizes:
+        after = {**best, "per_device_train_batch_size": size}
+        if size and whole % size == 0 and case.model and _fits(case, case.model, after, space):
+            found[f"micro-batch of {size}"] = after
+    if "padding_free" not in best and case.model and _padded(case, case.model, free, costly=True) is None:
+        found["joined rows"] = {**best, "padding_free": True, "max_length": None}
+    flash = not case.topology.use_cpu and importlib.util.find_spec("flash_attn") is not None
+    if flash and "attn_implementation" in free and (case.recipe["bf16"] or case.recipe["fp16"]):
+        found["FlashAttention"] = {**best, "attn_implementation": "flash_attention_2"}
+    return {name: values for at, (name, values) in enumerate(found.items()) if values not in [*found.values()][:at]}
+
+
+def _fits(case: Case, model: Model, values: dict[str, Any], space: float) -> bool:
+    after = {key: Value(value, "") for key, value in values.items()}
+    recipe = dataclasses.replace(case.recipe, values=case.recipe.values | after)
+    return _option(recipe, case, model).needs <= space
 
 
 def _shares_memory(case: Case) -> bool:
     """Whether its GPU is no NVIDIA one, of which nothing was tried here."""
     return not case.topology.use_cpu and any(gpu.memory_mib == 0 for gpu in case.gpus)
-
-
-def lengths_of(case: Case) -> tuple[Lengths, float, str | None]:
-    """Training rows by length, the supervised share of their tokens, and what is taken for granted where unknown.
-
-    Without rows that were counted by the model's own tokenizer, each is taken to have max_length tokens.
-    """
-    limit = case.recipe["max_length"]
-    if case.data is None or case.data["tokens_are"] != "exact":
-        why = "there are no rows here" if case.data is None else "the tokenizer is not at hand"
-        return {}, 1.0, f"{why}, so that each row is taken to have {limit} tokens"
-    split = case.data["splits"]["train"]
-    counted = survey.at_length(split, limit)
-    return survey.kept_lengths(split, limit), counted["supervised_tokens"] / (counted["tokens"] or 1), None
 
 
 def room(case: Case) -> tuple[float | None, str]:
@@ -177,7 +211,7 @@ def room(case: Case) -> tuple[float | None, str]:
 
 def _batch(case: Case, model: Model, free: set[str], kept: list[str]) -> Iterator[Choice]:
     """Micro-batch, checkpointing and padding: the fastest that fits."""
-    recipe, (lengths, supervised, _), (space, where) = case.recipe, lengths_of(case), room(case)
+    recipe, (lengths, supervised, _), (space, where) = case.recipe, tuning.lengths_of(case), room(case)
     if space is None:
         kept.append(f"micro-batch and checkpointing, since nothing is known of the memory of {where}")
         return
@@ -252,15 +286,15 @@ def _ways(case: Case, model: Model, free: set[str], kept: list[str]) -> Iterator
         kept.append(f"padding, since {why_not}")
 
 
-def _padded(case: Case, model: Model, free: set[str]) -> str | None:
-    """Why rows have to be padded; None where they can be joined without."""
+def _padded(case: Case, model: Model, free: set[str], *, costly: bool = False) -> str | None:
+    """Why rows have to be padded; None where they can be joined without, which may be `costly` to measure it."""
     recipe, chosen = case.recipe, case.topology
     attention = recipe["attn_implementation"] or "sdpa"
     if recipe["packing"] or recipe["padding_free"] or not {"padding_free", "max_length"} <= free:
         return "padding_free or max_length is written"
     if kind_of(model) not in APART or attention not in MASKED:
         return f"nobody has shown that {attention} attention of {kind_of(model)} keeps joined rows apart"
-    if chosen.use_cpu:
+    if chosen.use_cpu and not costly:
         return f"{attention} attention computes the whole square of joined rows, which costs a CPU more than padding"
     if case.data is None or case.data["tokens_are"] != "exact":
         return "without the rows' tokens nobody knows whether max_length cuts any"
@@ -311,7 +345,7 @@ def _worth(case: Case, choices: list[Choice]) -> str | None:
     said = [] if before == now else [f"{before} -> {count(now, 'micro-batch')} a step"]
     if one.way.checkpointing and not other.way.checkpointing:
         said.append("nothing is computed twice")
-    lengths = lengths_of(case)[0]
+    lengths = tuning.lengths_of(case)[0]
     if lengths and one.rows != other.rows and not recipe["packing"]:
         real = [share(packing.real_token_share(lengths, each.rows), 1) for each in (one, other)]
         said.append(f"{real[0]} -> {real[1]} of a batch are tokens")
@@ -320,6 +354,6 @@ def _worth(case: Case, choices: list[Choice]) -> str | None:
 
 def _option(recipe: Recipe, case: Case, model: Model) -> Option:
     """The recipe's own way."""
-    lengths, supervised, _ = lengths_of(case)
+    lengths, supervised, _ = tuning.lengths_of(case)
     rows = recipe["per_device_train_batch_size"]
     return fit.option(recipe, case.topology, model, way_of(recipe), rows, lengths, supervised)

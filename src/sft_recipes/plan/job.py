@@ -95,8 +95,7 @@ class Job:
         Raises:
             InputError: The rows, whose lengths decide, are wrong.
         """
-        asked = self.written["execution"] == "auto"
-        return execution.choose(dataclasses.replace(self._case(self.written), schedule=None), asked=asked)
+        return execution.choose(self.case_as_written, asked=self.written["execution"] == "auto")
 
     @functools.cached_property
     def absent(self) -> str | None:
@@ -202,6 +201,11 @@ class Job:
     def case(self) -> Case:
         """Everything that the rules look at."""
         return dataclasses.replace(self._case(self.recipe), schedule=self.schedule)
+
+    @property
+    def case_as_written(self) -> Case:
+        """The same of the recipe before anything is chosen."""
+        return self._case(self.written)
 
     def _case(self, recipe: Recipe) -> Case:
         return Case(recipe, self.topology, tuple(self.gpus), self.gpu, self.model, self.data)
