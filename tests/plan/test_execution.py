@@ -1,5 +1,5 @@
 """What `execution: auto` chooses, what it must leave alone, and who says so; that it learns the same is shown by
-tests/train/test_execution.py."""
+tests/train/test_executions.py."""
 
 import dataclasses
 from pathlib import Path
@@ -10,7 +10,7 @@ from conftest import write_rows
 
 from sft_recipes.cli import main
 from sft_recipes.errors import InputError
-from sft_recipes.launch import launch
+from sft_recipes.launch import launch, processes
 from sft_recipes.models import base_model
 from sft_recipes.plan import execution, fit, gpus, memory, plan
 from sft_recipes.plan import job as jobs
@@ -82,19 +82,23 @@ def test_long_rows_keep_the_attention_and_recompute_the_rest(project: Path) -> N
 
 def test_ragged_rows_are_joined_where_their_masks_are_known_and_nothing_is_cut(project: Path) -> None:
     ragged({4: 300, 150: 12})
-    words = ("global_batch_size=16", "max_length=512")
-    assert {"padding_free": True, "max_length": None}.items() <= chosen(execution.choose(case(*words))).items()
-    for changed, why in {
-        "attn_implementation=flex_attention": "nobody has shown that flex_attention attention of qwen3",
-        "max_length=64": "padding_free cuts nothing at max_length",
-    }.items():
-        found = execution.choose(case(*words[:1], *(() if "max" in changed else words[1:]), changed))
-        assert "padding_free" not in chosen(found) and any(why in each for each in found.kept)
-    found = execution.choose(case(*words, kind="gpt_oss"))
-    assert "padding_free" not in chosen(found) and any("of gpt_oss keeps" in each for each in found.kept)
+    batch = "global_batch_size=16"
+    assert {"padding_free": True, "max_length": None}.items() <= chosen(execution.choose(case(batch))).items()
     # On a CPU torch's attention computes the whole square.
-    found = execution.choose(case(*words, gpu=None, accel="cpu"))
-    assert "padding_free" not in chosen(found) and any("costs a CPU more than padding" in each for each in found.kept)
+    nowhere: list[tuple[dict[str, Any], str, str]] = [
+        ({"gpu": None, "accel": "cpu"}, batch, "costs a CPU more than padding"),
+        ({"kind": "gpt_oss"}, batch, "nobody has shown that sdpa attention of gpt_oss keeps joined rows apart"),
+        ({}, "attn_implementation=flex_attention", "nobody has shown that flex_attention attention of qwen3"),
+        ({"accel": "ddp"}, batch, "would count rows twice on several processes"),
+        ({}, "max_length=512", "padding_free or max_length is written"),
+    ]
+    for facts, word, why in nowhere:
+        found = execution.choose(case(word, **facts))
+        assert "padding_free" not in chosen(found) and any(why in each for each in found.kept), why
+    with Path("recipes/tiny.yaml").open("a") as file:
+        file.write("max_length: 64\n")
+    found = execution.choose(case(batch))
+    assert "padding_free" not in chosen(found) and any("cuts nothing at max_length" in each for each in found.kept)
 
 
 @pytest.mark.parametrize(
@@ -129,8 +133,7 @@ def test_where_memory_or_model_are_not_known_it_stays_as_written_and_is_said(pro
     assert any("nothing fits t4: the least needs" in each for each in small.kept)
 
 
-@pytest.mark.parametrize("accel", ["cpu", "single_gpu"])
-def test_nearer_to_the_user_wins_and_a_models_file_always(project: Path, accel: str) -> None:
+def test_nearer_to_the_user_wins_and_a_models_file_always(project: Path) -> None:
     Path("models/eager.yaml").write_text(
         "description: M.\nmodel_name_or_path: Qwen/Qwen3-8B\nmodel_revision: main\nattn_implementation: eager\n"
     )
@@ -154,13 +157,13 @@ def test_nearer_to_the_user_wins_and_a_models_file_always(project: Path, accel: 
     Path("recipes/derived.yaml").write_text("extends: base\noptim: sgd\nmax_length: 64\n")
     assert pinned("derived") == {"per_device_train_batch_size", "optim", "max_length"}
     # A model's needs are nobody's choice.
-    assert "attn_implementation" not in execution.KEYS
-    assert recipes.load("mine", {"model": "eager"})["attn_implementation"] == "eager"
+    assert pinned("mine", "model=eager", "execution=auto") == {"attn_implementation"}
 
 
 def test_plan_show_and_run_see_the_same_values_with_their_reasons(
-    project: Path, capsys: pytest.CaptureFixture
+    project: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     words = ["execution=auto", "per_device_train_batch_size=4"]
     figures = plan.plan("tiny", overrides=words)
     assert figures["batch"]["per_device"] == 4
@@ -174,6 +177,9 @@ def test_plan_show_and_run_see_the_same_values_with_their_reasons(
     assert values["activation_checkpointing"] is False
     assert facts["origins"]["activation_checkpointing"].startswith("execution: auto (nothing is computed twice")
     assert facts["origins"]["per_device_train_batch_size"] == "SET"
+    # On a CPU, threads that wait leave the cores to others.
+    assert processes.environment(run)["OMP_WAIT_POLICY"] == "passive"
+    assert "OMP_WAIT_POLICY" not in processes.environment(launch.create(jobs.check("tiny"), "written"))
 
 
 def test_a_plan_of_what_is_written_says_what_auto_would_change_and_be_worth(project: Path) -> None:

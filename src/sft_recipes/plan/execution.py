@@ -29,7 +29,7 @@ KEYS = (
     *("max_length", "optim", "dataloader_num_workers", "attn_implementation"),
 )
 # Architectures whose masks keep rows apart that are joined without padding, with torch's attention and with eager: the
-# same losses and gradients as of padded rows (tests/train/test_execution.py). And those in which rows see each other.
+# same losses and gradients as of padded rows (tests/train/test_executions.py). And those in which rows see each other.
 APART = frozenset(
     (
         *("cohere", "exaone4", "gemma3", "gemma3_text", "glm4", "gpt2", "gpt_neox", "granite", "lfm2", "llama"),
@@ -41,8 +41,9 @@ MIXED = frozenset(["bloom", "falcon", "gpt_oss", "mpt", "opt"])
 MASKED = ("sdpa", "eager")
 # Tokens of a micro-batch from which more save nothing on a CPU (docs/execution.md).
 ENOUGH_ON_CPU = 1024
-# A step has to take this much less to be worth another way than what is written.
-WORTH = 0.03
+# A step has to take this much less to be worth another way than what is written, and to join rows: the masks of joined
+# rows are computed in ways that the estimate does not tell apart.
+WORTH, WORTH_JOINING = 0.03, 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,7 +312,7 @@ def _on_gpu(options: list[Option], space: float) -> Option | None:
     padded = fit.fastest([each for each in options if not each.way.padding_free], space)
     joined = fit.fastest([each for each in options if each.way.padding_free], space)
     if padded and joined:
-        return joined if joined.seconds < (1 - WORTH) * padded.seconds else padded
+        return joined if joined.seconds < (1 - WORTH_JOINING) * padded.seconds else padded
     return padded or joined
 
 
