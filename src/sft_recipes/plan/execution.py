@@ -173,8 +173,7 @@ def candidates(case: Case) -> dict[str, dict[str, Any]]:
     found["by estimate"] = best
     rows, whole = best.get("per_device_train_batch_size", written), case.recipe["global_batch_size"]
     space = room(case)[0] or 0.0
-    sizes = (rows // 2, 2 * rows) if case.model and "per_device_train_batch_size" in free else ()
-    for size in sizes:
+    for size in (rows // 2, 2 * rows) if case.model and _sizes(case, case.model, free, []) is None else ():
         after = {**best, "per_device_train_batch_size": size}
         if size and whole % size == 0 and case.model and _fits(case, case.model, after, space):
             found[f"micro-batch of {size}"] = after
