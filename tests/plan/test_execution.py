@@ -199,6 +199,8 @@ def test_a_run_that_goes_on_keeps_what_was_chosen(project: Path, monkeypatch: py
         launch.check_same_config(run, today)
     keeps = execution.chosen_before(run.facts()["origins"], run.values())
     launch.check_same_config(run, jobs.check("tiny", overrides=["execution=auto"], keeps=keeps))
+    with pytest.raises(InputError, match=r"optim: adamw_torch_fused -> sgd"):
+        launch.check_same_config(run, jobs.check("tiny", overrides=["execution=auto", "optim=sgd"], keeps=keeps))
     with pytest.raises(InputError, match=r"execution: auto -> as_written"):
         launch.check_same_config(run, jobs.check("tiny", keeps=keeps))
 

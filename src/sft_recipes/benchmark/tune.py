@@ -117,7 +117,9 @@ def _judged(job: Job, before: Any, measured: list[dict[str, Any]]) -> dict[str, 
     # Within what the same way differs from itself, nothing is faster.
     if not best["tokens_per_second"] > (1 + max(drift, execution.WORTH)) * first["tokens_per_second"]:
         best = first
-    kept = tuning.remember(before, best["values"], best["tokens_per_second"], first["tokens_per_second"])
+    # Whole, so that they mean the same to a recipe that is written otherwise.
+    values = {key: best["values"].get(key, job.written[key]) for key in execution.KEYS}
+    kept = tuning.remember(before, values, best["tokens_per_second"], first["tokens_per_second"])
     return {
         "recipe": job.written.name,
         "measured": measured,

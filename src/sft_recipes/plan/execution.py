@@ -127,7 +127,8 @@ def choose(case: Case, *, asked: bool = True) -> Execution:
     recipe = case.recipe
     free = set(KEYS) - pinned(recipe, asked=asked)
     if (tuned := tuning.remembered(case, KEYS)) and (choices := _tuned(recipe, tuned, free)) is not None:
-        return Execution(tuple(choices), (), f"{tuned['gain']:.2f} times the tokens a second, as make tune measured")
+        worth = f"{tuned['gain']:.2f} times the tokens a second of what was written when make tune measured"
+        return Execution(tuple(choices), (), worth if choices else None)
     return _estimated(case, free)
 
 

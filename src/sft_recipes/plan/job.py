@@ -82,11 +82,14 @@ class Job:
         Raises:
             InputError: The rows, whose lengths decide, are wrong.
         """
-        if self.keeps is not None:
-            return dataclasses.replace(self.written, values={**self.written.values, **self.keeps})
         # A rehearsal stands for a job that has chosen.
-        chooses = self.written["execution"] == "auto" and self.rehearses is None
-        return self.execution.applied(self.written) if chooses else self.written
+        if self.written["execution"] != "auto" or self.rehearses is not None:
+            return self.written
+        if self.keeps is None:
+            return self.execution.applied(self.written)
+        free = self.keeps.keys() - execution.pinned(self.written)
+        kept = {key: item for key, item in self.keeps.items() if key in free}
+        return dataclasses.replace(self.written, values=self.written.values | kept)
 
     @functools.cached_property
     def execution(self) -> Execution:

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Collection
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sft_recipes.data.packing import Lengths
 from sft_recipes.files import write_whole
 from sft_recipes.plan import memory
 from sft_recipes.plan.lint import Case
+from sft_recipes.recipes import schema
 
 CACHE = Path(".cache/execution")
 
@@ -35,7 +37,8 @@ def remembered(case: Case, keys: Collection[str]) -> dict[str, Any] | None:
         return None
     try:
         found = json.loads(_file(case).read_text(encoding="utf-8"))
-        return found if found["of"] == _of(case) and found["values"].keys() <= set(keys) else None
+        usable = found["values"].keys() <= set(keys) and not any(starmap(schema.problem, found["values"].items()))
+        return found if usable and found["of"] == _of(case) else None
     except (OSError, ValueError, KeyError, AttributeError):
         return None
 
