@@ -13,6 +13,7 @@ from sft_recipes.runs.run import Run
 CLOCK = {
     "time",
     "tokens_per_second",
+    "waiting_share",
     *(f"{part}_{key}" for part in ("train", "eval") for key in ("runtime", "samples_per_second", "steps_per_second")),
 }
 

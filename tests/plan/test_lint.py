@@ -268,6 +268,11 @@ CASES: dict[str, tuple[Any, str, Any]] = {
         "packing at max_length 512 fills 59 %",
         lambda: case(data=lengths(train={512: 1000}), packing=True),
     ),
+    "joined-rows": (
+        lambda: of_config(OPT, packing=True),
+        "sdpa attention of opt does not keep rows apart that packing joins",
+        lambda: of_config(OPT),
+    ),
     "dropout-memory": (lambda: case(activation_checkpointing=False), "lora_dropout 0.05 without", lambda: case()),
 }
 
@@ -285,6 +290,9 @@ def of_config(config: dict[str, Any], **given: Any) -> Case:
     """The default recipe on a model of this config."""
     found = case(lora_target_modules=["all-linear"], **given)
     return dataclasses.replace(found, model=base_model.from_config("org/model", config, "test"))
+
+
+OPT = {"model_type": "opt", "architectures": ["OPTForCausalLM"]}
 
 
 def learned_positions(rows: dict[int, int], **overrides: Any) -> Case:
@@ -348,6 +356,7 @@ ADVICE: dict[str, dict[str, dict[str, Any]]] = {
         "global_batch_size: 16": {},
     },
     "four-bit-coverage": {"load_in_4bit: false": {}},
+    "joined-rows": {"packing: false and padding_free: false": {"packing": False}},
     "learning-rate-range": {"2e-4": {"learning_rate": 2e-4}},
     "loss-on-prompts": {"completion_only_loss: true": {}},
     "micro-batch-tokens": {"per_device_train_batch_size: 16": {}},

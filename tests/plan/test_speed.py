@@ -15,6 +15,7 @@ from sft_recipes.models import base_model
 from sft_recipes.plan import gpus, memory, plan, speed
 from sft_recipes.plan.memory import Setup
 from sft_recipes.recipes import recipe, topology
+from sft_recipes.runs.run import Run
 
 
 def llama3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> base_model.Model:
@@ -234,6 +235,29 @@ def test_a_run_of_the_same_work_says_it_better(project: Path, qwen: base_model.M
     assert found == speed.Measured("new", 2000.0)
     told = speed.speed(qwen, Setup(), None, 4, found, tokens_per_step=500, on_cpu=True)
     assert told == speed.Speed((0.25, 0.25), "measured: 2,000 tokens/s in runs/new")
+
+
+@pytest.mark.parametrize(("peft", "useful"), [(True, 4), (False, 6)])
+def test_a_run_s_utilisation_is_its_useful_operations_over_the_peak_of_its_gpus(
+    project: Path, qwen: base_model.Model, peft: bool, useful: int
+) -> None:
+    """Of 8.2e9 parameters all but the embedding are multiplied with; that of the head is."""
+    words = [f"use_peft={str(peft).lower()}", "load_in_4bit=false", "train_file=data/train.jsonl"]
+    chosen = topology.read("ddp", "test")
+    asked = topology.resolve(recipe.load("default", recipe.parse_overrides(words)), chosen)
+    measured, machine = {"step": 1, "tokens_per_second": 8000.0}, ["NVIDIA A100-SXM4-80GB, 81920 MiB"] * 4
+    write_run("run", asked, chosen, gpus=machine, measured=measured)
+    number = qwen.elements() - 151936 * 4096
+    assert speed.matrix_parameters(qwen) == pytest.approx(number, rel=1e-3)
+    expected = useful * number * 8000 / (4 * 312e12)
+    assert speed.utilisation(Run.open("run")) == pytest.approx(expected, rel=1e-3)
+    for name, changes in {
+        "cpu": {"topology": topology.read("cpu", "test").facts()},
+        "unknown": {"gpus": ["NVIDIA X1, 81920 MiB"] * 4},
+        "unmeasured": {"measured": {"step": 1, "tokens_per_second": None}},
+    }.items():
+        write_run(name, asked, chosen, **{"gpus": machine, "measured": measured, **changes})
+        assert speed.utilisation(Run.open(name)) is None
 
 
 def test_evaluations_take_time_as_measured_or_as_the_forward_part_of_a_step(project: Path) -> None:

@@ -126,6 +126,7 @@ ELSEWHERE = {
         "tests/train/test_train.py::test_early_stopping_counts_evaluations_and_zero_never_stops"
     ),
     "early_stopping_threshold": "tests/train/test_effects.py::test_a_threshold_decides_what_counts_as_an_improvement",
+    "execution": "tests/train/test_executions.py::test_what_is_chosen_learns_the_same",
     "stopping_strategy": "tests/data/test_sources.py::test_weights_draw_as_interleave_datasets_does",
     "adapter_name_or_path": (
         "tests/train/test_continue.py::test_its_first_loss_is_that_of_the_earlier_adapter_on_the_same_rows"

@@ -17,6 +17,7 @@ from conftest import write_rows
 from exactness import plain
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from sft_recipes import cli
 from sft_recipes.errors import InputError
@@ -87,7 +88,11 @@ def test_four_bit_adapters_and_schedule_are_recorded_as_in_effect(finished: Trai
     assert 0 < effect["data"]["supervised_token_share"] < 0.5
     assert effect["data"]["rows_ending_with_eos"] == effect["data"]["rows"] == 64
     assert 0.5 < effect["data"]["real_token_share"] <= 1
-    assert facts["measured"]["tokens_per_second"] > 0
+    measured = facts["measured"]
+    assert measured["tokens_per_second"] > 0 and 0 <= measured["waiting_share"] < 0.5
+    # 64 rows in the time of as many tokens.
+    per_row = measured["tokens_per_second"] / measured["samples_per_second"]
+    assert per_row == pytest.approx(effect["data"]["tokens"] / 64, rel=0.02)
     assert facts["measured"]["peak_memory_bytes"] > 2**20
 
 
@@ -379,6 +384,27 @@ def test_tokens_a_second_are_of_the_logged_steps_alone(tmp_path: Path) -> None:
     assert 0.15 <= record.training_seconds < 0.3
     # 200 tokens in 0.1 s: of the third step nobody knows the tokens yet.
     assert record.tokens_per_second == pytest.approx(2000, rel=0.3)
+
+
+def test_the_wait_for_rows_is_measured_apart_from_the_steps(
+    train_here: Train, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a dataloader that takes 50 ms for each of two micro-batches of a step, and steps that take little."""
+    collate = DataCollatorForLanguageModeling.__call__
+
+    def slow(self: Any, *given: Any, **named: Any) -> Any:
+        time.sleep(0.05)
+        return collate(self, *given, **named)
+
+    monkeypatch.setattr(DataCollatorForLanguageModeling, "__call__", slow)
+    steps_alone = {"eval_strategy": "no", "load_best_model_at_end": False, "early_stopping_patience": 0}
+    run = train_here(name="slow", max_steps=4, save_strategy="no", **steps_alone)
+    measured = run.facts()["measured"]
+    seconds = 4 * 8 / measured["samples_per_second"]
+    waited = measured["waiting_share"] / (1 - measured["waiting_share"]) * seconds
+    assert 0.05 * 8 <= waited < 0.05 * 8 + 0.3
+    logged = [each["waiting_share"] for each in run.log_entries() if "loss" in each]
+    assert len(logged) == 4 and logged[-1] == pytest.approx(measured["waiting_share"], abs=0.02)
 
 
 def test_the_process_that_runs_out_of_memory_says_so(

@@ -20,6 +20,7 @@ from sft_recipes.benchmark.device import Device
 from sft_recipes.benchmark.scale import Knob, MemoryCase, Scale
 from sft_recipes.benchmark.section import Section
 from sft_recipes.models import base_model, census
+from sft_recipes.plan.speed import matrix_parameters
 from sft_recipes.train.train import build, correct
 
 # The second step has optimizer state; in its second micro-batch there are gradients too, as the estimate takes it.
@@ -191,8 +192,7 @@ def _work(scale: Scale, settings: dict[str, Any]) -> dict[str, Any]:
     return {
         "model": scale.model,
         "config": scale.config if scale.model not in base_model.bundled() else None,
-        # The head's matrix is multiplied with also where it is the embedding's.
-        "matrix_parameters": known.elements("linear") + scale.config["hidden_size"] * scale.config["vocab_size"],
+        "matrix_parameters": round(matrix_parameters(known)),
         "settings": {key: value for key, value in settings.items() if key != "max_steps"},
     }
 

@@ -504,6 +504,11 @@ def _resolved(name: str, job: Job) -> recipes.Recipe:
     from sft_recipes.recipes import topology
 
     recipe = recipes.load(name, job.words)
+    if recipe["execution"] == "auto":
+        from sft_recipes.plan.job import resolve
+
+        whole = resolve(name, overrides=job.words, accel=job.accel, processes=job.gpus, planned=True)
+        return topology.resolve(whole.recipe, whole.topology)
     chosen = job.accel or recipe["accelerate_config"]
     if chosen is None:
         return recipe
@@ -639,6 +644,15 @@ def gpu(
 
     code, path = program.benchmark(budget, out, only.split())
     return Result(path, code=code)
+
+
+@command(MACHINE)
+def tune(recipe: RecipeName, job: Job) -> Result:
+    """Measure how a recipe is executed fastest here, for execution: auto."""
+    from sft_recipes.benchmark import tune
+
+    facts = tune.tune(recipe, **job.where)
+    return Result(facts, tune.render(facts))
 
 
 def _written(path: Path, text: str = "", write: Callable[[], object] | None = None) -> str:

@@ -22,6 +22,20 @@ def percentile(lengths: Lengths, share: float) -> int:
     raise ValueError("no lengths")
 
 
+def real_token_share(lengths: Lengths, batch_size: int) -> float:
+    """Expected share of batch positions that hold tokens, when `batch_size` random rows are padded to the longest.
+
+    The expected longest of k independent draws is the sum over lengths x of x (F(x)^k - F(x - 1)^k).
+    """
+    rows, below, expected, seen = sum(lengths.values()), 0.0, 0.0, 0
+    for length in sorted(lengths):
+        seen += lengths[length]
+        up_to = (seen / rows) ** batch_size
+        expected += length * (up_to - below)
+        below = up_to
+    return mean(lengths) / expected if rows else 1.0
+
+
 def packed(lengths: Lengths, length: int) -> tuple[float, int]:
     """Share of real tokens, and packed rows, when rows are packed to `length` by best-fit decreasing, as TRL does."""
     rows = sorted((min(each, length) for each in _sample(lengths)), reverse=True)

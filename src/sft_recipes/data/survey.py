@@ -186,22 +186,8 @@ def kept_lengths(split: SplitFacts, max_length: int | None) -> dict[int, int]:
 
 
 def real_token_share(split: SplitFacts, max_length: int | None, batch_size: int) -> float:
-    """Expected share of batch positions that hold tokens, when `batch_size` random rows are padded to the longest.
-
-    The expected longest of k independent draws is the sum over lengths x of x (F(x)^k - F(x - 1)^k).
-    """
-    lengths = kept_lengths(split, max_length)
-    rows = sum(lengths.values())
-    if not rows:
-        return 1.0
-    below = expected = 0.0
-    seen = 0
-    for length in sorted(lengths):
-        seen += lengths[length]
-        up_to = (seen / rows) ** batch_size
-        expected += length * (up_to - below)
-        below = up_to
-    return packing.mean(lengths) / expected
+    """Expected share of batch positions that hold tokens, when `batch_size` random rows are padded to the longest."""
+    return packing.real_token_share(kept_lengths(split, max_length), batch_size)
 
 
 def _beyond(histogram: Mapping[str, int], limit: int) -> int:

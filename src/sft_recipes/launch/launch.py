@@ -21,8 +21,8 @@ from sft_recipes.evaluate import evaluate
 from sft_recipes.launch import out_of_memory
 from sft_recipes.launch.processes import ALONE, Place, Processes
 from sft_recipes.launch.rewind import rewind
+from sft_recipes.plan import execution, plan, speed
 from sft_recipes.plan import job as jobs
-from sft_recipes.plan import plan
 from sft_recipes.plan.job import Job, Where
 from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes import recipe as recipes
@@ -30,7 +30,7 @@ from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Topology
 from sft_recipes.runs import checkpoints, identity, outcome, provenance
 from sft_recipes.runs.run import Run
-from sft_recipes.terminal import count, duration, outliving, say, say_error
+from sft_recipes.terminal import count, duration, outliving, say, say_error, share
 
 FINISHED, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 3
 STARTS = 5
@@ -53,11 +53,13 @@ def train(
         raise InputError("RESUME=1 needs NAME=, the run to continue")
     if run_name is not None and not resume:
         Run.directory_of(run_name)
+    if resume:
+        run = open_for_resume(run_name or "")
+        where["keeps"] = execution.chosen_before(run.facts().get("origins", {}), run.values())
     job = jobs.check(name, **where)
     for label, text in job.decisions():
         say(label, text)
     if resume:
-        run = open_for_resume(run_name or "")
         check_same_config(run, job)
         identity.check(run, training=True)
         return finish(run, continue_run(run)), run
@@ -110,7 +112,7 @@ def create(job: Job, run_name: str | None) -> Run:
         "rehearsal": job.rehearses is not None,
         "rehearses": job.rehearses,
         "extends": job.recipe.base.name if job.recipe.base else None,
-        "differences": plan.differences(job.recipe),
+        "differences": plan.differences(job.written),
         "overrides": {key: item.value for key, item in job.recipe.values.items() if item.origin in recipes.GIVEN},
         "origins": {key: item.origin for key, item in job.resolved.values.items()},
         "own": job.resolved.own(),
@@ -315,6 +317,8 @@ def launch(run: Run, place: Place = ALONE) -> int:
         # Nothing was trained, so the name stays free for the corrected recipe.
         shutil.rmtree(run.directory)
         raise InputError(*facts["problems"])
+    if facts["status"] == "finished":
+        facts["measured"]["mfu"] = speed.utilisation(run)
     facts |= {"ended": provenance.now(), "seconds": round(time.monotonic() - began + facts.get("seconds", 0.0), 2)}
     run.write(facts)
     if facts.get("problems"):
@@ -373,7 +377,11 @@ def say_measured(measured: dict[str, Any]) -> None:
     """Say how long a finished training took, and what became of the eval loss."""
     text = f"{count(measured['step'], 'step')} in {duration(measured['training_seconds'])}"
     if measured["tokens_per_second"]:
-        text += f", {measured['tokens_per_second']:,.0f} tokens/s"
+        text += f", {measured['tokens_per_second']:,.0f} tokens/s, {measured['samples_per_second']:,.1f} rows/s"
+    if measured.get("mfu"):
+        text += f", MFU {measured['mfu']:.0%}"
+    if waited := measured.get("waiting_share"):
+        text += f", {share(waited, 1)} of it waiting for rows"
     say("finished", f"{text}, peak memory {measured['peak_memory_bytes'] / 2**30:.2f} GiB per process")
     if said := outcome.held_out(measured):
         say("eval loss", "\n".join(said))

@@ -220,6 +220,9 @@ def environment(run: Run, place: Place = ALONE) -> dict[str, str]:
         # Each process takes its share of the cores; torchrun's own default is one.
         here = chosen.processes // place.machines
         variables.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // here)))
+        if run.facts()["own"].get("execution") == "auto":
+            # Threads that spin while they wait for others take cores from whoever has work.
+            variables.setdefault("OMP_WAIT_POLICY", "passive")
     elif chosen.backend == "single":
         # As accelerate has it, but before torch is there to read it.
         variables.setdefault("OMP_NUM_THREADS", "1")

@@ -23,14 +23,28 @@ GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
+class Way:
+    """How micro-batches of some size are computed."""
+
+    checkpointing: bool
+    selective: bool = False  # with checkpointing: all but the attention is recomputed
+    padding_free: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Option:
     """One way to run the recipe."""
 
     topology: Topology
-    checkpointing: bool
+    way: Way
     rows: int  # of one micro-batch
+    tokens: float  # of its usual micro-batch, padding included
     needs: float  # bytes at the peak of its largest micro-batch
     seconds: float  # for a step on an A100: ways are compared by it, other GPUs differ alike
+
+    @property
+    def checkpointing(self) -> bool:
+        return self.way.checkpointing
 
     @property
     def line(self) -> str:
@@ -71,7 +85,6 @@ def fit(recipe: Recipe, model: Model, lengths: Lengths, supervised_share: float,
         )
     longest, mean = row_lengths(recipe, lengths)
     whole, share = total // number, vram_gib * GIB * HEADROOM
-    sizes = useful_sizes([size for size in range(1, whole + 1) if whole % size == 0], mean)
     tried: list[str] = []
     smallest: list[Option] = []
     for name in backends(recipe, number):
@@ -79,14 +92,8 @@ def fit(recipe: Recipe, model: Model, lengths: Lengths, supervised_share: float,
         if problem := next(conflicts.of_topology(recipe, chosen), None):
             tried.append(f"{name}: {problem}")
             continue
-        options = [
-            option(recipe, chosen, model, checkpointing, size, longest, mean, supervised_share)
-            for checkpointing in (False, True)
-            for size in sizes
-        ]
-        fitting = [each for each in options if each.needs <= share]
-        if fitting:
-            best = min(fitting, key=lambda each: (round(each.seconds, 3), -each.rows))
+        options = ways(recipe, chosen, model, lengths, supervised_share)
+        if best := fastest(options, share):
             asked = Setup.of(recipe, chosen, 0, 0)
             away = asked.offload_parameters and smallest
             instead = remedies(recipe, model, smallest[0], longest, share) if away else ()
@@ -104,6 +111,33 @@ def fit(recipe: Recipe, model: Model, lengths: Lengths, supervised_share: float,
         f"{gib(nearest.needs)}, {gib(nearest.needs - share)} more than the {gib(share)} allowed"
     )
     return Fit(None, reason, tuple(tried), remedies(recipe, model, smallest[0], longest, share), None)
+
+
+def ways(
+    recipe: Recipe,
+    chosen: Topology,
+    model: Model,
+    lengths: Lengths,
+    supervised_share: float,
+    of: tuple[Way, ...] = (Way(checkpointing=False), Way(checkpointing=True)),
+    sizes: list[int] | None = None,
+) -> list[Option]:
+    """Every way to compute the recipe's global batch on a topology, with what it needs and takes.
+
+    `lengths` and `supervised_share` as `fit` takes them; `sizes` are the micro-batches that are looked at, without
+    which they are those that share out the batch evenly and have no more than enough tokens.
+    """
+    _, mean = row_lengths(recipe, lengths)
+    if sizes is None:
+        whole = recipe["global_batch_size"] // chosen.processes
+        sizes = useful_sizes([size for size in range(1, whole + 1) if whole % size == 0], mean)
+    return [option(recipe, chosen, model, way, size, lengths, supervised_share) for way in of for size in sizes]
+
+
+def fastest(options: list[Option], share: float) -> Option | None:
+    """The fastest of those that fit into so many bytes, of equals the one with the most rows; None if none fits."""
+    fitting = [each for each in options if each.needs <= share]
+    return min(fitting, key=lambda each: (round(each.seconds, 3), -each.rows), default=None)
 
 
 def row_lengths(recipe: Recipe, lengths: Lengths) -> tuple[int, float]:
@@ -130,24 +164,22 @@ def backends(recipe: Recipe, number: int) -> list[str]:
 
 
 def option(
-    recipe: Recipe,
-    chosen: Topology,
-    model: Model,
-    checkpointing: bool,
-    rows: int,
-    longest: int,
-    mean: float,
-    supervised_share: float,
+    recipe: Recipe, chosen: Topology, model: Model, way: Way, rows: int, lengths: Lengths, supervised_share: float
 ) -> Option:
     """One way, with the memory of its largest micro-batch and the time of its usual one."""
-    # Without padding all rows of a micro-batch are one.
-    length = rows * longest if recipe["padding_free"] and not recipe["packing"] else longest
-    asked = Setup.of(recipe, chosen, rows * longest, length, supervised_share)
-    largest = dataclasses.replace(asked, checkpointing=checkpointing)
-    usual = dataclasses.replace(largest, tokens=round(rows * mean), length=round(length * mean / longest))
-    micro_batches = recipe["global_batch_size"] // (rows * chosen.processes)
+    longest, mean = row_lengths(recipe, lengths)
+    free = way.padding_free or recipe["padding_free"]
+    # Where a mask keeps the rows apart that are one without padding, its square is that of them all.
+    masked = free and not recipe["packing"] and recipe["attn_implementation"] in (None, "sdpa", "eager")
+    asked = Setup.of(recipe, chosen, rows * longest, rows * longest if masked else longest, supervised_share)
+    largest = dataclasses.replace(asked, checkpointing=way.checkpointing, selective=way.selective)
+    tokens = rows * mean
+    if not (free or recipe["packing"]) and recipe["train_sampling_strategy"] == "random" and lengths:
+        tokens /= packing.real_token_share(lengths, rows)
+    usual = dataclasses.replace(largest, tokens=round(tokens), length=round(tokens if masked else tokens / rows))
+    micro_batches = recipe["global_batch_size"] / (rows * chosen.processes)
     _, slow = speed.per_micro_batch(model, usual, gpus.find("a100-80gb"))
-    return Option(chosen, checkpointing, rows, memory.estimate(model, largest).allocated, micro_batches * slow)
+    return Option(chosen, way, rows, tokens, memory.estimate(model, largest).allocated, micro_batches * slow)
 
 
 def passed_over(best: Option, options: list[Option], share: float) -> list[str]:

@@ -7,19 +7,21 @@ what would refuse it.
 import dataclasses
 import functools
 import glob
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from sft_recipes.data import packing, preparation, survey, tokens
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.data.survey import Survey
+from sft_recipes.demo import bases
 from sft_recipes.errors import InputError, listed
 from sft_recipes.evaluate import questions
 from sft_recipes.models import base_model
 from sft_recipes.models.base_model import Model
+from sft_recipes.plan import execution, lint
 from sft_recipes.plan import gpus as specs
-from sft_recipes.plan import lint
+from sft_recipes.plan.execution import Execution
 from sft_recipes.plan.gpus import Spec
 from sft_recipes.plan.lint import Case, Finding
 from sft_recipes.plan.lint.refusals import refused
@@ -27,7 +29,7 @@ from sft_recipes.plan.schedule import Schedule, schedule
 from sft_recipes.recipes import conflicts, sources, topology
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.conflicts import Conflict
-from sft_recipes.recipes.recipe import Overrides, Recipe
+from sft_recipes.recipes.recipe import Overrides, Recipe, Value
 from sft_recipes.recipes.topology import Gpu, Topology
 from sft_recipes.runs import earlier
 from sft_recipes.terminal import counting_rows, say
@@ -47,14 +49,16 @@ class Where(TypedDict, total=False):
     """Another number of processes than the accelerate config's."""
     gpu: str | None
     """A name of gpus.json to plan for; without it the visible GPU, or an A100-80GB."""
+    keeps: Mapping[str, Value] | None
+    """What was chosen for the run that goes on."""
 
 
 @dataclasses.dataclass(eq=False)
 class Job:
     """A recipe with where it runs and what it reads; what takes time is found out when it is first asked for."""
 
-    recipe: Recipe
-    """As written, with its base and overrides."""
+    written: Recipe
+    """The recipe with its base and overrides."""
     topology: Topology
     gpus: list[Gpu]
     """The GPUs that are visible here."""
@@ -68,17 +72,44 @@ class Job:
     """What a rehearsal stands for, as run.json holds it; None for a run in earnest."""
     findings: tuple[Finding, ...] = ()
     """What the rules have found, once they were asked."""
+    keeps: Mapping[str, Value] | None = None
+    """What was chosen for the run that goes on, and is not chosen again; None for a new one."""
+
+    @functools.cached_property
+    def recipe(self) -> Recipe:
+        """As written, and with what was chosen where it says `execution: auto`.
+
+        Raises:
+            InputError: The rows, whose lengths decide, are wrong.
+        """
+        # A rehearsal stands for a job that has chosen.
+        if self.written["execution"] != "auto" or self.rehearses is not None:
+            return self.written
+        if self.keeps is None:
+            return self.execution.applied(self.written)
+        free = self.keeps.keys() - execution.pinned(self.written)
+        kept = {key: item for key, item in self.keeps.items() if key in free}
+        return dataclasses.replace(self.written, values=self.written.values | kept)
+
+    @functools.cached_property
+    def execution(self) -> Execution:
+        """What `execution: auto` takes in place of what is written; for a recipe without it, what it would take.
+
+        Raises:
+            InputError: The rows, whose lengths decide, are wrong.
+        """
+        return execution.choose(self.case_as_written, asked=self.written["execution"] == "auto")
 
     @functools.cached_property
     def absent(self) -> str | None:
         """Why there are no rows to plan with: a recipe can be planned before its data exist."""
         if not self.planned or self.given:
             return None
-        named = [sources.Entry(dataset=self.recipe["dataset_name"])] if self.recipe["dataset_name"] else []
-        named += sources.entries("train_file", self.recipe["train_file"])
+        named = [sources.Entry(dataset=self.written["dataset_name"])] if self.written["dataset_name"] else []
+        named += sources.entries("train_file", self.written["train_file"])
         if away := [each.dataset for each in named if each.dataset and not Path(each.dataset).is_dir()]:
             return f"{away[0]} is not downloaded to plan with; DATA=FILE names a local file"
-        if "train_file" not in self.recipe.values or self.recipe.values["train_file"].origin in recipes.GIVEN:
+        if "train_file" not in self.written.values or self.written.values["train_file"].origin in recipes.GIVEN:
             return None
         files = (each.file for each in named if each.file)
         missing = [each for each in files if not Path(each).exists() and not any(glob.iglob(each, recursive=True))]  # noqa: PTH207
@@ -96,9 +127,9 @@ class Job:
         if self.given:
             return self.given
         with counting_rows() as on_progress:
-            source = preparation.source_of(self.recipe)
+            source = preparation.source_of(self.written)
             found = preparation.prepare(**source, cache=preparation.CACHE, on_rows=on_progress)
-        if found.masked and not self.recipe.loss_on_answers:
+        if found.masked and not self.written.loss_on_answers:
             raise InputError(
                 f"{found.splits['train']['source']} marks turns that are not to be learnt, and completion_only_loss: "
                 "false computes the loss on all; drop that key, or the marks"
@@ -112,8 +143,8 @@ class Job:
         Raises:
             InputError: They are wrong.
         """
-        replaced = self.recipe.replaced
-        said = f"{self.recipe['train_file']} takes the place of the recipe's {', '.join(replaced)}"
+        replaced = self.written.replaced
+        said = f"{self.written['train_file']} takes the place of the recipe's {', '.join(replaced)}"
         return [*([said] if replaced else []), *self.prepared.notes]
 
     @functools.cached_property
@@ -123,7 +154,7 @@ class Job:
         Raises:
             InputError: The rows are wrong, or the task cannot be evaluated on them.
         """
-        return None if self.absent else questions.check(self.recipe, self.prepared)
+        return None if self.absent else questions.check(self.written, self.prepared)
 
     @functools.cached_property
     def resolved(self) -> Recipe:
@@ -141,10 +172,10 @@ class Job:
         Raises:
             InputError: Its config cannot be read, or has not the values that the recipe changes in it.
         """
-        found = base_model.find(self.recipe["model_name_or_path"], str(self.recipe["model_revision"]))
+        found = base_model.find(self.written["model_name_or_path"], str(self.written["model_revision"]))
         if found:
-            base_model.check_arguments(self.recipe, found.config)
-            earlier.check_targets(self.recipe.own(), self.recipe["lora_target_modules"], found)
+            base_model.check_arguments(self.written, found.config)
+            earlier.check_targets(self.written.own(), self.written["lora_target_modules"], found)
         return found
 
     @functools.cached_property
@@ -153,7 +184,7 @@ class Job:
         if self.absent:
             return None
         with counting_rows() as on_progress:
-            return survey.survey(self.prepared, tokens.find_tokenizer(self.recipe), on_progress=on_progress)
+            return survey.survey(self.prepared, tokens.find_tokenizer(self.written), on_progress=on_progress)
 
     @functools.cached_property
     def rows(self) -> dict[str, Any]:
@@ -172,11 +203,24 @@ class Job:
     @property
     def case(self) -> Case:
         """Everything that the rules look at."""
-        return Case(self.recipe, self.topology, tuple(self.gpus), self.gpu, self.model, self.data, self.schedule)
+        return dataclasses.replace(self._case(self.recipe), schedule=self.schedule)
+
+    @property
+    def case_as_written(self) -> Case:
+        """The same of the recipe before anything is chosen."""
+        return self._case(self.written)
+
+    def _case(self, recipe: Recipe) -> Case:
+        return Case(recipe, self.topology, tuple(self.gpus), self.gpu, self.model, self.data)
 
     def conflicts(self) -> Iterator[Conflict]:
         """What cannot run together, and what this machine lacks for it, as a plan says it too."""
-        return refused(self.recipe, self.topology, self.gpus)
+        try:
+            recipe, without = self.recipe, ""
+        except InputError:
+            # Of its rows, which `raise_all` says; without them no micro-batch is chosen.
+            recipe, without = self.written, "batch-unreachable"
+        return (each for each in refused(recipe, self.topology, self.gpus) if each.rule != without)
 
     def with_recipe(self, recipe: Recipe) -> "Job":
         """The same job with other values of keys that decide nothing about its rows."""
@@ -195,6 +239,8 @@ class Job:
         if chain := earlier.chain(self.recipe.own()):
             yield "continues", f"{chain['adapter']}, SHA-256 {chain['sha256'][:16]}, on {chain['base']}"
         yield "topology", self.topology.describe()
+        if self.keeps is None and self.written["execution"] == "auto":
+            yield "execution", "\n".join(self.execution.lines())
         for note in self.notes:
             yield "data", note
         if self.recipe.replaced and self.evaluation and (labels := self.evaluation.task.labels):
@@ -209,6 +255,7 @@ def resolve(
     processes: int | None = None,
     gpu: str | None = None,
     planned: bool = False,
+    keeps: Mapping[str, Value] | None = None,
 ) -> Job:
     """A recipe assembled with where it runs; its rows are not read yet, and nothing of it is judged.
 
@@ -216,6 +263,7 @@ def resolve(
         name: The recipe's name, or its file's path.
         overrides: As `Where` says, like `accel`, `processes` and `gpu`.
         planned: Whether rows that are not on this machine are left out.
+        keeps: As `Job` has it.
 
     Raises:
         InputError: The recipe, the accelerate config or the GPU is none, or values contradict each other.
@@ -232,7 +280,7 @@ def resolve(
     if not chosen.use_cpu:
         # Of a visible GPU that is not known nothing is said, rather than what another would do.
         card = specs.of(visible[0]) if visible and gpu is None else specs.find(gpu or PLANNED_GPU)
-    return Job(recipe, chosen, visible, card, planned)
+    return Job(recipe, chosen, visible, card, planned, keeps=keeps)
 
 
 def check(name: str | Path, **where: Unpack[Where]) -> Job:
@@ -242,6 +290,9 @@ def check(name: str | Path, **where: Unpack[Where]) -> Job:
         InputError: With all that can be wrong before a process is started, at once.
     """
     job = resolve(name, **where)
+    if job.written["execution"] == "auto":
+        # Its config says what fits.
+        bases.build_if_needed(job.written)
     raise_all(job, job.conflicts())
     return job
 

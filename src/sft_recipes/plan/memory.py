@@ -55,6 +55,7 @@ class Setup:
     dropout: float = 0.0
     optimizer: str = "adamw_torch"  # as `optim` names it
     checkpointing: bool = True
+    selective: bool = False  # with checkpointing: whether the output of sdpa is kept, as TRL's `selective` asks for
     attention: str = "sdpa"  # as `attn_implementation` names it
     fused_head: bool = True  # whether logits are never held whole, as in TRL 1.16; false describes older software
     supervised_share: float = 1.0  # share of the tokens that the loss is computed on
@@ -105,6 +106,7 @@ class Setup:
             dropout=recipe["lora_dropout"] if recipe["use_peft"] else 0.0,
             optimizer=recipe["optim"],
             checkpointing=recipe["gradient_checkpointing"] if chosen is None else chosen,
+            selective=bool((recipe["activation_checkpointing_kwargs"] or {}).get("selective")),
             attention=recipe["attn_implementation"] or "sdpa",
             supervised_share=supervised_share,
             tokens=tokens,
@@ -119,6 +121,11 @@ class Setup:
             dequantised=base_model.dequantised(recipe.upstream()),
             autocast=bool(recipe["bf16"] or recipe["fp16"]),
         )
+
+    @property
+    def keeps_attention(self) -> bool:
+        """Whether checkpointing recomputes all but the attention."""
+        return self.checkpointing and self.selective and self.attention == "sdpa"
 
     @property
     def asked(self) -> Asked:
@@ -372,7 +379,9 @@ def activations(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]
         words = {group.path for group in model.groups if group.kind == "embedding"}
         whole = setup.use_peft and not words.isdisjoint(model.adapters(setup.asked).saved)
         size = max(setup.base_bytes, setup.adapter_bytes) if whole else setup.base_bytes
-        return size * h * shape.layers * setup.tokens, saved + layer
+        # Queries wide, and for each head the float32 logarithm of its sum; TRL knows torch's own attention alone.
+        attended = setup.tokens * (_width(setup) * shape.queries + 4 * shape.heads) if setup.keeps_attention else 0
+        return shape.layers * (size * h * setup.tokens + attended), saved + layer
     # Autocast's 16-bit copies of the adapters.
     cast = 2 * adapted_parameters(model, setup) if _cast(setup) and setup.autocast else 0
     return shape.layers * saved + cast, layer

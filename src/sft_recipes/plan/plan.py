@@ -16,7 +16,7 @@ from sft_recipes.data import packing, survey
 from sft_recipes.demo import bases
 from sft_recipes.errors import InputError
 from sft_recipes.models import base_model
-from sft_recipes.plan import lint, memory, speed, trace
+from sft_recipes.plan import execution, lint, memory, speed, trace
 from sft_recipes.plan.job import Job, Where, resolve
 from sft_recipes.plan.lint.speed import largest_micro_batch
 from sft_recipes.recipes import places, topology
@@ -58,7 +58,7 @@ def figures_of(job: Job, traced: bool = False) -> dict[str, Any]:
             "name": recipe.name,
             "description": recipe["description"],
             "extends": recipe.base.name if recipe.base else None,
-            "differences": differences(recipe),
+            "differences": differences(job.written),
         },
         "topology": job.topology.facts() | {"description": job.topology.describe()},
         "gpu": dataclasses.asdict(job.gpu) if job.gpu else None,
@@ -66,6 +66,7 @@ def figures_of(job: Job, traced: bool = False) -> dict[str, Any]:
         "model_absent": None if job.model else without_config(recipe),
         "data": {"absent": job.absent} if job.absent else {"notes": job.notes, **rows},
         "evaluation": _evaluation(job),
+        "execution": _execution(job),
         "batch": batch,
         "schedule": dataclasses.asdict(job.schedule) if job.schedule else None,
         "adapter": _adapter(job),
@@ -122,6 +123,18 @@ def _model(job: Job) -> dict[str, Any] | None:
         "source": job.model.source,
         "parameters": job.model.elements(),
         "four_bit_share": covered,
+    }
+
+
+def _execution(job: Job) -> dict[str, Any]:
+    """What `execution: auto` has chosen; where the recipe does not say it, what it would choose."""
+    found = job.execution
+    return {
+        "asked": job.written["execution"],
+        "chosen": [dataclasses.asdict(each) for each in found.choices],
+        "kept": list(found.kept),
+        "worth": found.worth,
+        "guessed": found.guessed,
     }
 
 
@@ -267,6 +280,8 @@ def render(figures: dict[str, Any], *, whole: bool = False) -> Iterator[tuple[st
         text += f" in {count(asked['groups'], 'group')}" if asked["groups"] else ""
         text += f"; {asked['leaked']:,} of them are training rows too, and will not count" if asked["leaked"] else ""
         yield "evaluation", "\n".join([text, *asked["decisions"]])
+    if executed := "\n".join(_render_execution(figures["execution"])):
+        yield "execution", executed
     batch = figures["batch"]
     if batch["accumulation"]:
         tokens = f", about {batch['tokens_per_step']:,} tokens" if "tokens_per_step" in batch else ""
@@ -353,6 +368,16 @@ def _render_data(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield "", text
         packed = ", ".join(f"{share(fill, 1)} at {length}" for length, fill in train["packed"].items())
         yield "padding", f"{share(train['real_token_share'], 1)} of a batch are real tokens; packing fills {packed}"
+
+
+def _render_execution(figures: dict[str, Any]) -> Iterator[str]:
+    choices = [execution.Choice(**each) for each in figures["chosen"]]
+    if figures["asked"] == "auto":
+        kept, worth, guessed = tuple(figures["kept"]), figures["worth"], figures["guessed"]
+        yield from execution.Execution(tuple(choices), kept, worth, guessed).lines()
+    elif figures["worth"]:
+        changed = ", ".join(f"{each.key} {as_yaml(each.value)}" for each in choices)
+        yield f"as written; SET=execution=auto would take {changed}\nworth: {figures['worth']}"
 
 
 def _render_memory(figures: dict[str, Any] | None, card: dict[str, Any] | None) -> Iterator[tuple[str, str]]:

@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError
+from sft_recipes.models import base_model
 from sft_recipes.models.base_model import Model
 from sft_recipes.plan.gpus import Spec, known
+from sft_recipes.plan.gpus import of as of_gpu
 from sft_recipes.plan.memory import Setup, Shape, adapted_parameters, shards_weights
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
@@ -63,8 +65,32 @@ def flops_per_token(model: Model, setup: Setup) -> float:
     head_passes = (3 if setup.fused_head else 2) + (0 if setup.use_peft else 1)
     share = setup.supervised_share if setup.fused_head else 1.0
     masked = 4 if setup.attention in ("sdpa", "eager") else 2
-    attention = masked * setup.length * shape.queries * shape.layers * (passes + 1)
+    attention = masked * setup.length * shape.queries * shape.layers * (passes + 1 - setup.keeps_attention)
     return matrices + 2 * head_passes * head * share + attention
+
+
+def matrix_parameters(model: Model) -> float:
+    """Parameters that one token is multiplied with: those of linear layers, the experts it visits, and the head."""
+    shape = Shape.of(model)
+    return model.elements("linear") + active_experts(model, shape) + shape.vocabulary * shape.hidden
+
+
+def utilisation(run: Run) -> float | None:
+    """Model FLOPs utilisation of a finished run: useful operations over the data sheet's peak of its GPUs.
+
+    4N for each real token where the base is frozen and 6N where all weights are trained, N as `matrix_parameters` has
+    it: forward, backward to the activations, and to the weights. What is recomputed, padding, attention's own products
+    and the adapters' gradients are not counted. None where the peak, the model or the speed is not known.
+    """
+    facts, values = run.facts(), run.values()
+    rate, place = facts["measured"].get("tokens_per_second"), facts["topology"]
+    name, _, memory = next(iter(facts.get("gpus", [])), "").rpartition(", ")
+    spec = None if place["use_cpu"] or not name else of_gpu(Gpu(name, int(memory.split()[0])))
+    model = base_model.find(values["model_name_or_path"], str(values.get("model_revision", "main"))) if spec else None
+    if not (rate and spec and spec.bf16_tflops and model):
+        return None
+    useful = 4 if values.get("use_peft") else 6
+    return useful * matrix_parameters(model) * rate / (spec.bf16_tflops * 1e12 * place["processes"])
 
 
 def active_experts(model: Model, shape: Shape) -> float:

@@ -206,7 +206,7 @@ def reasons(recipe: Recipe) -> dict[str, str]:
 
 
 def _reason(key: str, item: recipes.Value) -> str:
-    if item.origin.startswith("derived: "):
+    if item.origin.startswith(("derived: ", "execution: ")):
         return item.origin
     found = entry(key)
     # A description is its recipe's own, and what stands above it is about the file.

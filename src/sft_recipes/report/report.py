@@ -35,6 +35,8 @@ CURVES = {
     "grad_norm": ("gradient norm", None),
     "tokens_per_second": ("tokens a second", None),
 }
+# What runs of before it was measured have none of.
+LATER = ("samples_per_second", "waiting_share", "mfu")
 
 
 def write(run: Run) -> Path:
@@ -50,7 +52,7 @@ def write(run: Run) -> Path:
             f"train in earnest with: make train RECIPE={facts['recipe']}"
         )
     metrics, predictions = evaluation(run)
-    values, log = run.values(), run.log_entries()
+    values, log, measured = run.values(), run.log_entries(), facts.get("measured")
     with as_written(run.directory):
         stated, inherited = _recipe(facts, values)
         body = page.html(
@@ -58,9 +60,10 @@ def write(run: Run) -> Path:
             title=f"{run.name}: {facts['recipe']}",
             run=run.name,
             links=earlier.links(facts.get("continues")),
-            held_out=outcome.held_out(facts["measured"]) if facts.get("measured") else [],
-            facts={"measured": None, "seconds": None, "ended": None, "error": None, "resumed": [], "launches": []}
-            | facts,
+            held_out=outcome.held_out(measured) if measured else [],
+            facts={"seconds": None, "ended": None, "error": None, "resumed": [], "launches": []}
+            | facts
+            | {"measured": measured and dict.fromkeys(LATER) | measured},
             metrics=metrics,
             forgetting=_forgetting(run),
             outcome=OUTCOMES[metrics["verdict"]["outcome"]] if metrics else None,

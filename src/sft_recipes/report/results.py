@@ -64,6 +64,8 @@ class Evaluated:
             else measured["training_seconds"],
             "seconds": self.facts["seconds"],
             "tokens_per_second": measured["tokens_per_second"],
+            # Runs of before they were measured have none of these.
+            **{key: measured.get(key) for key in ("samples_per_second", "waiting_share", "mfu")},
             "peak_memory_bytes": measured["peak_memory_bytes"],
             "steps": measured["step"],
             "hardware": cpu if topology["use_cpu"] else f"{topology['processes']} x {' or '.join(kinds) or 'GPU'}",
@@ -116,7 +118,8 @@ class Entry:
         """Its metrics, verdict and cost; of several runs the means, and the largest peak memory."""
         costs = [run.cost() for run in self.runs]
         cost = dict(costs[0])
-        for key in ("training_seconds", "seconds", "tokens_per_second", "evaluation_rows_per_second"):
+        means = ("training_seconds", "seconds", "tokens_per_second", "samples_per_second", "waiting_share", "mfu")
+        for key in (*means, "evaluation_rows_per_second"):
             values = [each[key] for each in costs]
             cost[key] = None if None in values else sum(values) / len(values)
         cost["peak_memory_bytes"] = max(each["peak_memory_bytes"] for each in costs)

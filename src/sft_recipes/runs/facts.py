@@ -229,7 +229,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """
     remedy = "take that line out, or put the file back from a copy"
     found = read_lines(path, remedy, growing=True) if path.exists() else []
-    numbers = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
+    numbers = ("loss", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second", "waiting_share")
     for number, entry in enumerate(found, 1):
         wrong = [*_wrong(entry, _Entry, "")]
         wrong += [text for key in numbers if key in entry for text in _wrong(entry[key], float | None, key)]

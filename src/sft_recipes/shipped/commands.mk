@@ -8,8 +8,8 @@ override GIVEN := $(strip $(filter-out PYTHON VENV VIRTUAL_ENV PROGRAM,$(GIVEN))
 override GOALS := $(or $(MAKECMDGOALS),help)
 export GIVEN GOALS $(GIVEN)
 
-COMMANDS := list models recommend plan preview fit diff gpu rules rehearse audit train sweep resume launch status logs watch reproduce \
-	evaluate forgetting report compare leaderboard merge predict chat serve gguf push new why show export pin init keys schema
+COMMANDS := list models recommend plan preview fit diff gpu tune rules rehearse audit train sweep resume launch status logs watch \
+	reproduce evaluate forgetting report compare leaderboard merge predict chat serve gguf push new why show export pin init keys schema
 
 override LISTED := $(lastword $(MAKEFILE_LIST))
 .PHONY: help $(COMMANDS)
@@ -27,6 +27,7 @@ preview: ## rows of RECIPE as the trainer sees them (ROWS=5, HTML=page.html, DAT
 fit: ## the largest micro-batch of RECIPE that fits, at the same global batch (GPUS=1 VRAM=24)
 diff: ## what recipes A and B do differently, why, and what follows (DATA=)
 gpu: ## measure this machine into benchmarks/ (BUDGET=400 seconds, OUT=folder, ONLY="memory speed")
+tune: ## a few real steps of RECIPE in the ways that are worth a try here; execution: auto takes the fastest (DATA=, SET=)
 rules: ## every rule that plan and train apply
 rehearse: ## run RECIPE for a few steps with a tiny model on CPU processes, to see that nothing breaks
 audit: ## check another tool's SFT configuration FILE, and translate it into the recipe OUT (TOOL=axolotl, GPUS=8)

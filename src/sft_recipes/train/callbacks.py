@@ -21,12 +21,13 @@ class Record(TrainerCallback, ExportableState):
     """Writes log.jsonl, one object a logging step, and measures what the run takes over all its launches.
 
     Tokens are those of the attention mask over all processes (TRL's `num_tokens`), padding not counted; their seconds
-    are those within optimizer steps, evaluation and saving not counted.
+    are those within optimizer steps, evaluation and saving not counted. Between the steps, the main process waits for
+    its next rows: read, collated and put on their device.
     """
 
     def __init__(self, run: Run) -> None:
         self.run = run
-        self.training_seconds = 0.0
+        self.training_seconds = self.waiting_seconds = 0.0
         self.seconds_before = 0.0
         """Of the launches before this one, up to the checkpoint that it continues from."""
         self.log_lines = 0
@@ -47,9 +48,15 @@ class Record(TrainerCallback, ExportableState):
         tokens, seconds = self.at_last_log
         return tokens / seconds if tokens and seconds else None
 
+    @property
+    def waiting_share(self) -> float | None:
+        """The share of the time of steps, waiting included, that went into waiting; None before the first."""
+        whole = self.waiting_seconds + self.training_seconds
+        return self.waiting_seconds / whole if whole else None
+
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps of it, in the form that upstream gives the states of callbacks."""
-        kept = ("training_seconds", "log_lines", "peak_memory_bytes", "at_last_log")
+        kept = ("training_seconds", "waiting_seconds", "log_lines", "peak_memory_bytes", "at_last_log")
         return {
             "args": {},
             "attributes": {"seconds_before": self.seconds, **{name: getattr(self, name) for name in kept}},
@@ -83,6 +90,7 @@ class Record(TrainerCallback, ExportableState):
             if self.training_seconds > seconds and now > tokens:
                 # Added to the logs themselves, so that trackers and the terminal show the same figure.
                 logs["tokens_per_second"] = round((now - tokens) / (self.training_seconds - seconds), 1)
+                logs["waiting_share"] = round(self.waiting_share or 0.0, 5)
             self.at_last_log = (now, self.training_seconds)
         if state.is_world_process_zero:
             entry = {"step": state.global_step, "epoch": state.epoch, "time": round(time.time(), 3), **logs}

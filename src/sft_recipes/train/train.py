@@ -131,12 +131,14 @@ def earlier_adapter(recipe: Mapping[str, Any], own: Mapping[str, Any]) -> Path |
 
 def measurements(trainer: Trainer) -> dict[str, Any]:
     """What is known of a training when it has ended, of all its launches, as run.json holds it."""
-    state, speed = trainer.state, trainer.record.tokens_per_second
+    state, record, speed = trainer.state, trainer.record, trainer.record.tokens_per_second
     return {
         "step": state.global_step,
         "kept_step": trainer.kept_step,
         "training_seconds": round(trainer.record.seconds, 2),
         "tokens_per_second": speed and round(speed, 1),
+        "samples_per_second": round(samples(trainer) * state.epoch / record.training_seconds, 3) if speed else None,
+        "waiting_share": speed and round(record.waiting_share or 0.0, 5),
         "peak_memory_bytes": trainer.peak_memory(),
         "best_checkpoint": state.best_model_checkpoint,
         "eval_loss": [
@@ -145,6 +147,14 @@ def measurements(trainer: Trainer) -> dict[str, Any]:
             if "eval_loss" in entry
         ],
     }
+
+
+def samples(trainer: Trainer) -> int:
+    """The rows of an epoch, each of those that were packed into one counted."""
+    rows = trainer.train_dataset
+    if "seq_lengths" not in rows.column_names:
+        return len(rows)
+    return sum(len(each["seq_lengths"].combine_chunks().flatten()) for each in rows.with_format("arrow").iter(1000))
 
 
 @contextlib.contextmanager

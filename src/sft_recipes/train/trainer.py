@@ -4,6 +4,7 @@ import contextlib
 import functools
 import itertools
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,15 @@ class Trainer(SFTTrainer):
         """None beside the run's files at each save: that of the adapter is written when there is something to say."""
 
     # Training
+
+    def get_batch_samples(self, *given: Any, **named: Any) -> Any:
+        """As upstream's, with the time that it waits for them."""
+        began = time.perf_counter()
+        found = super().get_batch_samples(*given, **named)
+        # A benchmark has a clock of its own.
+        if hasattr(self, "record"):
+            self.record.waiting_seconds += time.perf_counter() - began
+        return found
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """As upstream's, without the rows that accelerate repeats to fill the last batches of an epoch."""
@@ -214,7 +224,7 @@ class Trainer(SFTTrainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, ExportableState):
                 stored = self.state.stateful_callbacks[type(callback).__name__]["attributes"]
-                for name in callback.state()["attributes"]:
+                for name in callback.state()["attributes"].keys() & stored.keys():
                     setattr(callback, name, stored[name])
 
     def _init_training_state(

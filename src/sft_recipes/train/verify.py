@@ -376,6 +376,7 @@ def start(
         "zero_stage": stage,
         "mixed_precision": precision,
         "device": accelerator.device.type,
+        "threads": torch.get_num_threads(),
     }
 
 

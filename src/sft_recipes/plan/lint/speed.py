@@ -3,7 +3,7 @@
 import dataclasses
 
 from sft_recipes.data import packing, survey
-from sft_recipes.plan import memory
+from sft_recipes.plan import execution, memory
 from sft_recipes.plan.lint import Case, Found
 from sft_recipes.plan.lint.adapters import MANY_ROWS
 from sft_recipes.plan.lint.run import largest_batch
@@ -90,6 +90,13 @@ def packing_fill(case: Case) -> Found:
         total = case.recipe["global_batch_size"]
         means = f"global_batch_size {total} means {total * per_row:.0f} a step"
         yield {"what": f"a packed row holds {per_row:.1f} rows: {means}", "remedy": batch}
+
+
+def joined_rows(case: Case) -> Found:
+    recipe, kind = case.recipe, execution.kind_of(case.model) if case.model else ""
+    attention, key = recipe["attn_implementation"] or "sdpa", "packing" if recipe["packing"] else "padding_free"
+    if recipe[key] and kind in execution.MIXED and attention in execution.MASKED:
+        yield {"attention": attention, "kind": kind, "key": key}
 
 
 def _batch(case: Case, per_row: float) -> str:

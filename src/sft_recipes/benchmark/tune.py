@@ -1,0 +1,153 @@
+"""The fastest way to execute a recipe here, measured: a few real steps of the best candidates, a process for each.
+
+What wins is remembered for the model, this hardware and the lengths of the rows (`plan.tuning.remember`), and
+`execution: auto` then takes it. Nothing here imports torch; `candidate.py` measures.
+"""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Unpack
+
+from sft_recipes.environment import quiet_environment
+from sft_recipes.errors import InputError
+from sft_recipes.plan import execution, tuning
+from sft_recipes.plan import job as jobs
+from sft_recipes.plan.job import Job, Where, with_data
+from sft_recipes.plan.plan import without_config
+from sft_recipes.recipes import arguments, topology
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes.recipe import Value
+from sft_recipes.recipes.schema import as_yaml
+from sft_recipes.terminal import say, share, table
+
+# Steps of a candidate: those that are not counted, and those that are.
+WARM, TIMED = 2, 6
+# Nothing but steps, and a loss of each.
+ALONE: dict[str, Any] = {
+    "eval_strategy": "no",
+    "eval_on_start": False,
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "report_to": "none",
+    "logging_strategy": "steps",
+    "logging_steps": 1,
+    "max_steps": WARM + TIMED,
+}
+# How far a loss may be from that of what is written: sums of other order, in float32 and in 16 bit. A micro-batch of
+# another size draws other masks of dropout, which say nothing in the first step, when an adapter is no change yet.
+TOLERANCE = {"float32": 1e-4, "16 bit": 2e-2}
+
+
+def tune(name: str | Path, **where: Unpack[Where]) -> dict[str, Any]:
+    """Measure a recipe's candidates on this machine, remember the winner, and give what was measured.
+
+    Raises:
+        InputError: The recipe would not start here, is one of several processes, or nothing is known of its model.
+    """
+    where["overrides"] = recipes.parse_overrides(where.get("overrides", ()))
+    if recipes.load(name, where["overrides"])["execution"] != "auto":
+        where["overrides"] = {**where["overrides"], "execution": Value("auto", "SET")}
+    job = jobs.lint_or_raise(jobs.check(name, **where))
+    if job.topology.processes > 1:
+        raise InputError(
+            f"{job.topology.name} has {job.topology.processes} processes, and steps are measured in one; "
+            f"choose ACCEL={'cpu' if job.topology.use_cpu else 'single_gpu'}, whose winner goes for each of them"
+        )
+    if job.model is None:
+        raise InputError(f"{without_config(job.written)}; without it no candidate can be said to fit")
+    before = job.case_as_written
+    candidates = execution.candidates(before)
+    say("topology", job.topology.describe())
+    # What drifts while they run shows in the first one, which is measured again at the end.
+    order = [*candidates.items(), ("as written, again", {})]
+    measured = []
+    for label, values in order:
+        found = {"name": label, "values": values, **_measured(job, values)}
+        say("measured", f"{label}: {_words(found)}")
+        measured.append(found)
+    return _judged(job, before, measured)
+
+
+def _measured(job: Job, values: dict[str, Any]) -> dict[str, Any]:
+    """What a candidate's process found, or why it failed."""
+    given = {key: Value(value, "tune") for key, value in {**values, **ALONE}.items()}
+    recipe = dataclasses.replace(job.written, values={**job.written.values, **given})
+    resolved = with_data(topology.resolve(recipe, job.topology), job.prepared)
+    asked = {
+        "values": {**resolved.upstream(), "output_dir": "unused"},
+        "own": resolved.own(),
+        "warm": WARM,
+        "timed": TIMED,
+    }
+    environment = quiet_environment(
+        on_cpu=job.topology.use_cpu, one_gpu=True, compiles=arguments.compiles(resolved.upstream())
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "sft_recipes.benchmark.candidate"],
+        input=json.dumps(asked),
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or [f"it ended with code {done.returncode} and said nothing"]
+        return {"error": reason[0]}
+    return json.loads(done.stdout)
+
+
+def _judged(job: Job, before: Any, measured: list[dict[str, Any]]) -> dict[str, Any]:
+    """The measurements with whether each learned the same, and the fastest of those, which is remembered."""
+    first, again = measured[0], measured.pop()
+    if "error" in first:
+        raise InputError(f"what is written cannot be measured: {first['error']}")
+    exact = job.written["dtype"] == "float32" and not (job.written["bf16"] or job.written["fp16"])
+    limit = TOLERANCE["float32" if exact else "16 bit"]
+    for each in measured:
+        losses = zip(each.get("losses", ()), first["losses"], strict=False)
+        each["apart"] = max((abs(one / other - 1) for one, other in losses), default=math.inf)
+        each["same"] = "error" not in each and each["rows"] == first["rows"] and each["apart"] <= limit
+    drift = abs(again.get("tokens_per_second", math.nan) / first["tokens_per_second"] - 1)
+    alike = [each for each in measured if each["same"]]
+    best = max(alike, key=lambda each: each["tokens_per_second"])
+    # Within what the same way differs from itself, nothing is faster.
+    if not best["tokens_per_second"] > (1 + max(drift, execution.WORTH)) * first["tokens_per_second"]:
+        best = first
+    # Whole, so that they mean the same to a recipe that is written otherwise.
+    values = {key: best["values"].get(key, job.written[key]) for key in execution.KEYS}
+    kept = tuning.remember(before, values, best["tokens_per_second"], first["tokens_per_second"])
+    return {
+        "recipe": job.written.name,
+        "measured": measured,
+        "drift": drift,
+        "tolerance": limit,
+        "winner": best["name"],
+        "file": str(kept),
+    }
+
+
+def _words(found: dict[str, Any]) -> str:
+    if "error" in found:
+        return found["error"]
+    changed = ", ".join(f"{key} {as_yaml(value)}" for key, value in found["values"].items())
+    return f"{found['tokens_per_second']:,.0f} tokens/s" + (f" with {changed}" if changed else "")
+
+
+def render(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The table, and the winner, as (subject, text) for `terminal.say`."""
+    rows = [["", "tokens/s", "peak memory", "first loss", "last loss", "the same"]]
+    for each in facts["measured"]:
+        if "error" in each:
+            rows.append([each["name"], "failed", "", "", "", ""])
+            continue
+        losses = [f"{each['losses'][at]:.5f}" for at in (0, -1)]
+        same = "yes" if each["same"] else f"no, {share(each['apart'], 1)} apart"
+        peak = f"{each['peak_memory_bytes'] / 2**30:.2f} GiB"
+        rows.append([each["name"], f"{each['tokens_per_second']:,.0f}", peak, *losses, same])
+    yield "candidates", table(rows)
+    yield "", f"the first again: {share(facts['drift'], 1)} apart, by which nothing is told from it"
+    yield "winner", f"{facts['winner']}; execution: auto takes it from now on ({facts['file']})"
