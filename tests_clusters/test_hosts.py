@@ -1,7 +1,6 @@
 """torchrun on two hosts, which are two network namespaces: they meet, one is cut off, and the run goes on."""
 
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -64,11 +63,10 @@ def test_a_host_that_is_cut_off_ends_the_other_and_both_go_on(hosts: None, proje
     both = started(commands)
     until(lambda: step(project, "cut") > 7, 300)
     ip("-n", "sft-b", "link", "set", "cable0", "down")
-    began = time.monotonic()
-    outputs = [each.communicate(timeout=150)[0] for each in both]
-    print(outputs[0][-3000:], outputs[1][-2000:], time.monotonic() - began, [each.returncode for each in both])
-    assert [each.returncode for each in both] == [1, 1]
-    assert all(output.count("error: ") == 1 and "Traceback" not in output for output in outputs)
+    # Twenty seconds of ddp_timeout, and what it takes to end.
+    outputs = [each.communicate(timeout=120)[0] for each in both]
+    assert [each.returncode for each in both] == [1, 1], outputs
+    assert all(output.count("error: ") == 1 and "Traceback" not in output for output in outputs), outputs
     assert facts(project, "cut")["status"] == "failed"
     ip("-n", "sft-b", "link", "set", "cable0", "up")
     both = started(commands)

@@ -180,7 +180,7 @@ def test_what_sbatch_refuses_is_one_message_and_leaves_nothing(
         (["--machines", "2", "--machine", "2", "--head", "a:1"], "MACHINE=2: 2 machines are 0 to 1"),
         (
             ["--machines", "2"],
-            "MACHINES=2 needs HEAD=; write where the others reach machine 0, such as HEAD=",
+            "MACHINES=2 meet nowhere; write where the others reach machine 0, such as HEAD=node1:29500",
         ),
         (["--machines", "2", "--head", "a"], "HEAD=a is no HOST:PORT"),
         (["--machines", "2", "--head", "a:99999"], "HEAD=a:99999 is no HOST:PORT"),

@@ -61,7 +61,7 @@ def place(machines: int, machine: int, head: str | None) -> Place:
         problems.append(f"MACHINE={machine}: {machines} machines are 0 to {machines - 1}")
     host, _, port = (head or "").rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
-        said = f"HEAD={head} is no HOST:PORT" if head else f"MACHINES={machines} needs HEAD="
+        said = f"HEAD={head} is no HOST:PORT" if head else f"MACHINES={machines} meet nowhere"
         problems.append(f"{said}; write where the others reach machine 0, such as HEAD=node1:29500")
     if problems:
         raise InputError(*problems)

@@ -278,9 +278,13 @@ def status(name: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     if job and job["id"] and (place := SUBMITTED.get(job["engine"])):
         found["state"] = place.state(job)
     state = str(found["state"]).partition(" ")[0]
-    # Another machine may hold it where that cannot be seen from here.
-    said = "is being trained" if found["held"] or state == "running" else unfinished(run) or "finished"
-    lines = [("run", f"{run.directory}: waits for its job" if state == "pending" else f"{run.directory}: {said}")]
+    said = unfinished(run) or f"{run.directory} is finished"
+    if state == "pending":
+        said = f"{run.directory} waits for its job"
+    elif found["held"] or state == "running":
+        # Another machine may hold it where that cannot be seen from here.
+        said = f"{run.directory} is being trained"
+    lines = [("run", said)]
     if job:
         engine, number = job["engine"], job["id"]
         told = f"{number} of {engine}: {found['state']}" if number else f"written for {engine}, and started by hand"

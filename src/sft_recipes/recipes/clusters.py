@@ -84,7 +84,7 @@ def problem(key: str, value: Any) -> str | None:
         if not isinstance(text, str):
             continue
         if not text.strip() or "\n" in text or "\t" in text:
-            return f"{key}: {schema.short(text)} is blank, or holds a line end or a tab; write one line of text"
+            return f"{key}: {shown(text)} is blank, or holds a line end or a tab; write one line of text"
         if "pattern" in entry and not re.fullmatch(entry["pattern"], text):
             return f"{key}: {shown(text)} is not {entry['says']}"
     return None
