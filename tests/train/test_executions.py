@@ -18,7 +18,7 @@ from sft_recipes.plan import execution
 # Of rows that differ in length, so that padding is much of the batch.
 LENGTHS = (37, 5, 21, 64)
 # Sizes that other architectures say in other words than those that `tiny.shrunk` knows.
-SMALL = {"num_experts": 8, "num_local_experts": 8, "block_ff_dim": 64, "block_auto_adjust_ff_dim": False}
+SMALL = {"num_experts": 8, "num_local_experts": 8, "ffn_hidden_size": 128}
 
 
 def tiny_of(kind: str) -> Any:
