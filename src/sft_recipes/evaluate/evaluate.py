@@ -11,6 +11,7 @@ import shlex
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sft_recipes.data import sources
@@ -153,7 +154,7 @@ def _evaluate(
     before = _measured(work)
     began = time.monotonic()
     if any(len(outputs[model]) < len(asked.questions) for model in wanted):
-        if code := scoring_job.score(work, wanted, lock, continued):
+        if code := scoring_job.score(work, wanted, lock, continued, _measuring):
             return code, None
         outputs = _outputs(work)
         before |= {"process_seconds": time.monotonic() - began}
@@ -164,9 +165,7 @@ def _evaluate(
     measured = before | _measured(work)
     measured["models"] = before.get("models", {}) | measured["models"]
     write_whole(work / "measured.json", json.dumps(measured, indent=1))
-    # scikit-learn and SciPy, which the checks before a training need not wait for.
-    from sft_recipes.evaluate import metrics
-
+    metrics = _measuring()
     leaked = sum(question.leaked for question in asked.questions)
     result = {
         **head,
@@ -191,6 +190,13 @@ def _evaluate(
     for label, text in render(result):
         say(label, text)
     return 0, run.metrics(split)
+
+
+def _measuring() -> ModuleType:
+    """What computes metrics, with scikit-learn and SciPy, which the checks before a training need not wait for."""
+    from sft_recipes.evaluate import metrics
+
+    return metrics
 
 
 def render(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

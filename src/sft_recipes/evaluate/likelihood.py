@@ -114,14 +114,14 @@ def candidates(model: Any, tokenizer: Any, prompts: Sequence[Prompt], answers: S
 def _texts(tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[str]:
     """Each prompt with its answer, as SFTTrainer tokenises a row (TRL 1.16, `SFTTrainer._prepare_dataset`)."""
     pairs = list(zip(prompts, answers, strict=True))
-    if isinstance(prompts[0], str):
-        eos = tokenizer.eos_token
-        return [f"{prompt}{answer.removesuffix(eos)}{eos}" for prompt, answer in pairs]
-    rows = []
-    for prompt, answer in pairs:
-        turns = [*templates.turns_of(prompt), {"role": "assistant", "content": answer}]
-        rows.append(templates.with_turns(prompt, turns))
-    return templates.texts(tokenizer, rows)
+    eos = tokenizer.eos_token
+    plain = [f"{prompt}{answer.removesuffix(eos)}{eos}" for prompt, answer in pairs if isinstance(prompt, str)]
+    rows = [
+        templates.with_turns(prompt, [*templates.turns_of(prompt), {"role": "assistant", "content": answer}])
+        for prompt, answer in pairs
+        if not isinstance(prompt, str)
+    ]
+    return plain or templates.texts(tokenizer, rows)
 
 
 def _ids(tokenizer: Any, texts: list[str], prompt: Prompt) -> list[list[int]]:

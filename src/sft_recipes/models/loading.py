@@ -125,13 +125,14 @@ WHOLE_SHARE = 0.25
 
 
 def made_whole(model: Any) -> Any:
-    """A model with its 4-bit weights dequantised, where there is memory enough; another one as it is.
+    """A float32 model with its 4-bit weights dequantised, where there is memory enough; another one as it is.
 
-    bitsandbytes does so at each forward pass, and multiplies by the same numbers.
+    bitsandbytes does so at each forward pass, and multiplies by the same numbers. In a narrower dtype PEFT would round
+    what an adapter adds at another place.
     """
     packed = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
     size = sum(module.in_features * module.out_features for module in packed) * model.dtype.itemsize
-    if not packed or size > WHOLE_SHARE * psutil.virtual_memory().available:
+    if model.dtype != torch.float32 or not packed or size > WHOLE_SHARE * psutil.virtual_memory().available:
         return model
     return model.dequantize()
 
