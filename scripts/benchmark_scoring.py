@@ -69,27 +69,26 @@ def measure(run: Run, repetitions: int) -> dict[str, Any]:
     data = Path(recipe["dataset_name"])
     prompts = [row["prompt"] for row in read(data / "test.jsonl")]
     labels = sorted({row["completion"][0]["content"] for row in read(data / "train.jsonl")})
-    model, tokenizer = scoring.load(recipe, run.adapter, on_cpu=True)
 
-    def likelihoods(rows: list[Any]) -> list[Any]:
+    def likelihoods(model: Any, tokenizer: Any, rows: list[Any]) -> list[Any]:
         return list(likelihood.likelihoods(model, tokenizer, rows, labels))
 
-    def generation(rows: list[Any]) -> list[Any]:
+    def generation(model: Any, tokenizer: Any, rows: list[Any]) -> list[Any]:
         return list(scoring.generate(model, tokenizer, rows, MAX_NEW_TOKENS))
 
     ways = {"likelihood": likelihoods, "generation": generation}
     seconds: dict[str, dict[str, list[float]]] = {name: {way: [] for way in ways} for name in ("base", "tuned")}
     generated: dict[str, list[int]] = {}
-    for repetition in range(-1, repetitions):
-        for name in seconds:
-            with model.disable_adapter() if name == "base" else contextlib.nullcontext():
-                for way, score in ways.items():
-                    began = time.perf_counter()
-                    batches = score(prompts[:100] if repetition < 0 else prompts)
-                    if repetition >= 0:
-                        seconds[name][way].append(time.perf_counter() - began)
-                        print(f"{name}, {way}: {len(prompts) / seconds[name][way][-1]:,.0f} rows/s", flush=True)
-                generated[name] = [output["tokens"] for batch in batches for output in batch.values()]
+    models = scoring.each_model(recipe, run.adapter, [*seconds] * (1 + repetitions), on_cpu=True)
+    for number, (name, model, tokenizer) in enumerate(models):
+        warm = number >= len(seconds)
+        for way, score in ways.items():
+            began = time.perf_counter()
+            batches = score(model, tokenizer, prompts if warm else prompts[:100])
+            if warm:
+                seconds[name][way].append(time.perf_counter() - began)
+                print(f"{name}, {way}: {len(prompts) / seconds[name][way][-1]:,.0f} rows/s", flush=True)
+        generated[name] = [output["tokens"] for batch in batches for output in batch.values()]
     seconds["both"] = {
         way: [base + tuned for base, tuned in zip(seconds["base"][way], seconds["tuned"][way], strict=True)]
         for way in ways

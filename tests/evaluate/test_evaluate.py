@@ -136,6 +136,13 @@ def test_a_run_is_evaluated_with_its_base_and_never_twice(
     assert list(first["models"]) == ["tuned"]
     tuned = [json.loads(line)["tuned"] for line in run.predictions("test").read_text().splitlines()]
 
+    took = first["measured"]
+    assert took["process_seconds"] > took["load_seconds"] + took["models"]["tuned"]["seconds"] > 0
+    assert [*evaluate.speeds({**took, "load_seconds": 0.427, "process_seconds": 71})][1:] == [
+        "loaded in 0.43 s",
+        "1 min 11 s in all",
+    ]
+
     with scoring_here():
         assert cli.main(["evaluate", "one", "--base"]) == 0
     metrics = json.loads(run.metrics("test").read_text())
@@ -163,7 +170,8 @@ def test_a_run_is_evaluated_with_its_base_and_never_twice(
     with scoring_here():
         assert evaluate.evaluate("one")[0] == 0
     assert (run.directory / ".evaluation-test" / "outputs.jsonl").read_bytes() == written
-    assert sorted(json.loads(run.metrics("test").read_text())["models"]) == ["base", "tuned"]
+    again = json.loads(run.metrics("test").read_text())
+    assert sorted(again["models"]) == ["base", "tuned"] and again["measured"] == metrics["measured"]
     assert "verdict" in capsys.readouterr().out
 
 

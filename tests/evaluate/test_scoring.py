@@ -16,8 +16,9 @@ import pytest
 import torch
 import yaml
 from accelerate.state import AcceleratorState, PartialState
+from bitsandbytes.nn import Linear4bit
 from conftest import MadeOnce, alpaca_rows, write_rows
-from peft import PeftModel
+from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
@@ -42,6 +43,7 @@ from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import likelihood, scoring
 from sft_recipes.launch import launch
+from sft_recipes.models import loading
 from sft_recipes.plan import job as jobs
 from sft_recipes.runs.run import Run
 from sft_recipes.train import train as worker
@@ -225,16 +227,30 @@ def plain(recipe: dict[str, Any], adapter: Path | None = None) -> Any:
     return (PeftModel.from_pretrained(model, adapter) if adapter else model).eval()
 
 
+@pytest.mark.parametrize(("dtype", "room"), [("float32", True), ("float32", False), ("bfloat16", True)])
 def test_base_is_the_model_without_the_adapter_and_tuned_is_plain_peft(
-    qlora: Path, tokenizer: Any, tmp_path: Path
+    dtype: str, room: bool, qlora: Path, tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = yaml.safe_load((qlora / "recipe.yaml").read_text(encoding="utf-8"))
-    job = Scratch(tmp_path / "job", qlora)
+    """Whether or not memory lets the base be dequantised and the adapter merged; each row is tokenised once."""
+    if not room:
+        monkeypatch.setattr(loading, "WHOLE_SHARE", 0)
+    made, tokenised = [], []
+    merge, candidates = LoraModel.merge_adapter, scoring.candidates
+    monkeypatch.setattr(LoraModel, "merge_adapter", lambda model: made.append(merge(model)))
+    monkeypatch.setattr(scoring, "candidates", lambda *given: tokenised.append(given) or candidates(*given))
+    recipe = yaml.safe_load((qlora / "recipe.yaml").read_text(encoding="utf-8")) | {"dtype": dtype}
+    job = Scratch(tmp_path / "job", qlora, recipe=recipe)
     assert job.run() == 0
+    assert (len(made), len(tokenised)) == (int(room and dtype == "float32"), 1)
     rows = [json.loads(line)["prompt"] for line in (job.directory / "rows.jsonl").read_text("utf-8").splitlines()]
     for name, model in {"base": plain(recipe), "tuned": plain(recipe, qlora / "adapter")}.items():
-        expected = all_of(likelihood.likelihoods(model, tokenizer, rows, ["even", "odd"]))
-        assert [list(each["log_likelihoods"].values()) for each in job.of(name)] == expected
+        scores = [list(each["log_likelihoods"].values()) for each in job.of(name)]
+        if dtype == "float32":
+            expected = [one_by_one(model, tokenizer, row, ["even", "odd"]) for row in rows]
+            torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected), atol=1e-4, rtol=0)
+        else:
+            # Its rounding depends on the batch.
+            assert scores == all_of(likelihood.likelihoods(model, tokenizer, rows, ["even", "odd"]))
     assert job.of("base") != job.of("tuned")
     measured = json.loads((job.directory / "measured.json").read_text(encoding="utf-8"))
     assert measured["device"] == "cpu" and measured["load_seconds"] > 0 and measured["peak_memory_bytes"] > 1e8
@@ -253,6 +269,37 @@ def test_a_model_that_was_trained_whole_is_compared_with_the_base_and_reads_its_
         expected = [one_by_one(model, tokenizer, row, ["even", "odd"]) for row in rows]
         scores = [list(each["log_likelihoods"].values()) for each in job.of(name)]
         torch.testing.assert_close(torch.tensor(scores), torch.tensor(expected), atol=1e-4, rtol=0)
+
+
+def test_an_adapter_is_taken_out_of_the_weights_again(qlora: Path) -> None:
+    recipe = yaml.safe_load((qlora / "recipe.yaml").read_text(encoding="utf-8")) | {"dtype": "float32"}
+    ids = torch.tensor([[5, 6, 7]])
+    found = []
+    for _, model, _ in scoring.each_model(recipe, qlora / "adapter", ["tuned", "base", "tuned"], on_cpu=True):
+        assert not any(isinstance(module, Linear4bit) for module in model.modules())
+        with torch.inference_mode():
+            found.append(model(input_ids=ids).logits)
+    with torch.inference_mode():
+        expected = plain(recipe)(input_ids=ids).logits
+    torch.testing.assert_close(found[1], expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[0], found[2], atol=1e-5, rtol=0)
+    assert (found[0] - expected).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("settings", "dtype", "merges"),
+    [
+        ({"target_modules": "all-linear"}, torch.float32, True),
+        ({"target_modules": "all-linear"}, torch.bfloat16, False),
+        # In the tied head it would be there too.
+        ({"target_modules": ["q_proj", "embed_tokens"]}, torch.float32, False),
+    ],
+)
+def test_only_what_comes_out_again_is_merged(
+    settings: dict[str, Any], dtype: torch.dtype, merges: bool, tokenizer: Any
+) -> None:
+    model = random_model(Qwen3Config(**sizes(tokenizer) | {"tie_word_embeddings": True})).to(dtype)
+    assert loading.can_merge(get_peft_model(model, LoraConfig(**settings))) is merges
 
 
 def test_two_whole_models_are_never_in_memory_together(whole: Path) -> None:
@@ -295,6 +342,9 @@ def test_generation_stops_at_the_end_of_the_templates_turn_and_says_where_it_did
     (run / "adapter" / "generation_config.json").unlink()
     job = Scratch(tmp_path / "job", run, by="generation", models=["tuned"])
     assert job.run() == 0
+    facts = json.loads((job.directory / "measured.json").read_text(encoding="utf-8"))["models"]["tuned"]
+    assert facts["tokens"] == sum(each["tokens"] for each in job.outputs())
+    assert facts["tokens_per_second"] == pytest.approx(facts["tokens"] / facts["seconds"])
     assert all(each["finished"] and each["text"] in ("even", "odd") and each["tokens"] <= 5 for each in job.outputs())
     short = Scratch(tmp_path / "short", run, by="generation", models=["tuned"], max_new_tokens=1)
     assert short.run() == 0

@@ -174,6 +174,7 @@ def evaluate(
         "measured": {
             "device": "cpu",
             "load_seconds": 3.1,
+            "process_seconds": 14.2,
             "peak_memory_bytes": 812000000,
             "models": {name: {"seconds": 1.2, "rows": len(rows), "rows_per_second": 640.1} for name in models},
         },

@@ -8,8 +8,10 @@ import hashlib
 import json
 import math
 import shlex
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sft_recipes.data import sources
@@ -25,7 +27,7 @@ from sft_recipes.recipes.sources import entries
 from sft_recipes.recipes.task import Task
 from sft_recipes.runs import earlier, identity
 from sft_recipes.runs.run import Run, adapter_damage, unfinished
-from sft_recipes.terminal import count, say
+from sft_recipes.terminal import count, duration, say
 
 SCHEMA = 1
 MODELS = ("base", "earlier", "tuned")
@@ -150,20 +152,20 @@ def _evaluate(
     there = [model for model in MODELS if continued or model != "earlier"]
     wanted = [model for model in there if model == "tuned" or base or outputs[model]]
     before = _measured(work)
+    began = time.monotonic()
     if any(len(outputs[model]) < len(asked.questions) for model in wanted):
-        if code := scoring_job.score(work, wanted, lock, continued):
+        if code := scoring_job.score(work, wanted, lock, continued, _measuring):
             return code, None
         outputs = _outputs(work)
+        before |= {"process_seconds": time.monotonic() - began}
     else:
         say("scored", "before, by the same files; delete predictions with " + str(work) + " to score anew")
     predictions = [_prediction(asked.task, question, outputs, wanted) for question in asked.questions]
     # The process has measured what it did itself; a model that was done before is as it was measured then.
-    measured = _measured(work)
+    measured = before | _measured(work)
     measured["models"] = before.get("models", {}) | measured["models"]
     write_whole(work / "measured.json", json.dumps(measured, indent=1))
-    # scikit-learn and SciPy, which the checks before a training need not wait for.
-    from sft_recipes.evaluate import metrics
-
+    metrics = _measuring()
     leaked = sum(question.leaked for question in asked.questions)
     result = {
         **head,
@@ -190,15 +192,19 @@ def _evaluate(
     return 0, run.metrics(split)
 
 
+def _measuring() -> ModuleType:
+    """What computes metrics, with scikit-learn and SciPy, which the checks before a training need not wait for."""
+    from sft_recipes.evaluate import metrics
+
+    return metrics
+
+
 def render(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The metrics and the verdict, as (subject, text) for `terminal.say`."""
     text = f"{count(result['scored'], 'row')} of {result['settings']['source']} by {result['predict_by']}"
     if result["leaked"]:
         text += f"; {result['leaked']:,} more are training rows too, and do not count"
-    speeds = ", ".join(
-        f"{model} {each['rows_per_second']:,.0f} rows/s" for model, each in result["measured"]["models"].items()
-    )
-    yield "evaluated", f"{text} ({speeds})"
+    yield "evaluated", f"{text} ({', '.join(speeds(result['measured']))})"
     shown = ("macro_f1", "accuracy") if result["task"] == "classification" else ("exact_match", "rougeL", "chrf")
     shown = (*shown, "valid_json") if result["primary"] == "valid_json" else shown
     if any(figures.get("call_match") for figures in result["models"].values()):
@@ -211,6 +217,25 @@ def render(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield "trivial", f"{NAMES[name]}: {_figures(figures, shown)}"
     yield from _gaps(result["groups"])
     yield "verdict", "\n".join([result["verdict"]["text"], *result["verdict"]["reasons"]])
+
+
+def speeds(measured: Mapping[str, Any]) -> Iterator[str]:
+    """How fast each model was, how long the weights took to load, and the process in all."""
+    for model, each in measured["models"].items():
+        written = f" and {_rate(each['tokens_per_second'])} tokens/s" if "tokens_per_second" in each else ""
+        yield f"{model} {_rate(each['rows_per_second'])} rows/s{written}"
+    if "load_seconds" in measured:
+        yield f"loaded in {_time(measured['load_seconds'])}"
+    if "process_seconds" in measured:
+        yield f"{_time(measured['process_seconds'])} in all"
+
+
+def _rate(number: float) -> str:
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if seconds >= 10 else f"{seconds:.2g} s"
 
 
 def _figures(figures: Mapping[str, Any], names: Iterable[str]) -> str:

@@ -81,20 +81,21 @@ def candidates(model: Any, tokenizer: Any, prompts: Sequence[Prompt], answers: S
     if len(answers) < 2:
         raise InputError(f"predict_by: likelihood compares labels, and there is only {', '.join(answers)}; name all")
     added = set(tokenizer.get_added_vocab().values())
-    texts = [_text(tokenizer, prompt, answers[0]) for prompt in prompts]
+    texts = _texts(tokenizer, prompts, [answers[0]] * len(prompts))
+    turns = [1 + number % (len(answers) - 1) for number in range(len(prompts))]
+    seconds = _texts(tokenizer, prompts, [answers[turn] for turn in turns])
     trees: dict[tuple[tuple[int, ...], ...], Tree] = {}
     # How rows end from that token on: the text with each answer, the tokens with the first, those before the answers.
     known: list[tuple[list[str], list[int], int, Tree]] = []
     rows = []
-    for number, (prompt, text, ids) in enumerate(zip(prompts, texts, _ids(tokenizer, texts, prompts[0]), strict=True)):
-        turn = 1 + number % (len(answers) - 1)
-        second = _text(tokenizer, prompt, answers[turn])
+    tokens = _ids(tokenizer, texts, prompts[0])
+    for prompt, text, ids, turn, second in zip(prompts, texts, tokens, turns, seconds, strict=True):
         for ends, last, before, tree in known:
             if second == text.removesuffix(ends[0]) + ends[turn] and ids[-len(last) :] == last:
                 rows.append(Candidates(ids[: before - len(last)], tree))
                 break
         else:
-            every = [_text(tokenizer, prompt, answer) for answer in answers]
+            every = _texts(tokenizer, [prompt] * len(answers), answers)
             wholes = _ids(tokenizer, every, prompt)
             start, own = _apart(wholes, answers, model.generation_config.eos_token_id)
             tree = trees[own] = trees.get(own) or Tree.of(own)
@@ -110,12 +111,17 @@ def candidates(model: Any, tokenizer: Any, prompts: Sequence[Prompt], answers: S
     return rows
 
 
-def _text(tokenizer: Any, prompt: Prompt, answer: str) -> str:
-    """A row as SFTTrainer tokenises it (TRL 1.16, `SFTTrainer._prepare_dataset`)."""
-    if isinstance(prompt, str):
-        return prompt + answer.removesuffix(tokenizer.eos_token) + tokenizer.eos_token
-    turns = [*templates.turns_of(prompt), {"role": "assistant", "content": answer}]
-    return templates.texts(tokenizer, [templates.with_turns(prompt, turns)])[0]
+def _texts(tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[str]:
+    """Each prompt with its answer, as SFTTrainer tokenises a row (TRL 1.16, `SFTTrainer._prepare_dataset`)."""
+    pairs = list(zip(prompts, answers, strict=True))
+    eos = tokenizer.eos_token
+    plain = [f"{prompt}{answer.removesuffix(eos)}{eos}" for prompt, answer in pairs if isinstance(prompt, str)]
+    rows = [
+        templates.with_turns(prompt, [*templates.turns_of(prompt), {"role": "assistant", "content": answer}])
+        for prompt, answer in pairs
+        if not isinstance(prompt, str)
+    ]
+    return plain or templates.texts(tokenizer, rows)
 
 
 def _ids(tokenizer: Any, texts: list[str], prompt: Prompt) -> list[list[int]]:
@@ -152,7 +158,11 @@ def _apart(
 
 @torch.inference_mode()
 def likelihoods(
-    model: Any, tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str]
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    answers: Sequence[str],
+    known: Sequence[Candidates] | None = None,
 ) -> Iterator[dict[int, list[float]]]:
     """The natural logarithm of each answer's probability after each prompt.
 
@@ -166,6 +176,7 @@ def likelihoods(
         tokenizer: The same.
         prompts: All texts, or all turns.
         answers: Two or more.
+        known: What `candidates` has made of them, for another adapter of the same model.
 
     Yields:
         The number of a prompt to its log-likelihoods, in the order of the answers; a batch at a time.
@@ -182,7 +193,7 @@ def likelihoods(
             f"{type(inner).__name__} has {' and '.join(other) or 'attention of a kind'} that cannot take several "
             "answers side by side; set predict_by: generation"
         )
-    rows = candidates(model, tokenizer, prompts, answers)
+    rows = known or candidates(model, tokenizer, prompts, answers)
     prefixes = [row.prefix for row in rows]
     shared = shared_tokens(prefixes)
     past = DynamicCache() if shared else None
@@ -231,7 +242,8 @@ def _score(model: Any, prefixes: list[list[int]], tree: Tree, past: DynamicCache
         position_ids=positions,
         past_key_values=_repeated(past, size) if past is not None else None,
         use_cache=past is not None,
-        logits_to_keep=1 + nodes,
+        # Named one by one, they are copied before the head, which is faster on a CPU than what it makes of a slice.
+        logits_to_keep=torch.arange(width - 1, width + nodes, device=device),
     ).logits
     answer, at, token = torch.tensor(tree.terms, device=logits.device).T
     # One place at a time, because a float32 copy of all logits can be larger than the model.

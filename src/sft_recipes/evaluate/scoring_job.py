@@ -5,7 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,13 @@ def prepare(
     write_whole(path, json.dumps(job, indent=1))
 
 
-def score(work: Path, models: Sequence[str], lock: int, earlier: Path | None = None) -> int:
+def score(
+    work: Path,
+    models: Sequence[str],
+    lock: int,
+    earlier: Path | None = None,
+    meanwhile: Callable[[], object] | None = None,
+) -> int:
     """Let the models answer the rows that they have not answered yet.
 
     Args:
@@ -59,6 +65,7 @@ def score(work: Path, models: Sequence[str], lock: int, earlier: Path | None = N
         models: of base, earlier and tuned.
         lock: The descriptor of the run's lock, which the process keeps even if this one is killed.
         earlier: The adapter that the run continued from.
+        meanwhile: What this process can do until the other one has imported its libraries, on one core.
 
     Returns:
         0 when all is answered; 1 when that failed and 3 when it was interrupted, what was answered being kept.
@@ -69,10 +76,16 @@ def score(work: Path, models: Sequence[str], lock: int, earlier: Path | None = N
     asked = {"models": list(models), "earlier": str(earlier) if earlier else None}
     job = json.loads((work / "job.json").read_text(encoding="utf-8")) | asked
     write_whole(work / "job.json", json.dumps(job, indent=1))
-    return ask("sft_recipes.evaluate.scoring_process", work, lock, job)
+    return ask("sft_recipes.evaluate.scoring_process", work, lock, job, meanwhile)
 
 
-def ask(module: str, work: Path, lock: int, job: Mapping[str, Any]) -> int:
+def ask(
+    module: str,
+    work: Path,
+    lock: int,
+    job: Mapping[str, Any],
+    meanwhile: Callable[[], object] | None = None,
+) -> int:
     """Let a module with torch in it do the job that lies in a directory, in a process of its own.
 
     Returns, Raises:
@@ -84,6 +97,8 @@ def ask(module: str, work: Path, lock: int, job: Mapping[str, Any]) -> int:
     environment = quiet_environment(on_cpu=job["on_cpu"], compiles=arguments.compiles(job["recipe"]))
     process = subprocess.Popen(command, env=environment, pass_fds=(lock,))
     try:
+        if meanwhile:
+            meanwhile()
         code = process.wait()
     except KeyboardInterrupt:
         process.wait()

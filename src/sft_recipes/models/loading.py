@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import bitsandbytes as bnb
+import psutil
+import torch
 from jinja2 import TemplateError
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from transformers.quantizers import AutoQuantizationConfig
 
@@ -115,3 +118,35 @@ def keep_four_bit(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, bnb.nn.Linear4bit):
             module.support_avx512bf16_for_cpu = False
+
+
+# Of the free memory, that weights of 4 bit may take when they are made whole: there may be a limit that is not seen.
+WHOLE_SHARE = 0.25
+
+
+def made_whole(model: Any) -> Any:
+    """A float32 model with its 4-bit weights dequantised, where there is memory enough; another one as it is.
+
+    bitsandbytes does so at each forward pass, and multiplies by the same numbers. In a narrower dtype PEFT would round
+    what an adapter adds at another place.
+    """
+    packed = [module for module in model.modules() if isinstance(module, bnb.nn.Linear4bit)]
+    size = sum(module.in_features * module.out_features for module in packed) * model.dtype.itemsize
+    if model.dtype != torch.float32 or not packed or size > WHOLE_SHARE * psutil.virtual_memory().available:
+        return model
+    return model.dequantize()
+
+
+def can_merge(model: PeftModel) -> bool:
+    """Whether adapters can be merged into the weights of their base, and taken out again, with float32's error alone.
+
+    Not in a narrower dtype, nor where a weight is read in two places, as a tied embedding is.
+    """
+    inner = model.get_base_model()
+    weights = [parameter for parameter in inner.parameters() if not isinstance(parameter, bnb.nn.Params4bit)]
+    embeddings = (inner.get_input_embeddings(), inner.get_output_embeddings())
+    return (
+        len(weights) == len([*inner.parameters()])
+        and all(weight.dtype == torch.float32 for weight in weights)
+        and not any(isinstance(module, BaseTunerLayer) for module in embeddings)
+    )

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sft_recipes.errors import InputError
-from sft_recipes.evaluate import forgetting
+from sft_recipes.evaluate import evaluate, forgetting
 from sft_recipes.evaluate.terms import METRICS, NAMES
 from sft_recipes.files import write_whole
 from sft_recipes.recipes import recipe as recipes
@@ -65,6 +65,7 @@ def write(run: Run) -> Path:
             | facts
             | {"measured": measured and dict.fromkeys(LATER) | measured},
             metrics=metrics,
+            speeds=[*evaluate.speeds(metrics["measured"])] if metrics and metrics["measured"] else [],
             forgetting=_forgetting(run),
             outcome=OUTCOMES[metrics["verdict"]["outcome"]] if metrics else None,
             quality=quality.shown(metrics, predictions) if metrics else None,
