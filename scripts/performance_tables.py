@@ -32,16 +32,19 @@ def performance() -> str:
 def ratios() -> str:
     """What must hold on any machine, and what was found on each."""
     found = results.newest(sections=[RATIOS])
-    return "\n\n".join(_ratios(name, facts) for name, facts in found.items()) or "Not measured yet."
+    return "\n\n".join(ratios_of(name, facts) for name, facts in found.items()) or "Not measured yet."
 
 
-def _ratios(name: str, facts: dict[str, Any]) -> str:
+def ratios_of(name: str, facts: dict[str, Any]) -> str:
+    """The ratios of one machine."""
     rows = [
         [each["what"], f"{each['value']:,}", each["bound"], "yes" if each["holds"] else "no"]
         for each in results.measurements(facts, RATIOS).values()
     ]
     text = table(["what", "found", "must be", "holds"], rows)
-    return f"{about(name, facts)}\n\n{text}" + (f"\n\n{lacks}" if (lacks := not_measured(facts)) else "")
+    return f"### {facts['hardware']['name']}\n\n{about(name, facts)}\n\n{text}" + (
+        f"\n\n{lacks}" if (lacks := not_measured(facts)) else ""
+    )
 
 
 def about(name: str, facts: dict[str, Any]) -> str:

@@ -143,12 +143,12 @@ def demo_block() -> str:
 
 def real_block() -> str:
     """The same of the demo's recipe on a real model, and its curves beside the demo's."""
-    facts = json.loads((DEMO / "real.json").read_text(encoding="utf-8"))
+    facts = json.loads((DEMO / "smollm2.json").read_text(encoding="utf-8"))
     return (
-        f"{_terminal('real.txt', REAL_SHOWN)}\n\n"
+        f"{_terminal('smollm2.txt', REAL_SHOWN)}\n\n"
         "![Loss of the demo's model and of SmolLM2 over steps; macro F1 of the tuned SmolLM2, its base and trivial "
-        "baselines, with intervals](docs/demo/real.png)\n\n"
-        f"([All lines](docs/demo/real.txt). {facts['minutes']} minutes from the command to the verdict; "
+        "baselines, with intervals](docs/demo/smollm2.png)\n\n"
+        f"([All lines](docs/demo/smollm2.txt). {facts['minutes']} minutes from the command to the verdict; "
         f"{_machine(facts)}.)"
     )
 
@@ -255,13 +255,13 @@ def train_demo() -> None:
 
 def train_real() -> None:
     """Train the demo's recipe on a real model and keep what was said and measured."""
-    run = Run(Path("runs") / "real")
+    run = Run(Path("runs") / "smollm2")
     shutil.rmtree(run.directory, ignore_errors=True)
     began = time.monotonic()
     told = said("train", **REAL, NAME=run.name)
     minutes = round((time.monotonic() - began) / 60)
-    (DEMO / "real.txt").write_text(told, encoding="utf-8")
-    keep(run, "real.json", minutes=minutes, metrics=run.evaluation("test"))
+    (DEMO / "smollm2.txt").write_text(told, encoding="utf-8")
+    keep(run, "smollm2.json", minutes=minutes, metrics=run.evaluation("test"))
 
 
 def keep(run: Run, file: str, **more: Any) -> None:
@@ -290,8 +290,8 @@ def main() -> None:
         first_screen.draw(Run(Path("runs") / "readme"), plan, DEMO / "first_screen.png")
     if options.real:
         train_real()
-    logs = [json.loads((DEMO / file).read_text(encoding="utf-8")) for file in ("run.json", "real.json")]
-    first_screen.draw_beside(logs[0]["log"], logs[1], DEMO / "real.png")
+    logs = [json.loads((DEMO / file).read_text(encoding="utf-8")) for file in ("run.json", "smollm2.json")]
+    first_screen.draw_beside(logs[0]["log"], logs[1], DEMO / "smollm2.png")
     recommend_demo()
     (ROOT / "docs" / "rules.md").write_text(rules_page(), encoding="utf-8")
     for page in PAGES:

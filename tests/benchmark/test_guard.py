@@ -46,12 +46,9 @@ def test_the_demo_takes_as_many_steps_and_pads_as_little_as_it_says() -> None:
 @pytest.mark.slow
 def test_a_row_is_read_once_for_all_its_labels(tiny_model: Path) -> None:
     """And what all rows begin with once for all rows: 53 tokens and 8 labels are 35 positions of a row."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from sft_recipes.evaluate import likelihood, scoring
 
-    from sft_recipes.evaluate import likelihood
-
-    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model, tokenizer = scoring.load({"model_name_or_path": str(tiny_model), "dtype": "float32"}, None, on_cpu=True)
     with (ROOT / "data" / "demo" / "test.jsonl").open(encoding="utf-8") as lines:
         asked = [json.loads(next(lines)) for _ in range(200)]
     prompts = [[{"role": "user", "content": f"{row['instruction']}\n\n{row['input']}"}] for row in asked]

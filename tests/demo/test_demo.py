@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -88,8 +89,13 @@ def test_the_demo_learns_what_its_base_cannot(project: Path) -> None:
     (project / "data").symlink_to(ROOT / "data")
     fewer = "max_steps=100 eval_steps=100 save_steps=100"
     command = [sys.executable, "-m", "sft_recipes", "train", "demo", "--name", "demo", "--json", "--set", fewer]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    # Python imports it wherever it starts.
+    (project / "sitecustomize.py").write_text("open('starts', 'a').write('x')\n", encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": str(project)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stderr
+    # The command, the training, and the scoring; the base was there or is built by one more.
+    assert (project / "starts").stat().st_size <= 4
     facts = json.loads(done.stdout)
     losses = [entry["eval_loss"] for entry in facts["measured"]["eval_loss"]]
     assert facts["measured"]["eval_loss"][0]["step"] == 0
@@ -100,13 +106,6 @@ def test_the_demo_learns_what_its_base_cannot(project: Path) -> None:
     metrics = json.loads(Path("runs/demo/metrics.json").read_text())
     assert sorted(metrics["models"]) == ["base", "tuned"]
     assert metrics["verdict"]["outcome"] == "better"
-
-
-def test_scoring_by_likelihood_pays_on_the_demo() -> None:
-    """What scripts/benchmark_scoring.py measured: the demo's evaluation, base and tuned model, takes a third of the
-    time that greedy generation takes."""
-    measured = json.loads((ROOT / "docs" / "demo" / "scoring.json").read_text())["rows_per_second"]
-    assert measured["both"]["ratio"]["median"] >= 3
 
 
 def test_a_model_whose_package_is_missing_says_what_to_install(
