@@ -150,7 +150,7 @@ def _evaluate(
     there = [model for model in MODELS if continued or model != "earlier"]
     wanted = [model for model in there if model == "tuned" or base or outputs[model]]
     before = _measured(work)
-    if any(len(outputs[model]) < len(asked.questions) for model in wanted):
+    if any(len(outputs[model]) < asked.rows for model in wanted):
         if code := scoring_job.score(work, wanted, lock, continued):
             return code, None
         outputs = _outputs(work)
@@ -164,12 +164,11 @@ def _evaluate(
     # scikit-learn and SciPy, which the checks before a training need not wait for.
     from sft_recipes.evaluate import metrics
 
-    leaked = sum(question.leaked for question in asked.questions)
     result = {
         **head,
         "rows": len(predictions),
-        "leaked": leaked,
-        "scored": len(predictions) - leaked,
+        "leaked": asked.leaked,
+        "scored": len(predictions) - asked.leaked,
         **metrics.measure(
             predictions,
             asked.task.kind,
