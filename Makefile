@@ -9,13 +9,13 @@ INSTALLED_TEST := $(VENV)/.sft-recipes-test
 include src/sft_recipes/shipped/commands.mk
 
 ifeq ($(filter $(COMMANDS) train-%,$(GOALS)),)
-  override READ := $(if $(filter benchmark-scoring,$(GOALS)),RUN) $(if $(filter soak,$(GOALS)),KILLS SEED) \
+  override READ := $(if $(filter soak,$(GOALS)),KILLS SEED) \
     $(if $(filter test-real,$(GOALS)),LLAMA_CPP)
   override UNREAD := $(filter-out $(READ),$(GIVEN))
   $(if $(UNREAD),$(error make $(GOALS) does not read $(UNREAD)))
 endif
 
-.PHONY: install lint types test test-fast test-forgetting test-real test-clusters faults soak check benchmark benchmark-scoring docs compat audit-dependencies sbom
+.PHONY: install lint types test test-fast test-forgetting test-real test-clusters faults soak check bench docs compat audit-dependencies sbom
 install: $(INSTALLED) ## the environment and the pinned packages; other targets do it when needed
 
 lint: $(INSTALLED_TEST) ## ruff, lint and format, which module may import which, and the Dockerfile
@@ -56,11 +56,8 @@ soak: $(INSTALLED_TEST) ## kill -9 a run at random moments (KILLS=30 SEED=0) and
 
 check: lint types test ## what CI runs
 
-benchmark: $(INSTALLED) ## the demo through us and through stock trl sft, side by side
-	@$(BIN)/python scripts/benchmark_overhead.py
-
-benchmark-scoring: $(INSTALLED) ## the demo run RUN scored by likelihood and by generation, in rows a second
-	@$(BIN)/python scripts/benchmark_scoring.py "$${RUN:?name a demo run: make benchmark-scoring RUN=my_demo}"
+bench: $(INSTALLED) ## the ratios that must hold, against stock trl sft and others, into benchmarks/, in about eight minutes
+	@$(PROGRAM) gpu --only ratios --budget 480
 
 compat: ## train the demo against the lowest and the highest versions that pyproject.toml allows, in fresh environments
 	@$(PYTHON) scripts/compat.py

@@ -1,4 +1,5 @@
-"""The README's picture: a finding of plan, the tokens that are trained on, the verdict with its intervals."""
+"""The README's pictures: a finding of plan, the tokens that are trained on, the verdict with its intervals; and the
+curves of the demo's small model and of a real one."""
 
 import itertools
 import textwrap
@@ -36,6 +37,24 @@ def draw(run: Run, plan: list[str], path: Path) -> None:
         _write(axes[0], _finding(plan))
         _write(axes[1], _rows(preview.preview(run.facts()["recipe"], rows=1)))
         quality.panel(lines, key, f"after: {title}, with 95 % intervals")(axes[2])
+        drawn.savefig(path, dpi=150, facecolor=charts.PAPER, metadata={"Software": None})
+
+
+def draw_beside(log: list[dict[str, Any]], real: dict[str, Any], path: Path) -> None:
+    """Write the picture of the curves.
+
+    Args:
+        log: what the demo logged.
+        real: the kept facts of a run of the same recipe on a real model.
+        path: of the PNG.
+    """
+    key, title = next(iter(quality.drawn(real["metrics"]).items()))
+    with charts.figure(1, 3, SIZE, width_ratios=(1, 1, 1)) as (drawn, axes):
+        for each, logged, said in zip(
+            axes, (log, real["log"]), ("the demo's model: loss", "SmolLM2: loss"), strict=False
+        ):
+            charts.curve(each, logged, "loss", said, "eval_loss")
+        quality.panel(quality.lines(real["metrics"]), key, f"SmolLM2: {title}, with 95 % intervals")(axes[2])
         drawn.savefig(path, dpi=150, facecolor=charts.PAPER, metadata={"Software": None})
 
 

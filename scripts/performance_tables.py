@@ -1,8 +1,9 @@
-"""What docs/performance.md and docs/where_it_runs.md show of the results in benchmarks/, which `make gpu` wrote."""
+"""What docs/performance.md and docs/where_it_runs.md show of the results in benchmarks/ (`make gpu`, `make bench`)."""
 
 from typing import Any
 
 from sft_recipes.benchmark import results
+from sft_recipes.benchmark.scale import RATIOS
 from sft_recipes.models import base_model
 from sft_recipes.plan import gpus, memory
 from sft_recipes.plan.memory import Setup
@@ -26,6 +27,36 @@ def performance() -> str:
     found = results.newest()
     parts = [] if any(facts["hardware"]["kind"] == "gpu" for facts in found.values()) else [NOT_MEASURED]
     return "\n\n".join([*parts, *(machine(name, facts) for name, facts in found.items())])
+
+
+def ratios() -> str:
+    """What must hold on any machine, and what was found on each."""
+    found = results.newest(sections=[RATIOS])
+    return "\n\n".join(ratios_of(name, facts) for name, facts in found.items()) or "Not measured yet."
+
+
+def ratios_of(name: str, facts: dict[str, Any]) -> str:
+    """The ratios of one machine."""
+    rows = [
+        [each["what"], f"{each['value']:,}", each["bound"], "yes" if each["holds"] else "no"]
+        for each in results.measurements(facts, RATIOS).values()
+    ]
+    text = table(["what", "found", "must be", "holds"], rows)
+    return f"### {facts['hardware']['name']}\n\n{about(name, facts)}\n\n{text}" + (
+        f"\n\n{lacks}" if (lacks := not_measured(facts)) else ""
+    )
+
+
+def about(name: str, facts: dict[str, Any]) -> str:
+    """The machine, its software, and how long it took."""
+    hardware = facts["hardware"]
+    stack = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
+    driver = f"driver {hardware['driver']}, CUDA {hardware['cuda']}, " if hardware["kind"] == "gpu" else ""
+    return (
+        f"{hardware['memory_bytes'] / 2**30:.0f} GiB, {driver}{hardware['cpus']} CPU cores; {facts['date']}, "
+        f"{facts['seconds']:.0f} s of a budget of {facts['budget_seconds']:.0f}; {stack}. "
+        f"[The result](../benchmarks/{name})"
+    )
 
 
 def measured() -> str:
@@ -52,16 +83,8 @@ def measured() -> str:
 
 def machine(name: str, facts: dict[str, Any]) -> str:
     """What was measured on one machine."""
-    hardware, gpu = facts["hardware"], facts["hardware"]["kind"] == "gpu"
-    stack = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
-    about = f"driver {hardware['driver']}, CUDA {hardware['cuda']}, " if gpu else ""
-    parts = [
-        f"## {hardware['name']}",
-        f"{hardware['memory_bytes'] / 2**30:.0f} GiB, {about}{hardware['cpus']} CPU cores; {facts['date']}, "
-        f"{facts['seconds']:.0f} s of a budget of {facts['budget_seconds']:.0f}; {stack}. "
-        f"[The result](../benchmarks/{name})",
-        *filter(None, [peaks(facts), road(facts)]),
-    ]
+    gpu = facts["hardware"]["kind"] == "gpu"
+    parts = [f"## {facts['hardware']['name']}", about(name, facts), *filter(None, [peaks(facts), road(facts)])]
     if gpu:
         parts += filter(None, [speed(facts), knobs(facts)])
     else:

@@ -2,7 +2,7 @@
 and docs/rules.md.
 
 `python scripts/update_pages.py` trains the demo anew and replaces docs/demo/; with `--tables` only the tables and
-the plan change.
+the plan change. `--real` trains the demo's recipe on a real model too, which takes many minutes.
 A test compares the pages with what `render` and `rules_page` give, so that none can drift.
 """
 
@@ -14,12 +14,15 @@ import itertools
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import first_screen
 import guide_tables
@@ -28,10 +31,28 @@ import performance_tables
 from sft_recipes.plan import lint
 from sft_recipes.recipes import clusters, topology
 from sft_recipes.recipes import recipe as recipes
+from sft_recipes.report import quality
 from sft_recipes.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "docs" / "demo"
+# A real model, in the fewest minutes of a CPU that show a gain.
+REAL = {
+    "RECIPE": "demo",
+    "MODEL": "smollm2_135m_packaged",
+    "SET": "max_steps=30 eval_strategy=epoch save_strategy=epoch logging_steps=1",
+}
+REAL_SHOWN = (
+    "$",
+    "base       1",
+    "adapter    r=",
+    "finished",
+    "eval loss",
+    "tuned",
+    "base       macro F1",
+    "trivial",
+    "verdict",
+)
 # What the README shows of the demo's lines, by how they begin.
 DEMO_SHOWN = (
     "$",
@@ -119,17 +140,32 @@ def wing_table() -> str:
 def demo_block() -> str:
     """Some lines of what the terminal showed when the demo was last trained for this page, and on what."""
     facts = json.loads((DEMO / "run.json").read_text(encoding="utf-8"))
-    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl", "peft"))
-    lines = (DEMO / "terminal.txt").read_text(encoding="utf-8").splitlines()
-    shown = [line for line in lines if line.startswith(DEMO_SHOWN)]
-    if missing := [label for label in DEMO_SHOWN if not any(line.startswith(label) for line in shown)]:
-        sys.exit(f"docs/demo/terminal.txt has no line that begins with {', '.join(missing)}")
-    terminal = "\n".join(shown)
+    return f"{_terminal('terminal.txt', DEMO_SHOWN)}\n\n([All lines](docs/demo/terminal.txt). {_machine(facts)}.)"
+
+
+def real_block() -> str:
+    """The same of the demo's recipe on a real model, and its curves beside the demo's."""
+    facts = json.loads((DEMO / "smollm2.json").read_text(encoding="utf-8"))
     return (
-        f"```\n{terminal}\n```\n\n"
-        "([All lines](docs/demo/terminal.txt). "
-        f"{facts['cpus']} CPU cores, no GPU; {versions}.)"
+        f"{_terminal('smollm2.txt', REAL_SHOWN)}\n\n"
+        "![Loss of the demo's model and of SmolLM2 over steps; macro F1 of the tuned SmolLM2, its base and trivial "
+        "baselines, with intervals](docs/demo/smollm2.png)\n\n"
+        f"([All lines](docs/demo/smollm2.txt). {facts['minutes']['clock']} minutes from the command to the verdict, "
+        f"{facts['minutes']['cpu']} of CPU time; {_machine(facts)}.)"
     )
+
+
+def _terminal(file: str, shown: tuple[str, ...]) -> str:
+    """The lines that begin so, of which there must be some of each kind."""
+    lines = [line for line in (DEMO / file).read_text(encoding="utf-8").splitlines() if line.startswith(shown)]
+    if missing := [label for label in shown if not any(line.startswith(label) for line in lines)]:
+        sys.exit(f"docs/demo/{file} has no line that begins with {', '.join(missing)}")
+    return "\n".join(["```", *lines, "```"])
+
+
+def _machine(facts: dict[str, Any]) -> str:
+    versions = ", ".join(f"{name} {facts['versions'][name]}" for name in ("torch", "transformers", "trl", "peft"))
+    return f"{facts['cpus']} CPU cores, no GPU; {versions}"
 
 
 def plan_block() -> str:
@@ -161,13 +197,13 @@ def site_keys() -> str:
 
 # Where the generated sections of each page come from.
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"demo": demo_block, "verdict": plan_verdict},
+    "README.md": {"demo": demo_block, "real": real_block, "verdict": plan_verdict},
     "docs/clusters.md": {"keys": site_keys},
     "docs/architecture.md": {"wings": wing_table},
     "docs/plan.md": {"plan": plan_block},
     "docs/recommend.md": {"recommendation": recommend_block},
     "docs/where_it_runs.md": {"topologies": topology_table, "measured": performance_tables.measured},
-    "docs/performance.md": {"performance": performance_tables.performance},
+    "docs/performance.md": {"ratios": performance_tables.ratios, "performance": performance_tables.performance},
     "recipes/README.md": {
         "presets": guide_tables.preset_table,
         "ideas": guide_tables.idea_table,
@@ -201,7 +237,8 @@ def _between(content: str, section: re.Match[str]) -> str:
 
 def said(target: str, **variables: str) -> str:
     """A target of make as it is typed, and what it prints, in the words of those who come by make."""
-    shown = " ".join(["make", target, *(f"{name}={value}" for name, value in variables.items())])
+    words = [f'{name}="{value}"' if " " in value else f"{name}={value}" for name, value in variables.items()]
+    shown = " ".join(["make", target, *words])
     environment = os.environ | variables | {"GIVEN": " ".join(variables), "GOALS": target}
     command = [sys.executable, "-m", "sft_recipes", "--make", target]
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
@@ -225,14 +262,52 @@ def train_demo() -> None:
     shutil.rmtree(run, ignore_errors=True)
     (DEMO / "terminal.txt").write_text(said("train", RECIPE="demo", NAME="readme"), encoding="utf-8")
     shutil.copy(run / "loss.png", DEMO / "loss.png")
-    facts = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    keep(Run(run), "run.json")
+
+
+def train_real() -> None:
+    """Train the demo's recipe on a real model and keep what was said and measured."""
+    run = Run(Path("runs") / "smollm2")
+    shutil.rmtree(run.directory, ignore_errors=True)
+    began, used = time.monotonic(), _cpu_seconds()
+    told = said("train", **REAL, NAME=run.name)
+    minutes = {"clock": round((time.monotonic() - began) / 60), "cpu": round((_cpu_seconds() - used) / 60)}
+    (DEMO / "smollm2.txt").write_text(told, encoding="utf-8")
+    keep(run, "smollm2.json", minutes=minutes, metrics=scores(run.evaluation("test")))
+
+
+def _cpu_seconds() -> float:
+    """Of all processes that were started and have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def scores(metrics: dict[str, Any]) -> dict[str, Any]:
+    """What is drawn and said of an evaluation."""
+    kept = {key: metrics[key] for key in ("task", "primary", "rows", "verdict", "measured")}
+    for group in ("models", "baselines"):
+        kept[group] = {
+            name: {key: each[key] for key in quality.drawn(metrics)} for name, each in metrics[group].items()
+        }
+    return kept
+
+
+def keep(run: Run, file: str, **more: Any) -> None:
+    """Write what pages say of a run, with its curve."""
+    facts = run.facts()
     kept = {key: facts[key] for key in ("recipe", "versions", "python", "cpus", "in_effect", "measured", "seconds")}
-    (DEMO / "run.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    kept["log"] = [
+        {key: entry[key] for key in ("step", "loss", "eval_loss") if key in entry}
+        for entry in run.log_entries()
+        if {"loss", "eval_loss"} & entry.keys()
+    ]
+    (DEMO / file).write_text(json.dumps(kept | more, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tables", action="store_true", help="leave the demo as it is")
+    parser.add_argument("--real", action="store_true", help="train a real model too")
     options = parser.parse_args()
     os.chdir(ROOT)
     if not options.tables:
@@ -241,6 +316,10 @@ def main() -> None:
     if not options.tables:
         plan = (DEMO / "plan.txt").read_text(encoding="utf-8").splitlines()
         first_screen.draw(Run(Path("runs") / "readme"), plan, DEMO / "first_screen.png")
+    if options.real:
+        train_real()
+    logs = [json.loads((DEMO / file).read_text(encoding="utf-8")) for file in ("run.json", "smollm2.json")]
+    first_screen.draw_beside(logs[0]["log"], logs[1], DEMO / "smollm2.png")
     recommend_demo()
     (ROOT / "docs" / "rules.md").write_text(rules_page(), encoding="utf-8")
     for page in PAGES:

@@ -1,6 +1,7 @@
 """`make gpu` where there is no GPU: every section on small shapes, its budget, its file, and what ends it early."""
 
 import dataclasses
+import inspect
 import json
 import os
 import re
@@ -249,7 +250,7 @@ def test_a_benchmark_that_is_stopped_leaves_the_sections_that_ended() -> None:
         "--budget",
         "300",
         "--only",
-        "machine memory",
+        "machine memory speed",
         "--out",
         "out",
     ]
@@ -348,11 +349,43 @@ def test_a_gpu_s_result_is_shown_whole(tmp_path: Path, monkeypatch: pytest.Monke
     assert "Accelerate configs, one process" in page and "nan" not in page
 
 
+def test_a_ratio_is_shown_with_what_it_must_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And a result of ratios alone takes no other result's place."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import performance_tables
+
+    from sft_recipes.benchmark import ratios
+
+    slow = ratios.held("times as slow", 1.031, most=1.02, seconds=[[2.0, 1.9]])
+    fast = ratios.held("times as fast", 2.5, least=2.5)
+    assert (slow["holds"], fast["holds"]) == (False, True)
+    path = sorted((ROOT / "benchmarks").glob("*cpu*.json"))[-1]
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    section = next(iter(facts["sections"].values())) | {
+        "measurements": [{"name": "slow", **slow}, {"name": "fast", **fast}]
+    }
+    facts |= {"date": "2030-01-01", "sections": {"ratios": section}}
+    jsonschema.validate(facts, SCHEMA)
+    (tmp_path / "2030-01-01-cpu.json").write_text(json.dumps(facts), encoding="utf-8")
+    assert results.newest(tmp_path) == {}
+    (name, newest) = next(iter(results.newest(tmp_path, ["ratios"]).items()))
+    text = performance_tables.ratios_of(name, newest)
+    assert "| times as slow | 1.031 | at most 1.02 | no |" in text and "| 2.5 | at least 2.5 | yes |" in text
+    program.conclude(facts, path, ["ratios"])
+
+
 def test_the_page_says_what_the_program_does() -> None:
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     targets = (ROOT / "src" / "sft_recipes" / "shipped" / "commands.mk").read_text(encoding="utf-8")
     assert f"`BUDGET={BUDGET}`" in page and f"BUDGET={BUDGET} " in targets
-    assert tuple(re.findall(r"^\| `(\w+)` \|", page, flags=re.MULTILINE)) == scales.SECTIONS
+    sections, what_must_hold = page.split("## What must hold")
+    assert tuple(re.findall(r"^\| `(\w+)` \|", sections, flags=re.MULTILINE)) == scales.SECTIONS
+    from sft_recipes.benchmark import ratios
+
+    source = inspect.getsource(ratios.ratios)
+    assert re.findall(r"^\| `(\w+)` \|", what_must_hold, flags=re.MULTILINE) == re.findall(
+        r'^ +"(\w+)": ', source, re.M
+    )
     scale = scales.gpu()
     assert (scale.warm, 2 * scale.timed) == (5, 10) and "five steps are not counted, ten are" in page
 

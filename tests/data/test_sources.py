@@ -459,6 +459,8 @@ SIZE = """
     import json, resource, sys
     from pathlib import Path
     from sft_recipes.data import preparation, survey
+    from sft_recipes.evaluate import questions
+    from sft_recipes.recipes import task
 
     def peak():
         # In KiB, on Linux.
@@ -475,8 +477,10 @@ SIZE = """
             array.write("]")
         named = [{"file": "a.jsonl", "weight": 1}, {"file": "b.json", "weight": 2}]
         made = preparation.prepare(
-            train_file=named, validation_file=None, validation_split_size=0.2, cache=Path("cache")
+            train_file=named, validation_file=None, validation_split_size=0.5, cache=Path("cache")
         )
+        asked = questions.ask(dict.fromkeys(task.KEYS) | {"task": "generation"}, made, "validation")
+        assert asked.rows == made.splits["validation"]["prepared_rows"]
         return survey.survey(made, None, cache=Path("surveys"))["splits"]["train"]["rows"]
 
     look(500)
@@ -490,4 +494,4 @@ def test_seven_times_the_rows_are_planned_in_the_same_memory() -> None:
     """6,000 rows more of 2 KB are 12 MiB of text, and far more as a list."""
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(SIZE)], capture_output=True, text=True, check=True)
     number, grown, torch = done.stdout.split()
-    assert int(number) > 3000 and float(grown) < 6 and torch == "False"
+    assert int(number) > 2000 and float(grown) < 6 and torch == "False"

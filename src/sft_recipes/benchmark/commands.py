@@ -28,33 +28,47 @@ UNJUDGED = "task=null test_file=null group_column=null"
 TOPOLOGY_STEPS, TOPOLOGY_SAVED = 12, 3
 
 
-def program(*arguments: str) -> list[str]:
-    """A command of ours as an argument list."""
-    return [sys.executable, "-m", "sft_recipes", *arguments]
+OURS = (sys.executable, "-m", "sft_recipes")
 
 
-def command(arguments: Sequence[str], environment: Mapping[str, str], seconds: float) -> tuple[float, str]:
-    """Run a command of ours to its end; the seconds it took and what it printed.
+def command(
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    seconds: float,
+    *,
+    of: Sequence[str] = OURS,
+    code: int = 0,
+) -> tuple[float, str]:
+    """Run a command to its end; the seconds it took and what it printed.
+
+    Args:
+        arguments: What follows the program's name.
+        environment: All of its environment.
+        seconds: That it has.
+        of: The program, without another our own.
+        code: The exit code that it should end with.
 
     Raises:
-        RuntimeError: It failed, with the end of what it said.
+        RuntimeError: It ended with another code, with the end of what it said.
         TimeoutError: It did not end in time; it and all it started are killed.
     """
     began = time.monotonic()
-    process = _start(arguments, environment)
+    process = _start(arguments, environment, of)
     try:
         output, _ = process.communicate(timeout=max(1.0, seconds))
     except subprocess.TimeoutExpired:
         kill(process)
         raise TimeoutError(f"{' '.join(arguments)} did not end in {seconds:.0f} s") from None
-    if process.returncode:
+    if process.returncode != code:
         raise RuntimeError(f"{' '.join(arguments)} ended with code {process.returncode}: {_end(output)}")
-    return round(time.monotonic() - began, 1), output
+    return round(time.monotonic() - began, 3), output
 
 
-def _start(arguments: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+def _start(
+    arguments: Sequence[str], environment: Mapping[str, str], of: Sequence[str] = OURS
+) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        program(*arguments),
+        [*of, *arguments],
         env=dict(environment),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

@@ -23,7 +23,7 @@ from typing import Any
 import psutil
 
 from sft_recipes.benchmark import BUDGET, RESULTS
-from sft_recipes.benchmark.scale import SECTIONS, SHARES
+from sft_recipes.benchmark.scale import RATIOS, SECTIONS, SHARES
 from sft_recipes.demo import demo_base
 from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
@@ -49,7 +49,7 @@ def benchmark(budget: float = BUDGET, out: Path = RESULTS, only: Sequence[str] =
     Args:
         budget: Seconds in all.
         out: The folder of the result.
-        only: The sections to measure; all without it.
+        only: The sections to measure; without it all but the ratios.
 
     Returns:
         The exit code (0 measured, 1 nothing was measured, 3 stopped before the end) and the file.
@@ -79,7 +79,7 @@ def benchmark(budget: float = BUDGET, out: Path = RESULTS, only: Sequence[str] =
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-    conclude(facts, path)
+    conclude(facts, path, chosen)
     if stopped:
         return launch.INTERRUPTED, path
     measured = any(section["measurements"] for section in facts["sections"].values())
@@ -87,10 +87,11 @@ def benchmark(budget: float = BUDGET, out: Path = RESULTS, only: Sequence[str] =
 
 
 def _chosen(only: Sequence[str]) -> list[str]:
-    unknown = [name for name in only if name not in SECTIONS]
+    known = (*SECTIONS, RATIOS)
+    unknown = [name for name in only if name not in known]
     if unknown:
-        raise InputError(f"ONLY={unknown[0]}: there is no such section; there are {', '.join(SECTIONS)}")
-    return [name for name in SECTIONS if not only or name in only]
+        raise InputError(f"ONLY={unknown[0]}: there is no such section; there are {', '.join(known)}")
+    return [name for name in known if name in (only or SECTIONS)]
 
 
 def _project(work: Path) -> None:
@@ -132,7 +133,7 @@ def _measure(
         "status": "running",
         "sections": {},
     }
-    shares = SHARES[hardware["kind"]]
+    shares = {RATIOS: 1, **SHARES[hardware["kind"]]}
     say("machine", f"{hardware['name']}, {hardware['memory_bytes'] / 2**30:.0f} GiB")
     for number, name in enumerate(chosen):
         left = budget - (time.monotonic() - began) - GRACE
@@ -271,8 +272,10 @@ def _said(section: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
-def conclude(facts: dict[str, Any], path: Path) -> None:
+def conclude(facts: dict[str, Any], path: Path, chosen: Sequence[str]) -> None:
     """Say what was measured, what was not and why, and where the file is."""
+    for each in facts["sections"].get(RATIOS, {}).get("measurements", []):
+        say("holds" if each["holds"] else "missed", f"{each['what']}: {each['value']:,}, {each['bound']}")
     for name, section in facts["sections"].items():
         for each in section["failed"]:
             say("failed", f"{name}, {each['name']}: {each['error']}")
@@ -280,7 +283,7 @@ def conclude(facts: dict[str, Any], path: Path) -> None:
             say("refused", f"{name}, {each['name']}: {each['reason']}")
         if section["left_out"]:
             say("left out", f"{name}: {'; '.join(section['left_out'])}")
-    missing = [name for name in SECTIONS if name not in facts["sections"]]
+    missing = [name for name in chosen if name not in facts["sections"]]
     if missing:
         say("not begun", ", ".join(missing))
     measured = sum(len(section["measurements"]) for section in facts["sections"].values())

@@ -12,6 +12,8 @@ from sft_recipes.plan.memory import Setup
 
 SECTIONS = ("machine", "road", "memory", "speed", "knobs", "topologies", "gpt_oss")
 """The sections in order of worth."""
+RATIOS = "ratios"
+"""What is measured instead of them where it is asked for."""
 SHARES = {
     "gpu": dict(zip(SECTIONS, (12, 75, 90, 85, 75, 45, 18), strict=True)),
     # Shapes are small here, and processes start slowly.
@@ -52,6 +54,17 @@ LENGTHS = {
 }
 ANSWER = 36
 """Supervised tokens at the end of a row, the mean of the origin's."""
+
+LIGHT = (
+    ("--help",),
+    ("list",),
+    ("models",),
+    ("keys",),
+    ("rules",),
+    ("show", "demo"),
+    ("why", "lora_alpha"),
+)
+"""Commands that read no rows and no weights."""
 
 
 @dataclasses.dataclass(frozen=True)

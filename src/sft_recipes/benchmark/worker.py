@@ -20,7 +20,7 @@ def main() -> int:
     environment = dict(os.environ)
     quiet()
 
-    from sft_recipes.benchmark import commands, device, measure, scale
+    from sft_recipes.benchmark import commands, device, measure, ratios, scale
     from sft_recipes.benchmark.section import Section
 
     here = device.find()
@@ -36,6 +36,8 @@ def main() -> int:
         section = Section(Path(asked["file"]), asked["seconds"])
         if name in ("road", "topologies"):
             getattr(commands, name)(section, sizes, environment)
+        elif name == scale.RATIOS:
+            ratios.ratios(section, sizes, here, work, environment)
         else:
             getattr(measure, name)(section, sizes, here, work)
         answers.write(json.dumps({"done": name}) + "\n")

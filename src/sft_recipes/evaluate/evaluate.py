@@ -153,7 +153,7 @@ def _evaluate(
     wanted = [model for model in there if model == "tuned" or base or outputs[model]]
     before = _measured(work)
     began = time.monotonic()
-    if any(len(outputs[model]) < len(asked.questions) for model in wanted):
+    if any(len(outputs[model]) < asked.rows for model in wanted):
         if code := scoring_job.score(work, wanted, lock, continued, _measuring):
             return code, None
         outputs = _outputs(work)
@@ -166,12 +166,11 @@ def _evaluate(
     measured["models"] = before.get("models", {}) | measured["models"]
     write_whole(work / "measured.json", json.dumps(measured, indent=1))
     metrics = _measuring()
-    leaked = sum(question.leaked for question in asked.questions)
     result = {
         **head,
         "rows": len(predictions),
-        "leaked": leaked,
-        "scored": len(predictions) - leaked,
+        "leaked": asked.leaked,
+        "scored": len(predictions) - asked.leaked,
         **metrics.measure(
             predictions,
             asked.task.kind,

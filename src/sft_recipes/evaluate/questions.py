@@ -1,11 +1,16 @@
 """What an evaluation asks: the rows of a split as questions, with their classes, and which of them were trained on."""
 
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sft_recipes.data import preparation, templates, tokens
 from sft_recipes.data.preparation import Prepared
@@ -22,6 +27,8 @@ MOST_GROUPS = 50
 
 # How many of the longest training answers say how long an answer can be.
 LONGEST = 20
+# Rows that are compared with the prompts that are asked at once.
+_BLOCK = 4096
 
 
 @dataclass(frozen=True)
@@ -55,12 +62,28 @@ class Asked:
 
     task: Task
     split: str
-    questions: list[Question]
+    rows: int
+    leaked: int
+    """Rows whose prompt is that of a training row, case, punctuation and spacing aside."""
+    groups: list[str]
     longest_answers: list[str]
     """Of the training rows."""
     grouped_by: str | None
     """The column that the rows are grouped by, "source" where their sources are, None for no groups."""
     prepared: Prepared
+    prompts_leaked: Set[int]
+    """By their hashes."""
+
+    @functools.cached_property
+    def questions(self) -> list[Question]:
+        """The rows, which are in memory from the first time on that somebody asks for them."""
+        groups = preparation.groups(self.prepared, self.split)
+        return [
+            Question(
+                number, row.prompt, row.text, row.answer, row.call, group, _hash(row.prompt) in self.prompts_leaked
+            )
+            for number, (row, group) in enumerate(zip(_rows(self.prepared, self.split), groups, strict=True), 1)
+        ]
 
     def training(self) -> list[tuple[str, str]]:
         """Each training row as (last turn, class or answer), for what a trivial model would say."""
@@ -107,35 +130,39 @@ def ask(own: Mapping[str, Any], prepared: Prepared, split: str) -> Asked:
     if reasons:
         why = "predicted by generation: training answers have reasoning, which comes before the class"
         found = dataclasses.replace(found, decisions=(*found.decisions, why))
-    groups = preparation.groups(prepared, split)
-    asked = list(_rows(prepared, split))
-    hashes = [_hash(row.prompt) for row in asked]
-    leaked, longest = _trained_on(prepared, set(hashes))
-    questions = [
-        Question(number, row.prompt, row.text, row.answer, row.call, group, hashed in leaked)
-        for number, (row, group, hashed) in enumerate(zip(asked, groups, hashes, strict=True), 1)
-    ]
-    _check_labels(found, questions, prepared.splits[split]["source"])
-    if len(names := {group for group in groups if group is not None}) > MOST_GROUPS:
+    _check_labels(found, _rows(prepared, split), prepared.splits[split]["source"])
+    names = {group for group in preparation.groups(prepared, split) if group is not None}
+    if len(names) > MOST_GROUPS:
         raise InputError(
             f"group_column {own['group_column']} has {len(names):,} values in {prepared.splits[split]['source']}, "
             f"such as {shown(min(names))}; name a column of at most {MOST_GROUPS} groups"
         )
     by_source = len(prepared.splits[split].get("sources", [])) > 1
-    grouped_by = own["group_column"] or ("source" if by_source else None)
-    return Asked(found, split, questions, longest, grouped_by, prepared)
+    asked = np.fromiter((_hash(row.prompt) for row in _rows(prepared, split)), np.int64)
+    leaked, longest = _trained_on(prepared, np.sort(asked))
+    return Asked(
+        found,
+        split,
+        rows=len(asked),
+        leaked=int(np.isin(asked, [*leaked]).sum()),
+        groups=sorted(names),
+        longest_answers=longest,
+        grouped_by=own["group_column"] or ("source" if by_source else None),
+        prepared=prepared,
+        prompts_leaked=leaked,
+    )
 
 
-def _trained_on(prepared: Prepared, asked: Set[int]) -> tuple[set[int], list[str]]:
-    """Which of the prompts that are asked, by their hashes, are those of training rows, and the longest answers."""
+def _trained_on(prepared: Prepared, asked: NDArray[np.int64]) -> tuple[set[int], list[str]]:
+    """Which of the prompts that are asked, by their hashes in order, training rows have, and the longest answers."""
     leaked: set[int] = set()
     longest: set[str] = set()
-    for row in _rows(prepared, "train"):
-        if (hashed := _hash(row.prompt)) in asked:
-            leaked.add(hashed)
-        longest.add(row.whole)
-        if len(longest) > 50 * LONGEST:
-            longest = {*_longest(longest)}
+    rows = _rows(prepared, "train")
+    while block := [*itertools.islice(rows, _BLOCK)]:
+        hashes = np.array([_hash(row.prompt) for row in block], np.int64)
+        places = np.searchsorted(asked, hashes).clip(max=len(asked) - 1)
+        leaked.update(hashes[asked[places] == hashes].tolist())
+        longest = {*_longest({*longest, *(row.whole for row in block)})}
     return leaked, _longest(longest)
 
 
@@ -183,18 +210,18 @@ def _hash(prompt: Any) -> int:
     return hash(normalised(*_texts(prompt)))
 
 
-def _check_labels(found: Task, questions: Iterable[Question], source: str) -> None:
+def _check_labels(found: Task, rows: Iterable[_Row], source: str) -> None:
     """Raise an `InputError` that names every row whose answer is none of the classes."""
     if found.kind != "classification":
         return
     problems = Problems()
-    for question in questions:
-        if found.label(question.reference) is None:
-            held = task.written(question.reference, found.field, found.pattern)
+    for number, row in enumerate(rows, 1):
+        if found.label(row.answer) is None:
+            held = task.written(row.answer, found.field, found.pattern)
             near = task.meant(held, found.labels) if held else ""
             problems.add(
-                f"{source}, row {question.row}",
-                f"the answer {shown(question.reference)} is none of the {len(found.labels)} classes{near}; correct "
+                f"{source}, row {number}",
+                f"the answer {shown(row.answer)} is none of the {len(found.labels)} classes{near}; correct "
                 "it, or list the labels in the recipe",
             )
     problems.stop()

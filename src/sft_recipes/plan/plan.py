@@ -239,16 +239,15 @@ def _evaluation(job: Job) -> dict[str, Any] | None:
     asked = job.evaluation
     if asked is None:
         return None
-    groups = {question.group for question in asked.questions} - {None}
     return {
         "task": asked.task.kind,
         "predict_by": asked.task.by,
         "labels": list(asked.task.labels) or None,
         "split": asked.split,
         "source": job.prepared.splits[asked.split]["source"],
-        "rows": len(asked.questions),
-        "leaked": sum(question.leaked for question in asked.questions),
-        "groups": len(groups),
+        "rows": asked.rows,
+        "leaked": asked.leaked,
+        "groups": len(asked.groups),
         "decisions": list(asked.task.decisions),
     }
 

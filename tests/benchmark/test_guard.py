@@ -1,0 +1,65 @@
+"""What `make bench` finds in seconds, as counts that are the same on every machine: more work than now is a failure.
+
+How many processes one training starts is counted by the demo's own test (tests/demo/test_demo.py).
+"""
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from sft_recipes.recipes import recipe as recipes
+
+# What a command that reads no rows and no weights has no use for.
+HEAVY = "torch transformers tokenizers datasets trl peft accelerate pyarrow pandas scipy sklearn matplotlib"
+
+
+def test_light_commands_import_little() -> None:
+    program = """
+        import contextlib, io, sys
+        from sft_recipes.benchmark.scale import LIGHT
+        from sft_recipes.cli import main
+        for each in LIGHT:
+            with contextlib.redirect_stdout(io.StringIO()):
+                assert main(list(each)) == 0, each
+        print(len(sys.modules), *{name.partition(".")[0] for name in sys.modules})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program)]
+    number, *names = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert not {*HEAVY.split()} & {*names}
+    # 447 when this was written.
+    assert int(number) < 500
+
+
+def test_the_demo_takes_as_many_steps_and_pads_as_little_as_it_says() -> None:
+    kept = json.loads((ROOT / "docs" / "demo" / "run.json").read_text(encoding="utf-8"))
+    recipe = recipes.load("demo")
+    rows = kept["in_effect"]["data"]["rows"]
+    assert kept["measured"]["step"] == rows * recipe["num_train_epochs"] // recipe["global_batch_size"] == 150
+    assert kept["in_effect"]["data"]["real_token_share"] > 0.82
+
+
+@pytest.mark.slow
+def test_a_row_is_read_once_for_all_its_labels(tiny_model: Path) -> None:
+    """And what all rows begin with once for all rows: 53 tokens and 8 labels are 35 positions of a row."""
+    from sft_recipes.evaluate import likelihood, scoring
+
+    model, tokenizer = scoring.load({"model_name_or_path": str(tiny_model), "dtype": "float32"}, None, on_cpu=True)
+    with (ROOT / "data" / "demo" / "test.jsonl").open(encoding="utf-8") as lines:
+        asked = [json.loads(next(lines)) for _ in range(200)]
+    prompts = [[{"role": "user", "content": f"{row['instruction']}\n\n{row['input']}"}] for row in asked]
+    labels = sorted({row["output"] for row in asked})
+    read: list[int] = []
+    model.register_forward_pre_hook(lambda _, args, kwargs: read.append(kwargs["input_ids"].numel()), with_kwargs=True)
+    found = list(likelihood.likelihoods(model, tokenizer, prompts, labels))
+    assert sum(map(len, found)) == len(prompts) and len(labels) == 8
+    every = likelihood.candidates(model, tokenizer, prompts, labels)
+    shared = likelihood.shared_tokens([row.prefix for row in every])
+    least = shared + sum(len(row.prefix) - shared + len(row.tree.tokens) for row in every)
+    # Beside it is padding, to the longest row of a pass.
+    assert least <= sum(read) < 1.15 * least < 45 * len(prompts)
+    assert len(read) <= 2 + sum(read) / (likelihood.CPU_FORWARD_TOKENS / 2)
