@@ -4,7 +4,6 @@ What is a ratio of two measurements made side by side says something of the prog
 machine.
 """
 
-import contextlib
 import dataclasses
 import json
 import os
