@@ -122,6 +122,7 @@ def test_where_memory_or_model_are_not_known_it_stays_as_written_and_is_said(pro
         (nobody, "nothing is known of the memory"),
         (case(model=None), "the config of the base is not here"),
         (case("max_length=null", data=None), "neither the rows nor max_length say"),
+        (case("global_batch_size=9", accel="ddp"), "cannot share out the global batch evenly"),
     ):
         found = execution.choose(given)
         assert not {"per_device_train_batch_size", "activation_checkpointing"} & chosen(found).keys()

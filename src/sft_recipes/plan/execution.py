@@ -140,6 +140,8 @@ def _estimated(case: Case, free: set[str]) -> Execution:
         kept.append("micro-batch and checkpointing, since the config of the base is not here to say what fits")
     elif case.data is None and recipe["max_length"] is None:
         kept.append("micro-batch and checkpointing, since neither the rows nor max_length say how long a row is")
+    elif recipe["global_batch_size"] % case.topology.processes:
+        kept.append("micro-batch and checkpointing, since the processes cannot share out the global batch evenly")
     else:
         choices += _batch(case, case.model, free, kept)
     if "optim" in free and recipe["optim"] == "adamw_torch" and not _shares_memory(case):
