@@ -95,6 +95,8 @@ def test_ragged_rows_are_joined_where_their_masks_are_known_and_nothing_is_cut(p
     for facts, word, why in nowhere:
         found = execution.choose(case(word, **facts))
         assert "padding_free" not in chosen(found) and any(why in each for each in found.kept), why
+    joined = execution.choose(case(batch, "padding_free=true", "max_length=null"))
+    assert not {"padding_free", "max_length"} & chosen(joined).keys() and not joined.kept
     with Path("recipes/tiny.yaml").open("a") as file:
         file.write("max_length: 64\n")
     found = execution.choose(case(batch))
