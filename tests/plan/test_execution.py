@@ -95,6 +95,8 @@ def test_ragged_rows_are_joined_where_their_masks_are_known_and_nothing_is_cut(p
     for facts, word, why in nowhere:
         found = execution.choose(case(word, **facts))
         assert "padding_free" not in chosen(found) and any(why in each for each in found.kept), why
+    joined = execution.choose(case(batch, "padding_free=true", "max_length=null"))
+    assert not {"padding_free", "max_length"} & chosen(joined).keys() and not joined.kept
     with Path("recipes/tiny.yaml").open("a") as file:
         file.write("max_length: 64\n")
     found = execution.choose(case(batch))
@@ -122,6 +124,7 @@ def test_where_memory_or_model_are_not_known_it_stays_as_written_and_is_said(pro
         (nobody, "nothing is known of the memory"),
         (case(model=None), "the config of the base is not here"),
         (case("max_length=null", data=None), "neither the rows nor max_length say"),
+        (case("global_batch_size=9", accel="ddp"), "cannot share out the global batch evenly"),
     ):
         found = execution.choose(given)
         assert not {"per_device_train_batch_size", "activation_checkpointing"} & chosen(found).keys()

@@ -237,6 +237,18 @@ def test_a_run_of_the_same_work_says_it_better(project: Path, qwen: base_model.M
     assert told == speed.Speed((0.25, 0.25), "measured: 2,000 tokens/s in runs/new")
 
 
+def test_selective_checkpointing_keeps_the_attention_and_does_not_compute_it_twice(qwen: base_model.Model) -> None:
+    """Its output, and a float32 for each head; TRL's policy knows torch's attention, and eager has none to keep."""
+    usual = Setup(tokens=4096, length=4096)
+    full, kept, off = usual, Setup(tokens=4096, length=4096, selective=True), Setup(tokens=4096, checkpointing=False)
+    held = [memory.estimate(qwen, each).activations for each in (full, kept, off)]
+    assert held[1] - held[0] == 36 * 4096 * (2 * 4096 + 4 * 32) and held[1] < held[2]
+    work = [speed.flops_per_token(qwen, each) for each in (full, kept)]
+    assert work[0] - work[1] == 4 * 4096 * 4096 * 36
+    eager = [memory.estimate(qwen, Setup(attention="eager", selective=each)).activations for each in (False, True)]
+    assert eager[0] == eager[1]
+
+
 @pytest.mark.parametrize(("peft", "useful"), [(True, 4), (False, 6)])
 def test_a_run_s_utilisation_is_its_useful_operations_over_the_peak_of_its_gpus(
     project: Path, qwen: base_model.Model, peft: bool, useful: int

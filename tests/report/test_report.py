@@ -430,7 +430,7 @@ def test_a_report_says_what_the_run_directory_says(run: Run, look: Callable[...,
     assert f"refund {refund['support']} {refund['precision']['value']:.3f}" in said
     assert "TF-IDF + logistic regression +0.300 [+0.260, +0.340] 0.0005 0.001 better 300 12 1.2e-40" in said
     assert "peak memory 0.76 GiB in the largest process, resident" in said
-    assert "5515 tokens/s and 100.3 rows/s within steps, padding not counted; MFU 41 %" in said
+    assert "5,515 tokens/s and 100.3 rows/s within steps, padding not counted; MFU 41 %" in said
     assert "waiting for rows 1.2 % of the time of steps" in said
     assert "modules q_proj 2, v_proj 2" in said
     assert "supervised token share 5.4 %" in said

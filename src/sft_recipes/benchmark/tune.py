@@ -59,7 +59,7 @@ def tune(name: str | Path, **where: Unpack[Where]) -> dict[str, Any]:
     if job.topology.processes > 1:
         raise InputError(
             f"{job.topology.name} has {job.topology.processes} processes, and steps are measured in one; "
-            f"choose ACCEL={'cpu' if job.topology.use_cpu else 'single_gpu'}, whose winner goes for each of them"
+            f"choose ACCEL={'cpu' if job.topology.use_cpu else 'single_gpu'}"
         )
     if job.model is None:
         raise InputError(f"{without_config(job.written)}; without it no candidate can be said to fit")

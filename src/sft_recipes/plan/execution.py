@@ -140,6 +140,8 @@ def _estimated(case: Case, free: set[str]) -> Execution:
         kept.append("micro-batch and checkpointing, since the config of the base is not here to say what fits")
     elif case.data is None and recipe["max_length"] is None:
         kept.append("micro-batch and checkpointing, since neither the rows nor max_length say how long a row is")
+    elif recipe["global_batch_size"] % case.topology.processes:
+        kept.append("micro-batch and checkpointing, since the processes cannot share out the global batch evenly")
     else:
         choices += _batch(case, case.model, free, kept)
     if "optim" in free and recipe["optim"] == "adamw_torch" and not _shares_memory(case):
@@ -236,7 +238,7 @@ def _batch(case: Case, model: Model, free: set[str], kept: list[str]) -> Iterato
         kwargs = {"selective": True, "use_reentrant": False}
         reason = "the attention is not computed twice, and its output fits"
         yield Choice("activation_checkpointing_kwargs", kwargs, recipe["activation_checkpointing_kwargs"], reason)
-    if best.way.padding_free:
+    if best.way.padding_free and not written.padding_free:
         reason = f"the masks of {kind_of(model)} keep the rows apart, and padding would cost more than they do"
         yield Choice("padding_free", True, False, reason)
         cut = f"padding_free cuts nothing, and no row has more than {recipe['max_length']} tokens"
@@ -273,16 +275,18 @@ def _ways(case: Case, model: Model, free: set[str], kept: list[str]) -> Iterator
     """Checkpointing and padding as they may be chosen, what costs least in time first."""
     recipe, chosen = case.recipe, case.topology
     kwargs, attention = recipe["activation_checkpointing_kwargs"], recipe["attn_implementation"] or "sdpa"
-    every = [way_of(recipe)]
+    every, whole = [way_of(recipe)], dataclasses.replace(way_of(recipe), checkpointing=True)
     if "activation_checkpointing" in free:
         # ZeRO-3 with adapters needs reentrant checkpointing, which recomputes everything.
         selective = "activation_checkpointing_kwargs" in free and not kwargs and attention == "sdpa"
         selective = selective and chosen.backend in ("single", "ddp") and not arguments.compiles(recipe.upstream())
-        every = [Way(False), *([Way(True, selective=True)] if selective else []), Way(True)]
+        every = [Way(checkpointing=False), *([Way(checkpointing=True, selective=True)] if selective else []), whole]
     yield from every
+    if recipe["packing"] or recipe["padding_free"]:
+        return
     if (why_not := _padded(case, model, free)) is None:
         yield from (dataclasses.replace(each, padding_free=True) for each in every)
-    elif not recipe["packing"] and not recipe["padding_free"]:
+    else:
         kept.append(f"padding, since {why_not}")
 
 

@@ -239,7 +239,7 @@ class Job:
         if chain := earlier.chain(self.recipe.own()):
             yield "continues", f"{chain['adapter']}, SHA-256 {chain['sha256'][:16]}, on {chain['base']}"
         yield "topology", self.topology.describe()
-        if self.keeps is None and self.written["execution"] == "auto":
+        if self.written["execution"] == "auto" and self.keeps is None and self.rehearses is None:
             yield "execution", "\n".join(self.execution.lines())
         for note in self.notes:
             yield "data", note
