@@ -286,9 +286,9 @@ def scores(metrics: dict[str, Any]) -> dict[str, Any]:
     """What is drawn and said of an evaluation."""
     kept = {key: metrics[key] for key in ("task", "primary", "rows", "verdict", "measured")}
     for group in ("models", "baselines"):
-        kept[group] = {
-            name: {key: each[key] for key in quality.drawn(metrics)} for name, each in metrics[group].items()
-        }
+        # Single classes are shown nowhere.
+        named = {name: each for name, each in metrics[group].items() if name != "always"}
+        kept[group] = {name: {key: each[key] for key in quality.drawn(metrics)} for name, each in named.items()}
     return kept
 
 

@@ -119,7 +119,7 @@ def test_what_is_said_of_a_real_model_is_what_it_scored() -> None:
     for label, each in found.items():
         f1 = each["macro_f1"]
         assert f"\n{label}macro F1 {f1['value']:.3f} ({f1['low']:.3f} to {f1['high']:.3f}), " in told
-    assert f"verdict    {metrics['verdict']['text']}" in told and metrics["verdict"]["outcome"] == "better"
+    assert f"verdict    {metrics['verdict']['text']}" in told
     ends = f"{losses[0]['eval_loss']:.4f} before training -> {losses[-1]['eval_loss']:.4f}"
     assert f"eval loss  {ends} at step {kept['measured']['step']}" in told
     # The curve that is drawn ends there.
