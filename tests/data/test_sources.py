@@ -5,6 +5,7 @@ import json
 import subprocess
 import sys
 import textwrap
+from array import array
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -439,8 +440,9 @@ def test_repetitions_are_the_same_in_parts(monkeypatch: pytest.MonkeyPatch, here
         splits = []
         for split in drawn:
             splits.append(repetitions.Hashes(here / "hashes"))
-            for values in split:
-                splits[-1].add([f"{values}", f"{values[:1]}", *map(str, values)])
+            rows = [[hash(str(each)) for each in (values, values[:1], *values)] for values in split]
+            columns = zip(repetitions.Hashes.NAMES, zip(*rows, strict=True), strict=True)
+            splits[-1].extend({name: array("q", column) for name, column in columns})
         one, two = splits
         return [repetitions.within(one), repetitions.distinct(one, "answer"), repetitions.between(two, one)]
 

@@ -80,6 +80,8 @@ def test_figures_are_those_of_a_training_run(
     for max_length in max_lengths:
         run = train_here(name=f"at-{max_length}", max_length=max_length, max_steps=1, warmup_steps=0)
         effect = run.facts()["in_effect"]["data"]
+        # Of all rows TRL has made the same, also cut.
+        assert effect["rows_compared"] == 64 + 8
         figures = survey.at_length(train, max_length)
         share = figures.pop("supervised_tokens") / figures["tokens"]
         assert share == pytest.approx(effect["supervised_token_share"], abs=1e-12)

@@ -297,6 +297,11 @@ def test_labels_and_counts_are_those_of_trl_for_the_rows_as_they_were_written(
             mask = [0] * start + [1] * (len(ids) - start)
         expected.append((ids, [token if own else -100 for token, own in zip(ids, mask, strict=True)]))
     assert [(row["input_ids"], row["labels"]) for row in found] == expected
+    # What was kept of the plan's counting, of which TRL has made the same.
+    kept = survey.for_training(job.prepared, tokens.find_tokenizer(job.recipe), cache=Path("surveys"))
+    again = train.build(recipe, tokens=Path(kept["tokens"]))
+    assert [(row["input_ids"], row["labels"]) for row in again.train_dataset] == expected
+    assert again.compared == len(rows) + len(again.eval_dataset or ())
     assert counted["tokens"] == sum(len(ids) for ids, _ in expected)
     assert counted["supervised_tokens"] == sum(label != -100 for _, labels in expected for label in labels)
     for row, (_, labels) in zip(rows, expected, strict=True):

@@ -143,8 +143,8 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     assert not (on_cpu / "extensions").exists()
     assert "4 per device x 2 processes x 1 accumulation = 8 rows a step" in said
     assert said.count("finished") == 1
-    tokenised = sorted(path.name for path in cache.rglob("*.arrow"))
-    assert tokenised
+    tokenised = {path: path.stat().st_mtime_ns for path in on_cpu.glob(".cache/data/*/.tokens/*/*.arrow")}
+    assert tokenised and facts("whole")["in_effect"]["data"]["rows_compared"] == 57 + 17
 
     # The same global batch on another topology: the same steps, and a loss that differs by rounding only.
     effect, alone = facts("whole")["in_effect"], facts("single")["in_effect"]
@@ -193,8 +193,9 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     assert all(torch.equal(tensor, whole[key]) for key, tensor in adapter(name).items())
     steps = [json.loads(line) for line in Path(f"runs/{name}/log.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in steps if "loss" in entry] == list(range(1, 17))
-    # The rows were tokenised once, by the main process: the other, and the later runs, read its cache.
-    assert sorted(path.name for path in cache.rglob("*.arrow")) == tokenised
+    # The rows were tokenised once, before the processes were started: both, and those of later runs, read the files.
+    assert {path: path.stat().st_mtime_ns for path in on_cpu.glob(".cache/data/*/.tokens/*/*.arrow")} == tokenised
+    assert not [*cache.rglob("*.arrow")]
 
 
 def test_a_refusal_on_all_processes_is_one_message_and_leaves_nothing(on_cpu: Path) -> None:

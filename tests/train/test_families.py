@@ -545,7 +545,8 @@ def test_a_family_trains_on_answers_alone_and_learns_to_stop(
         prompt, answer = words.decode(row["input_ids"][:first]), words.decode(row["input_ids"][first:])
         (expected,) = [output for text, output in by_input.items() if f"{text}" in prompt]
         assert answer == kind.answer.format(expected)
-    assert effect["data"]["rows_ending_with_eos"] == effect["data"]["rows"] == 4
+    # Each of them is the same that TRL makes of it.
+    assert effect["data"]["rows_ending_with_eos"] == effect["data"]["rows"] == effect["data"]["rows_compared"] == 4
 
     batch = trainer.data_collator([trainer.train_dataset[index] for index in range(4)])
     padding = batch["attention_mask"] == 0
@@ -624,7 +625,8 @@ def test_several_turns_are_trained_on(
 ) -> None:
     write_rows(project / "data" / "train.jsonl", [{"messages": CONVERSATIONS[1]}] * 4)
     base, turns = tiny_base(family, tmp_path), kind_of(family).turns
-    train_here("default", model=family, model_name_or_path=str(base), **ONE_STEP)
+    run = train_here("default", model=family, model_name_or_path=str(base), **ONE_STEP)
+    assert run.facts()["in_effect"]["data"]["rows_compared"] == 4
     words, row = seen[0].processing_class, seen[0].train_dataset[0]
     assert words.decode([label for label in row["labels"] if label != -100]) == turns
 

@@ -8,7 +8,7 @@ import heapq
 import os
 import tempfile
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypedDict, cast
 
@@ -41,22 +41,14 @@ class Hashes:
         # Beside the surveys: what is called temporary is kept in memory on many machines.
         made = {name: tempfile.TemporaryFile(dir=directory) for name in self.NAMES}  # noqa: SIM115, closed with this
         self._files = cast(dict[str, BinaryIO], made)
-        self._last = {name: array("q") for name in self.NAMES}
         self.rows = 0
 
-    def add(self, values: Sequence[Any]) -> None:
-        """Add a row by what is compared of it, in the order of `NAMES`."""
-        for kept, value in zip(self._last.values(), values, strict=True):
-            kept.append(hash(value))
-        self.rows += 1
-        if not self.rows % _BLOCK:
-            self._write()
-
-    def _write(self) -> None:
-        for name, kept in self._last.items():
+    def extend(self, values: Mapping[str, "array[int]"]) -> None:
+        """Add the hashes of rows, by what is compared of them."""
+        for name, kept in values.items():
             self._files[name].seek(0, os.SEEK_END)
             kept.tofile(self._files[name])
-            del kept[:]
+        self.rows += len(values[self.NAMES[0]])
 
     def parts(self) -> int:
         """How many parts there have to be for each to have about `AT_ONCE` rows."""
@@ -64,7 +56,6 @@ class Hashes:
 
     def part(self, number: int, of: int, name: str, beside: str | None = None) -> tuple[NDArray[np.int64], ...]:
         """The rows, counted from 0, whose hash has this remainder, their hashes, and those of something else."""
-        self._write()
         found = [
             (start + chosen, values[chosen], other[chosen])
             for start, values, other in self._blocks(name, beside or name)

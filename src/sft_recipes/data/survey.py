@@ -10,21 +10,25 @@ import hashlib
 import itertools
 import json
 import re
+import shutil
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from sft_recipes.data import packing, preparation, refusals, repetitions, tokens
+from sft_recipes.data import packing, preparation, refusals, repetitions, tokenised, tokens, workers
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.data.refusals import TokenizerFacts
 from sft_recipes.data.repetitions import EXAMPLES, Hashes, RowsFound
+from sft_recipes.data.tokenised import Part, Written
 from sft_recipes.data.tokens import Size, Tokenizer
 from sft_recipes.files import write_whole
 from sft_recipes.recipes import secrets
+from sft_recipes.terminal import counting_rows
 
 # Part of every cached survey: raise it when the same rows would be counted differently.
-SURVEY_VERSION = 8
+SURVEY_VERSION = 9
 CACHE = Path(".cache/surveys")
 
 # Classes that a classification has at most, and rows of each on average at least.
@@ -127,7 +131,8 @@ def survey(
     their split. Token figures are those of TRL's own preparation where the tokenizer is at hand ("tokens_are":
     "exact"), and otherwise 4 bytes of UTF-8 a token and 5 tokens around a turn ("estimated").
 
-    `on_progress` is told the number of rows that are counted; never when the survey was kept in `cache`.
+    `on_progress` is told the number of rows that are counted; never when the survey was kept in `cache`. Exact figures
+    are those of tokens that are written beside the rows on the way (`tokenised`), and of which no row is lost since.
 
     Raises:
         InputError: The chat template refuses a row.
@@ -136,7 +141,10 @@ def survey(
     kept = cache / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     try:
         found: Survey = json.loads(kept.read_text(encoding="utf-8"))
+        whole = found["tokens_are"] != "exact" or not tokenizer or bool(tokenised.facts(_tokens(prepared, tokenizer)))
     except (OSError, ValueError):
+        whole = False
+    if not whole:
         found = json.loads(json.dumps(_count(prepared, tokenizer, on_progress, cache)))
         write_whole(kept, json.dumps(found, ensure_ascii=True))
     for split, facts in found["splits"].items():
@@ -198,48 +206,69 @@ def _within(histogram: Mapping[str, int], limit: int = 2**62) -> int:
     return sum(min(int(value), limit) * number for value, number in histogram.items())
 
 
+def for_training(prepared: Prepared, tokenizer: Tokenizer | None, *, cache: Path = CACHE) -> dict[str, str]:
+    """Where the tokens of rows are, whole to the byte, or why TRL has to make them; as run.json holds it.
+
+    Raises:
+        InputError: The chat template refuses a row.
+    """
+    with counting_rows("tokenising") as on_progress:
+        found = survey(prepared, tokenizer, cache=cache, on_progress=on_progress)
+        if found["tokens_are"] != "exact" or tokenizer is None:
+            return {"not_tokenised": found["how"]}
+        directory = _tokens(prepared, tokenizer)
+        if tokenised.facts(directory, whole=True) is None:
+            shutil.rmtree(directory)
+            survey(prepared, tokenizer, cache=cache, on_progress=on_progress)
+    return {"tokens": str(directory)}
+
+
+def _tokens(prepared: Prepared, tokenizer: Tokenizer) -> Path:
+    return tokenised.place(prepared.directory, tokenizer.fingerprint)
+
+
 def _count(
     prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progress | None, scratch: Path
 ) -> dict[str, Any]:
-    loaded, measure, how = tokens.ways(prepared, tokenizer)
-    exact = measure is not tokens.estimate
-    control = _CONTROL
-    if loaded is not None:
-        special = {token.content for token in loaded.added_tokens_decoder.values() if token.special}
-        control = re.compile("|".join(map(re.escape, sorted(special)))) if special else _CONTROL
-    done = 0
-    splits: dict[str, _Split] = {}
-    for split, facts in prepared.splits.items():
-        counted = splits[split] = _Split(control, Hashes(scratch), len(facts.get("sources", [])))
-        origins = preparation.origins(prepared, split) if counted.sources else itertools.repeat(None)
-        with (prepared.directory / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
-            for batch in tokens.batches(lines):
-                first = not counted.rows
-                sizes = tokens.sizes(measure, batch, counted.rows, facts["source"], first=first)
-                for row, size, origin in zip(batch, sizes, origins, strict=False):
-                    counted.add(row, size, origin)
-                done += len(batch)
-                if on_progress:
-                    on_progress(done)
+    counter = Counter(prepared, tokenizer)
+    parts = [part for split in prepared.splits for part in tokenised.parts(prepared.directory / f"{split}.jsonl")]
+    splits = {split: Split(len(facts.get("sources", []))) for split, facts in prepared.splits.items()}
+    hashes = {split: Hashes(scratch) for split in splits}
+    with contextlib.ExitStack() as stack:
+        staging: Path | None = None
+        written: dict[str, Written] = {}
+        if counter.exact and tokenizer is not None:
+            files = tokenised.writing(_tokens(prepared, tokenizer), counter.template)
+            staging, written = stack.enter_context(files)
+        for part, (counted, in_file) in zip(parts, workers.counted(counter, parts, staging, on_progress), strict=True):
+            hashes[part.split].extend(counted.hashes)
+            splits[part.split].merge(counted)
+            if in_file is not None:
+                before = written.setdefault(part.split, tokenised.Written())
+                before.rows += in_file.rows
+                before.unsupervised += in_file.unsupervised
+                before.longest = max(before.longest, in_file.longest)
     field = _class_field(splits["train"])
     return {
-        "tokens_are": "exact" if exact else "estimated",
-        "how": how,
+        "tokens_are": "exact" if counter.exact else "estimated",
+        "how": counter.how,
         "kind": prepared.kind,
         "conversational": prepared.conversational,
         "holds": prepared.holds,
         "variables": prepared.variables,
         "columns": prepared.columns,
-        "tokenizer": refusals.facts(loaded) if loaded is not None else None,
+        "tokenizer": refusals.facts(counter.loaded) if counter.loaded is not None else None,
         "class_field": field,
         "splits": {
-            split: counted.facts(exact)
-            | repetitions.within(counted.hashes)
+            split: counted.facts(counter.exact)
+            | repetitions.within(hashes[split])
             | {
+                "answers": {
+                    "distinct": repetitions.distinct(hashes[split], "answer"),
+                    "first": counted.first_answer,
+                },
                 "overlap": {
-                    other: repetitions.between(counted.hashes, splits[other].hashes)
-                    for other in splits
-                    if other != split
+                    other: repetitions.between(hashes[split], hashes[other]) for other in splits if other != split
                 },
                 "classes": counted.classes(field) if field is not None else {},
             }
@@ -248,12 +277,53 @@ def _count(
     }
 
 
-class _Split:
-    """What is kept of a split's rows while they pass: counts, a few numbers a row, and a few examples."""
+class Counter:
+    """Counts what is in parts of prepared rows, and writes their tokens; the same in every process."""
 
-    def __init__(self, control: re.Pattern[str], hashes: Hashes, sources: int) -> None:
+    def __init__(self, prepared: Prepared, tokenizer: Tokenizer | None) -> None:
+        self.prepared, self.tokenizer = prepared, tokenizer
+        self.loaded, self.measure, self.how = tokens.ways(prepared, tokenizer)
+        self.exact = self.measure is not tokens.estimate
+        self.template = tokens.rendered_by(prepared, self.loaded) if self.exact else None
+        self._control = _CONTROL
+        if self.loaded is not None:
+            special = {token.content for token in self.loaded.added_tokens_decoder.values() if token.special}
+            self._control = re.compile("|".join(map(re.escape, sorted(special)))) if special else _CONTROL
+
+    def count(
+        self, part: Part, staging: Path | None, on_rows: Progress | None = None
+    ) -> tuple["Split", Written | None]:
+        """What is in the rows of a part, and what was written of them; on_rows is told of each batch.
+
+        Raises:
+            InputError: The chat template refuses a row, or does not come to an end.
+        """
+        facts = self.prepared.splits[part.split]
+        counted = Split(len(facts.get("sources", [])), part.before, self._control)
+        origins: Iterator[int | None] = itertools.repeat(None)
+        if counted.sources:
+            origins = itertools.islice(preparation.origins(self.prepared, part.split), part.before, None)
+        with contextlib.ExitStack() as stack:
+            writer = stack.enter_context(tokenised.Writer(staging / part.name)) if staging else None
+            for batch in tokens.batches(tokenised.lines(self.prepared.directory, part)):
+                before = part.before + counted.rows
+                sizes = tokens.sizes(self.measure, batch, before, facts["source"], first=not counted.rows)
+                for row, size, origin in zip(batch, sizes, origins, strict=False):
+                    counted.add(row, size, origin)
+                if writer:
+                    writer.write(sizes)
+                if on_rows:
+                    on_rows(len(batch))
+        return counted, writer.written if writer else None
+
+
+class Split:
+    """What is kept of rows of a split while they pass: counts, a few hashes a row, and a few examples."""
+
+    def __init__(self, sources: int, before: int = 0, control: re.Pattern[str] = _CONTROL) -> None:
         self.control = control
-        self.hashes = hashes
+        self.hashes = {name: array("q") for name in Hashes.NAMES}
+        self.before = before
         self.rows = self.largest_token = 0
         self.problems: dict[str, RowsFound] = {}
         self.histograms = _histograms()
@@ -295,7 +365,7 @@ class _Split:
             if there:
                 entry["count"] += 1
                 if len(entry["examples"]) < EXAMPLES:
-                    entry["examples"].append(self.rows)
+                    entry["examples"].append(self.before + self.rows)
         self.largest_token = max(self.largest_token, size.largest)
         self._hash(turns[:-1], answer)
         self._size(self.histograms, size, stopped)
@@ -306,7 +376,11 @@ class _Split:
     def _hash(self, before: list[tuple[str, str]], answer: str) -> None:
         parts = [part for turn in before for part in turn]
         asked, plain_asked, plain_answer = "\0".join(parts), normalised(*parts), normalised(answer)
-        self.hashes.add(((asked, answer), (plain_asked, plain_answer), asked, plain_asked, plain_answer))
+        compared = (f"{asked}\0\0{answer}", f"{plain_asked}\0\0{plain_answer}", asked, plain_asked, plain_answer)
+        for kept, text in zip(self.hashes.values(), compared, strict=True):
+            # Python's own hash of a text is another one in each process.
+            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+            kept.append(int.from_bytes(digest, "little", signed=True))
 
     @staticmethod
     def _size(histograms: "_Histograms", size: Size, stopped: bool) -> None:
@@ -339,12 +413,31 @@ class _Split:
             self.values[field] = None
             return
         facts = values.setdefault(
-            value, {"rows": 0, "first_row": self.rows, "constant": answer, "starts": {}, "fields": {}}
+            value, {"rows": 0, "first_row": self.before + self.rows, "constant": answer, "starts": {}, "fields": {}}
         )
         facts["rows"] += 1
         facts["constant"] = facts["constant"] if facts["constant"] == answer else None
-        _tally(facts["starts"], [answer[:2]], FORMS)
-        _tally(facts["fields"], names, FIELDS)
+        _tally(facts["starts"], {answer[:2]: 1}, FORMS)
+        _tally(facts["fields"], dict.fromkeys(names, 1), FIELDS)
+
+    def merge(self, later: "Split") -> None:
+        """Take in what was counted of the rows that follow."""
+        self.first_answer = self.first_answer if self.rows else later.first_answer
+        self.rows += later.rows
+        self.largest_token = max(self.largest_token, later.largest_token)
+        self.json.update(later.json)
+        for problem, found in later.problems.items():
+            entry = self.problems.setdefault(problem, {"count": 0, "examples": []})
+            entry["count"] += found["count"]
+            entry["examples"] = (entry["examples"] + found["examples"])[:EXAMPLES]
+        for mine, theirs in zip([self.histograms, *self.sources], [later.histograms, *later.sources], strict=True):
+            for name, values in theirs.items():
+                mine[name].update(values)
+        for field, theirs_of in later.values.items():
+            if field in self.values:
+                self.values[field] = _merged(self.values[field], theirs_of)
+            elif len(self.values) <= FIELDS:
+                self.values[field] = theirs_of
 
     def classes(self, field: str) -> dict[str, ClassFacts]:
         """Each class with its rows, most frequent first; none if the split has too many values to be classes."""
@@ -366,7 +459,6 @@ class _Split:
             "end_of_turn_supervised": sum(found["stops"].values()) if exact else None,
             "problems": self.problems,
             "json": dict(self.json),
-            "answers": {"distinct": repetitions.distinct(self.hashes, "answer"), "first": self.first_answer},
         }
 
 
@@ -381,11 +473,26 @@ def _written(histograms: _Histograms) -> dict[str, Histogram]:
     return {name: {str(value): held[value] for value in sorted(held)} for name, held in histograms.items()}
 
 
-def _tally(counts: dict[str, int], names: Iterable[str], most: int) -> None:
+def _tally(counts: dict[str, int], names: Mapping[str, int], most: int) -> None:
     """Count names, of which only the first so many different ones are kept."""
-    for name in names:
+    for name, number in names.items():
         if name in counts or len(counts) < most:
-            counts[name] = counts.get(name, 0) + 1
+            counts[name] = counts.get(name, 0) + number
+
+
+def _merged(values: dict[str, ClassFacts] | None, later: dict[str, ClassFacts] | None) -> dict[str, ClassFacts] | None:
+    """The values of a field with those of the rows that follow; None where they are too many to be classes."""
+    if values is None or later is None or len(values.keys() | later.keys()) > CLASSES:
+        return None
+    for value, theirs in later.items():
+        mine = values.setdefault(value, theirs)
+        if mine is theirs:
+            continue
+        mine["rows"] += theirs["rows"]
+        mine["constant"] = mine["constant"] if mine["constant"] == theirs["constant"] else None
+        _tally(mine["starts"], theirs["starts"], FORMS)
+        _tally(mine["fields"], theirs["fields"], FIELDS)
+    return values
 
 
 # Problems of a row's tokens, and of what the chat template makes of it.
@@ -396,7 +503,7 @@ _OF_TOKENS = (
 _HISTOGRAMS = ("lengths", "answer_starts", "span_starts", "span_ends", "stops", "turn_stops", "unstopped_lengths")
 
 
-def _class_field(train: _Split) -> str | None:
+def _class_field(train: Split) -> str | None:
     """The field of JSON answers that is the class, "" for the whole answer, None for no classification.
 
     A classification has 2 to 50 classes of four rows each on average; a field that is one is in nine of ten answers.

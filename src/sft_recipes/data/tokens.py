@@ -5,9 +5,11 @@ No torch: `transformers` renders and tokenises.
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import itertools
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,9 +17,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-
-from sft_recipes.data import templates
+from sft_recipes.data import templates, words
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.errors import InputError
 from sft_recipes.recipes import places
@@ -171,8 +171,13 @@ class Size:
     length: int
     spans: list[tuple[int, int]]
     stops: list[int]
-    largest: int = 0  # of the ids
+    ids: list[int] = dataclasses.field(default_factory=list)  # none where they are estimated
     found: frozenset[str] = frozenset()  # what is the matter with the row, by the names of the survey's problems
+
+    @property
+    def largest(self) -> int:
+        """The largest of the ids; 0 where they are estimated."""
+        return max(self.ids, default=0)
 
 
 Measure = Callable[[list[dict[str, Any]]], list[Size]]
@@ -189,14 +194,21 @@ def ways(prepared: Prepared, tokenizer: Tokenizer | None) -> tuple[Any, Measure,
         turn = TURN_OPENING + TURN_CLOSING
         return None, estimate, f"{guess} and {turn} tokens a turn: no tokenizer at hand"
     loaded = tokenizer.load()
-    template = loaded.get_chat_template() if loaded.chat_template else None
-    if prepared.conversational and template is None:
+    if prepared.conversational and not loaded.chat_template:
         return loaded, estimate, f"{guess}: the tokenizer has no chat template"
-    if prepared.kind == "messages" and (template := templates.training_template(template or "")) is None:
+    if (template := rendered_by(prepared, loaded)) is None and prepared.kind == "messages":
         return loaded, estimate, f"{guess}: the chat template does not mark the assistant's turns"
     stops = frozenset(tokenizer.stop_ids(loaded))
     exact = _Exact(loaded, template, stops, tokenizer.mask_empty_reasoning).sizes
     return loaded, exact, "the tokenizer and chat template, as TRL applies them"
+
+
+def rendered_by(prepared: Prepared, loaded: Any) -> str | None:
+    """The chat template that renders the rows; None for plain text, and where none marks the answers of several."""
+    if not prepared.conversational:
+        return None
+    own: str = loaded.get_chat_template()
+    return templates.training_template(own) if prepared.kind == "messages" else own
 
 
 def batches(lines: Iterable[str]) -> Iterator[list[dict[str, Any]]]:
@@ -268,7 +280,7 @@ def _at_most(seconds: float) -> Iterator[None]:
 
 @dataclasses.dataclass
 class _Exact:
-    """Counts tokens as `tokenize_fn` in TRL's `SFTTrainer._prepare_dataset`, for many rows at once."""
+    """Tokenises as `tokenize_fn` in TRL's `SFTTrainer._prepare_dataset`, many rows at once."""
 
     loaded: Any
     template: str | None
@@ -283,49 +295,110 @@ class _Exact:
 
     def sizes(self, batch: list[dict[str, Any]]) -> list[Size]:
         if "messages" in batch[0]:
-            prompts = [templates.prompt_of(row, row["messages"]) for row in batch]
-            out = self._tokens(prompts, return_assistant_tokens_mask=True)
-            edges = (np.flatnonzero(np.diff([0, *mask, 0])).tolist() for mask in out["assistant_masks"])
-            spans = [list(zip(marks[::2], marks[1::2], strict=True)) for marks in edges]
-            if not all(spans):
-                raise ValueError(NO_MARKS)
-            found = [set(differing) for differing in self._differences(batch)]
-            return list(map(self._size, out["input_ids"], spans, found))
-        if isinstance(batch[0]["prompt"], str):
+            return self._marked(batch)
+        asked: list[Any] = [row["prompt"] for row in batch]
+        problems: list[set[str]] = [set() for _ in batch]
+        if isinstance(asked[0], str):
             eos = self.loaded.eos_token or ""
             texts = [row["prompt"] + row["completion"].removesuffix(eos) + eos for row in batch]
-            prompts = self.loaded([row["prompt"] for row in batch], **self._QUIET)["input_ids"]
-            wholes = self.loaded(texts, **self._QUIET)["input_ids"]
-            found = [set() for _ in batch]
+            ids = self._ids([*asked, *texts], rendered=False)
         else:
-            asked = [templates.prompt_of(row, row["prompt"]) for row in batch]
-            prompts = self._tokens(asked, add_generation_prompt=True)["input_ids"]
-            wholes = self._tokens([templates.prompt_of(row, turns_of(row)) for row in batch])["input_ids"]
-            found = [set(differing) for differing in self._differences(batch)]
+            asked = self._texts([templates.prompt_of(row, row["prompt"]) for row in batch], add_generation_prompt=True)
+            texts = self._texts([templates.prompt_of(row, turns_of(row)) for row in batch])
+            ids = self._ids([*asked, *texts], rendered=True)
+            marks = [[(templates.common(*pair), len(pair[1]))] for pair in zip(asked, texts, strict=True)]
+            problems = self._differences(batch, texts, marks)
         sizes = []
-        for prompt, ids, problems in zip(prompts, wholes, found, strict=True):
-            start = templates.common(prompt, ids)
-            problems |= {"diverging_prompts"} if start < len(prompt) else set()
-            sizes.append(self._size(ids, [(start, len(ids))], problems))
+        prompts, wholes = ids[: len(batch)], ids[len(batch) :]
+        for text, prompt, whole, found in zip(texts, prompts, wholes, problems, strict=True):
+            start = templates.common(prompt, whole)
+            found |= {"diverging_prompts"} if start < len(prompt) else set()
+            sizes.append(self._size(text, whole, [(start, len(whole))], found))
         return sizes
 
-    def _tokens(self, prompts: list[templates.Prompt], **how: Any) -> dict[str, list[Any]]:
-        return templates.encoded(self.loaded, prompts, self.template, tokenizer_kwargs=self._QUIET, **how)
+    @functools.cached_property
+    def _words(self) -> words.Words | None:
+        return words.of(self.loaded)
+
+    def _ids(self, texts: list[str], *, rendered: bool) -> list[list[int]]:
+        """The tokens of texts; those that a template has rendered get no special tokens."""
+        adds_none = rendered or not self.loaded("", **self._QUIET)["input_ids"]
+        known = self._words if adds_none else None
+        found = [known.ids(text) if known else None for text in texts]
+        rest = [text for text, ids in zip(texts, found, strict=True) if ids is None]
+        if rest and rendered:
+            more = iter([ids for ids, _ in self._pieces(rest)])
+        else:
+            more = iter(self.loaded(rest, **self._QUIET)["input_ids"] if rest else [])
+        return [next(more) if ids is None else ids for ids in found]
+
+    def _marked(self, batch: list[dict[str, Any]]) -> list[Size]:
+        """Of rows whose every answer is supervised, as `apply_chat_template` with `return_assistant_tokens_mask`."""
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        wholes = [templates.prompt_of(row, row["messages"]) for row in batch]
+        how = {"chat_template": self.template, "return_assistant_tokens_mask": True, **self.loaded.special_tokens_map}
+        groups = templates.groups(wholes, self.template)
+        parts = [render_jinja_template(group, **{**how, **told}) for group, told in groups]
+        texts, marked = ([each for part in parts for each in part[index]] for index in (0, 1))
+        tokenised = self._pieces(texts)
+        spans = [_spans(marks, len(ids), place) for marks, (ids, place) in zip(marked, tokenised, strict=True)]
+        if not all(spans):
+            raise ValueError(NO_MARKS)
+        problems = self._differences(batch, texts, marked)
+        return list(map(self._size, texts, (ids for ids, _ in tokenised), spans, problems))
 
     def _texts(self, prompts: Sequence[templates.Prompt], **how: Any) -> list[str]:
         template = how.pop("chat_template", self.template)
         return templates.texts(self.loaded, prompts, template, **how)
 
+    def _pieces(self, texts: list[str]) -> list[tuple[list[int], Callable[[int], int | None]]]:
+        """The tokens of rendered texts, each with the function that gives the token of a character.
+
+        Texts are cut before control tokens, where nothing on one side has a say in the tokens of the other, and what
+        several of them have in common, such as a system prompt or a role's header, is tokenised once.
+        """
+        cut = self._cuts(texts[0])
+        split = [[piece for piece in cut.split(text) if piece] if cut else [text] for text in texts]
+        places = {piece: place for place, piece in enumerate(dict.fromkeys(itertools.chain.from_iterable(split)))}
+        out = self.loaded([*places], add_special_tokens=False, **self._QUIET)
+        found: list[tuple[list[int], Callable[[int], int | None]]] = []
+        for pieces in split:
+            parts = [places[piece] for piece in pieces]
+            ids = [*itertools.chain.from_iterable(out["input_ids"][part] for part in parts)]
+            found.append((ids, functools.partial(_token_at, out, pieces, parts)))
+        return found
+
+    def _cuts(self, text: str) -> re.Pattern[str] | None:
+        """Before what texts like this one can be cut; None where the tokenizer does not say."""
+        # A tokenizer of Python's looks at the whole text.
+        if not self.loaded.is_fast or self.loaded.split_special_tokens:
+            return None
+        added = [*self.loaded.added_tokens_decoder.values()]
+        own = [
+            each.content
+            for each in added
+            if each.content in text and not (each.normalized or each.lstrip or each.single_word)
+        ]
+        # Where two of them could meet in the same characters, which one is read depends on what stands before.
+        alone = [each for each in own if not any(_overlap(each, o.content) for o in added if o.content != each)]
+        if not alone:
+            return None
+        cut = re.compile(f"(?={'|'.join(map(re.escape, alone))})")
+        whole, *pieces = self.loaded([text, *filter(None, cut.split(text))], add_special_tokens=False)["input_ids"]
+        return cut if whole == [*itertools.chain.from_iterable(pieces)] else None
+
     def _decoded(self, ids: list[int]) -> str:
         return self.loaded.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def _size(self, ids: list[int], spans: list[tuple[int, int]], found: set[str]) -> Size:
-        blocks = [templates.empty_reasoning(self._decoded, ids[start:end]) for start, end in spans]
-        if self.mask_empty_reasoning:
-            spans = [(start + block, end) for (start, end), block in zip(spans, blocks, strict=True)]
-            spans = [(start, end) for start, end in spans if start < end]
-        elif any(blocks):
-            found.add("empty_reasoning")
+    def _size(self, text: str, ids: list[int], spans: list[tuple[int, int]], found: set[str]) -> Size:
+        if "think>" in text.lower():
+            blocks = [templates.empty_reasoning(self._decoded, ids[start:end]) for start, end in spans]
+            if self.mask_empty_reasoning:
+                spans = [(start + block, end) for (start, end), block in zip(spans, blocks, strict=True)]
+                spans = [(start, end) for start, end in spans if start < end]
+            elif any(blocks):
+                found.add("empty_reasoning")
         stopping = [index + 1 for start, end in spans for index in range(start, end) if ids[index] in self.stops]
         pairs = itertools.pairwise(stopping)
         if any(after - before == 1 and ids[before - 1] == ids[after - 1] for before, after in pairs):
@@ -333,28 +406,18 @@ class _Exact:
         bos = self.loaded.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
             found.add("double_bos")
-        return Size(len(ids), spans, stopping, max(ids, default=0), frozenset(found))
+        return Size(len(ids), spans, stopping, ids, frozenset(found))
 
-    def _differences(self, batch: list[dict[str, Any]]) -> Iterator[Iterator[str]]:
-        """Of each conversation, how what is trained on differs from the row's own answers."""
-        wholes = [templates.prompt_of(row, turns_of(row)) for row in batch]
+    def _differences(
+        self, batch: list[dict[str, Any]], texts: list[str], marked: list[list[tuple[int, int]]]
+    ) -> list[set[str]]:
+        """Of each rendered conversation, how what is trained on differs from the row's own answers."""
         header = templates.header_of(lambda turns, **how: self._texts([turns], **how)[0], turns_of(batch[0]))
         clock = [False] * len(batch)
         if templates.reads_clock(self.template or ""):
+            wholes = [templates.prompt_of(row, turns_of(row)) for row in batch]
             clock = templates.clocked(self._texts, self.template or "", wholes)
-        if "messages" in batch[0]:
-            from transformers.utils.chat_template_utils import render_jinja_template
-
-            how = {"chat_template": self.template, "return_assistant_tokens_mask": True}
-            how |= self.loaded.special_tokens_map
-            groups = templates.groups(wholes, self.template)
-            parts_of = [render_jinja_template(group, **{**how, **told}) for group, told in groups]
-            texts, marked = ([each for part in parts_of for each in part[index]] for index in (0, 1))
-        else:
-            asked = [templates.prompt_of(row, row["prompt"]) for row in batch]
-            prompts = self._texts(asked, add_generation_prompt=True)
-            texts = self._texts(wholes)
-            marked = [[(templates.common(*pair), len(pair[1]))] for pair in zip(prompts, texts, strict=True)]
+        found = []
         for row, text, parts, reads in zip(batch, texts, marked, clock, strict=True):
             answered = row["messages"] if "messages" in row else row["completion"]
             answers = [turn for turn in answered if turn["role"] == "assistant"]
@@ -362,7 +425,45 @@ class _Exact:
             parts = parts if len(parts) == len(answers) else [(parts[0][0], parts[-1][1])] * len(answers)
             pairs = zip(parts, answers, strict=True)
             differing = (templates.difference(text, start, end, answer, header) for (start, end), answer in pairs)
-            yield (each for each in (*differing, "clock" if reads else None) if each)
+            found.append({each for each in (*differing, "clock" if reads else None) if each})
+        return found
+
+
+def _token_at(out: Any, pieces: list[str], parts: list[int], character: int) -> int | None:
+    """The place of the token that holds a character of a text, whose pieces these are of what was tokenised."""
+    before = 0
+    for piece, part in zip(pieces, parts, strict=True):
+        if character < len(piece):
+            token = out.char_to_token(part, character)
+            return None if token is None else before + token
+        character -= len(piece)
+        before += len(out["input_ids"][part])
+    return None
+
+
+def _spans(
+    marks: Iterable[tuple[int, int]], length: int, token_at: Callable[[int], int | None]
+) -> list[tuple[int, int]]:
+    """The tokens of what a template has marked, as `apply_chat_template` makes a mask of it."""
+    spans: list[tuple[int, int]] = []
+    for begin, end in marks:
+        first, last = token_at(begin), token_at(end - 1)
+        if first is None:
+            break
+        after = last + 1 if last else length
+        if spans and spans[-1][0] <= first <= spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], after))
+        elif first < after:
+            spans.append((first, after))
+    return spans
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two tokens could be read in the same characters of a text."""
+    if one in other or other in one:
+        return True
+    shorter = range(1, min(len(one), len(other)))
+    return any(one.endswith(other[:size]) or other.endswith(one[:size]) for size in shorter)
 
 
 def estimate(batch: list[dict[str, Any]]) -> list[Size]:

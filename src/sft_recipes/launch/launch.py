@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Unpack
 
-from sft_recipes.data import preparation
+from sft_recipes.data import preparation, survey, tokens
 from sft_recipes.demo import bases
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import evaluate
@@ -127,6 +127,8 @@ def create(job: Job, run_name: str | None) -> Run:
             "variables": job.prepared.variables,
             "columns": job.prepared.columns,
             "splits": {name: _with_tokens(job, name, split) for name, split in job.prepared.splits.items()},
+            # Of a rehearsal they are a few, which TRL tokenises in no time.
+            **({} if job.rehearses else survey.for_training(job.prepared, tokens.find_tokenizer(job.recipe))),
         },
         "findings": [dataclasses.asdict(finding) for finding in job.findings],
         "memory": out_of_memory.planned(job),
@@ -263,8 +265,22 @@ def open_for_resume(name: str | Path) -> Run:
 def continue_run(run: Run, *, forget_best: bool = False, place: Place = ALONE) -> int:
     """Launch an existing run again from its newest whole checkpoint."""
     with run.locked():
+        facts = run.facts()
+        own = {key: recipes.Value(value, run.name) for key, value in (run.values() | facts["own"]).items()}
+        prepared = preparation.prepare(**facts["data"]["source"], cache=preparation.CACHE)
         rewind(run, forget_best=forget_best)
+        run.update(data=with_tokens(facts["data"], prepared, Recipe(facts["recipe"], own)))
         return launch(run, place)
+
+
+def with_tokens(data: dict[str, Any], prepared: preparation.Prepared, recipe: Recipe) -> dict[str, Any]:
+    """What run.json holds of its rows, with where their tokens are now.
+
+    Raises:
+        InputError: The chat template refuses a row.
+    """
+    before = {key: value for key, value in data.items() if key not in ("tokens", "not_tokenised")}
+    return before | survey.for_training(prepared, tokens.find_tokenizer(recipe))
 
 
 def check_same_config(run: Run, job: Job) -> None:

@@ -49,13 +49,15 @@ def reproduce(name: str, run_name: str | None = None) -> tuple[int, Run]:
     identity.may_ask(before)
     chosen = launch.runnable(before)
     own = {key: recipes.Value(value, before.name) for key, value in (before.values() | facts["own"]).items()}
-    bases.build_if_needed(Recipe(facts["recipe"], own))
+    recipe = Recipe(facts["recipe"], own)
+    bases.build_if_needed(recipe)
     prepared = preparation.prepare(**facts["data"]["source"], cache=preparation.CACHE)
     gpus = topology.visible_gpus()
     read = ("fingerprint", "format", "kind", "conversational", "columns", "holds", "variables", "splits")
+    data = {**facts["data"], **{key: getattr(prepared, key) for key in read}}
     again: dict[str, Any] = {
         **{key: facts[key] for key in ASKED if key in facts},
-        "data": {**facts["data"], **{key: getattr(prepared, key) for key in read}},
+        "data": launch.with_tokens(data, prepared, recipe),
         "findings": [],
         **launch.surroundings(gpus),
     }

@@ -67,6 +67,8 @@ class Data(TypedDict):
     variables: NotRequired[list[str]]
     columns: NotRequired[dict[str, str]]
     splits: Splits
+    tokens: NotRequired[str]
+    not_tokenised: NotRequired[str]
 
 
 class Topology(TypedDict):

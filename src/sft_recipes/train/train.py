@@ -25,8 +25,10 @@ from sft_recipes.models.census import beside_text, config_of, lora_config, on_me
 from sft_recipes.models.loading import adapter_config, keep_four_bit, put_adapter, refusals, stored_quantisation
 from sft_recipes.runs import checkpoints, earlier, lock
 from sft_recipes.runs.run import Run
+from sft_recipes.terminal import say
 from sft_recipes.train import engine, verify
 from sft_recipes.train.callbacks import GracefulStop, Progress, Record, StopOnNaN, Stopped
+from sft_recipes.train.rows import Tokenised
 from sft_recipes.train.trainer import Trainer
 
 
@@ -58,7 +60,10 @@ def train(run: Run, *, launched: bool = False) -> None:
     record, stop = Record(run), GracefulStop(run, launched=launched)
     continues = earlier_adapter(recipe, own)
     ours = {key: own[key] for key in ("mask_empty_reasoning", "init_lora_weights") if key in own}
-    trainer = build(recipe, [StopOnNaN(run), stop], continues=continues, **ours)
+    if reason := prepared.get("not_tokenised"):
+        say("rows", f"tokenised by TRL: {reason}")
+    kept = Path(prepared["tokens"]) if prepared.get("tokens") else None
+    trainer = build(recipe, [StopOnNaN(run), stop], continues=continues, tokens=kept, **ours)
     trainer.belongs_to(run, record, stop)
     main = trainer.is_world_process_zero()
     trainer.remove_callback(PrinterCallback)
@@ -214,6 +219,7 @@ def build(
     mask_empty_reasoning: bool = False,
     init_lora_weights: bool | str = True,
     continues: Path | None = None,
+    tokens: Path | None = None,
 ) -> Trainer:
     """The trainer of a resolved recipe, with its model loaded and its rows tokenised.
 
@@ -227,9 +233,10 @@ def build(
         mask_empty_reasoning: The recipe's key of that name.
         init_lora_weights: The recipe's key of that name.
         continues: An earlier adapter, whose config that of the new one is.
+        tokens: Where the rows' tokens are (`data.tokenised`); without it TRL tokenises them.
 
     Raises:
-        InputError: Upstream refuses what it is given.
+        InputError: Upstream refuses what it is given, or makes other tokens of the rows than were kept.
     """
     # Before the training arguments exist, which may switch ZeRO-3 on, as in `train`.
     found = base_model.find_config(recipe["model_name_or_path"], recipe.get("model_revision", "main"))
@@ -258,18 +265,27 @@ def build(
         adapters.exclude_modules = beside or adapters.exclude_modules
         if continues is None:
             adapters.init_lora_weights = init_lora_weights
-    dataset = load_dataset(script.dataset_name)
+    splits = {"train": script.dataset_train_split}
+    if training.eval_strategy != "no":
+        splits["eval"] = script.dataset_test_split
+    kept = {name: Tokenised(Path(script.dataset_name), tokens, split) for name, split in splits.items() if tokens}
+    if kept:
+        dataset = {name: each.sample() for name, each in kept.items()}
+    else:
+        loaded = load_dataset(script.dataset_name)
+        dataset = {name: loaded[split] for name, split in splits.items()}
     with refusals():
         trainer = Trainer(
             model=model.model_name_or_path if base is None else base,
             args=training,
             processing_class=words,
-            train_dataset=dataset[script.dataset_train_split],
-            eval_dataset=dataset[script.dataset_test_split] if training.eval_strategy != "no" else None,
+            train_dataset=dataset["train"],
+            eval_dataset=dataset.get("eval"),
             quantization_config=quantisation,
             peft_config=adapters,
             callbacks=[*callbacks],
             mask_empty_reasoning=mask_empty_reasoning,
+            tokenised=kept,
         )
     if init_lora_weights is not True:
         # Whoever loads the adapter has its weights, and need not draw others first, as some bases cannot.

@@ -5,7 +5,7 @@ import functools
 import itertools
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,10 @@ from sft_recipes.children import peak_resident
 from sft_recipes.data import templates
 from sft_recipes.runs import checkpoints
 from sft_recipes.runs.run import Run
+from sft_recipes.terminal import say
+from sft_recipes.train import rows
 from sft_recipes.train.callbacks import GracefulStop, Record, Stopped, diverged
+from sft_recipes.train.rows import Tokenised
 
 
 class Trainer(SFTTrainer):
@@ -38,25 +41,88 @@ class Trainer(SFTTrainer):
     kept_step = 0
     """The step whose weights the model holds at the end."""
 
-    def __init__(self, *given: Any, mask_empty_reasoning: bool = False, **named: Any) -> None:
+    compared = 0
+    """Rows that were tokenised before and of which TRL has made the same."""
+
+    def __init__(
+        self,
+        *given: Any,
+        mask_empty_reasoning: bool = False,
+        tokenised: Mapping[str, Tokenised] | None = None,
+        **named: Any,
+    ) -> None:
         # Before upstream prepares the rows.
         self.mask_empty_reasoning = mask_empty_reasoning
+        self.tokenised = tokenised or {}
         super().__init__(*given, **named)
 
-    def _prepare_dataset(self, *given: Any, **named: Any) -> Any:
-        dataset, tokenizer = given[:2]
-        with (
-            templates.decoding(tokenizer)
-            if templates.needs_decoding(next(iter(dataset), {}))
-            else contextlib.nullcontext()
-        ):
-            rows = super()._prepare_dataset(*given, **named)
+    def _prepare_dataset(
+        self, dataset: Any, tokenizer: Any, args: Any, packing: bool, formatting_func: Any, dataset_name: str
+    ) -> Any:
+        """As upstream's; of rows that were tokenised before, `dataset` is a sample, and must come out the same."""
+        given = formatting_func, dataset_name
+        kept = self.tokenised.get(dataset_name)
+        if "input_ids" in dataset.column_names or not (kept or self.mask_empty_reasoning):
+            return self._by_trl(dataset, tokenizer, args, packing, *given)
+        if kept and (otherwise := self._tokenised_otherwise(kept, dataset, tokenizer, args)):
+            say("rows", f"{kept.split} rows are tokenised by TRL: {otherwise}")
+            dataset, kept = kept.as_text(), None
+        uncut = rows.changed(args, max_length=None, shuffle_dataset=False)
+        whole = self._without_empty_reasoning(self._by_trl(dataset, tokenizer, uncut, False, *given))
+        if kept:
+            whole = self._kept(kept, whole, "prompt" in dataset.column_names, tokenizer, args, packing, *given)
+            args = args if packing else rows.changed(args, max_length=None)
+        found = self._by_trl(whole, tokenizer, args, packing, *given)
+        # As upstream leaves out those that max_length leaves nothing of.
+        return self._supervised(found) if self.mask_empty_reasoning else found
+
+    def _by_trl(self, dataset: Any, tokenizer: Any, *given: Any) -> Any:
+        first: dict[str, Any] = next(iter(dataset), {})
+        decoding = templates.decoding(tokenizer) if templates.needs_decoding(first) else contextlib.nullcontext()
+        with decoding:
+            return super()._prepare_dataset(dataset, tokenizer, *given)
+
+    def _without_empty_reasoning(self, dataset: Any) -> Any:
         if not self.mask_empty_reasoning:
-            return rows
+            return dataset
         with PartialState().main_process_first():
-            rows = rows.map(_without_empty_reasoning, fn_kwargs={"tokenizer": self._tokenizer})
-            # As upstream leaves out those that max_length leaves nothing of.
-            return rows.filter(_is_supervised)
+            return dataset.map(_without_empty_reasoning, fn_kwargs={"tokenizer": self._tokenizer})
+
+    def _supervised(self, dataset: Any) -> Any:
+        with PartialState().main_process_first():
+            return dataset.filter(_is_supervised)
+
+    def _tokenised_otherwise(self, kept: Tokenised, sample: Any, tokenizer: Any, args: Any) -> str | None:
+        """Why upstream would make other tokens or labels of the rows than were made of them; None if it would not."""
+        if "prompt" in sample.column_names and args.assistant_only_loss:
+            return "assistant_only_loss marks some of an answer's tokens"
+        if kept.template is not None and kept.template != (self.chat_template or tokenizer.get_chat_template()):
+            return "another chat template renders them, since the loss is on everything"
+        return None
+
+    def _kept(
+        self, kept: Tokenised, theirs: Any, prompts: bool, tokenizer: Any, args: Any, packing: bool, *given: Any
+    ) -> Any:
+        """Rows that were tokenised before, cut where they are not packed, if they are the same as upstream's.
+
+        Raises:
+            InputError: Upstream has made something else of the sample.
+        """
+        everything = not (self.completion_only_loss if prompts else args.assistant_only_loss)
+        limit, drop = args.max_length, args.max_length is not None or self.mask_empty_reasoning
+        how = {"from_end": args.truncation_mode == "keep_end", "drop": drop}
+        with PartialState().main_process_first():
+            ours = rows.cut(kept.whole().select(kept.numbers), None, everything=everything)
+        rows.compare(ours, theirs, f"the {kept.split} rows", kept.numbers)
+        self.compared += len(theirs)
+        if packing:
+            return kept.whole(everything=everything)
+        # Those that are left of them when they are cut are not all.
+        left = self._by_trl(theirs, tokenizer, rows.changed(args, shuffle_dataset=False), False, *given)
+        left = self._supervised(left) if drop else left
+        with PartialState().main_process_first():
+            rows.compare(rows.cut(ours, limit, **how), left, f"the {kept.split} rows at max_length {limit}")
+            return kept.rows(limit, everything=everything, **how)
 
     def belongs_to(self, run: Run, record: Record, stop: GracefulStop) -> None:
         """Say whose checkpoints these are, before training."""

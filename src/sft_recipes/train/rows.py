@@ -1,0 +1,148 @@
+"""The rows that are trained on: those that a plan has tokenised, once TRL has made the same of a sample of them."""
+
+import copy
+import itertools
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, concatenate_datasets, load_dataset
+from numpy.typing import NDArray
+from trl import SFTConfig
+
+from sft_recipes.data import tokenised
+from sft_recipes.errors import InputError
+
+SAMPLE = 100
+"""Rows of a split that TRL tokenises too, spread evenly over all."""
+
+
+class Tokenised:
+    """The rows of a split that were tokenised before.
+
+    Args:
+        prepared: The directory of the rows as text.
+        directory: Where their tokens are.
+        split: Its name.
+
+    Raises:
+        InputError: The tokens are not as they were written.
+    """
+
+    def __init__(self, prepared: Path, directory: Path, split: str) -> None:
+        facts = tokenised.facts(directory)
+        if facts is None:
+            raise _damaged(directory)
+        self._prepared, self._directory, self.split = prepared, directory, split
+        self.template: str | None = facts["template"]
+        self._facts = tokenised.Written(**facts["splits"][split])
+        self._files = sorted(name for name in facts["files"] if name.startswith(f"{split}-"))
+        # Rounded up, so that it is no more than that.
+        step = -(-self._facts.rows // SAMPLE)
+        self.numbers = range(0, self._facts.rows, step)
+        """The rows of the sample, counted from 0."""
+
+    def sample(self) -> Dataset:
+        """Some of the rows as text, read as `datasets` reads all of them."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = self._prepared / f"{self.split}.jsonl"
+            with path.open("rb") as lines:
+                chosen = itertools.islice(lines, self.numbers.start, self.numbers.stop, self.numbers.step)
+                Path(scratch, path.name).write_bytes(b"".join(chosen))
+            if (card := self._prepared / "README.md").is_file():
+                shutil.copy(card, scratch)
+            cache = str(Path(scratch, "cache"))
+            return load_dataset(scratch, split=self.split, cache_dir=cache, keep_in_memory=True)
+
+    def as_text(self) -> Dataset:
+        """All rows as text."""
+        return load_dataset(str(self._prepared))[self.split]
+
+    def whole(self, *, everything: bool = False) -> Dataset:
+        """All rows with their labels, uncut; `everything` whether the loss is on all tokens."""
+        try:
+            found = concatenate_datasets([Dataset.from_file(str(self._directory / name)) for name in self._files])
+        except (OSError, pa.ArrowInvalid):
+            raise _damaged(self._directory) from None
+        return cut(found, None, everything=True) if everything else found
+
+    def rows(self, limit: int | None, *, from_end: bool, everything: bool, drop: bool) -> Dataset:
+        """All rows with their labels, as `cut` makes them, which has nothing to do where none is longer."""
+        whole = self.whole(everything=everything)
+        if (limit is None or limit >= self._facts.longest) and not (drop and self._facts.unsupervised):
+            return whole
+        return cut(whole, limit, from_end=from_end, drop=drop)
+
+
+def _damaged(directory: Path) -> InputError:
+    return InputError(f"the tokens in {directory} are not as they were written; start again, which makes them anew")
+
+
+def cut(
+    rows: Dataset, limit: int | None, *, from_end: bool = False, everything: bool = False, drop: bool = False
+) -> Dataset:
+    """Tokenised rows as TRL cuts them, many at once.
+
+    Args:
+        rows: With `input_ids` and `labels`.
+        limit: Tokens that are left of a row; None for all.
+        from_end: Whether its end is kept (`truncation_mode: keep_end`).
+        everything: Whether the loss is on all tokens.
+        drop: Whether rows without a loss are left out.
+    """
+    how = {"limit": limit, "from_end": from_end, "everything": everything, "drop": drop}
+    return rows.with_format("arrow").map(_cut_batch, batched=True, fn_kwargs=how).with_format(None)
+
+
+def _cut_batch(batch: pa.Table, limit: int | None, from_end: bool, everything: bool, drop: bool) -> pa.Table:
+    columns = [batch[name].combine_chunks() for name in ("input_ids", "labels")]
+    edges = columns[0].offsets.to_numpy()
+    ids, labels = (column.values.to_numpy() for column in columns)
+    labels = ids if everything else labels
+    lengths = np.diff(edges)
+    kept = lengths if limit is None else np.minimum(lengths, limit)
+    starts = edges[1:] - kept if from_end else edges[:-1]
+    if drop:
+        before = np.concatenate([[0], np.cumsum(labels != tokenised.IGNORED)])
+        supervised = before[starts + kept] > before[starts]
+        starts, kept = starts[supervised], kept[supervised]
+    after = np.concatenate([np.zeros(1, np.int32), np.cumsum(kept, dtype=np.int32)])
+    places = np.repeat(starts - after[:-1], kept) + np.arange(after[-1])
+    return pa.table({name: _lists(after, values[places]) for name, values in (("input_ids", ids), ("labels", labels))})
+
+
+def _lists(edges: NDArray[np.int32], values: NDArray[np.int32]) -> pa.Array:
+    return pa.ListArray.from_arrays(pa.array(edges, pa.int32()), pa.array(values, pa.int32()))
+
+
+def changed(args: SFTConfig, **changes: Any) -> SFTConfig:
+    """The arguments with others for the preparation of some rows."""
+    other = copy.copy(args)
+    for name, value in changes.items():
+        setattr(other, name, value)
+    return other
+
+
+def compare(ours: Dataset, theirs: Dataset, what: str, numbers: Sequence[int] | None = None) -> None:
+    """Refuse rows of which TRL makes something else.
+
+    Args:
+        ours: Rows of the files.
+        theirs: The same as TRL makes them.
+        what: Names them.
+        numbers: Of the rows, counted from 0, where none was left out.
+
+    Raises:
+        InputError: There is a difference.
+    """
+    for place, (own, trl) in enumerate(itertools.zip_longest(ours, theirs)):
+        if own is None or trl is None or any(own[name] != trl[name] for name in ("input_ids", "labels")):
+            where = f"row {numbers[place] + 1} of " if numbers else ""
+            raise InputError(
+                f"{where}{what}: the tokens that were kept of it are not those that TRL makes of it; delete "
+                ".cache/data and start again, and if that does not help, report it with the row and the model"
+            )
