@@ -44,7 +44,6 @@ def talks(rows: Rows) -> Rows:
 # Others are trained on by tests of surveys, previews and families, which look at the rows too.
 CASES: dict[str, tuple[Callable[[Rows], Rows], dict[str, Any]]] = {
     "packed": (plain, {"packing": True, "max_length": 64}),
-    "everything": (talks, {"completion_only_loss": False, "max_length": 60}),
     "reasoning": (talks, {"mask_empty_reasoning": True, "chat_template_path": "mine.jinja", "max_length": 40}),
 }
 

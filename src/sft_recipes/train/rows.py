@@ -70,12 +70,9 @@ class Tokenised:
             raise _damaged(self._directory) from None
         return cut(found, None, everything=True) if everything else found
 
-    def rows(self, limit: int | None, *, from_end: bool, everything: bool, drop: bool) -> Dataset:
-        """All rows with their labels, as `cut` makes them, which has nothing to do where none is longer."""
-        whole = self.whole(everything=everything)
-        if (limit is None or limit >= self._facts.longest) and not (drop and self._facts.unsupervised):
-            return whole
-        return cut(whole, limit, from_end=from_end, drop=drop)
+    def is_cut(self, limit: int | None, *, drop: bool) -> bool:
+        """Whether `cut` has anything to do."""
+        return (limit is not None and limit < self._facts.longest) or (drop and self._facts.unsupervised > 0)
 
 
 def _damaged(directory: Path) -> InputError:

@@ -115,14 +115,14 @@ class Trainer(SFTTrainer):
             ours = rows.cut(kept.whole().select(kept.numbers), None, everything=everything)
         rows.compare(ours, theirs, f"the {kept.split} rows", kept.numbers)
         self.compared += len(theirs)
-        if packing:
+        if packing or not kept.is_cut(limit, drop=drop):
             return kept.whole(everything=everything)
         # Those that are left of them when they are cut are not all.
         left = self._by_trl(theirs, tokenizer, rows.changed(args, shuffle_dataset=False), False, *given)
         left = self._supervised(left) if drop else left
         with PartialState().main_process_first():
             rows.compare(rows.cut(ours, limit, **how), left, f"the {kept.split} rows at max_length {limit}")
-            return kept.rows(limit, everything=everything, **how)
+            return rows.cut(kept.whole(everything=everything), limit, **how)
 
     def belongs_to(self, run: Run, record: Record, stop: GracefulStop) -> None:
         """Say whose checkpoints these are, before training."""
