@@ -1,11 +1,16 @@
 """The demo by SLURM on two nodes: trained, told to stop, requeued, and the same as one that nobody stopped."""
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import facts, program, said, step, until
 from safetensors.torch import load_file
+
+from sft_recipes.launch import slurm
+from sft_recipes.recipes.clusters import Site
+from sft_recipes.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("slurm")
 STEPS = 60
@@ -65,3 +70,25 @@ def test_what_the_partition_refuses_is_one_message_and_leaves_nothing(project: P
     assert told.count("error: ") == 1
     assert "error: SLURM refuses the job: " in told and "; nothing was submitted" in told
     assert not (project / "runs" / "refused").exists()
+
+
+def test_the_first_node_may_end_before_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a program that takes its time to end on the second node, which srun must not kill for the first one's 3."""
+    monkeypatch.chdir(tmp_path)
+    stub = tmp_path / "program"
+    stub.write_text(
+        '#!/bin/bash\ntrap told=1 USR1\nwhile [ -z "$told" ]; do sleep 0.2; done\n'
+        'if [ "$SLURM_NODEID" = 0 ]; then exit 3; fi\nsleep 3; touch ended\n'
+    )
+    stub.chmod(0o755)
+    monkeypatch.setattr(slurm, "_contained", lambda site, project: ([], [str(stub)]))
+    run = Run(Path("runs/a"))
+    run.directory.mkdir(parents=True)
+    (run.directory / slurm.FILE).write_text(slurm.script(run, Site(None, {}), tmp_path, 2, 0, 600.0))
+    job = {"id": slurm.submit(run.directory / slurm.FILE)}
+    until(lambda: slurm.state(job).startswith("running on n[1-2]"), 60)
+    time.sleep(3)
+    said("scancel", "--signal=USR1", job["id"])
+    until(lambda: slurm.state(job).startswith("pending (BeginTime)"), 60)
+    assert (tmp_path / "ended").exists()
+    said("scancel", job["id"])

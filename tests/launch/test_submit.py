@@ -94,7 +94,7 @@ def test_nothing_that_a_site_or_a_path_says_is_run(project: Path) -> None:
     assert calls[1][6:] == ["bash", sys.executable, "-m", "sft_recipes", "resume", "hostile", "--machines", "2"]
     # It has ended with 3, so it goes on.
     assert calls[2:] == [["scontrol", "requeue", "12345"]]
-    place = {"SLURM_NODEID": "1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1", "PORT": "22347"}
+    place = {"SLURM_NODEID": "1", "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.1", "PORT": "22347", "AGAIN": "again"}
     done = subprocess.run(
         ["bash", "-c", slurm.ON_EACH_NODE, "bash", "printf", "%s\\n", HOSTILE],
         env=place | {"PATH": os.environ["PATH"]},
@@ -102,6 +102,10 @@ def test_nothing_that_a_site_or_a_path_says_is_run(project: Path) -> None:
         text=True,
     )
     assert done.stdout.splitlines() == [HOSTILE, "--machine", "1", "--head", "10.0.0.1:22347"]
+    # Told to stop, by a signal to the shell too, the first node ends with 0, so that srun ends no other for it.
+    stopped = ["bash", "-c", slurm.ON_EACH_NODE, "bash", "sh", "-c", "kill -USR1 $PPID; exit 3", "sh"]
+    assert subprocess.run(stopped, env=place | {"PATH": os.environ["PATH"]}).returncode == 0
+    assert (project / "again").exists()
     for container in ("apptainer", "pyxis"):
         image = Site("x", {"container": container, "container_image": HOSTILE})
         words = shlex.split(slurm.script(run, image, folder, 1, 8, None).partition("\nsrun ")[2].partition("\n")[0])

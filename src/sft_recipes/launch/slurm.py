@@ -25,8 +25,12 @@ SUBMIT = "sbatch"
 ENVIRONMENT = ("PATH", "HOME", "USER", "LANG", "LD_LIBRARY_PATH")
 # Ports from here on, one for each job and each of its starts.
 PORTS = "20000 + (SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 10000"
-# Runs the rest of its words with the place of this node in the job.
-ON_EACH_NODE = 'exec "$@" --machine "$SLURM_NODEID" --head "$SLURM_LAUNCH_NODE_IPADDR:$PORT"'
+# Runs the rest of its words with the place of this node in the job, through the signals that all processes of a step
+# get. The first node's code 3 is left in a file: as its own, srun would end the other nodes for it, and report that.
+ON_EACH_NODE = (
+    'trap : TERM INT HUP USR1; code=0; "$@" --machine "$SLURM_NODEID" --head "$SLURM_LAUNCH_NODE_IPADDR:$PORT" || '
+    'code=$?; if [ "$code" -eq 3 ]; then touch "$AGAIN"; code=0; fi; exit "$code"'
+)
 
 
 def script(run: Run, site: Site, project: Path, nodes: int, gpus: int, seconds: float | None) -> str:
@@ -68,12 +72,14 @@ def script(run: Run, site: Site, project: Path, nodes: int, gpus: int, seconds: 
     words, program = _contained(site, project)
     work = [*program, "resume", run.name]
     if nodes > 1:
-        lines.append(f"export PORT=$(({PORTS}))")
+        lines.append(f"export PORT=$(({PORTS})) AGAIN={run.directory}/.again")
+        lines.append('rm -f "$AGAIN"')
         work = ["bash", "-c", ON_EACH_NODE, "bash", *work, "--machines", str(nodes)]
         lines.append("# One task a node, which starts the processes of its node; the first node's keeps the run.")
     lines += [
         shlex.join([*step, *words, *work]),
         "code=$?",
+        *(['if [ -e "$AGAIN" ]; then code=3; fi'] if nodes > 1 else []),
         "# It has saved a checkpoint, and goes on from it when the job is started again.",
         'if [ "$code" -eq 3 ]; then scontrol requeue "$SLURM_JOB_ID"; fi',
         'exit "$code"',
