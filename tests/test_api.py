@@ -166,7 +166,7 @@ def test_what_a_child_says_is_passed_on_where_stdout_is_no_file(
         "print('from the child', flush=True)\n"
         f"print('its errors', file=sys.stderr); Run(Path({str(run.directory)!r})).update(status='failed', error='x')"
     )
-    monkeypatch.setattr(processes, "command", lambda run: [sys.executable, "-c", code])
+    monkeypatch.setattr(processes, "command", lambda run, place: [sys.executable, "-c", code])
     notebook = Notebook()
     monkeypatch.setattr(sys, "stdout", notebook)
     with run.locked():
@@ -178,7 +178,7 @@ def test_a_program_that_cannot_be_started_leaves_no_running_run(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = launch.create(jobs.check("tiny"), "lost")
-    monkeypatch.setattr(processes, "command", lambda run: ["/no/such/program"])
+    monkeypatch.setattr(processes, "command", lambda run, place: ["/no/such/program"])
     with run.locked():
         assert launch.launch(run) == launch.FAILED
     assert run.facts()["status"] == "failed" and "/no/such/program" in run.facts()["error"]

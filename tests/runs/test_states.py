@@ -210,8 +210,8 @@ def test_what_ended_the_process_that_was_started_is_said(
     if accel != "cpu":
         run.update(topology=run.facts()["topology"] | {"backend": "deepspeed"})
     killed = [sys.executable, "-c", "import os; os.kill(os.getpid(), 9)"]
-    monkeypatch.setattr(processes, "command", lambda run: killed)
-    monkeypatch.setattr(processes, "environment", lambda run: dict(os.environ))
+    monkeypatch.setattr(processes, "command", lambda run, place: killed)
+    monkeypatch.setattr(processes, "environment", lambda run, place: dict(os.environ))
     with run.locked():
         assert processes.Processes(run).work() == 137
     assert run.facts()["error"].startswith(f"{who} was killed by SIGKILL; where nobody did it, the system was out")

@@ -37,6 +37,8 @@ _READ_BY_MODELS = re.compile(
 )
 # A shorter value of the environment could be any word.
 _SHORTEST = 8
+# Letters of a key that a message repeats.
+LONGEST_KEY = 200
 REMEDY = "take it out and set the environment variable that is read instead (HF_TOKEN, WANDB_API_KEY, ...)"
 
 
@@ -91,9 +93,13 @@ def secrets_of(key: str, value: Any, named_above: bool = False) -> Iterator[str]
             yield from secrets_of(key, item, is_named)
     # `token: true` asks for the one of the environment, and a model's key_id is a number.
     elif is_named and not isinstance(value, bool) and value not in (None, "") and not _is_number_of(key, value):
-        yield f"{key} is named as a secret"
+        yield f"{_shortened(key)} is named as a secret"
     elif isinstance(value, str) and (what := what_in(value)):
-        yield f"{key} holds {what}"
+        yield f"{_shortened(key)} holds {what}"
+
+
+def _shortened(key: str) -> str:
+    return key if len(key) <= LONGEST_KEY else f"{key[:LONGEST_KEY]}..."
 
 
 def _is_number_of(key: str, value: Any) -> bool:
