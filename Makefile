@@ -56,8 +56,8 @@ soak: $(INSTALLED_TEST) ## kill -9 a run at random moments (KILLS=30 SEED=0) and
 
 check: lint types test ## what CI runs
 
-bench: $(INSTALLED) ## the ratios that must hold, against stock trl sft and others, into benchmarks/, in about eight minutes
-	@$(PROGRAM) gpu --only ratios --budget 480
+bench: $(INSTALLED) ## the ratios that must hold, against stock trl sft and others, into benchmarks/, in 10 to 20 minutes
+	@$(PROGRAM) gpu --only ratios --budget 1200
 
 compat: ## train the demo against the lowest and the highest versions that pyproject.toml allows, in fresh environments
 	@$(PYTHON) scripts/compat.py
