@@ -265,12 +265,22 @@ def open_for_resume(name: str | Path) -> Run:
 def continue_run(run: Run, *, forget_best: bool = False, place: Place = ALONE) -> int:
     """Launch an existing run again from its newest whole checkpoint."""
     with run.locked():
-        facts = run.facts()
-        own = {key: recipes.Value(value, run.name) for key, value in (run.values() | facts["own"]).items()}
-        prepared = preparation.prepare(**facts["data"]["source"], cache=preparation.CACHE)
+        data = data_again(run)
         rewind(run, forget_best=forget_best)
-        run.update(data=with_tokens(facts["data"], prepared, Recipe(facts["recipe"], own)))
+        run.update(data=data)
         return launch(run, place)
+
+
+def data_again(run: Run) -> dict[str, Any]:
+    """What run.json holds of the run's rows, which are prepared and tokenised anew where that is gone.
+
+    Raises:
+        InputError: The rows are not there or wrong, or the chat template refuses one.
+    """
+    facts = run.facts()
+    own = {key: recipes.Value(value, run.name) for key, value in (run.values() | facts["own"]).items()}
+    prepared = preparation.prepare(**facts["data"]["source"], cache=preparation.CACHE)
+    return with_tokens(facts["data"], prepared, Recipe(facts["recipe"], own))
 
 
 def with_tokens(data: dict[str, Any], prepared: preparation.Prepared, recipe: Recipe) -> dict[str, Any]:
