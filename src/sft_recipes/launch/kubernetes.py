@@ -103,9 +103,7 @@ def _environment(site: Site) -> Iterator[dict[str, Any]]:
     for name in site["environment"] or ():
         # Its value is in the cluster, and in no file of ours.
         yield {"name": name, "valueFrom": {"secretKeyRef": {"name": site["environment_from"], "key": name}}}
-    if interface := site["network_interface"]:
-        yield {"name": "NCCL_SOCKET_IFNAME", "value": interface}
-        yield {"name": "GLOO_SOCKET_IFNAME", "value": interface}
+    yield from ({"name": name, "value": value} for name, value in site.variables().items())
 
 
 def _set(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ variables; what is trained, and what comes of it, is in the volume that holds th
 """
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -76,9 +75,7 @@ def script(run: Run, site: Site, project: Path, nodes: int, gpus: int) -> str:
 def commands(run: Run, site: Site, project: Path, nodes: int) -> str:
     """What each machine runs."""
     lines = [f"cd {shlex.quote(str(project))}"]
-    if interface := site["network_interface"]:
-        name = shlex.quote(interface)
-        lines.append(f"export NCCL_SOCKET_IFNAME={name} GLOO_SOCKET_IFNAME={name}")
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in site.variables().items()]
     work = shlex.join(["exec", "sft-recipes", "resume", run.name])
     if nodes > 1:
         lines.append('head="$(echo "$SKYPILOT_NODE_IPS" | head -n 1)"')
@@ -115,7 +112,7 @@ def submit(file: Path) -> str:
     """
     secrets = yaml.safe_load(file.read_text(encoding="utf-8")).get("secrets") or {}
     # By name alone: sky reads the values from the environment.
-    given = [word for name in secrets if name in os.environ for word in ("--secret", name)]
+    given = [word for name in secrets for word in ("--secret", name)]
     done = subprocess.run(
         ["sky", "jobs", "launch", "--yes", "--detach-run", *given, str(file)],  # noqa: S607
         capture_output=True,

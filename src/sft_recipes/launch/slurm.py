@@ -64,9 +64,7 @@ def script(run: Run, site: Site, project: Path, nodes: int, gpus: int, seconds: 
     lines += ["#SBATCH " + _option(key, value) for key, value in options.items() if value]
     lines += ["", "# Written by sft-recipes launch. The run says how far it is: sft-recipes status " + run.name]
     lines += [f"module load {shlex.join(site['modules'])}"] if site["modules"] else []
-    if interface := site["network_interface"]:
-        name = shlex.quote(interface)
-        lines.append(f"export NCCL_SOCKET_IFNAME={name} GLOO_SOCKET_IFNAME={name}")
+    lines += [f"export {name}={shlex.quote(value)}" for name, value in site.variables().items()]
     step = ["srun", "--export=ALL", "--kill-on-bad-exit=1"]
     step += [f"--cpus-per-task={site['cpus_per_node']}"] if site["cpus_per_node"] else []
     words, program = _contained(site, project)

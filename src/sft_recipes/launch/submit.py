@@ -246,8 +246,7 @@ def commands(run: Run, site: Site, project: Path, nodes: int) -> Iterator[tuple[
     """The command of each machine, as a shell takes it, with the machine that it is for."""
     hosts = (site["hosts"] or [socket.gethostname()])[:nodes]
     names = [*hosts, *(f"machine {number}" for number in range(len(hosts), nodes))]
-    interface = site["network_interface"]
-    variables = [f"{name}={interface}" for name in ("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME")] if interface else []
+    variables = [f"{name}={value}" for name, value in site.variables().items()]
     for number, name in enumerate(names):
         words = ["env", *variables] if variables else []
         words += [sys.executable, "-m", "sft_recipes", "resume", run.name]

@@ -31,6 +31,11 @@ class Site:
     def __getitem__(self, key: str) -> Any:
         return self.values.get(key, KEYS[key].get("default"))
 
+    def variables(self) -> dict[str, str]:
+        """The environment variables that say which network the processes take."""
+        interface = self["network_interface"]
+        return dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME"), interface) if interface else {}
+
 
 def label(name: str) -> str:
     """A name as engines take it: lower-case letters, digits and dashes, a letter first."""
