@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT
 
-from sft_recipes.recipes import recipe as recipes
+from sft_recipes.data import survey, tokens
+from sft_recipes.demo import demo_base
+from sft_recipes.plan import job as jobs
 
 # What a command that reads no rows and no weights has no use for.
 HEAVY = "torch transformers tokenizers datasets trl peft accelerate pyarrow pandas scipy sklearn matplotlib"
@@ -35,12 +37,17 @@ def test_light_commands_import_little() -> None:
     assert int(number) < 500
 
 
-def test_the_demo_takes_as_many_steps_and_pads_as_little_as_it_says() -> None:
-    kept = json.loads((ROOT / "docs" / "demo" / "run.json").read_text(encoding="utf-8"))
-    recipe = recipes.load("demo")
-    rows = kept["in_effect"]["data"]["rows"]
-    assert kept["measured"]["step"] == rows * recipe["num_train_epochs"] // recipe["global_batch_size"] == 150
-    assert kept["in_effect"]["data"]["real_token_share"] > 0.82
+def test_the_demo_takes_as_few_steps_and_pads_as_little_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo_base.train_tokenizer().save_pretrained(tmp_path / "base")
+    monkeypatch.chdir(ROOT)
+    job = jobs.resolve("demo", overrides={"model_name_or_path": str(tmp_path / "base")})
+    found = survey.survey(job.prepared, tokens.find_tokenizer(job.recipe), cache=tmp_path / "surveys")
+    assert job.schedule is not None and job.schedule.steps == 150
+    assert found["tokens_are"] == "exact"
+    size = job.recipe["per_device_train_batch_size"]
+    assert survey.real_token_share(found["splits"]["train"], job.recipe["max_length"], size) > 0.82
 
 
 @pytest.mark.slow
