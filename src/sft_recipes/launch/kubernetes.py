@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from sft_recipes.errors import InputError
+from sft_recipes.launch import clients
 from sft_recipes.recipes import clusters
 from sft_recipes.recipes.clusters import Site
 from sft_recipes.runs.run import Run
@@ -119,8 +119,7 @@ def needed(site: Site) -> Iterator[str]:
 
 def missing() -> Iterator[str]:
     """What this machine lacks to submit a job."""
-    if not shutil.which("kubectl"):
-        yield "kubectl is not in PATH; launch on a machine that has it, or write the job alone with DRY=1"
+    yield from clients.missing("kubectl", "launch on a machine that has it")
 
 
 def submit(file: Path) -> str:
@@ -129,11 +128,8 @@ def submit(file: Path) -> str:
     Raises:
         InputError: The cluster refuses it, and says why.
     """
-    done = subprocess.run(["kubectl", "create", "-f", str(file), "-o", "json"], capture_output=True, text=True)  # noqa: S607
-    if done.returncode:
-        said = " ".join(done.stderr.split()) or f"code {done.returncode}"
-        raise InputError(f"Kubernetes refuses the job: {said}; nothing was submitted")
-    metadata = json.loads(done.stdout)["metadata"]
+    created = clients.submitted("Kubernetes", ["kubectl", "create", "-f", str(file), "-o", "json"])
+    metadata = json.loads(created)["metadata"]
     return f"{metadata['namespace']}/{metadata['name']}"
 
 

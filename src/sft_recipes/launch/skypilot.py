@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from sft_recipes.errors import InputError
+from sft_recipes.launch import clients
 from sft_recipes.recipes import clusters
 from sft_recipes.recipes.clusters import Site
 from sft_recipes.runs.run import Run
@@ -100,8 +101,7 @@ def needed(site: Site) -> Iterator[str]:
 
 def missing() -> Iterator[str]:
     """What this machine lacks to submit a job."""
-    if not shutil.which("sky"):
-        yield "sky is not in PATH; install skypilot in an environment of its own, or write the job alone with DRY=1"
+    yield from clients.missing("sky", "install skypilot in an environment of its own")
 
 
 def submit(file: Path) -> str:
@@ -113,15 +113,10 @@ def submit(file: Path) -> str:
     secrets = yaml.safe_load(file.read_text(encoding="utf-8")).get("secrets") or {}
     # By name alone: sky reads the values from the environment.
     given = [word for name in secrets for word in ("--secret", name)]
-    done = subprocess.run(
-        ["sky", "jobs", "launch", "--yes", "--detach-run", *given, str(file)],  # noqa: S607
-        capture_output=True,
-        text=True,
-    )
-    number = _NUMBER.search(_COLOUR.sub("", done.stdout))
-    if done.returncode or number is None:
-        said = " ".join((done.stderr or done.stdout).split()) or f"code {done.returncode}"
-        raise InputError(f"SkyPilot refuses the job: {said}; nothing was submitted")
+    printed = clients.submitted("SkyPilot", ["sky", "jobs", "launch", "--yes", "--detach-run", *given, str(file)])
+    number = _NUMBER.search(_COLOUR.sub("", printed))
+    if number is None:
+        raise InputError(f"SkyPilot took the job and named no number: {' '.join(printed.split())}; see sky jobs queue")
     return number[1]
 
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from sft_recipes.errors import InputError
+from sft_recipes.launch import clients
 from sft_recipes.recipes.clusters import Site
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import duration
@@ -107,8 +107,11 @@ def needed(site: Site) -> Iterator[str]:
 
 def missing() -> Iterator[str]:
     """What this machine lacks to submit a job."""
-    if not shutil.which("sbatch"):
-        yield "sbatch is not in PATH; launch on a machine that submits SLURM jobs, or write the job alone with DRY=1"
+    yield from clients.missing("sbatch", "launch on a machine that submits SLURM jobs")
+
+
+def _errors(said: str) -> str:
+    return "; ".join(re.findall(r"(?:error|fatal): (.+)", said))
 
 
 def submit(file: Path) -> str:
@@ -117,12 +120,9 @@ def submit(file: Path) -> str:
     Raises:
         InputError: SLURM refuses it, and says why.
     """
-    done = subprocess.run(["sbatch", "--parsable", str(file)], capture_output=True, text=True)  # noqa: S607
-    if done.returncode:
-        said = "; ".join(re.findall(r"(?:error|fatal): (.+)", done.stderr)) or f"code {done.returncode}"
-        raise InputError(f"SLURM refuses the job: {said}; nothing was submitted")
+    printed = clients.submitted("SLURM", ["sbatch", "--parsable", str(file)], _errors)
     # With the name of a cluster behind it where there are several.
-    return done.stdout.strip().partition(";")[0]
+    return printed.strip().partition(";")[0]
 
 
 def state(job: Mapping[str, object]) -> str:
