@@ -268,7 +268,7 @@ def train_here(project: Path) -> Iterator[Callable[..., Any]]:
         if run is None:
             words = [f"{key}={json.dumps(json.dumps(value))}" for key, value in overrides.items()]
             run = launch.create(jobs.check(recipe, overrides=words), name)
-        else:
+        elif not run.facts()["rehearsal"]:
             # As the command does before its processes.
             run.update(data=launch.data_again(run))
         environment.quiet()
