@@ -120,6 +120,16 @@ def test_ci_runs_what_a_contributor_runs() -> None:
     assert PROJECT["project"]["requires-python"] == f">={python}"
 
 
+def test_the_clusters_are_tried_when_what_launches_on_them_has_changed() -> None:
+    text = (ROOT / ".github" / "workflows" / "clusters.yml").read_text(encoding="utf-8")
+    # YAML 1.1 reads "on" as true.
+    started, jobs = yaml.safe_load(text)[True], yaml.safe_load(text)["jobs"]
+    paths = started["push"]["paths"]
+    assert started["pull_request"]["paths"] == paths and "src/sft_recipes/launch/**" in paths
+    assert [path for path in paths if not [*ROOT.glob(path)]] == []
+    assert [step["run"].split()[-2:] for step in jobs["check"]["steps"] if "run" in step] == [["make", "test-clusters"]]
+
+
 def test_the_hooks_call_tools_that_the_tests_bring() -> None:
     hooks = yaml.safe_load(Path(ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
     tools = {match for hook in hooks for match in re.findall(r"/bin/([\w-]+)", hook["entry"])}

@@ -1,6 +1,8 @@
 """Bytes on the wire, by hand for Qwen3 8B on 8 processes with 4 micro-batches a step."""
 
 import dataclasses
+import importlib
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +10,7 @@ from sft_recipes.models import base_model
 from sft_recipes.plan import traffic
 from sft_recipes.plan.memory import Setup
 
+ROOT = Path(__file__).parents[2]
 # Rank 16 on queries and values: 36 layers x 16 x ((4096 + 4096) + (4096 + 1024)).
 TRAINED = 7_667_712
 WEIGHTS = 2 * 8_190_735_360
@@ -38,3 +41,9 @@ def test_what_each_process_sends(changes: dict, gradients: int, weights: tuple[i
 
 def test_seconds_are_bytes_by_bandwidth() -> None:
     assert traffic.seconds(25e9, 200) == 1.0
+
+
+def test_the_page_of_scaling_is_what_its_script_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    script = importlib.import_module("validate_scaling")
+    assert script.render(text := script.PAGE.read_text(encoding="utf-8")) == text, "run scripts/validate_scaling.py"
