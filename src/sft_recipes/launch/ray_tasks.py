@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import ray
 
 
 def train(name: str, project: str) -> int:
     """A run until it ends, with what it says beside it. Cancelled, it is told to save a checkpoint first."""
-    with open(f"{project}/runs/{name}/ray.out", "ab") as output:
+    with Path(project, "runs", name, "ray.out").open("ab") as output:
         words = ["sft-recipes", "resume", name]
         process = subprocess.Popen(words, cwd=project, stdout=output, stderr=subprocess.STDOUT)
     while True:
