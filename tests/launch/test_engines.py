@@ -229,7 +229,8 @@ def test_a_job_on_ray_is_a_task_whose_words_no_shell_takes_apart(
     (call,) = [line for line in Path("runs/grid.sweep/job.ray.py").read_text().splitlines() if "'submit'" in line]
     job = ast.literal_eval(call.strip())
     assert (job["runs"], job["at_a_time"]) == ([f"grid-t00{number}" for number in range(4)], 2)
-    assert job["task"]["num_gpus"] == 0.5
+    # Of eight GPUs.
+    assert job["task"] | {"num_gpus": 0.5, "num_cpus": 4, "memory": 50 * 2**30} == job["task"]
     assert not [*Path.cwd().parent.rglob("pwned")]
 
 

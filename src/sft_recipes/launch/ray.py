@@ -115,7 +115,7 @@ def state(job: Mapping[str, Any]) -> str:
     if done.returncode or found is None:
         return "Ray does not know it any more" if "does not exist" in said else _reason(said)
     if found[1] == "RUNNING":
-        return "running, or waiting until Ray has room for it"
+        return "running (or waiting until Ray has room for it)"
     return found[1].lower() + (f" ({said.strip().splitlines()[-1]})" if found[1] == "failed" else "")
 
 

@@ -34,7 +34,8 @@ def main(job: dict) -> None:
     # What `ray job stop` sends.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to stop"))
     task = ray.remote(train)
-    waiting, running, failed = list(job["runs"]), {}, []
+    running: dict = {}
+    waiting, failed = list(job["runs"]), []
     try:
         while waiting or running:
             while waiting and len(running) < job["at_a_time"]:

@@ -66,7 +66,8 @@ def script(
     options |= {key: site[key] for key in ("partition", "account", "qos", "constraint", "reservation")}
     lines = ["#!/bin/bash -l" if site["modules"] else "#!/bin/bash"]
     lines += ["#SBATCH " + _option(key, value) for key, value in options.items() if value]
-    lines += ["", "# Written by sft-recipes launch. The run says how far it is: sft-recipes status " + run.name]
+    one = trials.names[0] if trials else run.name
+    lines += ["", f"# Written by sft-recipes. The run says how far it is: sft-recipes status {one}"]
     lines += [f"module load {shlex.join(site['modules'])}"] if site["modules"] else []
     lines += [f"export {name}={shlex.quote(value)}" for name, value in site.variables().items()]
     step = ["srun", "--export=ALL", "--kill-on-bad-exit=1"]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
 from sft_recipes.files import write_whole
-from sft_recipes.launch import launch, submit
+from sft_recipes.launch import clients, launch, submit
 from sft_recipes.launch.clients import Trials
 from sft_recipes.plan import lint, plan
 from sft_recipes.plan.job import Job, Where
@@ -68,55 +68,65 @@ def submit_left(sweep: "Sweep", job: Job, engine: str, site: Site, jobs_at_a_tim
             those that got a job before.
     """
     left = [*_left(sweep, engine)]
-    if not left:
-        return
-    place, gpus = submit.SUBMITTED[engine], 0 if job.topology.use_cpu else job.topology.processes
-    facts: dict[str, Any] = {"engine": engine, "site": site.name, "nodes": 1}
-    facts |= {"processes_per_node": job.topology.processes, "id": None}
-    new, of_trial = [], {}
+    new = [run for trial in left if not (run := sweep.run_of(trial.number)).exists]
+    asked = {"engine": engine, "site": site.name, "nodes": 1, "processes_per_node": job.topology.processes, "id": None}
     try:
-        for trial in left:
-            of_trial[trial.number] = made = _of_trial(sweep, trial, job)
-            run = sweep.run_of(trial.number)
-            if not run.exists:
-                new.append(run)
-                launch.create(made, run.name)
-            if run.facts()["status"] != "finished":
-                run.update(status="interrupted")
-            run.update(job=facts)
-        # SLURM alone asks for a time, which has to do for the longest.
-        times = [submit.time_limit(plan.figures_of(each), site)[0] for each in of_trial.values() if engine == "slurm"]
-        limits = (max(times) if all(times) else None,) if times else ()
-        if engine in TOGETHER:
-            numbers = [*of_trial]
-            file = sweep.directory / place.FILE
-            trials = Trials(sweep.stem, numbers, jobs_at_a_time)
-            write_whole(file, place.script(Run(sweep.directory), site, Path.cwd(), 1, gpus, *limits, trials=trials))
-            batches = [(file, numbers)]
-        else:
-            batches = []
-            for number in of_trial:
-                run = sweep.run_of(number)
-                file = run.directory / place.FILE
-                write_whole(file, place.script(run, site, Path.cwd(), 1, gpus))
-                batches.append((file, [number]))
-        say("job", f"{batches[0][0]}{' and so on' if len(batches) > 1 else ''}:")
-        print_lines(batches[0][0].read_text(encoding="utf-8"))
-        say("limit", place.explained(site, *limits))
-        for file, numbers in batches:
+        made = {trial.number: _begun(sweep, trial, job, asked) for trial in left}
+        place, files = submit.SUBMITTED[engine], _written(sweep, made, engine, site, jobs_at_a_time) if made else {}
+        for file, numbers in files.items():
             if dry:
                 say("dry run", f"nothing is submitted; {place.by_hand(file)} does it")
                 continue
             identifier = place.submit(file)
             for number in numbers:
-                run = sweep.run_of(number)
-                run.update(job=facts | {"id": f"{identifier}_{number}" if engine == "slurm" else identifier})
-                new = [each for each in new if each.name != run.name]
+                own = f"{identifier}_{number}" if engine == "slurm" else identifier
+                sweep.run_of(number).update(job=asked | {"id": own})
             say("submitted", f"job {identifier}, {count(len(numbers), 'trial')}; {place.stopping(identifier)} ends it")
-        new = []
-    finally:
+    except BaseException:
         for run in new:
-            shutil.rmtree(run.directory, ignore_errors=True)
+            if not run.exists or not (run.facts().get("job") or asked)["id"]:
+                shutil.rmtree(run.directory, ignore_errors=True)
+        raise
+
+
+def _begun(sweep: "Sweep", trial: Any, job: Job, asked: dict[str, Any]) -> Job:
+    """The job of a trial, as its run would be trained here; the run waits for what is asked of an engine."""
+    words = [*sweep.asked["overrides"], *recipes.as_words(sweep.values(trial))]
+    made, run = job.with_recipe(recipes.load(sweep.asked["recipe"], words)), sweep.run_of(trial.number)
+    made.findings = tuple(lint.findings(made.case))
+    if not run.exists:
+        launch.create(made, run.name)
+    # One that has finished lacks its evaluation alone.
+    waits = {} if run.facts()["status"] == "finished" else {"status": "interrupted"}
+    run.update(job=asked, **waits)
+    return made
+
+
+def _written(
+    sweep: "Sweep", made: dict[int, Job], engine: str, site: Site, jobs_at_a_time: int | None
+) -> dict[Path, list[int]]:
+    """The files to submit, with the numbers of the trials that each is for."""
+    place, first = submit.SUBMITTED[engine], next(iter(made.values()))
+    gpus = 0 if first.topology.use_cpu else first.topology.processes
+    site, project, limits = _part(site, gpus), Path.cwd(), []
+    # Of the first values, as it would be here.
+    submit.say_plan(first, plan.figures_of(first), 1, site)
+    if engine == "slurm":
+        # It alone asks for a time, which has to do for the longest.
+        times = [submit.time_limit(plan.figures_of(each), site)[0] for each in made.values()]
+        limits = [max(known) if len(known := [each for each in times if each]) == len(times) else None]
+    together = {"trials": Trials(sweep.stem, [*made], jobs_at_a_time)} if engine in TOGETHER else {}
+    several = [(Run(sweep.directory), [*made])] if together else [(sweep.run_of(number), [number]) for number in made]
+    files = {}
+    for run, numbers in several:
+        file = run.directory / place.FILE
+        write_whole(file, place.script(run, site, project, 1, gpus, *limits, **together))
+        files[file] = numbers
+    one, *more = files
+    say("job", f"{one}{', and one for each other trial' if more else ''}:")
+    print_lines(one.read_text(encoding="utf-8"))
+    say("limit", place.explained(site, *limits))
+    return files
 
 
 def _left(sweep: "Sweep", engine: str) -> Iterator[Any]:
@@ -141,9 +151,13 @@ def _left(sweep: "Sweep", engine: str) -> Iterator[Any]:
             say("trial", f"{run.name}: {state}")
 
 
-def _of_trial(sweep: "Sweep", trial: Any, job: Job) -> Job:
-    """The job of a trial, as its run would be trained here."""
-    words = [*sweep.asked["overrides"], *recipes.as_words(sweep.values(trial))]
-    made = job.with_recipe(recipes.load(sweep.asked["recipe"], words))
-    made.findings = tuple(lint.findings(made.case))
-    return made
+def _part(site: Site, gpus: int) -> Site:
+    """A site whose jobs ask for the cores and memory that belong to a trial's GPUs, so that others fit beside it."""
+    taken = site["gpus_per_trial"] if gpus == 1 and site["gpus_per_trial"] else gpus
+    share = taken / site["gpus_per_node"] if taken and site["gpus_per_node"] else 1.0
+    values = dict(site.values)
+    if cores := site["cpus_per_node"]:
+        values["cpus_per_node"] = max(1, int(cores * share))
+    if memory := site["memory_per_node"]:
+        values["memory_per_node"] = f"{max(1, int(clients.size_in_bytes(memory) * share) >> 20)}M"
+    return Site(site.name, values)
