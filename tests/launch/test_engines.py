@@ -1,9 +1,12 @@
-"""The jobs of Kubernetes and SkyPilot: each field with its meaning, by the clients' own models, and run by a shell."""
+"""The jobs of Kubernetes, SkyPilot and Ray: what each field means, to clients' own models, and run by a shell."""
 
+import ast
 import json
 import os
+import shlex
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,8 +16,9 @@ import yaml
 from kubeflow_trainer_api import models
 
 from sft_recipes.cli import main
-from sft_recipes.launch import kubernetes, skypilot
+from sft_recipes.launch import kubernetes, ray, skypilot
 from sft_recipes.recipes import clusters
+from sft_recipes.runs.run import Run
 
 NASTY = 'it\'s $(touch pwned) a "project"'
 KUBERNETES: dict[str, Any] = {
@@ -46,6 +50,17 @@ SKYPILOT: dict[str, Any] = {
     "port": 29501,
     "environment": ["HF_TOKEN"],
 }
+RAY: dict[str, Any] = {
+    "engine": "ray",
+    "address": "http://head:8265",
+    "gpu_type": "H100",
+    "gpus_per_node": 8,
+    "cpus_per_node": 64,
+    "memory_per_node": "800G",
+    "grace_seconds": 120,
+    "gpus_per_trial": 0.5,
+}
+# Those of several machines.
 SITES = {"kubernetes": KUBERNETES, "skypilot": SKYPILOT}
 FILES = {"kubernetes": kubernetes.FILE, "skypilot": skypilot.FILE}
 ON_GPUS = "global_batch_size=16 per_device_train_batch_size=1 accelerate_config=ddp"
@@ -164,10 +179,65 @@ def test_a_task_of_skypilot_says_where_and_on_what(written: Written, project: Pa
     assert set(task) == {"name", "num_nodes", "resources", "volumes", "secrets", "setup", "run"}
 
 
+# Ray as far as a job needs it: a task is done when it is asked for.
+RAY_STUB = """
+import json, sys
+class exceptions:
+    class RayError(Exception): pass
+class remote:
+    def __init__(self, function): self.function = function
+    def options(self, **given):
+        print(json.dumps(given))
+        return self
+    def remote(self, *given):
+        try: return self.function(*given)
+        except OSError as error: return error
+def init(): pass
+def wait(tasks): return tasks[:1], tasks[1:]
+def get(task):
+    if isinstance(task, OSError): raise exceptions.RayError(str(task))
+    return task
+"""
+
+
+def test_a_job_on_ray_is_a_task_whose_words_no_shell_takes_apart(
+    written: Written, project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The job's own text, run with as much of Ray as it asks for (tests_clusters has a real cluster)."""
+    site(RAY | {"shared": str(project)})
+    words = ["launch", "tiny", "--on", "ray", "--gpus", "2", "--site", "mine", "--dry", "--name"]
+    assert main([*words, "big", "--set", ON_GPUS]) == 0
+    said = capsys.readouterr().out
+    file = Path.cwd() / "runs" / "big" / ray.FILE
+    by_hand = ["ray", "job", "submit", "--address", "http://head:8265", "--no-wait", "--runtime-env-json"]
+    by_hand += ['{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}}', "--", "python", str(file)]
+    assert f"nothing is submitted; {shlex.join(by_hand)} does it" in said
+    stub(tmp_path / "bin", "sft-recipes", 'pwd; printf "%s\\n" "$@"; exit 1')
+    (tmp_path / "ray.py").write_text(RAY_STUB)
+    environment = {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True, cwd="/")
+    task = {"name": "big", "num_cpus": 64, "num_gpus": 2, "memory": 800 * 2**30, "accelerator_type": "H100"}
+    assert (json.loads(done.stdout), done.returncode, done.stderr) == (task, 1, "not finished: big (1)\n")
+    assert main(["logs", "big"]) == 0
+    assert capsys.readouterr().out.splitlines() == [str(Path.cwd()), "resume", "big"]
+    # Of a sweep, a task is a trial, which may share a GPU where it takes one.
+    over = ["sweep", "tiny", "--over", "lora_r=4,8 lora_alpha=8,16", "--on", "ray", "--site", "mine", "--name", "grid"]
+    given = ["--gpus", "1", "--accel", "single_gpu", "--jobs", "2", "--set", "bf16=true dtype=bfloat16"]
+    assert main([*over, *given, "--dry"]) == 0
+    said = capsys.readouterr().out
+    assert "open       grid-t000: lora_r 4, lora_alpha 8" in said and "--on ray --site mine" in said
+    (call,) = [line for line in Path("runs/grid.sweep/job.ray.py").read_text().splitlines() if "'submit'" in line]
+    job = ast.literal_eval(call.strip())
+    assert (job["runs"], job["at_a_time"]) == ([f"grid-t00{number}" for number in range(4)], 2)
+    # Of eight GPUs.
+    assert job["task"] | {"num_gpus": 0.5, "num_cpus": 4, "memory": 50 * 2**30} == job["task"]
+    assert not [*Path.cwd().parent.rglob("pwned")]
+
+
 def test_jobs_are_submitted_by_the_engine_s_own_client_and_asked_after(
     written: Written, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """By programs that answer as kubectl 1.34 and sky 0.14 do; what they were told is kept."""
+    """By programs that answer as kubectl 1.34, sky 0.14 and ray 2.60 do; what they were told is kept."""
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     told = tmp_path / "told"
     created = {"metadata": {"namespace": "training", "name": "my-run-1-x7f"}}
@@ -179,18 +249,29 @@ case "$*" in create*) echo '{json.dumps(created)}';; *) echo '{json.dumps(found)
     sky = f"""echo "$@" >> {told}
 case "$*" in *launch*) printf '\\nManaged Job ID: \\033[1m7\\033[0m\\n';; *) echo '{json.dumps(queue)}';; esac"""
     stub(tmp_path / "bin", "sky", sky)
+    (tmp_path / "failed").write_text(
+        "\033[31mJob 'raysubmit_1' failed\033[0m\nStatus message: it\nnot finished: ray (1)\n"
+    )
+    by_ray = f"""echo "$@" >> {told}
+case "$*" in *submit*) echo "Job 'raysubmit_1' submitted successfully";; *) cat {tmp_path / "failed"};; esac"""
+    stub(tmp_path / "bin", "ray", by_ray)
     for engine, number, state, submitting in (
+        (
+            "ray",
+            "http://head:8265/raysubmit_1",
+            "failed (not finished: ray (1))",
+            "--address http://head:8265 --no-wait",
+        ),
         ("kubernetes", "training/my-run-1-x7f", "running on 1 of 2 pods", "create -f"),
         ("skypilot", "7", "recovering", "jobs launch --yes --detach-run --secret HF_TOKEN"),
     ):
-        written(engine, name="dry")
-        words = ["launch", "tiny", "--on", engine, "--nodes", "2", "--site", "mine", "--name", engine]
+        site((SITES | {"ray": RAY})[engine] | {"shared": str(Path.cwd().parent)})
+        words = ["launch", "tiny", "--on", engine, "--gpus", "2", "--site", "mine", "--name", engine]
         assert main([*words, "--set", ON_GPUS]) == 0
         assert f"job {number}" in capsys.readouterr().out
         assert f"{submitting} " in told.read_text()
         assert main(["status", engine]) == 0
         assert f"{number} of {engine}: {state}" in capsys.readouterr().out
-        subprocess.run(["rm", "-rf", "runs/dry"], check=True)
 
 
 @pytest.mark.parametrize(
@@ -222,3 +303,82 @@ def test_a_site_that_cannot_be_is_refused_at_once(
 @pytest.mark.parametrize(("name", "label"), [("My_Run.1", "my-run-1"), ("2026", "run-2026"), ("a" * 90, "a" * 40)])
 def test_a_run_is_called_as_clusters_allow(name: str, label: str) -> None:
     assert clusters.label(name) == label
+
+
+def test_the_same_command_takes_in_what_has_ended_and_submits_what_failed(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """An array on SLURM, whose programs answer as sbatch and squeue do, and runs that ended as they may."""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    over = ["sweep", "tiny", "--over", "lora_r=2,4,8,16", "--name", "grid"]
+    words = [*over, "--on", "slurm", "--accel", "cpu", "--jobs", "2"]
+    stub(tmp_path / "bin", "sbatch", "echo 'sbatch: error: invalid account' >&2; exit 1")
+    assert main(words) == 2
+    assert "SLURM refuses the job: invalid account; nothing was submitted" in capsys.readouterr().err
+    assert not [*Path("runs").glob("grid-t*")]
+    stub(tmp_path / "bin", "sbatch", "echo 77")
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "#SBATCH --array=0,1,2,3%2" in said and "job 77, 4 trials; scancel 77 ends it" in said
+    again = "sft-recipes sweep tiny --over lora_r=2,4,8,16 --name grid --accel cpu --on slurm"
+    assert f"left       4 trials: {again}" in said
+    runs = [Run.open(f"grid-t00{number}") for number in range(4)]
+    assert [run.facts()["job"]["id"] for run in runs] == [f"77_{number}" for number in range(4)]
+    assert [run.values()["lora_r"] for run in runs] == [2, 4, 8, 16]
+    done = subprocess.run(
+        ["bash"],
+        input="srun() { printf '%s\\n' \"${@: -2}\"; }; SLURM_ARRAY_TASK_ID=2\n"
+        + Path("runs/grid.sweep/job.sbatch").read_text(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines() == ["resume", "grid-t002"]
+    runs[0].update(status="finished")
+    runs[0].log.write_text('{"step": 4, "eval_loss": 2.0}\n')
+    runs[1].update(status="failed", error="the training process was killed by SIGKILL")
+    states = 'case "$*" in *77_2*) state=RUNNING;; *77_3*) state=NODE_FAIL;; *) state=FAILED;; esac'
+    stub(tmp_path / "bin", "squeue", f'{states}; echo "$state||n1|1|2"')
+    stub(tmp_path / "bin", "sbatch", "echo 78")
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "grid-t001 has not finished, its job 77_1 is failed: the training process was killed by SIGKILL" in said
+    assert "grid-t003 has not finished, its job 77_3 is node_fail" in said
+    assert "trial      grid-t002: running on n1" in said and "#SBATCH --array=1,3%2" in said
+    assert [run.facts()["job"]["id"] for run in runs] == ["77_0", "78_1", "77_2", "78_3"]
+    assert "finished   grid-t000: eval loss 2.0000" in said and "left       3 trials" in said
+    stub(tmp_path / "bin", "squeue", 'echo "PENDING|Resources||0|2"')
+    assert main(words) == 0
+    assert "submitted" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (
+            ["--over", "lora_r=4..8", "--trials", "3", "--on", "slurm"],
+            "--trials 3: Optuna chooses a trial by the results",
+        ),
+        (["--over", "lora_r=4..8", "--on", "slurm"], "OVER: lora_r is a range: Optuna chooses a trial by the results"),
+        (["--over", "lora_r=4,8", "--on", "torchrun"], "--on torchrun: its commands are started by hand, a run each"),
+        (
+            ["--over", "lora_r=4,8", "--on", "skypilot", "--jobs", "2"],
+            "--jobs 2: skypilot runs the trials as it has room",
+        ),
+        (
+            ["--over", "lora_r=4,8", "--on", "sky"],
+            "--on sky: no such engine; there are slurm, kubernetes, skypilot, ray",
+        ),
+        (
+            ["--over", "lora_r=4,8", "--on", "ray"],
+            "--on ray needs --site NAME, a file of clusters/ like ray_example.yaml",
+        ),
+        (["--over", "lora_r=4,8", "--dry"], "are of trials that are submitted; write"),
+    ],
+)
+def test_a_sweep_that_no_engine_can_run_is_refused(
+    project: Path, capsys: pytest.CaptureFixture, words: list[str], problem: str
+) -> None:
+    assert main(["sweep", "tiny", *words]) == 2
+    said = capsys.readouterr().err
+    assert problem in said and not Path("runs").exists(), said

@@ -120,11 +120,11 @@ def test_nothing_that_a_site_or_a_path_says_is_run(project: Path) -> None:
 
 def test_a_longer_training_than_a_job_may_take_is_continued(project: Path) -> None:
     planned = {"time": {"seconds": [3600.0, 36000.0]}}
-    assert submit._time({"time": None}, Site(None, {})) == (None, 1)
-    assert submit._time({"time": None}, Site("x", {"max_hours": 2})) == (7200.0, 1)
-    assert submit._time(planned, Site("x", {"max_hours": 24})) == (1.5 * 36000 + 900, 1)
+    assert submit.time_limit({"time": None}, Site(None, {})) == (None, 1)
+    assert submit.time_limit({"time": None}, Site("x", {"max_hours": 2})) == (7200.0, 1)
+    assert submit.time_limit(planned, Site("x", {"max_hours": 24})) == (1.5 * 36000 + 900, 1)
     # 15 hours with the margin, in jobs of 4 hours, a third of an hour of each of which trains nothing.
-    assert submit._time(planned, Site("x", {"max_hours": 4})) == (14400.0, 5)
+    assert submit.time_limit(planned, Site("x", {"max_hours": 4})) == (14400.0, 5)
 
 
 def test_a_job_is_refused_as_a_whole_where_it_cannot_be_submitted(

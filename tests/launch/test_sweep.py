@@ -183,13 +183,13 @@ def test_how_a_trial_ended_is_written_down(
     asked = {"recipe": "tiny", "over": "lora_r=4,8", "seed": 42}
     (Path("runs") / "s.sweep").mkdir(parents=True)
     tried = sweep.Sweep(Path("runs") / "s.sweep", asked, None, 1)
-    trial = next(tried._left())
+    trial = next(tried.left())
     assert tried.values(trial) == {"lora_r": 4}
     run = bare("s-t000", **facts)
     run.recipe.write_text("load_best_model_at_end: true\n")
     entries = [{"step": step, "eval_loss": loss} for step, loss in ((0, 0.1), (4, 2.0), (8, 3.0))]
     run.log.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
-    tried._told(trial, run, code)
+    tried.told(trial, run, code)
     found = tried.study.trials[0]
     assert (found.state.name, bool(tried.stopping)) == (state, stops)
     assert found.value == (2.0 if state == "COMPLETE" else None)
@@ -204,7 +204,7 @@ def test_a_sweep_runs_in_any_thread_and_under_nohup(project: Path, monkeypatch: 
         assert pool.submit(tried.run).result(60) == launch.INTERRUPTED
     before, heard = signal.signal(signal.SIGHUP, signal.SIG_IGN), []
     try:
-        monkeypatch.setattr(tried, "_left", lambda: heard.append(signal.getsignal(signal.SIGHUP)) or iter(()))
+        monkeypatch.setattr(tried, "left", lambda: heard.append(signal.getsignal(signal.SIGHUP)) or iter(()))
         assert (tried.run(), heard) == (launch.INTERRUPTED, [signal.SIG_IGN])
     finally:
         signal.signal(signal.SIGHUP, before)

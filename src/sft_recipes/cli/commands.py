@@ -217,7 +217,7 @@ def resume(
 @command(TRAIN)
 def launch(
     recipe: RecipeName,
-    on: Annotated[str, option("ENGINE", "slurm, or torchrun for commands to start by hand", clusters.names)],
+    on: Annotated[str, option("ENGINE", "slurm, kubernetes, skypilot, ray; torchrun is by hand", clusters.names)],
     job: Job,
     nodes: Annotated[int, number("N", "how many machines; --gpus are those of each")] = 1,
     site: Annotated[str | None, option("NAME", "a site of clusters/", names_in("clusters"))] = None,
@@ -288,11 +288,15 @@ def sweep(
     jobs: Annotated[int | None, number("N", "trials at a time; one for each GPU without it")] = None,
     name: Annotated[str | None, option("NAME", "the runs are NAME-t000 and so on")] = None,
     out: Annotated[Path | None, output("FILE", "write the best as this recipe")] = None,
+    on: Annotated[str | None, option("ENGINE", "make jobs of the trials, as launch does", clusters.names)] = None,
+    site: Annotated[str | None, option("NAME", "a site of clusters/", names_in("clusters"))] = None,
+    dry: Annotated[bool, flag("dry", "write the trials' jobs, and submit nothing")] = False,
 ) -> Result:
     """Train a recipe with several values, compare them, and write the best as a recipe."""
     from sft_recipes.launch import sweep
 
-    code, facts = sweep.sweep(recipe, over, trials=trials, jobs=jobs, run_name=name, out=out, **job.where)
+    asked: dict[str, Any] = {"trials": trials, "jobs": jobs, "run_name": name, "out": out}
+    code, facts = sweep.sweep(recipe, over, **asked, engine=on, site_name=site, dry=dry, **job.where)
     return Result(facts, code=code)
 
 

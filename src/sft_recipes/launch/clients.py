@@ -1,10 +1,37 @@
 """An engine's own client program: whether it is here, and what it says of a job that it is given."""
 
+import dataclasses
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 
 from sft_recipes.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Trials:
+    """Trials of a sweep that one job trains."""
+
+    stem: str
+    """Their runs are STEM-t000, STEM-t001 and so on."""
+    numbers: Sequence[int]
+    at_a_time: int | None
+    """As many as there is room for without it."""
+
+    @property
+    def names(self) -> list[str]:
+        return [trial_name(self.stem, number) for number in self.numbers]
+
+
+def trial_name(stem: str, number: int) -> str:
+    """The name of a trial's run."""
+    return f"{stem}-t{number:03}"
+
+
+def size_in_bytes(given: str) -> int:
+    """An amount of memory as `memory_per_node` says it, in powers of 1024: a number of M without a letter."""
+    number, letter = given.rstrip("KMGT"), given.lstrip("0123456789") or "M"
+    return int(number) * 1024 ** ("KMGT".index(letter) + 1)
 
 
 def missing(program: str, otherwise: str) -> Iterator[str]:

@@ -7,6 +7,7 @@ gives each pod its place in PET_* variables (kubeflow/trainer, pkg/runtime/frame
 
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -22,8 +23,6 @@ from sft_recipes.runs.run import Run
 from sft_recipes.terminal import count, duration
 
 FILE = "job.yaml"
-SUBMIT = "kubectl create -f"
-"""What submits the file by hand."""
 # The pods by their name in the runtimes that Trainer brings, and the container in each.
 NODE = "node"
 # Who owns these patches of the runtime, as Trainer asks for it.
@@ -108,6 +107,11 @@ def _environment(site: Site) -> Iterator[dict[str, Any]]:
 
 def _set(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value not in (None, [], {})}
+
+
+def by_hand(file: Path) -> str:
+    """The command that submits a job file."""
+    return f"kubectl create -f {shlex.quote(str(file))}"
 
 
 def needed(site: Site) -> Iterator[str]:

@@ -22,8 +22,6 @@ from sft_recipes.recipes.clusters import Site
 from sft_recipes.runs.run import Run
 
 FILE = "job.sky.yaml"
-SUBMIT = "sky jobs launch"
-"""What submits the file by hand."""
 # In what sky prints when a managed job is submitted (sky/utils/ux_utils.py), perhaps in colours.
 _NUMBER, _COLOUR = re.compile(r"Managed Job ID: (\d+)"), re.compile(r"\x1b\[[0-9;]*m")
 INTERRUPTED = 3
@@ -55,7 +53,7 @@ def script(run: Run, site: Site, project: Path, nodes: int, gpus: int) -> str:
         "infra": site["infra"],
         "accelerators": f"{site['gpu_type']}:{gpus}" if gpus else None,
         "cpus": f"{site['cpus_per_node']}+" if site["cpus_per_node"] else None,
-        "memory": f"{_gigabytes(site['memory_per_node'])}+" if site["memory_per_node"] else None,
+        "memory": f"{_gibibytes(site['memory_per_node'])}+" if site["memory_per_node"] else None,
         "use_spot": site["use_spot"] or None,
         "image_id": f"docker:{site['container_image']}" if site["container_image"] else None,
         # A machine that is taken away is replaced by itself; one that was told to stop exits so.
@@ -84,14 +82,18 @@ def commands(run: Run, site: Site, project: Path, nodes: int) -> str:
     return "\n".join([*lines, work]) + "\n"
 
 
-def _gigabytes(given: str) -> int:
-    """GiB, which SkyPilot counts memory in, from `memory_per_node`."""
-    number, letter = given.rstrip("KMGT"), given.lstrip("0123456789") or "M"
-    return max(1, round(int(number) * 1024.0 ** ("KMGT".index(letter) - 2)))
+def _gibibytes(given: str) -> int:
+    """What SkyPilot counts memory in, from `memory_per_node`."""
+    return max(1, round(clients.size_in_bytes(given) / 2**30))
 
 
 def _set(values: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
+
+
+def by_hand(file: Path) -> str:
+    """The command that submits a job file."""
+    return f"sky jobs launch {shlex.quote(str(file))}"
 
 
 def needed(site: Site) -> Iterator[str]:

@@ -14,13 +14,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sft_recipes.launch import clients
+from sft_recipes.launch.clients import Trials
 from sft_recipes.recipes.clusters import Site
-from sft_recipes.runs.run import Run
+from sft_recipes.runs.run import RUNS, Run
 from sft_recipes.terminal import duration
 
 FILE = "job.sbatch"
-SUBMIT = "sbatch"
-"""What submits the file by hand."""
 # What a shell and Python need; everything else of the environment that a job is submitted from stays there.
 ENVIRONMENT = ("PATH", "HOME", "USER", "LANG", "LD_LIBRARY_PATH")
 # Ports from here on, one for each job and each of its starts.
@@ -33,21 +32,26 @@ ON_EACH_NODE = (
 )
 
 
-def script(run: Run, site: Site, project: Path, nodes: int, gpus: int, seconds: float | None) -> str:
+def script(
+    run: Run, site: Site, project: Path, nodes: int, gpus: int, seconds: float | None, trials: Trials | None = None
+) -> str:
     """The text of a job file.
 
     Args:
-        run: What is trained.
+        run: What is trained, or the sweep that the trials are of.
         site: What the site asks for.
         project: The folder in which `runs/` lies, in full.
         nodes: How many machines.
         gpus: GPUs of each; 0 where CPUs train.
         seconds: The time limit to ask for; the partition's own without it.
+        trials: The trials of a sweep to train instead, as an array of jobs, each of one machine.
     """
     options: dict[str, object] = {
         "job-name": run.name,
         "chdir": project,
-        "output": f"{run.directory}/slurm-%j.out",
+        "array": trials and ",".join(map(str, trials.numbers)) + (f"%{trials.at_a_time}" if trials.at_a_time else ""),
+        # A trial's number has the zeros that its run has.
+        "output": f"{RUNS / trials.stem}-t%3a/slurm-%A_%a.out" if trials else f"{run.directory}/slurm-%j.out",
         "open-mode": "append",
         "nodes": nodes,
         "ntasks-per-node": 1,
@@ -62,20 +66,23 @@ def script(run: Run, site: Site, project: Path, nodes: int, gpus: int, seconds: 
     options |= {key: site[key] for key in ("partition", "account", "qos", "constraint", "reservation")}
     lines = ["#!/bin/bash -l" if site["modules"] else "#!/bin/bash"]
     lines += ["#SBATCH " + _option(key, value) for key, value in options.items() if value]
-    lines += ["", "# Written by sft-recipes launch. The run says how far it is: sft-recipes status " + run.name]
+    one = trials.names[0] if trials else run.name
+    lines += ["", f"# Written by sft-recipes. The run says how far it is: sft-recipes status {one}"]
     lines += [f"module load {shlex.join(site['modules'])}"] if site["modules"] else []
     lines += [f"export {name}={shlex.quote(value)}" for name, value in site.variables().items()]
     step = ["srun", "--export=ALL", "--kill-on-bad-exit=1"]
     step += [f"--cpus-per-task={site['cpus_per_node']}"] if site["cpus_per_node"] else []
     words, program = _contained(site, project)
-    work = [*program, "resume", run.name]
+    work = [*program, "resume", *([] if trials else [run.name])]
+    if trials:
+        lines.append(f'TRIAL={shlex.quote(trials.stem)}-t"$(printf %03d "$SLURM_ARRAY_TASK_ID")"')
     if nodes > 1:
         lines.append(f"export PORT=$(({PORTS})) AGAIN={run.directory}/.again")
         lines.append('rm -f "$AGAIN"')
         work = ["bash", "-c", ON_EACH_NODE, "bash", *work, "--machines", str(nodes)]
         lines.append("# One task a node, which starts the processes of its node; the first node's keeps the run.")
     lines += [
-        shlex.join([*step, *words, *work]),
+        shlex.join([*step, *words, *work]) + (' "$TRIAL"' if trials else ""),
         "code=$?",
         *(['if [ -e "$AGAIN" ]; then code=3; fi'] if nodes > 1 else []),
         "# It has saved a checkpoint, and goes on from it when the job is started again.",
@@ -98,6 +105,11 @@ def _contained(site: Site, project: Path) -> tuple[list[str], list[str]]:
     if site["container"] == "apptainer":
         return [], ["apptainer", "exec", "--nv", "--bind", here, "--pwd", here, image, "sft-recipes"]
     return [], [sys.executable, "-m", "sft_recipes"]
+
+
+def by_hand(file: Path) -> str:
+    """The command that submits a job file."""
+    return f"sbatch {shlex.quote(str(file))}"
 
 
 def needed(site: Site) -> Iterator[str]:

@@ -8,7 +8,7 @@ import itertools
 import json
 import math
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -260,8 +260,14 @@ def grid(space: Space) -> list[dict[str, Any]]:
     ]
 
 
-def check(name: str | Path, space: Space, **where: Unpack[Where]) -> Job:
+def check(name: str | Path, space: Space, make: Callable[..., Job] = jobs.check, **where: Unpack[Where]) -> Job:
     """The job with the first values, when every combination that can be foreseen is a run that would start.
+
+    Args:
+        name: The recipe.
+        space: What is gone over.
+        make: What makes a job of a recipe for where its trials run; here without it.
+        where: As `job.resolve` takes it.
 
     Raises:
         InputError: With all that is wrong.
@@ -288,7 +294,7 @@ def check(name: str | Path, space: Space, **where: Unpack[Where]) -> Job:
             "metric_for_best_model: eval_loss"
         )
     where["overrides"] = given | recipes.parse_overrides(corners[0])
-    job = jobs.check(name, **where)
+    job = make(name, **where)
     for values, recipe in zip(corners, loaded, strict=True):
         found = lint.findings(job.with_recipe(recipe).case)
         problems += [f"{said(values)}: {each}" for each in found if each.stops]

@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from sft_recipes.demo import bases
 from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.files import write_whole
-from sft_recipes.launch import kubernetes, launch, seeds, skypilot, slurm
+from sft_recipes.launch import kubernetes, launch, ray, seeds, skypilot, slurm
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan, traffic
 from sft_recipes.plan.job import Job, Where
@@ -29,7 +29,7 @@ from sft_recipes.terminal import count, outliving, print_lines, say
 MARGIN, BEGINNING = 1.5, 900.0
 """A job asks for so many times what the plan says at most, and for so many seconds more to load and to evaluate."""
 # Those that take a file; the commands of torchrun are for people.
-SUBMITTED: dict[str, Any] = {"slurm": slurm, "kubernetes": kubernetes, "skypilot": skypilot}
+SUBMITTED: dict[str, Any] = {"slurm": slurm, "kubernetes": kubernetes, "skypilot": skypilot, "ray": ray}
 PLANNED = ("batch", "schedule", "memory", "time")
 
 
@@ -59,23 +59,17 @@ def submit(
         InputError: With everything that is wrong, before anything is written; or the engine refuses the job, of which
             nothing is left then.
     """
-    if engine not in clusters.ENGINES:
-        known = clusters.ENGINES
-        raise InputError(f"ON={engine}: no such engine{did_you_mean(engine, known)}; there are {', '.join(known)}")
-    site = clusters.read(site_name, engine)
+    site = site_of(engine, site_name)
     if run_name is not None:
         Run.directory_of(run_name)
-    job, each = _job(name, nodes, site, where)
-    problems = [*_refused(job, nodes, each, site), *_needed(engine, site), *([] if dry else _missing(engine, site))]
-    _raise_all(job, problems)
+    job, each = placed(name, engine, nodes, site, dry=dry, **where)
     for label, text in job.decisions():
         say(label, text)
-    for problem in _missing(engine, site) if dry else ():
-        say("warning", f"here, where nothing is submitted: {problem}")
+    warn(engine, site, dry=dry)
     jobs.lint_or_raise(job)
     figures = plan.figures_of(job)
-    _say_plan(job, figures, nodes, site)
-    limit, starts = _time(figures, site)
+    say_plan(job, figures, nodes, site)
+    limit, starts = time_limit(figures, site)
     if not dry:
         bases.build_if_needed(job.recipe)
     run = launch.create(job, run_name)
@@ -115,6 +109,43 @@ def submit_seeds(
         raise InputError(*error.problems, *before) from None
     say("compare", f"when all have finished: make compare RUNS={shlex.quote(' '.join(run.name for run in runs))}")
     return runs
+
+
+def site_of(engine: str, name: str | None) -> Site:
+    """The site of that name for jobs of an engine.
+
+    Raises:
+        InputError: There is no such engine or site, or the site is not one of it.
+    """
+    if engine not in clusters.ENGINES:
+        known = clusters.ENGINES
+        raise InputError(f"ON={engine}: no such engine{did_you_mean(engine, known)}; there are {', '.join(known)}")
+    return clusters.read(name, engine)
+
+
+def placed(
+    name: str | Path, engine: str, nodes: int, site: Site, *, dry: bool, **where: Unpack[Where]
+) -> tuple[Job, int]:
+    """A recipe as a job on machines of a site, with the processes of each.
+
+    Raises:
+        InputError: With all that keeps it from being submitted, but what its rows say.
+    """
+    job, each = _job(name, nodes, site, where)
+    problems = [*_refused(job, nodes, each, site), *_needed(engine, site), *([] if dry else _missing(engine, site))]
+    if engine == "ray" and nodes > 1:
+        others = ", ".join(name for name in clusters.ENGINES if name != engine)
+        problems.append(
+            f"NODES={nodes}: on ray one machine trains a run; leave NODES out, or launch ON one of {others}"
+        )
+    _raise_all(job, problems)
+    return job, each
+
+
+def warn(engine: str, site: Site, *, dry: bool) -> None:
+    """Say what a dry run does without, and a job does not."""
+    for problem in _missing(engine, site) if dry else ():
+        say("warning", f"here, where nothing is submitted: {problem}")
 
 
 def _job(name: str | Path, nodes: int, site: Site, where: Where) -> tuple[Job, int]:
@@ -175,7 +206,7 @@ def _raise_all(job: Job, problems: list[str]) -> None:
         raise InputError(*problems)
 
 
-def _say_plan(job: Job, figures: dict[str, Any], nodes: int, site: Site) -> None:
+def say_plan(job: Job, figures: dict[str, Any], nodes: int, site: Site) -> None:
     """What the plan says of running there, and what goes over the wire."""
     subject = ""
     for label, text in plan.render(figures):
@@ -193,7 +224,7 @@ def _say_plan(job: Job, figures: dict[str, Any], nodes: int, site: Site) -> None
     say("traffic", text)
 
 
-def _time(figures: dict[str, Any], site: Site) -> tuple[float | None, int]:
+def time_limit(figures: dict[str, Any], site: Site) -> tuple[float | None, int]:
     """The seconds to ask for, None where nothing says how many, and in how many starts the run ends."""
     longest = site["max_hours"] and site["max_hours"] * 3600.0
     planned = figures["time"] and figures["time"]["seconds"]
@@ -234,7 +265,7 @@ def _hand_over(
     number = None if dry else place.submit(file)
     run.update(status="interrupted", job=facts | {"id": number})
     if dry:
-        say("dry run", f"nothing is submitted; {place.SUBMIT} {shlex.quote(str(file))} does it")
+        say("dry run", f"nothing is submitted; {place.by_hand(file)} does it")
     else:
         say("submitted", f"job {number}")
         say("follow", f"make status NAME={run.name}, and make logs NAME={run.name}")
@@ -273,9 +304,7 @@ def status(name: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         "job": facts.get("job"),
         "state": None,
     }
-    job = facts.get("job")
-    if job and job["id"] and (place := SUBMITTED.get(job["engine"])):
-        found["state"] = place.state(job)
+    job, found["state"] = facts.get("job"), state_of(run)
     state = str(found["state"]).partition(" ")[0]
     said = unfinished(run) or f"{run.directory} is finished"
     if state == "pending":
@@ -294,6 +323,13 @@ def status(name: str) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     return found, lines
 
 
+def state_of(run: Run) -> str | None:
+    """What the engine says of the job of a run; None where none was submitted."""
+    job = run.facts().get("job")
+    place = SUBMITTED.get(job["engine"]) if job and job["id"] else None
+    return place.state(job) if place else None
+
+
 def logs(name: str, lines: int) -> tuple[Path, str]:
     """The newest file that the jobs of a run have written to, and its last lines.
 
@@ -301,7 +337,7 @@ def logs(name: str, lines: int) -> tuple[Path, str]:
         InputError: There is no such run, or nothing was written yet.
     """
     run = Run.open(name)
-    files = [path for path in [*run.directory.glob("slurm-*.out"), run.output] if path.is_file()]
+    files = [path for path in [*run.directory.glob("*.out"), run.output] if path.is_file()]
     if not files:
         raise InputError(f"{run.directory}: no job has written anything yet; make status NAME={run.name} says why")
     newest = max(files, key=lambda path: path.stat().st_mtime)

@@ -23,7 +23,9 @@ from typing import IO, Any, Unpack
 from sft_recipes.demo import bases
 from sft_recipes.errors import InputError
 from sft_recipes.files import write_whole
-from sft_recipes.launch import launch, seeds, space
+from sft_recipes.launch import launch, seeds, space, submit
+from sft_recipes.launch import trials as trials_on
+from sft_recipes.launch.clients import trial_name
 from sft_recipes.launch.processes import signals_taken
 from sft_recipes.launch.space import Choices, Space
 from sft_recipes.plan import plan
@@ -72,6 +74,9 @@ class Sweep:
         self.directory, self.asked, self.trials, self.jobs = directory, asked, trials, jobs
         self.space: Space = space.parse(asked["over"])[0]
         self.stem = directory.name.removesuffix(".sweep")
+        # What a command that goes on names of an engine.
+        self.placed: dict[str, Any] = {}
+        self.check = space.check
         self.active: list[Active] = []
         self.stopping = 0
         self.broken = False
@@ -116,7 +121,7 @@ class Sweep:
 
     def run_of(self, number: int) -> Run:
         """The run of a trial."""
-        return Run(RUNS / f"{self.stem}-t{number:03}")
+        return Run(RUNS / trial_name(self.stem, number))
 
     def values(self, trial: Any) -> dict[str, Any]:
         """What a trial sets."""
@@ -125,7 +130,7 @@ class Sweep:
     def run(self) -> int:
         """Train what is left: 0 when it has ended, 3 if it was stopped, 1 if the first trial failed."""
         with signals_taken(self._ask):
-            left = self._left()
+            left = self.left()
             while True:
                 while not self.stopping and len(self.active) < self.jobs and (trial := next(left, None)):
                     self._start(trial)
@@ -145,7 +150,7 @@ class Sweep:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(each.process.pid, signal.SIGINT)
 
-    def _left(self) -> Iterator[Any]:
+    def left(self) -> Iterator[Any]:
         """The trials to train: first those that were interrupted, then new ones."""
         import optuna
 
@@ -173,7 +178,7 @@ class Sweep:
             if (facts := run.facts())["status"] == "finished":
                 if facts["own"].get("task") is None or run.metrics("test").is_file():
                     # It had ended when this program was stopped.
-                    self._told(trial, run, launch.FINISHED)
+                    self.told(trial, run, launch.FINISHED)
                     return
                 command = ["evaluate", "--base", "--", run.name]
         else:
@@ -213,14 +218,14 @@ class Sweep:
             self.active.remove(each)
             if each.output:
                 each.output.close()
-            self._told(each.trial, each.run, each.process.returncode, pruned=each.pruned)
+            self.told(each.trial, each.run, each.process.returncode, pruned=each.pruned)
 
     def _worse(self, each: Active, step: int) -> bool:
         """Whether a trial has been given its chance, and is above the median of the others."""
         steps = each.run.facts()["in_effect"]["run"]["max_steps"]
         return step >= CHANCE * steps and each.trial.should_prune()
 
-    def _told(self, trial: Any, run: Run, code: int, *, pruned: bool = False) -> None:
+    def told(self, trial: Any, run: Run, code: int, *, pruned: bool = False) -> None:
         """Write down how a trial ended; one that was interrupted stays open."""
         from optuna.trial import TrialState
 
@@ -252,7 +257,7 @@ class Sweep:
             {
                 "number": each.number,
                 "run": self.run_of(each.user_attrs.get("same_as", each.number)).name,
-                "state": STATES[each.state.name],
+                "state": "open" if self.placed and each.state.name == "RUNNING" else STATES[each.state.name],
                 "values": self.values(each),
                 "eval_loss": each.value,
                 "evaluations": len(each.intermediate_values),
@@ -309,10 +314,10 @@ class Sweep:
             time_taken = f", {duration(each['seconds'])}" if each["seconds"] else ""
             say(each["state"], f"{each['run']}: {loss}{space.said(each['values'])}{time_taken}")
         if code != launch.FINISHED:
-            left = self.number - sum(each["state"] != "interrupted" for each in trials)
+            left = self.number - sum(each["state"] not in ("interrupted", "open") for each in trials)
             given = {"RECIPE": asked["recipe"], "OVER": asked["over"], "TRIALS": self.trials, "NAME": self.stem}
             given |= {"ACCEL": asked["accel"], "GPUS": asked["processes"], "OUT": out}
-            given |= {"JOBS": self.jobs if self.jobs > 1 else None}
+            given |= {"JOBS": self.jobs if self.jobs > 1 else None, **self.placed}
             command = seeds.make_command("sweep", given, asked["overrides"])
             say("left", f"{count(left, 'trial')}: {command}")
             self._page(facts, [(f"{count(left, 'trial')} are left; the same command goes on with them:", command)])
@@ -338,7 +343,8 @@ class Sweep:
             say("recipe", str(out))
         words = [] if out else [*asked["overrides"], *recipes.as_words(best["values"])]
         name = out.stem if out else asked["recipe"]
-        train = f'{seeds.make_command("train", {"RECIPE": name}, words)} SEEDS="42 43 44"'
+        target = "launch" if self.placed else "train"
+        train = f'{seeds.make_command(target, {"RECIPE": name, **self.placed}, words)} SEEDS="42 43 44"'
         further = self._further(best, where)
         for sentence, command in further:
             say("edge", f"{sentence} {command}")
@@ -366,14 +372,14 @@ class Sweep:
         )
         wanted, there = space.parse(over)[0], Where(**{**where, "overrides": words})
         try:
-            space.check(self.asked["recipe"], wanted, **there)
+            self.check(self.asked["recipe"], wanted, **there)
         except InputError:
             # There are no such values, as of a dropout of 1.
             return []
         names = (f"{self.stem}-{number}" for number in itertools.count(2))
         given = {"RECIPE": self.asked["recipe"], "OVER": over, "ACCEL": self.asked["accel"]}
         given |= {"TRIALS": self.trials, "NAME": next(name for name in names if not (RUNS / f"{name}.sweep").exists())}
-        command = seeds.make_command("sweep", given | {"GPUS": self.asked["processes"]}, words)
+        command = seeds.make_command("sweep", given | {"GPUS": self.asked["processes"], **self.placed}, words)
         return [(f"the best has {ends}, so a better one may lie beyond:", command)]
 
     def write_recipe(self, best: dict[str, Any], tried: int, out: Path) -> None:
@@ -399,6 +405,9 @@ def sweep(
     jobs: int | None = None,
     run_name: str | None = None,
     out: Path | None = None,
+    engine: str | None = None,
+    site_name: str | None = None,
+    dry: bool = False,
     **where: Unpack[Where],
 ) -> tuple[int, dict[str, Any]]:
     """Train a recipe with the values of OVER, or go on with a sweep that was begun.
@@ -410,11 +419,14 @@ def sweep(
         jobs: trials at a time; without it one for each visible GPU where a trial takes one, and otherwise one.
         run_name: the runs are NAME-t000 and so on; the recipe's name and `sweep` without it.
         out: a file in recipes/ to write the best as.
+        engine: one of `submit.SUBMITTED`, whose jobs the trials are; here without it.
+        site_name: a site of clusters/.
+        dry: write the trials' runs and jobs, and submit nothing.
         where: as `job.resolve` takes it.
 
     Returns:
-        The exit code (0 all trials have ended, 1 one of them failed, 3 stopped, and the same command goes on) and what
-        sweep.json holds.
+        The exit code (0 all trials have ended or have jobs, 1 one of them failed, 3 stopped, and the same command goes
+        on) and what sweep.json holds.
 
     Raises:
         InputError: With everything that is wrong, before the first trial.
@@ -428,15 +440,23 @@ def sweep(
     problems += _no_recipe(out)
     if trials is None and space.size(wanted) > space.LARGEST:
         problems.append(f"OVER has {space.size(wanted):,} combinations; let Optuna choose among them with TRIALS=20")
-    if trials is None and ranges:
+    if engine is None and (site_name or dry):
+        problems.append("SITE and DRY are of trials that are submitted; write ON=slurm too, or leave them out")
+    if engine is not None:
+        problems += trials_on.refused(engine, trials, jobs, ranges)
+    elif trials is None and ranges:
         problems.append(
             f"OVER: {', '.join(ranges)} is a range, which has no end of values; say how many with TRIALS=20"
         )
+    check, site = space.check, None
     try:
-        job = space.check(name, wanted, **where)
+        if engine is not None:
+            site = submit.site_of(engine, site_name)
+            check = functools.partial(space.check, make=functools.partial(trials_on.job_of, engine, site, dry=dry))
+        job = check(name, wanted, **where)
     except InputError as error:
         raise InputError(*problems, *error.problems) from None
-    at_a_time, too_many = _at_a_time(jobs, job)
+    at_a_time, too_many = _at_a_time(jobs, job) if site is None else (jobs or 1, [])
     if problems := problems + too_many:
         raise InputError(*problems)
     asked = {
@@ -450,10 +470,16 @@ def sweep(
         "seed": job.recipe["seed"],
         "on_cpu": job.topology.use_cpu,
         "chosen_by": "Optuna" if trials else "grid",
+        "engine": engine,
     }
     mine = Sweep(RUNS / f"{stem}.sweep", asked, trials, at_a_time)
     mine.check_same_config()
-    bases.build_if_needed(job.recipe)
+    if engine is not None:
+        mine.placed, mine.check = {"ON": engine, "SITE": site_name}, check
+    if site is not None and engine is not None:
+        submit.warn(engine, site, dry=dry)
+    if not dry:
+        bases.build_if_needed(job.recipe)
     how = "every combination" if trials is None else "chosen by Optuna"
     how += ", those worse than the median stopped early" if mine.prunes else ""
     how += f", {mine.jobs} at a time" if mine.jobs > 1 else ""
@@ -461,10 +487,16 @@ def sweep(
     mine.directory.mkdir(parents=True, exist_ok=True)
     with Run(mine.directory).locked():
         mine.write()
-        code = mine.run()
+        if engine is None or site is None:
+            code = mine.run()
+        else:
+            trials_on.submit_left(mine, job, engine, site, jobs, dry=dry)
+            code = launch.INTERRUPTED if any(mine.left()) else launch.FINISHED
         mine.write()
     facts = mine.facts()
-    return mine.conclude(facts, code, out, where), facts
+    ended = mine.conclude(facts, code, out, where)
+    # Whoever hands out jobs is done.
+    return launch.FINISHED if engine is not None and ended == launch.INTERRUPTED else ended, facts
 
 
 def held_out(run: Run) -> list[tuple[int, float]]:

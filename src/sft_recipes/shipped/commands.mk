@@ -32,9 +32,9 @@ rules: ## every rule that plan and train apply
 rehearse: ## run RECIPE for a few steps with a tiny model on CPU processes, to see that nothing breaks
 audit: ## check another tool's SFT configuration FILE, and translate it into the recipe OUT (TOOL=axolotl, GPUS=8)
 train: ## fine-tune RECIPE into runs/NAME (MODEL=, DATA=, ACCEL=, GPUS=, SET=, NAME=, RESUME=1, SEEDS="42 43")
-sweep: ## RECIPE with every value of OVER="learning_rate=1e-4,2e-4 lora_r=16,32", compared (TRIALS=20 by Optuna, JOBS=, OUT=)
+sweep: ## RECIPE with every value of OVER="learning_rate=1e-4,2e-4 lora_r=16,32", compared (TRIALS=20 by Optuna, JOBS=, OUT=; ON=slurm SITE= as jobs)
 resume: ## continue the interrupted run NAME from its newest whole checkpoint (FORGET_BEST=1 where its best is lost)
-launch: ## RECIPE on several machines: a job ON=slurm, or ON=torchrun the commands (NODES=2, GPUS= of each, SITE=, SEEDS=, DRY=1)
+launch: ## RECIPE elsewhere: a job ON=slurm, kubernetes, skypilot or ray, or ON=torchrun the commands (NODES=2, GPUS= of each, SITE=, SEEDS=, DRY=1)
 status: ## how far the run NAME is, and what the engine says of its job
 logs: ## the last lines of what the job of the run NAME has written (LINES=40)
 watch: ## the curves of the run NAME while it trains, in a browser on this machine (PORT=6006; all runs without NAME)
