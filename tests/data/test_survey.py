@@ -121,6 +121,14 @@ def test_estimates_are_near_the_truth_for_a_chat_model_of_english(project: Path)
 # Counting
 
 
+def test_ascii_is_normalised_as_every_other_text() -> None:
+    ascii_, unseen = [*map(chr, range(128))], "\N{ZERO WIDTH SPACE}"
+    for pair in (f"{one}{other}" for one in ascii_ for other in ascii_):
+        # What nobody sees says nothing, but takes the longer way.
+        text = f"A{pair}b {pair}"
+        assert survey.normalised(text) == survey.normalised(text + unseen)
+
+
 def test_rows_are_numbered_within_their_split_and_compared_across(tmp_path: Path) -> None:
     train = [{"prompt": f"q {n}", "completion": f"a {n}"} for n in range(2500)]
     again = [train[7], {"prompt": "Q  8.", "completion": "a 8"}, {"prompt": "q 9", "completion": "b"}]

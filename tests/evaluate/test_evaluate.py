@@ -211,10 +211,22 @@ def test_what_cannot_be_evaluated_is_refused(with_task: Path, one: Run) -> None:
         evaluate.evaluate("one")
 
 
-def test_the_fingerprint_is_of_the_rows_and_of_how_they_are_asked(with_task: Path) -> None:
+def test_the_fingerprint_is_of_the_rows_and_of_how_they_are_asked(
+    with_task: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = recipes.load("tiny")
     prepared = preparation.prepare(**preparation.source_of(recipe), cache=preparation.CACHE)
-    assert questions.check(recipe, prepared) == questions.check(recipe, prepared)
+    found = questions.check(recipe, prepared)
+    assert found is not None
+    # The rows are read once.
+    with monkeypatch.context() as unread:
+        unread.setattr(questions, "_rows", lambda *_: pytest.fail("the rows are read again"))
+        assert questions.check(recipe, prepared) == found
+    (kept,) = (prepared.directory / ".asked").iterdir()
+    kept.write_text(kept.read_text(encoding="utf-8")[:-20], encoding="utf-8")
+    assert questions.check(recipe, prepared) == found
+    other = recipes.load("tiny", {"labels": [*reversed(found.task.labels)]})
+    assert questions.check(other, prepared).task.labels == found.task.labels[::-1]  # type: ignore[union-attr]
     ids = {question.id for question in checked().questions}
     assert len(ids) == len({row["input"] for row in rows_to_ask()})
 

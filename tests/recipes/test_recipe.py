@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import resource
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from conftest import ROOT
 
 from sft_recipes import cli
 from sft_recipes.errors import InputError
+from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
 from sft_recipes.recipes.recipe import LARGEST, Recipe, dump, load, parse_overrides
 
@@ -624,3 +626,34 @@ def test_a_resolved_recipe_is_read_back_as_it_was(monkeypatch: pytest.MonkeyPatc
     monkeypatch.chdir(ROOT)
     resolved = topology.resolve(load("default"), topology.read("zero3", "a test"))
     assert yaml.safe_load(dump(resolved.upstream())) == resolved.upstream()
+
+
+def test_libyaml_reads_a_recipe_as_pyyaml_does() -> None:
+    """With the place of each value; and what is no YAML is said in PyYAML's words."""
+    files = [
+        path
+        for folder in ("recipes", "models", "src/sft_recipes/recipes/evidence")
+        for path in ROOT.glob(f"{folder}/*.yaml")
+    ]
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    texts += [
+        "? a\n: b",
+        "{a: 1, 'b': [x, 2e-4, 010]}",
+        "a: |\n  b\n\n  c\n",
+        "a: >-\n  b\n  c",
+        "a: é # c\nb: ''",
+        "\ufeffa: no",
+    ]
+
+    def pairs(loader: recipes._Loader) -> list[Any]:
+        node = loader.get_single_node()
+        return [
+            (key.value, key.start_mark.line, loader.construct_object(value, deep=True)) for key, value in node.value
+        ]
+
+    assert len(files) > 100
+    for text in texts:
+        assert pairs(recipes._Fast(text)) == pairs(recipes._Loader(text)), text
+    for wrong, said in {"a: b: c": "mapping values are not allowed here", "a: [1": "expected ',' or ']'"}.items():
+        with pytest.raises(yaml.YAMLError, match=re.escape(said)):
+            recipes._composed(wrong)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from typer import BadParameter, Exit, Option, Typer, TyperException
+from typer._coercion import RuntimeParam, build_runtime_param
 from typer.core import TyperCommand, TyperGroup
 
 from sft_recipes import terminal
@@ -140,7 +141,31 @@ def _no_reader() -> int:
     return 0
 
 
-class _Grouped(TyperGroup):
+class _AsGiven(RuntimeParam):
+    """What typer makes of a value: itself where that is text. For all else it imports pydantic, a third of a start."""
+
+    def _coerce_value(self, value: Any, param: Any, ctx: Any) -> Any:
+        if self.parameter_info.parser is not None:
+            return self.parameter_info.parser(value)
+        if self.annotation is str:
+            return value
+        if self.annotation == list[str]:
+            return [*value]
+        return build_runtime_param(param.type_descriptor)._coerce_value(value, param, ctx)
+
+
+class _Light:
+    """A command that reads its values so."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        found: list[Any] = super().get_params(ctx)  # type: ignore[misc]
+        for each in found:
+            known = each.type_descriptor
+            each._runtime_param = each._runtime_param or _AsGiven(known.parameter_info, known.annotation)
+        return found
+
+
+class _Grouped(_Light, TyperGroup):
     """The commands by their groups, also where the help is plain text."""
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
@@ -149,7 +174,7 @@ class _Grouped(TyperGroup):
                 formatter.write_dl([(each.name, each.help) for each in commands])
 
 
-class _Command(TyperCommand):
+class _Command(_Light, TyperCommand):
     """A command none of whose arguments and options is given and says nothing."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

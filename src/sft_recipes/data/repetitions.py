@@ -10,10 +10,11 @@ import tempfile
 from array import array
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypedDict, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypedDict, cast
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # Examples kept of each problem.
 EXAMPLES = 5
@@ -54,8 +55,10 @@ class Hashes:
         """How many parts there have to be for each to have about `AT_ONCE` rows."""
         return 1 + self.rows // AT_ONCE
 
-    def part(self, number: int, of: int, name: str, beside: str | None = None) -> tuple[NDArray[np.int64], ...]:
+    def part(self, number: int, of: int, name: str, beside: str | None = None) -> "tuple[NDArray[np.int64], ...]":
         """The rows, counted from 0, whose hash has this remainder, their hashes, and those of something else."""
+        import numpy as np
+
         found = [
             (start + chosen, values[chosen], other[chosen])
             for start, values, other in self._blocks(name, beside or name)
@@ -64,6 +67,8 @@ class Hashes:
         return tuple(map(np.concatenate, zip(*found, strict=True))) if found else (np.zeros(0, np.int64),) * 3
 
     def _blocks(self, *names: str) -> Iterator[tuple[Any, ...]]:
+        import numpy as np
+
         for start in range(0, self.rows, _BLOCK):
             blocks = []
             for name in names:
@@ -83,6 +88,8 @@ def within(hashes: Hashes) -> dict[str, RowsFound]:
 
 def _repeats(hashes: Hashes, name: str, other: str | None = None) -> Iterator[Pairs]:
     """Rows of each part that repeat an earlier one, or that do and differ from the first in something else."""
+    import numpy as np
+
     for number in range(hashes.parts()):
         rows, values, beside = hashes.part(number, hashes.parts(), name, other)
         _, first, inverse = np.unique(values, return_index=True, return_inverse=True)
@@ -96,6 +103,8 @@ def _repeats(hashes: Hashes, name: str, other: str | None = None) -> Iterator[Pa
 
 def distinct(hashes: Hashes, name: str) -> int:
     """How many different ones there are."""
+    import numpy as np
+
     parts = hashes.parts()
     return sum(len(np.unique(hashes.part(number, parts, name)[1])) for number in range(parts))
 
@@ -109,6 +118,8 @@ def between(own: Hashes, other: Hashes) -> dict[str, RowsFound]:
 
 
 def _shared(own: Hashes, other: Hashes, name: str) -> Iterator[Pairs]:
+    import numpy as np
+
     parts = max(own.parts(), other.parts())
     for number in range(parts):
         rows, values, _ = own.part(number, parts, name)

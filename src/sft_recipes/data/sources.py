@@ -10,8 +10,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from sft_recipes.data.readers import Problems, Row, Source, by_name, file_source, form
 from sft_recipes.errors import InputError, listed, nearest
 from sft_recipes.recipes.sources import Entry
@@ -199,6 +197,8 @@ def drawn(rows: list[int], weights: list[float], stopping_strategy: str) -> Iter
         stopping_strategy: first_exhausted ends with the first source of which all rows have been drawn, all_exhausted
             with the last one.
     """
+    import numpy as np
+
     ends = any if stopping_strategy == "first_exhausted" else all
     shares = np.array(weights) / sum(weights)
     generator = np.random.default_rng(SEED)

@@ -42,6 +42,7 @@ SHOWN = 200
 _PUNCTUATION = re.compile(
     r"""[\s.,;:!?'"`()\[\]{}_\u00b4\u2010-\u2015\u2018-\u201f\u2022\u2026\u2039\u203a\u300c-\u300f«»-]+"""
 )
+_SPACES = {code: " " for code in range(128) if _PUNCTUATION.fullmatch(chr(code))}
 # What no reader sees: soft hyphens, marks of width and direction, and the mark at the start of a file.
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe0f\ufeff]")
 # {name} and {{name}}; not what code and LaTeX write: ${name}, \frac{a}, f(x){y}.
@@ -521,10 +522,16 @@ def _class_field(train: Split) -> str | None:
 
 def normalised(*texts: str) -> str:
     """Each of the texts without case, punctuation, spacing and Unicode form, unless nothing else is there."""
-    return "\0".join(
-        _PUNCTUATION.sub(" ", unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).casefold()).strip() or text
-        for text in texts
-    )
+    return "\0".join((_ascii(text) if text.isascii() else _any(text)) or text for text in texts)
+
+
+def _any(text: str) -> str:
+    return _PUNCTUATION.sub(" ", unicodedata.normalize("NFC", _INVISIBLE.sub("", text)).casefold()).strip()
+
+
+def _ascii(text: str) -> str:
+    """The same of what has one form and nothing invisible, in a fifth of the time."""
+    return " ".join(text.lower().translate(_SPACES).split())
 
 
 def _unrendered(text: str) -> bool:

@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from sft_recipes import files
 
 if TYPE_CHECKING:
@@ -164,6 +162,7 @@ class Writer:
 
     def write(self, sizes: Sequence["Size"]) -> None:
         """Write rows."""
+        import numpy as np
         import pyarrow as pa
 
         lengths = np.fromiter((size.length for size in sizes), np.int32, len(sizes))

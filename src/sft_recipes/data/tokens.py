@@ -13,7 +13,6 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -97,6 +96,8 @@ def find_tokenizer(recipe: Recipe) -> Tokenizer | None:
 
     None as well where `chat_template_path` is another model that neither has. Nothing is downloaded.
     """
+    from importlib.metadata import version
+
     directory = directory_of(recipe["model_name_or_path"], recipe["model_revision"])
     path, text, source = recipe["chat_template_path"], None, None
     if path and path.endswith(places.TEMPLATES):
@@ -106,7 +107,7 @@ def find_tokenizer(recipe: Recipe) -> Tokenizer | None:
     if directory is None or (path and text is None and source is None):
         return None
     own = (recipe["eos_token"], recipe["mask_empty_reasoning"])
-    decisive = [metadata.version("transformers"), metadata.version("trl"), text, *own]
+    decisive = [version("transformers"), version("trl"), text, *own]
     digest = hashlib.sha256(json.dumps(decisive).encode())
     files = [place / file for place in (directory, source) if place for file in (*FILES, *_BESIDE)]
     for file in (*files, *templates.shipped().values()):

@@ -4,7 +4,6 @@ Rendering is Python and tokenising is Rust on every token, so a process for each
 `python -m`, as all other processes here, since neither a notebook nor a program may be forked or imported again.
 """
 
-import concurrent.futures
 import contextlib
 import os
 import pickle
@@ -65,6 +64,8 @@ def counted(
             return worker.count(part)
         finally:
             idle.put(worker)
+
+    import concurrent.futures
 
     pool = concurrent.futures.ThreadPoolExecutor(number)
     try:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, special, stats
-from sklearn import metrics as sklearn_metrics
 
 from sft_recipes.evaluate.statistics import CONFIDENCE, Estimate, bootstrap, estimate, f1_interval, percentile, wilson
 
@@ -95,9 +94,11 @@ def describe(
         resampled: shape (resamples, len(SCORES)), the predictor's scores on resampled rows.
         probabilities: shape (rows, labels), or None.
     """
+    from sklearn import metrics
+
     n, classes = len(gold), range(len(labels))
     means = {
-        average: sklearn_metrics.f1_score(gold, predicted, labels=classes, average=average, zero_division=np.nan)
+        average: metrics.f1_score(gold, predicted, labels=classes, average=average, zero_division=np.nan)
         for average in ("macro", "micro", "weighted")
     }
     accuracy = _share(int(np.count_nonzero(gold == predicted)), n)
@@ -107,8 +108,8 @@ def describe(
     micro = estimate(means["micro"], bounds["micro_f1"]) if invalid else accuracy
     # scikit-learn says 0 for 0 / 0.
     constant = len(set(predicted)) == 1 or len(set(gold)) == 1
-    mcc = np.nan if constant else sklearn_metrics.matthews_corrcoef(gold, predicted)
-    confusion = sklearn_metrics.confusion_matrix(gold, predicted, labels=range(len(labels) + 1))[: len(labels)]
+    mcc = np.nan if constant else metrics.matthews_corrcoef(gold, predicted)
+    confusion = metrics.confusion_matrix(gold, predicted, labels=range(len(labels) + 1))[: len(labels)]
     ece, reliability = None, None
     if probabilities is not None:
         ece, reliability = calibration(gold, predicted, probabilities, seed=seed, resamples=len(resampled))
@@ -136,7 +137,9 @@ def _classes(gold: Codes, predicted: Codes, labels: Sequence[str]) -> dict[str, 
 
     Precision is a proportion of the rows called so, given their number, as recall is one of the rows of the class.
     """
-    precision, recall, f1, support = sklearn_metrics.precision_recall_fscore_support(
+    from sklearn import metrics
+
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
         gold, predicted, labels=range(len(labels)), zero_division=np.nan
     )
     result = {}
@@ -158,12 +161,14 @@ def _roc_auc(gold: Codes, probabilities: Floats) -> Estimate:
     DeLong, DeLong and Clarke-Pearson (1988, doi:10.2307/2531595), computed by midranks as in Sun and Xu (2014,
     doi:10.1109/LSP.2014.2337313); a bootstrap would sort again for every resample.
     """
+    from sklearn import metrics
+
     present = [code for code in range(probabilities.shape[1]) if 0 < np.count_nonzero(gold == code) < len(gold)]
     if not present:
         return estimate(np.nan, None)
     targets = (gold[:, None] == present).astype(int)
     scores = probabilities[:, present]
-    value = float(sklearn_metrics.roc_auc_score(targets, scores, average="macro"))
+    value = float(metrics.roc_auc_score(targets, scores, average="macro"))
     influence = np.zeros(len(gold))
     for target, score in zip(targets.T.astype(bool), scores.T, strict=True):
         ranks = stats.rankdata(score)

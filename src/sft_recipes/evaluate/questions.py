@@ -1,5 +1,6 @@
 """What an evaluation asks: the rows of a split as questions, with their classes, and which of them were trained on."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -7,19 +8,22 @@ import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import numpy as np
-from numpy.typing import NDArray
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sft_recipes.data import preparation, templates, tokens
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.data.readers import Problems
 from sft_recipes.data.survey import normalised
 from sft_recipes.errors import InputError, shown
+from sft_recipes.files import write_whole
 from sft_recipes.recipes import task
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.task import Task
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 # More groups than these are no groups; each is a row of a table and a bar of a figure.
 MOST_GROUPS = 50
@@ -27,6 +31,9 @@ MOST_GROUPS = 50
 
 # How many of the longest training answers say how long an answer can be.
 LONGEST = 20
+# Part of every key: raise it when other things would be seen in the same rows.
+ASKED_VERSION = 1
+_TUPLES = ("labels", "decisions")
 # Rows that are compared with the prompts that are asked at once.
 _BLOCK = 4096
 
@@ -123,14 +130,7 @@ def ask(own: Mapping[str, Any], prepared: Prepared, split: str) -> Asked:
     Raises:
         InputError: The training answers are no classes, or rows of the split have none of them.
     """
-    classified = own["task"] == "classification" and own["predict_by"] is None
-    reasons = classified and any(row.reasons for row in _rows(prepared, "train"))
-    own = {**own, "predict_by": "generation"} if reasons else own
-    found = task.task_of(own, (row.answer for row in _rows(prepared, "train")))
-    if reasons:
-        why = "predicted by generation: training answers have reasoning, which comes before the class"
-        found = dataclasses.replace(found, decisions=(*found.decisions, why))
-    _check_labels(found, _rows(prepared, split), prepared.splits[split]["source"])
+    found, seen = _kept(own, prepared, split) or _seen(own, prepared, split)
     names = {group for group in preparation.groups(prepared, split) if group is not None}
     if len(names) > MOST_GROUPS:
         raise InputError(
@@ -138,32 +138,98 @@ def ask(own: Mapping[str, Any], prepared: Prepared, split: str) -> Asked:
             f"such as {shown(min(names))}; name a column of at most {MOST_GROUPS} groups"
         )
     by_source = len(prepared.splits[split].get("sources", [])) > 1
-    asked = np.fromiter((_hash(row.prompt) for row in _rows(prepared, split)), np.int64)
-    leaked, longest = _trained_on(prepared, np.sort(asked))
     return Asked(
         found,
         split,
-        rows=len(asked),
-        leaked=int(np.isin(asked, [*leaked]).sum()),
+        rows=prepared.splits[split]["prepared_rows"],
+        leaked=seen.leaked,
         groups=sorted(names),
-        longest_answers=longest,
+        longest_answers=seen.longest,
         grouped_by=own["group_column"] or ("source" if by_source else None),
         prepared=prepared,
-        prompts_leaked=leaked,
+        prompts_leaked={*seen.prompts},
     )
 
 
-def _trained_on(prepared: Prepared, asked: NDArray[np.int64]) -> tuple[set[int], list[str]]:
-    """Which of the prompts that are asked, by their hashes in order, training rows have, and the longest answers."""
-    leaked: set[int] = set()
-    longest: set[str] = set()
-    rows = _rows(prepared, "train")
-    while block := [*itertools.islice(rows, _BLOCK)]:
-        hashes = np.array([_hash(row.prompt) for row in block], np.int64)
-        places = np.searchsorted(asked, hashes).clip(max=len(asked) - 1)
-        leaked.update(hashes[asked[places] == hashes].tolist())
-        longest = {*_longest({*longest, *(row.whole for row in block)})}
-    return leaked, _longest(longest)
+@dataclass
+class _Seen:
+    """What the rows have shown beside the task."""
+
+    leaked: int
+    prompts: list[int]
+    longest: list[str]
+
+
+def _place(own: Mapping[str, Any], prepared: Prepared, split: str) -> Path:
+    decisive = [ASKED_VERSION, split, {key: own[key] for key in task.KEYS}]
+    key = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()[:16]
+    # Beside the rows, whose directory is another where the content of any file of theirs is another.
+    return prepared.directory / ".asked" / f"{key}.json"
+
+
+def _kept(own: Mapping[str, Any], prepared: Prepared, split: str) -> tuple[Task, _Seen] | None:
+    """What was seen in the same rows before, by the same keys; None if it was not."""
+    try:
+        facts = json.loads(_place(own, prepared, split).read_text(encoding="utf-8"))
+        seen = _Seen(**facts["seen"])
+        if facts["task"] is None:
+            return task.task_of(own, ()), seen
+        held: dict[str, Any] = facts["task"]
+        return Task(**held | {key: tuple(held[key]) for key in _TUPLES}), seen
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _seen(own: Mapping[str, Any], prepared: Prepared, split: str) -> tuple[Task, _Seen]:
+    """The task, and what the rows show beside it, in one pass over those of training.
+
+    Raises:
+        InputError: As `ask` says.
+    """
+    import numpy as np
+
+    asked = np.sort(np.fromiter((_hash(row.prompt) for row in _rows(prepared, split)), np.int64))
+    passing = _Passing(asked)
+    rows = passing.each(_rows(prepared, "train"))
+    found = task.task_of(own, (row.answer for row in rows))
+    for _ in rows:
+        pass
+    if found.kind == "classification" and own["predict_by"] is None and passing.reasons:
+        why = "predicted by generation: training answers have reasoning, which comes before the class"
+        found = dataclasses.replace(found, by="generation", decisions=(*found.decisions, why))
+    _check_labels(found, _rows(prepared, split), prepared.splits[split]["source"])
+    leaked = sorted(passing.leaked)
+    seen = _Seen(int(np.isin(asked, leaked).sum()), leaked, passing.longest)
+    # That of a generation follows from its keys, and from a file.
+    facts = {"task": dataclasses.asdict(found) if found.kind == "classification" else None, "seen": vars(seen)}
+    path = _place(own, prepared, split)
+    # Rows that cannot be written beside are read again by the next that asks.
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(exist_ok=True)
+        write_whole(path, json.dumps(facts))
+    return found, seen
+
+
+class _Passing:
+    """What is kept of training rows while they pass: which of the prompts asked they have, and the longest answers."""
+
+    def __init__(self, asked: "NDArray[np.int64]") -> None:
+        self.asked = asked
+        self.leaked: set[int] = set()
+        self.longest: list[str] = []
+        self.reasons = False
+
+    def each(self, rows: "Iterator[_Row]") -> "Iterator[_Row]":
+        """The rows, which are looked at a block after the other."""
+        import numpy as np
+
+        while block := [*itertools.islice(rows, _BLOCK)]:
+            hashes = np.fromiter((_hash(row.prompt) for row in block), np.int64, len(block))
+            places = np.searchsorted(self.asked, hashes).clip(max=len(self.asked) - 1)
+            self.leaked.update(hashes[self.asked[places] == hashes].tolist())
+            self.longest = _longest({*self.longest, *(row.whole for row in block)})
+            self.reasons = self.reasons or any(row.reasons for row in block)
+            yield from block
 
 
 def _longest(answers: Iterable[str]) -> list[str]:
@@ -207,7 +273,8 @@ def _texts(prompt: Any) -> list[str]:
 
 
 def _hash(prompt: Any) -> int:
-    return hash(normalised(*_texts(prompt)))
+    text = normalised(*_texts(prompt)).encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
 
 
 def _check_labels(found: Task, rows: Iterable[_Row], source: str) -> None:

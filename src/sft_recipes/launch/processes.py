@@ -17,8 +17,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import psutil
-
 from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.recipes import arguments
@@ -146,6 +144,8 @@ class Processes:
 
     def _kill(self) -> None:
         """End all at once. torchrun puts its workers into sessions of their own, where no signal to a group comes."""
+        import psutil
+
         self._killed = True
         with contextlib.suppress(psutil.NoSuchProcess):
             launcher = psutil.Process(self._process.pid) if self._process else None
@@ -158,6 +158,8 @@ class Processes:
 
 
 def _is_stopped(pid: int) -> bool:
+    import psutil
+
     with contextlib.suppress(psutil.Error):
         return psutil.Process(pid).status() == psutil.STATUS_STOPPED
     return False

@@ -45,6 +45,11 @@ def directory_with(file: str, name: str, revision: str = "main") -> Path | None:
         return directory
     if is_path(name):
         return None
+    from huggingface_hub import constants
+
+    if not Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}").is_dir():
+        # What reads the cache imports a client of HTTP, which takes as long as a plan.
+        return None
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(name, file, revision=revision)

@@ -3,6 +3,7 @@
 Nothing here imports torch: a wrong recipe is answered in a fraction of a second.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -134,6 +135,17 @@ class _Loader(yaml.SafeLoader):
             raise yaml.constructor.ConstructorError(None, None, said, node.start_mark) from None
 
 
+class _Fast(_Loader):
+    """The same of events that libyaml reads, in a sixth of the time."""
+
+    def __init__(self, stream: str) -> None:
+        from yaml._yaml import CParser
+
+        super().__init__(stream)
+        events = CParser(stream)
+        vars(self).update({name: getattr(events, name) for name in ("check_event", "peek_event", "get_event")})
+
+
 for _kind in ("bool", "int", "float", "str"):
     _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _Loader.construct_plain)
 
@@ -187,8 +199,7 @@ def read(path: Path) -> dict[str, Value]:
         with open_regular(located(path)) as file:
             if (size := os.fstat(file.fileno()).st_size) > LARGEST:
                 raise InputError(f"{path}: {size} bytes are too many for a recipe; at most {LARGEST}")
-            loader = _Loader(file.read().decode("utf-8"))
-        node = loader.get_single_node()
+            loader, node = _composed(file.read().decode("utf-8"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -226,6 +237,17 @@ def read(path: Path) -> dict[str, Value]:
     if problems:
         raise InputError(*problems)
     return values
+
+
+def _composed(text: str) -> tuple[_Loader, yaml.Node | None]:
+    """The one document of a text, and what constructs its values."""
+    if yaml.__with_libyaml__:
+        # What it cannot read is PyYAML's to say, whose words are for people.
+        with contextlib.suppress(yaml.YAMLError):
+            loader: _Loader = _Fast(text)
+            return loader, loader.get_single_node()
+    loader = _Loader(text)
+    return loader, loader.get_single_node()
 
 
 # Where a word begins a list or a mapping.

@@ -61,9 +61,12 @@ def masked(text: str) -> str:
     return _LOGIN.sub("[secret]", _SHAPE.sub("[secret]", text))
 
 
-def what_in(text: str) -> str | None:
-    """What of a secret a text holds, without repeating it; None if nothing."""
-    for name, value in _of_environment().items():
+def what_in(text: str, environment: Mapping[str, str] | None = None) -> str | None:
+    """What of a secret a text holds, without repeating it; None if nothing.
+
+    `environment` has the values of variables that are secrets; this process's own, if it is not given.
+    """
+    for name, value in (_of_environment() if environment is None else environment).items():
         if value in text:
             return f"the value of the environment variable {name}"
     if shaped(text):
@@ -74,27 +77,31 @@ def what_in(text: str) -> str | None:
 def problems(values: "Mapping[str, Value]") -> dict[str, str]:
     """Of each key that holds a secret at any depth, the message that refuses it, which repeats nothing of it."""
     found = {}
+    # To read it for each of hundreds of texts would take longer than all else that is asked of a recipe.
+    environment = _of_environment()
     for key, item in values.items():
-        if said := next(secrets_of(key, item.value), None):
+        if said := next(secrets_of(key, item.value, environment), None):
             found[key] = f"{masked(f'{item.origin}: {said}')}; a recipe is kept, shown and uploaded: {REMEDY}"
     return found
 
 
-def secrets_of(key: str, value: Any, named_above: bool = False) -> Iterator[str]:
-    """Where a key, or what lies below it, holds a secret, and by what that is told."""
+def secrets_of(
+    key: str, value: Any, environment: Mapping[str, str] | None = None, named_above: bool = False
+) -> Iterator[str]:
+    """Where a key, or what lies below it, holds a secret, and by what that is told; `environment` as in `what_in`."""
     is_named = named_above or named(key.rpartition(".")[2])
-    if what := what_in(key):
+    if what := what_in(key, environment):
         yield f"a key holds {what}"
     elif isinstance(value, Mapping):
         for below, item in value.items():
-            yield from secrets_of(f"{key}.{below}", item, is_named)
+            yield from secrets_of(f"{key}.{below}", item, environment, is_named)
     elif isinstance(value, (list, tuple)):
         for item in value:
-            yield from secrets_of(key, item, is_named)
+            yield from secrets_of(key, item, environment, is_named)
     # `token: true` asks for the one of the environment, and a model's key_id is a number.
     elif is_named and not isinstance(value, bool) and value not in (None, "") and not _is_number_of(key, value):
         yield f"{_shortened(key)} is named as a secret"
-    elif isinstance(value, str) and (what := what_in(value)):
+    elif isinstance(value, str) and (what := what_in(value, environment)):
         yield f"{_shortened(key)} holds {what}"
 
 

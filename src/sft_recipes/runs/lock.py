@@ -18,8 +18,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-import psutil
-
 from sft_recipes.errors import InputError
 from sft_recipes.files import locked
 
@@ -126,6 +124,9 @@ def ranks(directory: Path, machine: int = 0) -> list[int]:
 
 
 def _trains(pid: int, directory: Path) -> bool:
+    # Nobody else needs it, and it takes longer to import than a light command may.
+    import psutil
+
     # The number may be somebody else's by now.
     try:
         return str(directory) in psutil.Process(pid).cmdline()

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,8 @@ PACKAGES = (
 
 def versions() -> dict[str, str]:
     """The packages that decide what a run computes, as they are installed."""
+    from importlib.metadata import version
+
     # DeepSpeed is for Linux alone.
     return {package: version(package) for package in PACKAGES if importlib.util.find_spec(package.replace("-", "_"))}
 

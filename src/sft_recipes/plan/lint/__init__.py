@@ -8,18 +8,20 @@ does not know (no data given, no config at hand) it passes over.
 import dataclasses
 import functools
 import importlib
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from sft_recipes.data.survey import Survey
 from sft_recipes.errors import InputError, did_you_mean
-from sft_recipes.models.base_model import Model
-from sft_recipes.plan.gpus import Spec
-from sft_recipes.plan.schedule import Schedule
 from sft_recipes.recipes import why
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.schema import table
 from sft_recipes.recipes.topology import Gpu, Topology
+
+if TYPE_CHECKING:
+    from sft_recipes.data.survey import Survey
+    from sft_recipes.models.base_model import Model
+    from sft_recipes.plan.gpus import Spec
+    from sft_recipes.plan.schedule import Schedule
 
 SEVERITIES = ("blocking", "warning", "info")
 MODULES = ("adapters", "data", "refusals", "run", "speed")
@@ -32,10 +34,10 @@ class Case:
     recipe: Recipe  # as written, with its base and overrides
     topology: Topology
     gpus: tuple[Gpu, ...] = ()  # the GPUs that are visible here
-    gpu: Spec | None = None  # the kind of GPU that it is planned for
-    model: Model | None = None
-    data: Survey | None = None  # what `survey.survey` counted in the rows
-    schedule: Schedule | None = None
+    gpu: "Spec | None" = None  # the kind of GPU that it is planned for
+    model: "Model | None" = None
+    data: "Survey | None" = None  # what `survey.survey` counted in the rows
+    schedule: "Schedule | None" = None
 
 
 Found = Iterator[dict[str, Any]]
@@ -67,7 +69,6 @@ class Rule:
     """An entry of rules.yaml, which explains its keys."""
 
     id: str
-    look: Callable[[Case], Iterable[dict[str, Any]]]
     severity: str
     idea: str  # one sentence: what the rule finds
     evidence: str  # where it was seen or measured: a link, or a document and its section
@@ -75,6 +76,15 @@ class Rule:
     instead: str
     required: bool = False
     formerly: tuple[str, ...] = ()
+    rows_with: Mapping[str, str] | None = None
+
+    @property
+    def look(self) -> Callable[[Case], Iterable[dict[str, Any]]]:
+        """Its function; a list of the rules needs none."""
+        if self.rows_with:
+            return functools.partial(_looks()["rows_with"], self.rows_with)
+        # What a training refuses has words of its own, which are the same there.
+        return _looks().get(self.id.replace("-", "_")) or functools.partial(_looks()["named"], self.id)
 
     def check(self, case: Case) -> Iterator[Finding]:
         known = {field.name: getattr(case, field.name) for field in dataclasses.fields(case)}
@@ -86,18 +96,16 @@ class Rule:
 @functools.cache
 def rules() -> dict[str, Rule]:
     """All rules by id, in order."""
+    entries = sorted(table(__name__, "rules.yaml").items())
+    return {id: Rule(id, **entry | {"evidence": why.cited(entry["evidence"])}) for id, entry in entries}
+
+
+@functools.cache
+def _looks() -> dict[str, Any]:
     looks: dict[str, Any] = {}
     for module in MODULES:
         looks |= vars(importlib.import_module(f"{__name__}.{module}"))
-    found = {}
-    for id, entry in sorted(table(__name__, "rules.yaml").items()):
-        if problems := entry.pop("rows_with", None):
-            look = functools.partial(looks["rows_with"], problems)
-        else:
-            # What a training refuses has words of its own, which are the same there.
-            look = looks.get(id.replace("-", "_")) or functools.partial(looks["named"], id)
-        found[id] = Rule(id, look, **entry | {"evidence": why.cited(entry["evidence"])})
-    return found
+    return looks
 
 
 def findings(case: Case) -> list[Finding]:
