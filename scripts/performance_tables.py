@@ -1,5 +1,6 @@
 """What docs/performance.md and docs/where_it_runs.md show of the results in benchmarks/ (`make gpu`, `make bench`)."""
 
+from collections.abc import Callable
 from typing import Any
 
 from sft_recipes.benchmark import results
@@ -37,14 +38,51 @@ def ratios() -> str:
 
 def ratios_of(name: str, facts: dict[str, Any]) -> str:
     """The ratios of one machine."""
+    found = results.measurements(facts, RATIOS)
     rows = [
         [each["what"], f"{each['value']:,}", each["bound"], "yes" if each["holds"] else "no"]
-        for each in results.measurements(facts, RATIOS).values()
+        for each in found.values()
     ]
-    text = table(["what", "found", "must be", "holds"], rows)
-    return f"### {facts['hardware']['name']}\n\n{about(name, facts)}\n\n{text}" + (
-        f"\n\n{lacks}" if (lacks := not_measured(facts)) else ""
-    )
+    missed = [each["what"] for each in found.values() if not each["holds"]]
+    parts = [
+        f"### {facts['hardware']['name']}",
+        about(name, facts),
+        f"Of {len(found)} bounds {len(found) - len(missed)} hold"
+        + (f"; missed: {'; '.join(missed)}." if missed else "."),
+        table(["what", "found", "must be", "holds"], rows),
+        "\n".join(f"- `{key}`: {text(found[key])}." for key, text in BEHIND.items() if key in found),
+        not_measured(facts),
+    ]
+    return "\n\n".join(filter(None, parts))
+
+
+def _origin(each: dict[str, Any]) -> str:
+    """What was executed how, and how fast."""
+
+    def arm(name: str) -> str:
+        told, rate = each["executed"][name], each["arms"][name]["tokens_per_second"]
+        padding = f", each row padded to {told['pad_to_multiple_of']}" if told["pad_to_multiple_of"] else ""
+        checkpointing = "with" if told["activation_checkpointing"] else "without"
+        size = told["per_device_train_batch_size"]
+        return f"{rate:,.0f} real tokens/s in micro-batches of {size}, {checkpointing} checkpointing{padding}"
+
+    return f"random weights of the shape of {each['model']}; {arm('ours')}, against {arm('origin')}"
+
+
+# What is behind a ratio that says little alone, by its name.
+BEHIND: dict[str, Callable[[dict[str, Any]], str]] = {
+    "misspelt_key": lambda each: f"stock `trl sft` takes {each['stock_trl']:.1f} s",
+    "plan_memory": lambda each: (
+        f"plan says {each['planned_bytes'] / 1e6:,.0f} MB, and {each['measured_bytes'] / 1e6:,.0f} MB were measured"
+    ),
+    "scoring": lambda each: f"{each['base']:.2f} of the base, {each['tuned']:.2f} of the tuned model",
+    "origin": _origin,
+    "rows": lambda each: f"the second plan of the same rows takes {each['second_plan_seconds']:.1f} s",
+    "overhead": lambda each: (
+        "seconds of `train` and of stock `trl sft`, pair by pair: "
+        + "; ".join(f"{ours:.1f} and {stock:.1f}" for ours, stock in each["seconds"])
+    ),
+}
 
 
 def about(name: str, facts: dict[str, Any]) -> str:

@@ -370,8 +370,35 @@ def test_a_ratio_is_shown_with_what_it_must_be(monkeypatch: pytest.MonkeyPatch, 
     assert results.newest(tmp_path) == {}
     (name, newest) = next(iter(results.newest(tmp_path, ["ratios"]).items()))
     text = performance_tables.ratios_of(name, newest)
+    assert "Of 2 bounds 1 hold; missed: times as slow." in text
     assert "| times as slow | 1.031 | at most 1.02 | no |" in text and "| 2.5 | at least 2.5 | yes |" in text
     program.conclude(facts, path, ["ratios"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("project", "fresh")
+def test_the_origin_s_execution_learns_the_same_with_more_padding(
+    small: scales.Scale, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sft_recipes.benchmark import device, ratios
+
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import performance_tables
+
+    narrow = {"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2}
+    shape = ratios.SHAPE[1] | narrow | {"num_hidden_layers": 1, "vocab_size": 2048}
+    monkeypatch.setattr(ratios, "SHAPE", ("one narrow layer", shape))
+    monkeypatch.setattr(ratios, "ORIGIN_STEPS", 1)
+    found = ratios.origin(small, device.Device(gpu=False), tmp_path / "origin")
+    arms, executed = found["arms"], found["executed"]
+    assert arms["ours"]["tokens"] == arms["origin"]["tokens"] > arms["ours"]["rows"] * 143
+    assert arms["ours"]["rows"] == arms["origin"]["rows"] == 2 * ratios.ORIGIN_BATCH
+    assert arms["origin"]["positions"] == arms["origin"]["rows"] * 512 > arms["ours"]["positions"]
+    assert executed["origin"]["per_device_train_batch_size"] == 4 and executed["origin"]["activation_checkpointing"]
+    assert executed["ours"]["per_device_train_batch_size"] == 8 and not executed["ours"]["activation_checkpointing"]
+    assert found["first_losses"][0] == pytest.approx(found["first_losses"][1], rel=1e-4)
+    said = performance_tables.BEHIND["origin"](found)
+    assert "one narrow layer" in said and "micro-batches of 4, with checkpointing, each row padded to 512" in said
 
 
 def test_the_page_says_what_the_program_does() -> None:
@@ -383,8 +410,8 @@ def test_the_page_says_what_the_program_does() -> None:
     from sft_recipes.benchmark import ratios
 
     source = inspect.getsource(ratios.ratios)
-    assert re.findall(r"^\| `(\w+)` \|", what_must_hold, flags=re.MULTILINE) == re.findall(
-        r'^ +"(\w+)": ', source, re.M
+    assert re.findall(r"^\| `(\w+)` \| (\d+) \|", what_must_hold, flags=re.MULTILINE) == re.findall(
+        r'^ +"(\w+)": \((\d+), ', source, re.M
     )
     scale = scales.gpu()
     assert (scale.warm, 2 * scale.timed) == (5, 10) and "five steps are not counted, ten are" in page

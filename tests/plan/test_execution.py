@@ -188,7 +188,7 @@ def test_plan_show_and_run_see_the_same_values_with_their_reasons(
 def test_a_plan_of_what_is_written_says_what_auto_would_change_and_be_worth(project: Path) -> None:
     written = dict(plan.render(plan.plan("tiny")))["execution"]
     assert written.startswith("as written; SET=execution=auto would take per_device_train_batch_size 8, ")
-    assert "worth: 2 -> 1 micro-batch a step; nothing is computed twice" in written
+    assert "worth: 2 -> 1 micro-batches a step; nothing is computed twice" in written
     taken = ["per_device_train_batch_size=8", "activation_checkpointing=false", "optim=adamw_torch_fused"]
     assert "execution" not in dict(plan.render(plan.plan("tiny", overrides=taken)))
 

@@ -46,11 +46,12 @@ def random_base(
     four_bit: bool,
     double_quant: bool = True,
     attention: str = "sdpa",
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Any:
-    """A base model of random bfloat16 weights, made on the device, and quantised by the loading that a recipe uses."""
+    """A base model of random weights, made on the device, and quantised by the loading that a recipe uses."""
     described = census.config_of(config)
     with torch.device(device.type):
-        plain = census.build(described, dtype=torch.bfloat16)
+        plain = census.build(described, dtype=dtype)
     weights, kind = plain.state_dict(), type(plain)
     del plain
     quantisation = None
@@ -66,7 +67,7 @@ def random_base(
         None,
         config=described,
         state_dict=weights,
-        dtype=torch.bfloat16,
+        dtype=dtype,
         attn_implementation=attention,
         device_map={"": 0 if device.gpu else "cpu"},
         quantization_config=quantisation,

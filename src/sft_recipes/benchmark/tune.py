@@ -66,6 +66,7 @@ def tune(name: str | Path, **where: Unpack[Where]) -> dict[str, Any]:
     before = job.case_as_written
     candidates = execution.candidates(before)
     say("topology", job.topology.describe())
+    say("measuring", f"{', '.join(candidates)}: {WARM + TIMED} steps each, and the first again at the end")
     # What drifts while they run shows in the first one, which is measured again at the end.
     order = [*candidates.items(), ("as written, again", {})]
     measured = []
@@ -139,7 +140,7 @@ def _words(found: dict[str, Any]) -> str:
 
 def render(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The table, and the winner, as (subject, text) for `terminal.say`."""
-    rows = [["", "tokens/s", "peak memory", "first loss", "last loss", "the same"]]
+    rows = [["", "tokens/s", "peak memory", "first loss", "last loss", "same"]]
     for each in facts["measured"]:
         if "error" in each:
             rows.append([each["name"], "failed", "", "", "", ""])
@@ -152,5 +153,12 @@ def render(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "again", f"what is written, measured again at the end, differed from itself by {share(facts['drift'], 1)}"
     if facts["file"] is None:
         yield "winner", "none: this machine is busy, so that nothing can be told; measure again when nothing else runs"
-    else:
-        yield "winner", f"{facts['winner']}; execution: auto takes it here from now on ({facts['file']})"
+        return
+    rates = {each["name"]: each.get("tokens_per_second") for each in facts["measured"]}
+    first, best = next(iter(rates.values())), rates[facts["winner"]]
+    gain = (
+        f"{best / first:.2f} times the tokens a second"
+        if best != first
+        else f"nothing else gained {share(execution.WORTH, 1)}"
+    )
+    yield "winner", f"{facts['winner']}, {gain}; execution: auto takes it here from now on ({facts['file']})"

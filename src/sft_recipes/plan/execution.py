@@ -346,7 +346,7 @@ def _worth(case: Case, choices: list[Choice]) -> str | None:
         text = f"about {faster:.2g} times the tokens a second, by the published speeds of an A100 (docs/speed.md)"
         return text if faster > 1 + WORTH else None
     before, now = (recipe["global_batch_size"] // (each.rows * case.topology.processes) for each in (one, other))
-    said = [] if before == now else [f"{before} -> {count(now, 'micro-batch')} a step"]
+    said = [] if before == now else [f"{before} -> {now} micro-batches a step"]
     if one.way.checkpointing and not other.way.checkpointing:
         said.append("nothing is computed twice")
     lengths = tuning.lengths_of(case)[0]
