@@ -153,9 +153,11 @@ def test_what_is_not_traced_is_refused_at_once() -> None:
     assert len(caught.value.problems) == 3
 
 
-def test_upstream_s_reason_is_given() -> None:
-    with pytest.raises(InputError, match=r"cannot be traced: .*no_such_layer"):
-        trace(TINY, dataclasses.replace(SETUP, targets=("no_such_layer",)))
+def test_what_upstream_cannot_trace_fails_with_its_reason() -> None:
+    from sft_recipes.plan import fake_step
+
+    with pytest.raises(ValueError, match="no_such_layer"):
+        fake_step.step(TINY, dataclasses.replace(SETUP, targets=("no_such_layer",)))
 
 
 def test_layers_need_not_be_alike() -> None:
