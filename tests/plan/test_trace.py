@@ -81,7 +81,13 @@ def test_static_parts_are_the_formula_s_exactly() -> None:
     assert found["peak"] > sum(size for part, size in found.items() if part != "peak")
 
 
-WIDE = TINY | {"hidden_size": 256, "intermediate_size": 1024, "vocab_size": 8192, "head_dim": 64}
+WIDE = TINY | {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "vocab_size": 8192,
+    "head_dim": 64,
+    "num_hidden_layers": 3,
+}
 MIXTURE = WIDE | {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
 GPT_OSS = WIDE | {"model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 256}
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
