@@ -196,33 +196,26 @@ def test_a_rehearsal_is_never_continued(project: Path, how: str) -> None:
             launch.train("tiny", run_name=run.name, resume=True)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("alone")
 def test_four_gpus_are_rehearsed_on_two_processes(project: Path, capfd: pytest.CaptureFixture) -> None:
-    code, run = rehearse.rehearse("default", accel="zero2", run_name="dress")
+    """Full fine-tuning on its own topology, ZeRO-3, whose model is gathered when it is saved."""
+    job("full_finetune", "zero3")
+    capfd.readouterr()
+    code, run = rehearse.rehearse("full_finetune", run_name="dress")
     facts, said = run.facts(), capfd.readouterr().out
     assert code == 0, said
     assert (run.name, facts["rehearsal"], facts["status"]) == ("dress", True, "finished")
-    effect = facts["in_effect"]["run"]
-    assert (effect["world_size"], effect["zero_stage"], effect["effective_batch"]) == (2, 2, 32)
-    assert effect["mixed_precision"] == "bf16"
-    assert facts["in_effect"]["adapter"]["modules"] == {"q_proj": 2, "v_proj": 2}
-    assert facts["in_effect"]["base"]["four_bit_layers"] == 14
-    assert "with a tiny random model of the kind of Qwen/Qwen3-8B" in said
-    assert "the demo's takes its place" in said
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("alone")
-def test_all_weights_are_rehearsed_in_parts(project: Path, capfd: pytest.CaptureFixture) -> None:
-    """Full fine-tuning on its own topology, ZeRO-3, whose model is gathered when it is saved."""
-    code, run = rehearse.rehearse("full_finetune", run_name="whole")
-    facts, said = run.facts(), capfd.readouterr().out
-    assert code == 0, said
+    assert facts["rehearses"]["topology"]["processes"] == 4
     effect = facts["in_effect"]
     assert (effect["run"]["world_size"], effect["run"]["zero_stage"]) == (2, 3)
+    assert effect["run"]["effective_batch"] == 2 * facts["rehearses"]["global_batch_size"] // 4
+    assert effect["run"]["mixed_precision"] == "bf16"
     assert (effect["adapter"]["modules"], effect["base"]["four_bit_layers"]) == ({}, 0)
     assert effect["adapter"]["trainable_parameters"] == effect["base"]["parameters"]
+    assert "with a tiny random model of the kind of Qwen/Qwen3-8B" in said
+    assert "the demo's takes its place" in said
     assert "checkpoint-3 and the model" in said
     saved = safetensors.torch.load_file(run.adapter / "model.safetensors")
     assert sum(tensor.numel() for tensor in saved.values()) >= effect["base"]["parameters"]

@@ -5,6 +5,7 @@ import html
 import json
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from finished import bare
 
+from sft_recipes.cli import main
 from sft_recipes.errors import InputError
 from sft_recipes.launch import launch, space, sweep
 from sft_recipes.launch.space import Choices, Range
@@ -278,12 +280,30 @@ def test_a_grid_goes_on_where_it_was_stopped_and_its_best_becomes_a_recipe(
     assert time.monotonic() - began < 5
 
 
-@pytest.mark.long
+class Ended:
+    """A command that was done in this process, where torch is imported already, when it is first asked after."""
+
+    pid = 0
+
+    def __init__(self, command: list[str]) -> None:
+        self.command = command
+
+    def poll(self) -> int:
+        self.returncode = main(self.command[3:])
+        return self.returncode
+
+
 @pytest.mark.slow
 def test_a_trial_that_is_worse_than_the_others_is_stopped_early(
-    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    project: Path, launch_here: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     """The first trial learns and is finished; the second hardly does, and its run could be resumed."""
+    start = subprocess.Popen
+
+    def popen(command: list[str], **options: Any) -> Any:
+        return Ended(command) if "study-t000" in command else start(command, **options)
+
+    monkeypatch.setattr(sweep.subprocess, "Popen", popen)
     monkeypatch.setattr(sweep, "BEFORE_PRUNING", 1)
     monkeypatch.setattr(sweep, "SECONDS", 0.05)
     steps = "max_steps=40 eval_strategy=steps save_strategy=steps eval_steps=4 save_steps=4"

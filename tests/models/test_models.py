@@ -290,7 +290,11 @@ def test_a_model_that_is_nowhere_is_not_known(project: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("text", "message"), [("{", "cannot be read"), ('{"model_type": "no"}', "cannot build")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    # With the reason of the process that tried.
+    [("{", "cannot be read"), ('{"model_type": "no"}', r"cannot build .* from this config: ValueError: .*\bno\b")],
+)
 def test_a_config_that_makes_no_model_is_refused(project: Path, text: str, message: str) -> None:
     Path("bad").mkdir()
     Path("bad/config.json").write_text(text)
@@ -308,8 +312,7 @@ def test_the_modules_are_counted_once(project: Path, monkeypatch: pytest.MonkeyP
 def test_the_process_that_counts_gives_what_is_counted_here(project: Path) -> None:
     config = json.loads(Path("model/config.json").read_text())
     asked = {"config": config, "adapter": base_model.Asked(("all-linear",)).keys()}
-    for question in ("model", "adapters"):
-        assert asked_apart(question, asked) == json.loads(json.dumps(census.answer(question, asked)))
+    assert asked_apart("adapters", asked) == json.loads(json.dumps(census.answer("adapters", asked)))
 
 
 def test_arguments_that_the_model_has_no_value_for_are_refused(project: Path) -> None:

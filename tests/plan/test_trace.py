@@ -81,7 +81,13 @@ def test_static_parts_are_the_formula_s_exactly() -> None:
     assert found["peak"] > sum(size for part, size in found.items() if part != "peak")
 
 
-WIDE = TINY | {"hidden_size": 256, "intermediate_size": 1024, "vocab_size": 8192, "head_dim": 64}
+WIDE = TINY | {
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "vocab_size": 8192,
+    "head_dim": 64,
+    "num_hidden_layers": 3,
+}
 MIXTURE = WIDE | {"model_type": "qwen3_moe", "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
 GPT_OSS = WIDE | {"model_type": "gpt_oss", "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 256}
 EXPERTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
@@ -153,9 +159,11 @@ def test_what_is_not_traced_is_refused_at_once() -> None:
     assert len(caught.value.problems) == 3
 
 
-def test_upstream_s_reason_is_given() -> None:
-    with pytest.raises(InputError, match=r"cannot be traced: .*no_such_layer"):
-        trace(TINY, dataclasses.replace(SETUP, targets=("no_such_layer",)))
+def test_what_upstream_cannot_trace_fails_with_its_reason() -> None:
+    from sft_recipes.plan import fake_step
+
+    with pytest.raises(ValueError, match="no_such_layer"):
+        fake_step.step(TINY, dataclasses.replace(SETUP, targets=("no_such_layer",)))
 
 
 def test_layers_need_not_be_alike() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import ROOT, alpaca_rows, write_rows
+from conftest import ROOT, MadeOnce, alpaca_rows, write_rows
 from finished import restate
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Mxfp4Config
 
@@ -433,7 +434,7 @@ def kind_of(family: str) -> Family:
 demo_words = functools.cache(demo_base.train_tokenizer)
 
 
-def tiny_base(family: str, directory: Path) -> Path:
+def tiny_base(family: str, directory: Path) -> None:
     """A tiny random model of the family's architecture, with the demo's words and the family's special tokens."""
     kind = kind_of(family)
     words = copy.deepcopy(demo_words())
@@ -452,7 +453,6 @@ def tiny_base(family: str, directory: Path) -> Path:
     tiny.build(base, config, source)
     if "quantization_config" in config:
         to_mxfp4(base, config["quantization_config"])
-    return base
 
 
 def to_mxfp4(base: Path, described: dict[str, Any]) -> None:
@@ -468,6 +468,12 @@ def to_mxfp4(base: Path, described: dict[str, Any]) -> None:
     save_file(weights, base / "model.safetensors", {"format": "pt"})
     config = json.loads((base / "config.json").read_text(encoding="utf-8"))
     (base / "config.json").write_text(json.dumps(config | {"quantization_config": described}), encoding="utf-8")
+
+
+@pytest.fixture
+def base_of(made_once: MadeOnce) -> Callable[[str], Path]:
+    """The tiny base of a family, which is made once for all tests."""
+    return lambda family: made_once(f"family-{family}", functools.partial(tiny_base, family)) / "base"
 
 
 @pytest.fixture
@@ -528,11 +534,11 @@ def test_a_bundled_model_can_be_made_small_for_a_rehearsal(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TRAINED)
 def test_a_family_trains_on_answers_alone_and_learns_to_stop(
-    project: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path, family: str
+    project: Path, train_here: Callable[..., Any], seen: list[Any], base_of: Callable[[str], Path], family: str
 ) -> None:
     rows = alpaca_rows(4, seed=1)
     write_rows(project / "data" / "train.jsonl", rows)
-    base = tiny_base(family, tmp_path)
+    base = base_of(family)
     kind, composed = kind_of(family), of(family)
     effect = train_here("default", model=family, model_name_or_path=str(base), **ONE_STEP).facts()["in_effect"]
 
@@ -573,7 +579,7 @@ def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
     project: Path,
     train_here: Callable[..., Any],
     seen: list[Any],
-    tmp_path: Path,
+    base_of: Callable[[str], Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """With adapters on experts too, and not because the packages are missing that would leave the weights MXFP4."""
@@ -589,7 +595,7 @@ def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
     monkeypatch.setattr(train.Trainer, "__init__", spy)
 
     write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
-    base = tiny_base("gpt_oss_20b", tmp_path)
+    base = base_of("gpt_oss_20b")
     parameters = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
     effect = train_here(
         "default",
@@ -618,17 +624,31 @@ def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
     assert trained == effect["adapter"]["trainable_parameters"]
 
 
+class Enough(Exception):
+    """What a test asks for is known before the first step."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TRAINED)
 def test_several_turns_are_trained_on(
-    project: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path, family: str
+    project: Path,
+    train_here: Callable[..., Any],
+    base_of: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
 ) -> None:
     write_rows(project / "data" / "train.jsonl", [{"messages": CONVERSATIONS[1]}] * 4)
-    base, turns = tiny_base(family, tmp_path), kind_of(family).turns
-    run = train_here("default", model=family, model_name_or_path=str(base), **ONE_STEP)
-    assert run.facts()["in_effect"]["data"]["rows_compared"] == 4
-    words, row = seen[0].processing_class, seen[0].train_dataset[0]
-    assert words.decode([label for label in row["labels"] if label != -100]) == turns
+    check, found = verify.data, []
+
+    def looked(trainer: Any, prepared_rows: int) -> None:
+        compared, row = check(trainer, prepared_rows)["rows_compared"], trainer.train_dataset[0]
+        found.extend([compared, trainer.processing_class.decode([label for label in row["labels"] if label != -100])])
+        raise Enough
+
+    monkeypatch.setattr(verify, "data", looked)
+    with pytest.raises(Enough):
+        train_here("default", model=family, model_name_or_path=str(base_of(family)), **ONE_STEP)
+    assert found == [4, kind_of(family).turns]
 
 
 @pytest.mark.slow
@@ -699,9 +719,9 @@ def test_a_base_that_bitsandbytes_stored_in_4_bit_is_trained_on(
 
 @pytest.mark.slow
 def test_all_weights_of_a_model_for_more_than_text_are_not_trained(
-    project: Path, train_here: Callable[..., Any], tmp_path: Path
+    project: Path, train_here: Callable[..., Any], base_of: Callable[[str], Path]
 ) -> None:
-    base = tiny_base("gemma3_4b", tmp_path)
+    base = base_of("gemma3_4b")
     with pytest.raises(InputError, match=r"rows of text leave part of it without a gradient; train adapters"):
         train_here("tiny", model="gemma3_4b", model_name_or_path=str(base), use_peft=False, load_in_4bit=False)
 
@@ -728,12 +748,12 @@ def test_an_unpinned_model_is_pinned_where_it_is_named(project: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma3_4b", "gpt_oss_20b"])
 def test_what_was_trained_on_such_a_base_is_scored_on_it(
-    project: Path, train_here: Callable[..., Any], tmp_path: Path, family: str
+    project: Path, train_here: Callable[..., Any], base_of: Callable[[str], Path], family: str
 ) -> None:
     """A model for more than text, and one whose weights were made whole: base, adapter and template come together."""
     write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
     rate = {"learning_rate": 0.5, "lora_dropout": 0.0}
-    run = train_here("default", model=family, model_name_or_path=str(tiny_base(family, tmp_path)), **ONE_STEP, **rate)
+    run = train_here("default", model=family, model_name_or_path=str(base_of(family)), **ONE_STEP, **rate)
     resolved = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
     model, words = scoring.load(resolved, run.adapter, on_cpu=True)
     prompts: list[likelihood.Prompt] = [[{"role": "user", "content": text}] for text in ("red", "red cat")]
@@ -751,18 +771,24 @@ def test_what_was_trained_on_such_a_base_is_scored_on_it(
 
 
 @pytest.fixture
-def adapted(project: Path, train_here: Callable[..., Any], tmp_path: Path) -> Run:
-    """A run named `adapted` on an MXFP4 checkpoint whose weights were made whole."""
+def adapted(project: Path, train_here: Callable[..., Any], base_of: Callable[[str], Path], made_once: MadeOnce) -> Run:
+    """A run named `adapted` on an MXFP4 checkpoint whose weights were made whole, trained once for all tests."""
     write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
-    base = tiny_base("gpt_oss_20b", tmp_path)
-    rate = {"learning_rate": 0.5, "lora_dropout": 0.0}
-    named = {"model": "gpt_oss_20b", "model_name_or_path": str(base)}
-    return train_here("default", name="adapted", **named, **ONE_STEP, **rate)
+    base, here = base_of("gpt_oss_20b"), Path("runs/adapted")
+
+    def train(directory: Path) -> None:
+        rate = {"learning_rate": 0.5, "lora_dropout": 0.0}
+        named = {"model": "gpt_oss_20b", "model_name_or_path": str(base)}
+        train_here("default", name="adapted", **named, **ONE_STEP, **rate)
+        here.rename(directory)
+
+    shutil.copytree(made_once("run-adapted", train), here)
+    return Run(here)
 
 
 @pytest.mark.slow
 def test_an_adapter_is_merged_into_weights_that_were_made_whole(
-    adapted: Run, tmp_path: Path, merge_here: Callable[..., Any]
+    adapted: Run, base_of: Callable[[str], Path], merge_here: Callable[..., Any]
 ) -> None:
     code, proof = merge_here("adapted")
     assert code == 0 and proof["kl"] < 1e-5 < proof["effect"]["kl"] and proof["quantised"] is None
@@ -771,7 +797,7 @@ def test_an_adapter_is_merged_into_weights_that_were_made_whole(
     )
     assert not found["missing_keys"] and not found["unexpected_keys"]
     whole = Mxfp4Config(dequantize=True)
-    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", dtype="bfloat16", quantization_config=whole)
+    base = AutoModelForCausalLM.from_pretrained(base_of("gpt_oss_20b"), dtype="bfloat16", quantization_config=whole)
     ours, theirs = dict(merged.named_parameters()), dict(base.named_parameters())
     assert {parameter.dtype for parameter in ours.values()} == {torch.bfloat16}
     changed = {name for name, parameter in ours.items() if not torch.equal(parameter, theirs[name])}
@@ -789,10 +815,12 @@ def test_an_adapter_on_weights_that_stay_quantised_is_not_merged(adapted: Run) -
 
 
 @pytest.mark.slow
-def test_the_code_in_the_card_loads_the_weights_as_they_were_trained(adapted: Run, tmp_path: Path) -> None:
+def test_the_code_in_the_card_loads_the_weights_as_they_were_trained(
+    adapted: Run, base_of: Callable[[str], Path]
+) -> None:
     """And says so itself: here they would be made whole unasked, for want of the packages that leave them MXFP4."""
     (code,) = re.findall(r"```python\n(.*?)```", card.card(adapted), re.DOTALL)
-    code = code.replace("PATH OF THE BASE MODEL", str(tmp_path / "base")).replace(
+    code = code.replace("PATH OF THE BASE MODEL", str(base_of("gpt_oss_20b"))).replace(
         "max_new_tokens=64", "max_new_tokens=2"
     )
     assert "quantization_config=quantization" in code
@@ -808,10 +836,10 @@ def test_the_code_in_the_card_loads_the_weights_as_they_were_trained(adapted: Ru
 
 @pytest.mark.slow
 def test_a_whole_model_made_of_quantised_weights_can_be_loaded_again(
-    project: Path, train_here: Callable[..., Any], tmp_path: Path
+    project: Path, train_here: Callable[..., Any], base_of: Callable[[str], Path]
 ) -> None:
     write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
-    named = {"model": "gpt_oss_20b", "model_name_or_path": str(tiny_base("gpt_oss_20b", tmp_path))}
+    named = {"model": "gpt_oss_20b", "model_name_or_path": str(base_of("gpt_oss_20b"))}
     run = train_here("default", **named, use_peft=False, lora_target_modules=None, **ONE_STEP)
     model, _ = scoring.load(yaml.safe_load(run.recipe.read_text()), run.adapter, on_cpu=True)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
