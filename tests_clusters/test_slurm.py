@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from conftest import facts, program, said, step, until
 from safetensors.torch import load_file
 
@@ -24,9 +25,9 @@ SHORT = SETTINGS.replace(f"max_steps={STEPS}", f"max_steps={STEPS_OF_TRIALS} eva
 ON = ("--on", "slurm", "--nodes", "2", "--gpus", "1")
 
 
-def launched(project: Path, name: str, accel: str) -> str:
+def launched(project: Path, name: str, accel: str, site: str = "long", settings: str = SETTINGS) -> str:
     """The number of the job that trains the demo as a run of that name."""
-    given = ("--site", "long", "--accel", accel, "--name", name, "--set", SETTINGS)
+    given = ("--site", site, "--accel", accel, "--name", name, "--set", settings)
     told = program(project, "launch", "demo", *ON, *given)
     assert f"make logs NAME={name}" not in told and f"sft-recipes logs {name}" in told
     return told.partition("submitted  job ")[2].partition("\n")[0]
@@ -96,6 +97,21 @@ def test_the_trials_of_a_sweep_are_an_array_of_which_what_failed_is_done_again(p
     assert [len(facts(project, name).get("resumed", [])) for name in names] == [1, 2, 1]
     assert f"finished   {STEPS_OF_TRIALS} steps" in program(project, "logs", names[2], "--lines", "1000")
     assert not list(project.parent.rglob("pwned"))
+
+
+def test_a_run_that_is_longer_than_its_time_goes_on_in_the_next_start(project: Path) -> None:
+    """SLURM itself tells it before the limit that the job asked for, as nobody else does here."""
+    site = yaml.safe_load((project / "clusters" / "long.yaml").read_text())
+    (project / "clusters" / "minutes.yaml").write_text(yaml.safe_dump(site | {"max_hours": 0.1, "grace_seconds": 240}))
+    endless = SETTINGS.replace(f"max_steps={STEPS}", "max_steps=100000")
+    number = launched(project, "chained", "ddp_cpu", "minutes", endless)
+    assert said("squeue", "--noheader", f"--jobs={number}", "--format=%l") == "6:00"
+    until(lambda: len(facts(project, "chained").get("resumed", [])) == 2, 500)
+    # One is there when it has ended.
+    (first,) = facts(project, "chained")["launches"]
+    assert (first["from_step"], first["to_step"]) == (0, step(project, "chained"))
+    until(lambda: step(project, "chained") > first["to_step"] > 0, 300)
+    said("scancel", number)
 
 
 def test_what_the_partition_refuses_is_one_message_and_leaves_nothing(project: Path) -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,18 @@ def test_nothing_that_a_site_or_a_path_says_is_run(project: Path) -> None:
     assert shlex.split(command)[:3] == ["cd", str(folder), "&&"]
     assert shlex.split(other)[-4:] == ["--machine", "1", "--head", "a:29500"]
     assert not list(project.rglob("pwned"))
+
+
+def test_a_port_that_another_job_of_the_node_has_is_not_taken() -> None:
+    with socket.socket() as first:
+        first.bind(("127.0.0.1", 0))
+        first.listen()
+        taken = first.getsockname()[1]
+        # The shell's arithmetic takes a job's number, which begins at 20000 here.
+        environment = {"PATH": os.environ["PATH"], "SLURM_JOB_ID": str((taken - 20000) % 10000)}
+        text = slurm.PORT.replace("20000", str(taken - (taken - 20000) % 10000))
+        done = subprocess.run(["bash", "-c", f"{text}; echo $PORT"], env=environment, capture_output=True, text=True)
+    assert int(done.stdout) > taken and not done.stderr
 
 
 def test_a_longer_training_than_a_job_may_take_is_continued(project: Path) -> None:

@@ -22,8 +22,11 @@ from sft_recipes.terminal import duration
 FILE = "job.sbatch"
 # What a shell and Python need; everything else of the environment that a job is submitted from stays there.
 ENVIRONMENT = ("PATH", "HOME", "USER", "LANG", "LD_LIBRARY_PATH")
-# Ports from here on, one for each job and each of its starts.
-PORTS = "20000 + (SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 10000"
+# A port for each job and each of its starts, from here on, and the next where another job of the node has it.
+PORT = (
+    "export PORT=$((20000 + (SLURM_JOB_ID + ${SLURM_RESTART_COUNT:-0}) % 10000))\n"
+    'while (: < "/dev/tcp/127.0.0.1/$PORT") 2> /dev/null; do PORT=$((PORT + 1)); done'
+)
 # Runs the rest of its words with the place of this node in the job, through the signals that all processes of a step
 # get. The first node's code 3 is left in a file: as its own, srun would end the other nodes for it, and report that.
 ON_EACH_NODE = (
@@ -77,8 +80,7 @@ def script(
     if trials:
         lines.append(f'TRIAL={shlex.quote(trials.stem)}-t"$(printf %03d "$SLURM_ARRAY_TASK_ID")"')
     if nodes > 1:
-        lines.append(f"export PORT=$(({PORTS})) AGAIN={run.directory}/.again")
-        lines.append('rm -f "$AGAIN"')
+        lines += [PORT, f"export AGAIN={run.directory}/.again", 'rm -f "$AGAIN"']
         work = ["bash", "-c", ON_EACH_NODE, "bash", *work, "--machines", str(nodes)]
         lines.append("# One task a node, which starts the processes of its node; the first node's keeps the run.")
     lines += [
