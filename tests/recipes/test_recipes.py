@@ -122,7 +122,7 @@ def test_a_number_of_processes_that_cannot_keep_it_is_refused_with_numbers_that_
 # TRL's own parser
 
 
-# Making a parser takes a tenth of a second, and what a topology derives is the same of every recipe.
+# What a topology derives is the same of every recipe.
 PARSED = [
     *((name, config) for name in PRESETS for config in CONFIGS),
     *((name, ACCELS.get(name, "single_gpu")) for name in NAMES if name not in PRESETS),
