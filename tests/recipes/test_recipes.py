@@ -284,7 +284,7 @@ def test_the_adapters_have_the_sizes_that_their_comments_say() -> None:
 def test_a_recipe_trains_as_a_rehearsal_of_itself(name: str, project: Path, train_here: Callable[..., Any]) -> None:
     """Its own data, quantisation, adapters, packing and loss, on a tiny model of its base's kind, in one process."""
     with_rows(project)
-    # The demo builds a base of its own first, and what fills 8,192 tokens takes half a minute for six steps.
+    # The demo builds a base of its own first, and three steps of 8,192 tokens take half a minute.
     words = {"demo": ["model_name_or_path=model"], "long_context": ["max_length=512"]}.get(name, [])
     real = jobs.resolve(name, overrides=words, accel=ACCELS.get(name, "single_gpu"))
     chosen = real.recipe
