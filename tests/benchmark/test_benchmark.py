@@ -169,7 +169,7 @@ def test_the_sections_of_one_process_run_on_a_cpu(
     assert all(len(arm["step_seconds"]) == 2 * small.timed for arm in arms.values())
     assert all(arm["tokens_per_second"] > 0 and 0 <= arm["waiting_share"] < 1 for arm in arms.values())
 
-    chosen = {"micro_batch_4", "selective_checkpointing", "packing", "base_in_bfloat16", "padding_free_sdpa"}
+    chosen = {"packing", "base_in_bfloat16", "padding_free_sdpa"}
     monkeypatch.setattr(scales, "KNOBS", [knob for knob in scales.KNOBS if knob.name in {*chosen, "flash_attention"}])
     knobs = run("knobs")
     assert [each["name"] for each in knobs["refused"]] == ["flash_attention"]
@@ -206,7 +206,7 @@ def demo(project: Path) -> Path:
     """A project whose demo is the tiny recipe, with an evaluation."""
     text = (project / "recipes" / "tiny.yaml").read_text(encoding="utf-8")
     test = "test_file: data/test.jsonl\ntask: classification\n"
-    saves = "save_strategy: steps\nsave_steps: 3\neval_strategy: steps\neval_steps: 3\nnum_train_epochs: 4\n"
+    saves = "save_strategy: steps\nsave_steps: 3\neval_strategy: steps\neval_steps: 3\nnum_train_epochs: 2\n"
     text = re.sub(r"num_train_epochs: .*\n", "", text)
     (project / "recipes" / "demo.yaml").write_text(text + test + saves, encoding="utf-8")
     write_rows(project / "data" / "test.jsonl", alpaca_rows(12, seed=3))
@@ -226,7 +226,7 @@ def test_the_road_is_walked_by_the_program_s_own_commands(
     commands.road(section, small, environment)
     assert section.failures == []
     found = {each["name"]: each for each in section.measurements}
-    assert found["demo"]["steps"] == 32 and found["demo"]["topology"] == "cpu" and found["demo"]["verdict"]
+    assert found["demo"]["steps"] == 16 and found["demo"]["topology"] == "cpu" and found["demo"]["verdict"]
     assert found["killed_and_resumed"]["equal_to_the_bit"] is True
     assert found["killed_and_resumed"]["largest_difference"] == 0
 

@@ -21,7 +21,7 @@ Finished = Callable[..., Run]
 TALKS = FLOAT32 | {
     "task": "generation",
     "max_new_tokens": 12,
-    "num_train_epochs": 5,
+    "num_train_epochs": 2,
     "learning_rate": 2e-2,
     "lora_target_modules": ["all-linear"],
 }

@@ -115,23 +115,6 @@ def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(project: Path
     assert list(run.directory.glob("checkpoint-*"))
 
 
-@pytest.mark.promise("terminal", "`train | head -1`")
-@pytest.mark.promise("stop", "SIGTERM to all processes of a launch at once")
-def test_a_reader_that_has_seen_enough_does_not_end_the_training(project: Path) -> None:
-    process = start("read", stdout=subprocess.PIPE)
-    assert process.stdout
-    process.stdout.readline()
-    process.stdout.close()
-    run = Run(Path("runs/read"))
-    until(lambda: steps(run) >= 2)
-    everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for each in everybody:
-        each.terminate()
-    assert process.wait(timeout=100) == launch.INTERRUPTED
-    assert "training   step 2/" in run.output.read_text()
-    assert list(run.directory.glob("checkpoint-*"))
-
-
 @pytest.mark.promise("dead-process", "SIGSTOP, and SIGKILL, of one of two training processes")
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_process_that_stands_still_or_dies_ends_the_others(

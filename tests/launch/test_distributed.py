@@ -21,6 +21,8 @@ from finished import restate
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file
 
+from sft_recipes.cli import main
+from sft_recipes.launch.launch import INTERRUPTED
 from sft_recipes.runs.run import Run
 from sft_recipes.train import train as worker
 
@@ -40,13 +42,20 @@ def on_cpu(project: Path) -> Path:
     return project
 
 
-def run(*arguments: str, code: int = 0) -> str:
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=400)
-    assert done.returncode == code, f"{done.stdout}\n{done.stderr}"
-    return done.stdout + done.stderr
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture) -> Callable[..., str]:
+    """What a command says, which is given here and starts real processes."""
+
+    def run(*arguments: str, code: int = 0) -> str:
+        capfd.readouterr()
+        found, said = main([*arguments]), "".join(capfd.readouterr())
+        assert found == code, said
+        return said
+
+    return run
 
 
-def on_two_machines(name: str) -> str:
+def on_two_machines(name: str, run: Callable[..., str]) -> str:
     """What machine 0 says of a run that is resumed on two, both of them this one."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -83,10 +92,14 @@ def evaluated_alone(run: Run) -> float:
 
 
 def interrupt(*arguments: str, name: str, at_step: int) -> str:
-    """Train, send SIGTERM to all processes once a step is logged, as a scheduler does, and give what it said."""
+    """Train for a reader of one line, as `head -1`, and send SIGTERM to all processes once a step is logged, as a
+    scheduler does; what the run's own file has of it."""
     process = subprocess.Popen(
         [*COMMAND, "train", *arguments, "--name", name], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
+    assert process.stdout
+    process.stdout.readline()
+    process.stdout.close()
     log = Path(f"runs/{name}/log.jsonl")
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline and process.poll() is None:
@@ -95,8 +108,8 @@ def interrupt(*arguments: str, name: str, at_step: int) -> str:
         time.sleep(0.05)
     for each in (psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)):
         each.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=300)
-    assert process.returncode == 3, said
+    code, said = process.wait(timeout=300), Run(Path("runs") / name).output.read_text()
+    assert code == INTERRUPTED, said
     return said
 
 
@@ -112,6 +125,7 @@ def interrupt(*arguments: str, name: str, at_step: int) -> str:
             marks=[
                 pytest.mark.promise("exact-resume", "two processes under ZeRO-2, stopped, and resumed"),
                 pytest.mark.promise("stop", "SIGTERM to the command, accelerate and both training processes at once"),
+                pytest.mark.promise("terminal", "`train | head -1`"),
             ],
         ),
         ("zero3", "DEEPSPEED", 3),
@@ -120,6 +134,7 @@ def interrupt(*arguments: str, name: str, at_step: int) -> str:
 def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     on_cpu: Path,
     finished: Callable[..., Run],
+    run: Callable[..., str],
     monkeypatch: pytest.MonkeyPatch,
     accel: str,
     kind: str,
@@ -134,7 +149,7 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     held_out = [row | {"output": "odd " * length} for length, row in enumerate(alpaca_rows(17, seed=2))][1:]
     write_rows(on_cpu / "data" / "validation.jsonl", [*alpaca_rows(1, seed=3), *held_out])
     # The last of each epoch is alone in its step, and accelerate fills both batches with others.
-    write_rows(on_cpu / "data" / "train.jsonl", alpaca_rows(57, seed=1))
+    write_rows(on_cpu / "data" / "train.jsonl", alpaca_rows(25, seed=1))
     arguments = ["tiny", "--accel", f"{accel}_cpu", "--set", "num_train_epochs=2"]
 
     # First, for what is asked of the model here need not be asked of a process of its own.
@@ -144,14 +159,14 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     assert "4 per device x 2 processes x 1 accumulation = 8 rows a step" in said
     assert said.count("finished") == 1
     tokenised = {path: path.stat().st_mtime_ns for path in on_cpu.glob(".cache/data/*/.tokens/*/*.arrow")}
-    assert tokenised and facts("whole")["in_effect"]["data"]["rows_compared"] == 57 + 17
+    assert tokenised and facts("whole")["in_effect"]["data"]["rows_compared"] == 25 + 17
 
     # The same global batch on another topology: the same steps, and a loss that differs by rounding only.
     effect, alone = facts("whole")["in_effect"], facts("single")["in_effect"]
     assert effect["run"]["distributed_type"] == kind
     assert (effect["run"]["world_size"], effect["run"]["zero_stage"]) == (2, stage)
     assert effect["run"]["effective_batch"] == alone["run"]["effective_batch"] == 8
-    assert effect["run"]["max_steps"] == alone["run"]["max_steps"] == 16
+    assert effect["run"]["max_steps"] == alone["run"]["max_steps"] == 8
     assert effect["base"] == alone["base"]
     assert effect["base"]["four_bit_layers"] == 14
     assert effect["adapter"]["trainable_parameters"] == alone["adapter"]["trainable_parameters"]
@@ -177,28 +192,29 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
         assert evaluated_alone(Run(Path("runs/whole"))) == pytest.approx(kept_loss("whole"), rel=1e-3)
         # What a kill in the second epoch leaves; that all processes stop together is shown under ZeRO-2.
         name = "whole"
-        for path in ("adapter", "checkpoint-16"):
+        for path in ("adapter", "checkpoint-8"):
             shutil.rmtree(f"runs/whole/{path}")
         restate(Run(Path("runs/whole")), status="interrupted")
     else:
         name = "parts"
         said = interrupt(*arguments, name=name, at_step=2)
+        assert "training   step 2/" in said
         assert "sft-recipes resume parts" in said
     assert facts(name)["status"] == "interrupted"
     assert not Path(f"runs/{name}/adapter").exists()
     # Under DDP by two machines with a process each, which are no other run.
-    said = run("resume", name) if stage else on_two_machines(name)
-    assert "continues from checkpoint-8" in said if stage is None else "continues from checkpoint-" in said
+    said = run("resume", name) if stage else on_two_machines(name, run)
+    assert "continues from checkpoint-4" in said if stage is None else "continues from checkpoint-" in said
     assert adapter(name).keys() == whole.keys()
     assert all(torch.equal(tensor, whole[key]) for key, tensor in adapter(name).items())
     steps = [json.loads(line) for line in Path(f"runs/{name}/log.jsonl").read_text().splitlines()]
-    assert [entry["step"] for entry in steps if "loss" in entry] == list(range(1, 17))
+    assert [entry["step"] for entry in steps if "loss" in entry] == list(range(1, 9))
     # The rows were tokenised once, before the processes were started: both, and those of later runs, read the files.
     assert {path: path.stat().st_mtime_ns for path in on_cpu.glob(".cache/data/*/.tokens/*/*.arrow")} == tokenised
     assert not [*cache.rglob("*.arrow")]
 
 
-def test_a_refusal_on_all_processes_is_one_message_and_leaves_nothing(on_cpu: Path) -> None:
+def test_a_refusal_on_all_processes_is_one_message_and_leaves_nothing(on_cpu: Path, run: Callable[..., str]) -> None:
     said = run(
         "train", "tiny", "--accel", "ddp_cpu", "--name", "no", "--set", "model_name_or_path=no-such/model", code=2
     )

@@ -196,7 +196,6 @@ def test_a_rehearsal_is_never_continued(project: Path, how: str) -> None:
             launch.train("tiny", run_name=run.name, resume=True)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.usefixtures("alone")
 def test_four_gpus_are_rehearsed_on_two_processes(project: Path, capfd: pytest.CaptureFixture) -> None:

@@ -97,13 +97,13 @@ def test_runs_differ_in_their_seed_alone_and_a_stop_says_what_is_left(
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=interrupt, daemon=True).start()
-    code, runs = seeds.train_seeds("tiny", "1 2 3", accel="cpu", overrides=["max_steps=40"])
+    code, runs = seeds.train_seeds("tiny", "1 2 3", accel="cpu", overrides=["max_steps=12"])
     said = capfd.readouterr().out
     assert (code, [run.name for run in runs]) == (launch.INTERRUPTED, ["tiny-seed1", "tiny-seed2"])
     assert [run.facts()["status"] for run in runs] == ["finished", "interrupted"]
     assert not Path("runs/tiny-seed3").exists()
     assert "runs/tiny-seed2 is interrupted, not finished; finish it first: make resume NAME=tiny-seed2" in said
-    assert "make train RECIPE=tiny SEEDS=3 ACCEL=cpu SET=max_steps=40" in said
+    assert "make train RECIPE=tiny SEEDS=3 ACCEL=cpu SET=max_steps=12" in said
     assert "make compare" not in said
     recipe, other = (recipes.read(run.recipe) for run in runs)
     different = {key for key in recipe if recipe[key].value != other[key].value}

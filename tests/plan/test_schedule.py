@@ -24,7 +24,7 @@ from sft_recipes.runs.run import Run
 def test_steps_and_warm_up_are_those_of_a_real_run(
     train_here: Callable[..., Run], project: Path, settings: dict[str, Any]
 ) -> None:
-    write_rows(project / "data" / "train.jsonl", alpaca_rows(61, seed=1))
+    write_rows(project / "data" / "train.jsonl", alpaca_rows(29, seed=1))
     settings |= {
         "load_best_model_at_end": False,
         "early_stopping_patience": 0,
@@ -32,7 +32,7 @@ def test_steps_and_warm_up_are_those_of_a_real_run(
     }
     facts = train_here(name="real", **settings).facts()
     loaded = recipe.load("tiny", {key: recipe.Value(value, "SET") for key, value in settings.items()})
-    planned = schedule(loaded, topology.read("cpu", "test"), 61)
+    planned = schedule(loaded, topology.read("cpu", "test"), 29)
     effect = facts["in_effect"]["run"]
     assert (planned.steps, planned.warmup_steps) == (effect["max_steps"], effect["warmup_steps"])
     assert planned.peak_learning_rate == effect["peak_learning_rate"]

@@ -20,6 +20,8 @@ from sft_recipes.plan import preview
 from sft_recipes.report import charts, quality, report, rows, sweeps
 from sft_recipes.runs.run import Run
 
+pytest_plugins = ["finished"]
+
 LABELS = ["account", "cancel", "refund", "tracking"]
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> \"'&lt; \x1b[31m \u202eevil\u202c שלום $x_1$"
 HOSTILE += " {{ 7*7 }}{% raw %}\n</svg>"
@@ -627,12 +629,12 @@ def test_what_is_cut_says_so(run: Run, look: Callable[..., Any]) -> None:
 
 
 def test_a_trained_run_without_evaluation_says_how_to_get_one(
-    train_here: Callable[..., Run], look: Callable[..., Any]
+    finished: Callable[..., Run], look: Callable[..., Any]
 ) -> None:
-    run = train_here(name="bare")
+    run = finished()
     opened = look(report.write(run))
     assert "Not evaluated: nothing says whether the model got better." in words(opened)
-    assert "make evaluate RUN=bare" in words(opened)
+    assert "make evaluate RUN=tuned" in words(opened)
     assert "Quality" not in words(opened)
     assert len(opened.evaluate(CHARTS)) == 4
     charts.draw_loss(run)

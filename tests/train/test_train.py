@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from conftest import write_rows
+from conftest import alpaca_rows, write_rows
 from exactness import plain
+from finished import FLOAT32
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
@@ -33,6 +34,8 @@ from sft_recipes.train.callbacks import Record
 pytest_plugins = ["finished"]
 
 Train = Callable[..., Run]
+# For what is known before the first step.
+ONE_STEP = {"max_steps": 1, "warmup_steps": 0}
 
 
 class SignalAt(TrainerCallback):
@@ -109,20 +112,20 @@ def test_the_run_directory_holds_what_it_promises(train_here: Train) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_test_rows_are_never_trained_on(train_here: Train) -> None:
+def test_test_rows_are_never_trained_on(finished: Train, train_here: Train) -> None:
     """Nor do they change what is: the adapter is the same, bit for bit."""
     write_rows(Path("data/test.jsonl"), [{"instruction": "Count.", "input": "red " * 40, "output": "odd"}] * 100)
-    without = train_here(name="without")
+    without = finished()
     tested = train_here(name="with", test_file="data/test.jsonl")
     assert tested.facts()["data"]["splits"]["test"]["prepared_rows"] == 100
     assert tested.facts()["in_effect"]["data"] == without.facts()["in_effect"]["data"]
     assert equal(adapter_of(tested), adapter_of(without))
 
 
-def test_the_adapter_reloads_in_plain_peft_with_the_same_loss(train_here: Train, tiny_model: Path) -> None:
+def test_the_adapter_reloads_in_plain_peft_with_the_same_loss(finished: Train) -> None:
     from peft import AutoPeftModelForCausalLM
 
-    run = train_here(name="reload", load_in_4bit=False, dtype="float32", bf16=False)
+    run = finished(**FLOAT32)
     model = AutoPeftModelForCausalLM.from_pretrained(str(run.adapter))
     norms = [float(p.norm()) for name, p in model.named_parameters() if "lora_B" in name]
     assert len(norms) == 4 and all(norm > 0 for norm in norms)
@@ -135,13 +138,19 @@ def test_the_adapter_reloads_in_plain_peft_with_the_same_loss(train_here: Train,
     "exact-resume", "SIGTERM with NF4, dropout and accumulation, adapters in float32 and in bfloat16, and resumed"
 )
 @pytest.mark.parametrize("adapter_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stop_at", [3, 10])
+@pytest.mark.parametrize("stop_at", [2, 6])
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
-    train_here: Train, finished: Train, monkeypatch: pytest.MonkeyPatch, adapter_dtype: str, stop_at: int
+    project: Path,
+    train_here: Train,
+    finished: Train,
+    monkeypatch: pytest.MonkeyPatch,
+    adapter_dtype: str,
+    stop_at: int,
 ) -> None:
-    """Within the first epoch and within the second, with dropout, accumulation and 4-bit weights."""
+    """Within the first epoch of four steps and within the second, with dropout, accumulation and 4-bit weights."""
+    write_rows(project / "data" / "train.jsonl", alpaca_rows(32, seed=1))
     settings = {"adapter_dtype": adapter_dtype, "num_train_epochs": 2}
-    whole = finished("whole", **settings)
+    whole = finished("half", **settings)
     with monkeypatch.context() as context:
         signal_at(stop_at, context)
         run = train_here(name="parts", **settings)
@@ -152,20 +161,18 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     assert run.facts()["status"] == "finished"
     assert equal(adapter_of(run), adapter_of(whole))
     for name in ("optimizer.pt", "scheduler.pt"):
-        states = [torch.load(r.directory / "checkpoint-16" / name, weights_only=True) for r in (run, whole)]
+        states = [torch.load(r.directory / "checkpoint-8" / name, weights_only=True) for r in (run, whole)]
         assert plain(states[0]) == plain(states[1])
 
 
 def test_resume_without_the_kept_dtype_would_differ(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail: with upstream's own loading, bfloat16 adapters come back as float32."""
-    whole = train_here(name="whole", adapter_dtype="bfloat16")
     with monkeypatch.context() as context:
         signal_at(3, context)
         run = train_here(name="parts", adapter_dtype="bfloat16")
     monkeypatch.delattr(worker.Trainer, "_load_from_checkpoint")
     with pytest.raises(InputError, match="adapter_dtype is bfloat16, but the adapters are in float32"):
         train_here(run=resumed(run))
-    assert whole.facts()["status"] == "finished"
 
 
 def test_an_evaluation_leaves_no_trace_in_training(train_here: Train) -> None:
@@ -223,11 +230,12 @@ def test_what_cannot_take_effect_stops_before_the_first_step(
 
 
 def test_one_target_module_is_a_name_and_not_a_regular_expression(train_here: Train) -> None:
-    assert train_here(lora_target_modules=["q_proj"]).facts()["in_effect"]["adapter"]["modules"] == {"q_proj": 2}
+    effect = train_here(lora_target_modules=["q_proj"], **ONE_STEP).facts()["in_effect"]
+    assert effect["adapter"]["modules"] == {"q_proj": 2}
 
 
 def test_all_linear_adapts_every_linear_layer(train_here: Train) -> None:
-    modules = train_here(lora_target_modules=["all-linear"]).facts()["in_effect"]["adapter"]["modules"]
+    modules = train_here(lora_target_modules=["all-linear"], **ONE_STEP).facts()["in_effect"]["adapter"]["modules"]
     assert set(modules) == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 
 
@@ -249,8 +257,8 @@ def test_four_bit_that_did_not_happen_stops_the_run(train_here: Train, monkeypat
         train_here(name="silent")
 
 
-def test_without_quantisation_no_layer_is_in_four_bit(train_here: Train) -> None:
-    base = train_here(load_in_4bit=False).facts()["in_effect"]["base"]
+def test_without_quantisation_no_layer_is_in_four_bit(finished: Train) -> None:
+    base = finished("unquantised", load_in_4bit=False).facts()["in_effect"]["base"]
     assert (base["four_bit_layers"], base["four_bit_share"]) == (0, 0)
 
 
@@ -276,14 +284,15 @@ def test_rows_that_lose_their_answer_are_counted(train_here: Train, project: Pat
     long = {"instruction": "red " * 200, "input": "", "output": "even"}
     rows = [json.loads(line) for line in (project / "data" / "train.jsonl").read_text().splitlines()]
     write_rows(project / "data" / "train.jsonl", [*rows, long, long])
-    data = train_here(max_length=128).facts()["in_effect"]["data"]
+    data = train_here(max_length=128, **ONE_STEP).facts()["in_effect"]["data"]
     assert (data["rows"], data["rows_lost"]) == (64, 2)
 
 
 def test_early_stopping_counts_evaluations_and_zero_never_stops(train_here: Train) -> None:
-    settings = {"num_train_epochs": 4, "learning_rate": 1e-9, "save_total_limit": 2}
-    assert train_here(early_stopping_patience=2, **settings).facts()["measured"]["step"] == 3 * 8
-    assert train_here(early_stopping_patience=0, **settings).facts()["measured"]["step"] == 4 * 8
+    settings = {"eval_strategy": "steps", "save_strategy": "steps", "eval_steps": 2, "save_steps": 2}
+    settings |= {"learning_rate": 1e-9, "save_total_limit": 2}
+    assert train_here(early_stopping_patience=2, **settings).facts()["measured"]["step"] == 3 * 2
+    assert train_here(early_stopping_patience=0, **settings).facts()["measured"]["step"] == 4 * 2
 
 
 def test_batches_are_padded_to_their_longest_row(train_here: Train, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -300,7 +309,7 @@ def test_batches_are_padded_to_their_longest_row(train_here: Train, monkeypatch:
         "__init__",
         lambda self, *a, callbacks, **k: built(self, *a, callbacks=[*callbacks, Watch()], **k),
     )
-    run = train_here()
+    run = train_here(**ONE_STEP)
     longest = run.facts()["in_effect"]["data"]["longest_row"]
     assert max(width for width, _ in shapes) == longest < 512
     assert len({width for width, _ in shapes}) > 1
@@ -335,7 +344,7 @@ def test_each_format_trains_on_its_answers_alone(
         return check(trainer, rows)
 
     monkeypatch.setattr(verify, "data", spy)
-    train_here(name=name)
+    train_here(name=name, **ONE_STEP)
     expected = {"plain": " odd<|im_end|>", "multi_turn": "odd<|im_end|>even<|im_end|>"}
     assert trained[0].replace("\n", "") == expected.get(name, "odd<|im_end|>")
 
