@@ -401,6 +401,28 @@ def test_the_origin_s_execution_learns_the_same_with_more_padding(
     assert "one narrow layer" in said and "micro-batches of 4, with checkpointing, each row padded to 512" in said
 
 
+def test_the_adapters_precision_is_judged_by_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import validate_adapter_precision as precision
+
+    facts = json.loads(precision.KEPT.read_text(encoding="utf-8"))
+    assert facts["settings"] == "" and facts["seeds"] >= 3
+    seeds = {
+        dtype: [run["seed"] for run in facts["runs"] if run["adapter_dtype"] == dtype] for dtype in precision.DTYPES
+    }
+    assert seeds["float32"] == seeds["bfloat16"] and len(seeds["float32"]) == facts["seeds"]
+    for measure in precision.MEASURES:
+        assert precision.paired(facts["runs"], measure) == pytest.approx(facts["paired"][measure])
+    runs = [
+        {"seed": seed, "adapter_dtype": dtype, "x": seed + apart}
+        for seed, extra in ((1, 1.0), (2, 2.0), (3, 3.0))
+        for dtype, apart in (("float32", 0.0), ("bfloat16", extra))
+    ]
+    found = precision.paired(runs, "x")
+    # 4.303 is the 97.5 % quantile of Student's t of two degrees of freedom.
+    assert found["difference"] == 2 and found["high"] - 2 == pytest.approx(4.303 / 3**0.5, abs=1e-3)
+
+
 def test_the_page_says_what_the_program_does() -> None:
     page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
     targets = (ROOT / "src" / "sft_recipes" / "shipped" / "commands.mk").read_text(encoding="utf-8")

@@ -36,7 +36,7 @@ SAME_WORK = f"load_in_4bit=false {ALONE}"
 PAIRS = 3
 MISSPELT = "lerning_rate"
 # Rows of a step, as one of the origin's four GPUs had them, timed steps of each round, and tokens that it padded to.
-ORIGIN_BATCH, ORIGIN_STEPS, ORIGIN_PADDED = 16, 3, 512
+ORIGIN_BATCH, ORIGIN_STEPS, ORIGIN_PADDED = 16, 2, 512
 # Large enough that a CPU's time goes into its products, and small enough for some minutes.
 SHAPE = (
     "4 of the 30 layers of SmolLM2 135M",
@@ -91,7 +91,7 @@ def ratios(section: Section, scale: Scale, device: Device, work: Path, environme
         "misspelt_key": (35, lambda: misspelt_key(section, shown)),
         "plan_memory": (80, lambda: plan_memory(section, shown)),
         "scoring": (120, lambda: score(section, shown)),
-        "origin": (120, lambda: origin(scale, device, work / "origin")),
+        "origin": (140, lambda: origin(scale, device, work / "origin")),
         "rows": (40, lambda: rows(section, shown)),
         "overhead": (420, lambda: overhead(section, shown)),
     }
@@ -270,6 +270,8 @@ def origin(scale: Scale, device: Device, work: Path) -> dict[str, Any]:
             raise RuntimeError("the rows have not the lengths that they were made for")
         recipe = job.resolved.derive(output_dir=(str(work / "out"), "kept nowhere"))
         dtype = getattr(torch, recipe["dtype"])
+        # The same weights for both.
+        torch.manual_seed(recipe["seed"])
         base = steps.random_base(config, device, four_bit=recipe["load_in_4bit"], dtype=dtype)
         arms.append(steps.Arm(arm, steps.ours(recipe, base, words), device))
         executed[arm] = {key: recipe[key] for key in (*execution.KEYS, "pad_to_multiple_of")}
