@@ -50,7 +50,7 @@ def ratios_of(name: str, facts: dict[str, Any]) -> str:
     parts = [
         f"### {facts['hardware']['name']}",
         about(name, facts),
-        f"Of {len(found)} bounds {len(found) - len(missed)} hold"
+        f"Bounds that hold: {len(found) - len(missed)} of {len(found)}"
         + (f"; missed: {'; '.join(missed)}." if missed else "."),
         table(["what", "found", "must be", "holds"], rows),
         "\n".join(f"- `{key}`: {text(found[key])}." for key, text in BEHIND.items() if key in found),

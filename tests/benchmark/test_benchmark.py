@@ -370,7 +370,7 @@ def test_a_ratio_is_shown_with_what_it_must_be(monkeypatch: pytest.MonkeyPatch, 
     assert results.newest(tmp_path) == {}
     (name, newest) = next(iter(results.newest(tmp_path, ["ratios"]).items()))
     text = performance_tables.ratios_of(name, newest)
-    assert "Of 2 bounds 1 hold; missed: times as slow." in text
+    assert "Bounds that hold: 1 of 2; missed: times as slow." in text
     assert "| times as slow | 1.031 | at most 1.02 | no |" in text and "| 2.5 | at least 2.5 | yes |" in text
     program.conclude(facts, path, ["ratios"])
 
