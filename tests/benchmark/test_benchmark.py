@@ -389,16 +389,17 @@ def test_the_origin_s_execution_learns_the_same_with_more_padding(
     shape = ratios.SHAPE[1] | narrow | {"num_hidden_layers": 1, "vocab_size": 2048}
     monkeypatch.setattr(ratios, "SHAPE", ("one narrow layer", shape))
     monkeypatch.setattr(ratios, "ORIGIN_STEPS", 1)
+    monkeypatch.setattr(ratios, "ORIGIN_PADDED", 256)
     found = ratios.origin(small, device.Device(gpu=False), tmp_path / "origin")
     arms, executed = found["arms"], found["executed"]
     assert arms["ours"]["tokens"] == arms["origin"]["tokens"] > arms["ours"]["rows"] * 143
     assert arms["ours"]["rows"] == arms["origin"]["rows"] == 2 * ratios.ORIGIN_BATCH
-    assert arms["origin"]["positions"] == arms["origin"]["rows"] * 512 > arms["ours"]["positions"]
+    assert arms["origin"]["positions"] == arms["origin"]["rows"] * 256 > arms["ours"]["positions"]
     assert executed["origin"]["per_device_train_batch_size"] == 4 and executed["origin"]["activation_checkpointing"]
     assert executed["ours"]["per_device_train_batch_size"] == 8 and not executed["ours"]["activation_checkpointing"]
     assert found["first_losses"][0] == pytest.approx(found["first_losses"][1], rel=1e-4)
     said = performance_tables.BEHIND["origin"](found)
-    assert "one narrow layer" in said and "micro-batches of 4, with checkpointing, each row padded to 512" in said
+    assert "one narrow layer" in said and "micro-batches of 4, with checkpointing, each row padded to 256" in said
 
 
 def test_the_adapters_precision_is_judged_by_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
