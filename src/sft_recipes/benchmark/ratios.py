@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from sft_recipes.benchmark import commands, steps, tune
@@ -262,17 +261,16 @@ def origin(scale: Scale, device: Device, work: Path) -> dict[str, Any]:
         **steps.STEPS_ALONE,
         **({} if scale.gpu else PLAIN),
     }
-    asked = {"origin": {"pad_to_multiple_of": longest}, "ours": {"execution": "auto"}}
+    asked: dict[str, dict[str, Any]] = {"origin": {"pad_to_multiple_of": longest}, "ours": {"execution": "auto"}}
     arms, executed = [], {}
     for arm, own in asked.items():
         job = jobs.check("default", overrides=settings | own, accel="single_gpu" if scale.gpu else "cpu")
-        if job.data["splits"]["train"]["lengths"] != Counter(map(str, lengths)):
+        if job.data is None or job.data["splits"]["train"]["lengths"] != Counter(map(str, lengths)):
             raise RuntimeError("the rows have not the lengths that they were made for")
         recipe = job.resolved.derive(output_dir=(str(work / "out"), "kept nowhere"))
-        dtype = getattr(torch, recipe["dtype"])
         # The same weights for both.
-        torch.manual_seed(recipe["seed"])
-        base = steps.random_base(config, device, four_bit=recipe["load_in_4bit"], dtype=dtype)
+        same = {"dtype": recipe["dtype"], "seed": recipe["seed"]}
+        base = steps.random_base(config, device, four_bit=recipe["load_in_4bit"], **same)
         arms.append(steps.Arm(arm, steps.ours(recipe, base, words), device))
         executed[arm] = {key: recipe[key] for key in (*execution.KEYS, "pad_to_multiple_of")}
     steps.take_turns(arms, 1, ORIGIN_STEPS, rounds=1)
