@@ -1,6 +1,8 @@
 """What docs/performance.md and docs/where_it_runs.md show of the results in benchmarks/ (`make gpu`, `make bench`)."""
 
+import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from sft_recipes.benchmark import results
@@ -11,6 +13,7 @@ from sft_recipes.plan.memory import Setup
 from sft_recipes.recipes.topology import Gpu
 from sft_recipes.terminal import duration
 
+PRECISION = Path(__file__).parents[1] / "docs" / "adapter_precision.json"
 NOT_MEASURED = (
     "Not measured yet on a GPU: no result of one is in benchmarks/. What this project says of GPUs (memory, time, the "
     "accelerate configs other than `cpu`) is estimated or follows from tests on CPU processes."
@@ -47,7 +50,7 @@ def ratios_of(name: str, facts: dict[str, Any]) -> str:
     parts = [
         f"### {facts['hardware']['name']}",
         about(name, facts),
-        f"Of {len(found)} bounds {len(found) - len(missed)} hold"
+        f"Bounds that hold: {len(found) - len(missed)} of {len(found)}"
         + (f"; missed: {'; '.join(missed)}." if missed else "."),
         table(["what", "found", "must be", "holds"], rows),
         "\n".join(f"- `{key}`: {text(found[key])}." for key, text in BEHIND.items() if key in found),
@@ -83,6 +86,41 @@ BEHIND: dict[str, Callable[[dict[str, Any]], str]] = {
         + "; ".join(f"{ours:.1f} and {stock:.1f}" for ours, stock in each["seconds"])
     ),
 }
+
+
+def precision() -> str:
+    """What bfloat16 adapters changed on the demo (scripts/validate_adapter_precision.py)."""
+    facts = json.loads(PRECISION.read_text(encoding="utf-8"))
+    found, (wide, narrow) = facts["paired"], facts["bytes"].values()
+    shown = {"eval_loss": ("eval loss", 4), "macro_f1": ("macro F1 on the test rows", 4)}
+    shown |= {"seconds": ("seconds of training", 1)} if facts["quiet"] else {}
+    rows = [
+        [
+            words,
+            *(f"{found[key][dtype]:.{digits}f}" for dtype in facts["bytes"]),
+            f"{found[key]['difference']:+.{digits}f} ({found[key]['low']:+.{digits}f} to "
+            f"{found[key]['high']:+.{digits}f})",
+            f"{found[key]['seeds_apart']:.{digits}f}",
+        ]
+        for key, (words, digits) in shown.items()
+    ]
+    peak = found["peak_memory_bytes"]
+    rows.append(["peak of the process, MB", *(f"{peak[dtype] / 1e6:,.0f}" for dtype in facts["bytes"]), "", ""])
+    rows += [
+        [f"bytes of the {words}", f"{wide[key]:,}", f"{narrow[key]:,}", f"{narrow[key] - wide[key]:+,}", ""]
+        for key, words in (("adapter", "adapter"), ("optimizer", "optimizer's state"))
+    ]
+    apart = [shown[key][0] for key in ("eval_loss", "macro_f1") if found[key]["low"] * found[key]["high"] > 0]
+    told = "Both intervals hold zero, so that this does not decide."
+    if apart:
+        told = f"The interval of the {' and that of the '.join(apart)} leaves out zero."
+    busy = "" if facts["quiet"] else " Seconds are not told: the machine had other work."
+    heads = ["", *facts["bytes"], "bfloat16 less float32 (95 %)", "between seeds"]
+    return (
+        f"The demo with {facts['seeds']} seeds, each trained with adapters and moments in float32 and in bfloat16 on "
+        f"the same rows in the same order. The interval is Student's t over the pairs; between seeds is the standard "
+        f"deviation in float32. {told}{busy}\n\n{table(heads, rows)}"
+    )
 
 
 def about(name: str, facts: dict[str, Any]) -> str:

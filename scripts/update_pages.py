@@ -190,7 +190,11 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/plan.md": {"plan": plan_block},
     "docs/recommend.md": {"recommendation": recommend_block},
     "docs/where_it_runs.md": {"topologies": topology_table, "measured": performance_tables.measured},
-    "docs/performance.md": {"ratios": performance_tables.ratios, "performance": performance_tables.performance},
+    "docs/performance.md": {
+        "ratios": performance_tables.ratios,
+        "precision": performance_tables.precision,
+        "performance": performance_tables.performance,
+    },
     "recipes/README.md": {
         "presets": guide_tables.preset_table,
         "ideas": guide_tables.idea_table,

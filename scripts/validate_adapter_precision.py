@@ -1,9 +1,8 @@
 """What bfloat16 adapters cost and save on the demo: `python scripts/validate_adapter_precision.py`.
 
 Trains the demo with adapters and moments in float32 and in bfloat16, in turn, with the same seed, rows and order in
-both; by its own learning rate, and by that of the documented recipes, where an update is a smaller part of a weight.
-Writes docs/adapter_precision.json: each run, and of each measure the mean difference with its interval over the seeds.
-docs/performance.md and the evidence of `adapter_dtype` are made of it.
+both. Writes docs/adapter_precision.json: each run, and of each measure the mean difference with its interval over the
+seeds. docs/performance.md and the evidence of `adapter_dtype` are made of it.
 """
 
 import argparse
@@ -23,28 +22,25 @@ from scipy import stats
 from sft_recipes.benchmark import commands, program
 from sft_recipes.environment import quiet_environment
 from sft_recipes.files import write_whole
-from sft_recipes.recipes import recipe as recipes
 from sft_recipes.runs import checkpoints, provenance
 from sft_recipes.runs.run import Run
 
 ROOT = Path(__file__).parents[1]
 KEPT = ROOT / "docs" / "adapter_precision.json"
 DTYPES = ("float32", "bfloat16")
-SEEDS = (1, 2, 3, 4)
-RATES = {"the demo's rate": "demo", "the documented rate": "default"}
-"""Learning rates by the recipe whose they are."""
+SEEDS = (1, 2, 3)
 MEASURES = ("eval_loss", "macro_f1", "seconds", "peak_memory_bytes")
 LIMIT = 1800.0
 # Of the cores, what others may use before a second of it says nothing.
 QUIET = 0.1
 
 
-def trained(dtype: str, rate: float, seed: int, words: str) -> dict[str, Any]:
+def trained(dtype: str, seed: int, words: str) -> dict[str, Any]:
     """One run of the demo, and what came of it; one that was finished in this folder is not trained again."""
-    run = Run(Path("runs") / f"{dtype}-{rate:g}-{seed}")
+    run = Run(Path("runs") / f"{dtype}-{seed}")
     if not run.directory.exists():
         busy = psutil.cpu_percent(interval=2) / 100
-        asked = f"adapter_dtype={dtype} learning_rate={rate:g} seed={seed} data_seed={seed} report_to=none {words}"
+        asked = f"adapter_dtype={dtype} seed={seed} data_seed={seed} report_to=none {words}"
         commands.command(["train", "demo", "--name", run.name, "--set", asked], quiet_environment(on_cpu=True), LIMIT)
         Path(f"{run.name}.json").write_text(json.dumps(busy), encoding="utf-8")
     facts, metrics = run.facts()["measured"], run.evaluation("test")
@@ -93,28 +89,23 @@ def main() -> None:
             work.mkdir(parents=True, exist_ok=True)
             program._project(work)
         stack.enter_context(contextlib.chdir(work))
-        rates = {name: recipes.load(recipe)["learning_rate"] for name, recipe in RATES.items()}
-        found: dict[str, list[dict[str, Any]]] = {name: [] for name in rates}
-        for (name, rate), seed, dtype in itertools.product(rates.items(), asked.seeds, DTYPES):
-            run = trained(dtype, rate, seed, asked.set)
-            found[name].append(run)
-            print(json.dumps({"learning_rate": rate, **run}), flush=True)
+        runs = []
+        for seed, dtype in itertools.product(asked.seeds, DTYPES):
+            runs.append(trained(dtype, seed, asked.set))
+            print(json.dumps(runs[-1]), flush=True)
     facts = {
         "versions": provenance.versions(),
         "python": sys.version.split()[0],
         "cpus": os.cpu_count(),
         "settings": asked.set,
-        "seeds": [*asked.seeds],
-        "quiet": all(run["others_use"] <= QUIET for runs in found.values() for run in runs),
-        "rates": [
-            {
-                "name": name,
-                "learning_rate": rates[name],
-                **{measure: paired(runs, measure) for measure in MEASURES},
-                "runs": runs,
-            }
-            for name, runs in found.items()
-        ],
+        "seeds": len(asked.seeds),
+        "quiet": all(run["others_use"] <= QUIET for run in runs),
+        "paired": {measure: paired(runs, measure) for measure in MEASURES},
+        "bytes": {
+            run["adapter_dtype"]: {key: run[f"{key}_bytes"] for key in ("adapter", "optimizer")}
+            for run in runs[: len(DTYPES)]
+        },
+        "runs": runs,
     }
     write_whole(out, json.dumps(facts, indent=1) + "\n")
 

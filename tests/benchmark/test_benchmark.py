@@ -370,7 +370,7 @@ def test_a_ratio_is_shown_with_what_it_must_be(monkeypatch: pytest.MonkeyPatch, 
     assert results.newest(tmp_path) == {}
     (name, newest) = next(iter(results.newest(tmp_path, ["ratios"]).items()))
     text = performance_tables.ratios_of(name, newest)
-    assert "Of 2 bounds 1 hold; missed: times as slow." in text
+    assert "Bounds that hold: 1 of 2; missed: times as slow." in text
     assert "| times as slow | 1.031 | at most 1.02 | no |" in text and "| 2.5 | at least 2.5 | yes |" in text
     program.conclude(facts, path, ["ratios"])
 
@@ -389,16 +389,39 @@ def test_the_origin_s_execution_learns_the_same_with_more_padding(
     shape = ratios.SHAPE[1] | narrow | {"num_hidden_layers": 1, "vocab_size": 2048}
     monkeypatch.setattr(ratios, "SHAPE", ("one narrow layer", shape))
     monkeypatch.setattr(ratios, "ORIGIN_STEPS", 1)
+    monkeypatch.setattr(ratios, "ORIGIN_PADDED", 256)
     found = ratios.origin(small, device.Device(gpu=False), tmp_path / "origin")
     arms, executed = found["arms"], found["executed"]
     assert arms["ours"]["tokens"] == arms["origin"]["tokens"] > arms["ours"]["rows"] * 143
     assert arms["ours"]["rows"] == arms["origin"]["rows"] == 2 * ratios.ORIGIN_BATCH
-    assert arms["origin"]["positions"] == arms["origin"]["rows"] * 512 > arms["ours"]["positions"]
+    assert arms["origin"]["positions"] == arms["origin"]["rows"] * 256 > arms["ours"]["positions"]
     assert executed["origin"]["per_device_train_batch_size"] == 4 and executed["origin"]["activation_checkpointing"]
     assert executed["ours"]["per_device_train_batch_size"] == 8 and not executed["ours"]["activation_checkpointing"]
     assert found["first_losses"][0] == pytest.approx(found["first_losses"][1], rel=1e-4)
     said = performance_tables.BEHIND["origin"](found)
-    assert "one narrow layer" in said and "micro-batches of 4, with checkpointing, each row padded to 512" in said
+    assert "one narrow layer" in said and "micro-batches of 4, with checkpointing, each row padded to 256" in said
+
+
+def test_the_adapters_precision_is_judged_by_its_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import validate_adapter_precision as precision
+
+    facts = json.loads(precision.KEPT.read_text(encoding="utf-8"))
+    assert facts["settings"] == "" and facts["seeds"] >= 3
+    seeds = {
+        dtype: [run["seed"] for run in facts["runs"] if run["adapter_dtype"] == dtype] for dtype in precision.DTYPES
+    }
+    assert seeds["float32"] == seeds["bfloat16"] and len(seeds["float32"]) == facts["seeds"]
+    for measure in precision.MEASURES:
+        assert precision.paired(facts["runs"], measure) == pytest.approx(facts["paired"][measure])
+    runs = [
+        {"seed": seed, "adapter_dtype": dtype, "x": seed + apart}
+        for seed, extra in ((1, 1.0), (2, 2.0), (3, 3.0))
+        for dtype, apart in (("float32", 0.0), ("bfloat16", extra))
+    ]
+    found = precision.paired(runs, "x")
+    # 4.303 is the 97.5 % quantile of Student's t of two degrees of freedom.
+    assert found["difference"] == 2 and found["high"] - 2 == pytest.approx(4.303 / 3**0.5, abs=1e-3)
 
 
 def test_the_page_says_what_the_program_does() -> None:

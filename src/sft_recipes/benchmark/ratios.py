@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from sft_recipes.benchmark import commands, steps, tune
@@ -37,7 +36,7 @@ SAME_WORK = f"load_in_4bit=false {ALONE}"
 PAIRS = 3
 MISSPELT = "lerning_rate"
 # Rows of a step, as one of the origin's four GPUs had them, timed steps of each round, and tokens that it padded to.
-ORIGIN_BATCH, ORIGIN_STEPS, ORIGIN_PADDED = 16, 3, 512
+ORIGIN_BATCH, ORIGIN_STEPS, ORIGIN_PADDED = 16, 2, 512
 # Large enough that a CPU's time goes into its products, and small enough for some minutes.
 SHAPE = (
     "4 of the 30 layers of SmolLM2 135M",
@@ -94,7 +93,7 @@ def ratios(section: Section, scale: Scale, device: Device, work: Path, environme
         "misspelt_key": (35, lambda: misspelt_key(section, shown)),
         "plan_memory": (80, lambda: plan_memory(section, shown)),
         "scoring": (120, lambda: score(section, shown)),
-        "origin": (120, lambda: origin(scale, device, work / "origin")),
+        "origin": (140, lambda: origin(scale, device, work / "origin")),
         "rows": (40, lambda: rows(section, shown)),
         "second_plan": (30, lambda: second_plan(section, shown)),
         "overhead": (420, lambda: overhead(section, shown)),
@@ -283,15 +282,16 @@ def origin(scale: Scale, device: Device, work: Path) -> dict[str, Any]:
         **steps.STEPS_ALONE,
         **({} if scale.gpu else PLAIN),
     }
-    asked = {"origin": {"pad_to_multiple_of": longest}, "ours": {"execution": "auto"}}
+    asked: dict[str, dict[str, Any]] = {"origin": {"pad_to_multiple_of": longest}, "ours": {"execution": "auto"}}
     arms, executed = [], {}
     for arm, own in asked.items():
         job = jobs.check("default", overrides=settings | own, accel="single_gpu" if scale.gpu else "cpu")
-        if job.data["splits"]["train"]["lengths"] != Counter(map(str, lengths)):
+        if job.data is None or job.data["splits"]["train"]["lengths"] != Counter(map(str, lengths)):
             raise RuntimeError("the rows have not the lengths that they were made for")
         recipe = job.resolved.derive(output_dir=(str(work / "out"), "kept nowhere"))
-        dtype = getattr(torch, recipe["dtype"])
-        base = steps.random_base(config, device, four_bit=recipe["load_in_4bit"], dtype=dtype)
+        # The same weights for both.
+        same = {"dtype": recipe["dtype"], "seed": recipe["seed"]}
+        base = steps.random_base(config, device, four_bit=recipe["load_in_4bit"], **same)
         arms.append(steps.Arm(arm, steps.ours(recipe, base, words), device))
         executed[arm] = {key: recipe[key] for key in (*execution.KEYS, "pad_to_multiple_of")}
     steps.take_turns(arms, 1, ORIGIN_STEPS, rounds=1)

@@ -46,12 +46,15 @@ def random_base(
     four_bit: bool,
     double_quant: bool = True,
     attention: str = "sdpa",
-    dtype: torch.dtype = torch.bfloat16,
+    dtype: str = "bfloat16",
+    seed: int | None = None,
 ) -> Any:
     """A base model of random weights, made on the device, and quantised by the loading that a recipe uses."""
-    described = census.config_of(config)
+    described, held = census.config_of(config), getattr(torch, dtype)
+    if seed is not None:
+        torch.manual_seed(seed)
     with torch.device(device.type):
-        plain = census.build(described, dtype=dtype)
+        plain = census.build(described, dtype=held)
     weights, kind = plain.state_dict(), type(plain)
     del plain
     quantisation = None
@@ -67,7 +70,7 @@ def random_base(
         None,
         config=described,
         state_dict=weights,
-        dtype=dtype,
+        dtype=held,
         attn_implementation=attention,
         device_map={"": 0 if device.gpu else "cpu"},
         quantization_config=quantisation,
