@@ -334,6 +334,8 @@ def test_the_same_command_takes_in_what_has_ended_and_submits_what_failed(
         check=True,
     )
     assert done.stdout.splitlines() == ["resume", "grid-t002"]
+    for run in runs[:2]:
+        run.update(status="running")
     runs[0].update(status="finished")
     runs[0].log.write_text('{"step": 4, "eval_loss": 2.0}\n')
     runs[1].update(status="failed", error="the training process was killed by SIGKILL")
