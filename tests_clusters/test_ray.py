@@ -1,5 +1,6 @@
 """A run and a sweep on a real Ray cluster, which is this machine with two cores."""
 
+import functools
 import json
 import os
 import shutil
@@ -33,27 +34,33 @@ def address(project: Path) -> Iterator[str]:
         pytest.skip("make test-clusters installs Ray")
     # Jobs run sft-recipes, and python is the one that has Ray.
     os.environ["PATH"] = f"{TOOL}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    # Its sockets allow no long names.
-    folder = tempfile.mkdtemp(prefix="ray")
     gcs, dashboard, client = free_ports(3)
-    command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"]
-    command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--temp-dir={folder}"]
     address = f"http://127.0.0.1:{dashboard}"
     site = {"engine": "ray", "address": address, "shared": str(project), "grace_seconds": 120}
     (project / "clusters" / "ray.yaml").write_text(yaml.safe_dump(site))
-    cluster = subprocess.Popen([*command, "--disable-usage-stats"], stdout=subprocess.DEVNULL)
+    command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"]
+    command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--disable-usage-stats"]
+    # Where the machine is busy, Ray gives up after half a minute.
+    for _ in range(3):
+        # Its sockets allow no long names.
+        folder = Path(tempfile.mkdtemp(prefix="ray"))
+        with (folder / "said").open("w") as output:
+            cluster = subprocess.Popen([*command, f"--temp-dir={folder}/ray"], stdout=output, stderr=output)
+        started = functools.partial(_says_it_started, folder / "said")
+        until(lambda cluster=cluster, started=started: started() or cluster.poll() is not None, 180)
+        if cluster.poll() is None:
+            break
+        shutil.rmtree(folder)
     try:
-        until(
-            lambda: (
-                subprocess.run(["ray", "job", "list", f"--address={address}"], capture_output=True).returncode == 0
-            ),
-            120,
-        )
         yield address
     finally:
-        cluster.send_signal(signal.SIGTERM)
+        cluster.terminate()
         cluster.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _says_it_started(output: Path) -> bool:
+    return "Ray runtime started" in output.read_text()
 
 
 def launched(project: Path, name: str) -> str:
