@@ -18,7 +18,7 @@ from conftest import ROOT, facts, free_ports, program, said, step, until
 from sft_recipes.runs import lock
 
 TOOL = ROOT / ".cache" / "tools" / "ray" / "bin"
-STEPS = 12
+STEPS, LONGER = 12, 60
 SETTINGS = (
     f"max_steps={STEPS} per_device_train_batch_size=8 logging_steps=1 eval_on_start=false task=null test_file=null "
     "group_column=null save_strategy=steps save_steps=6 eval_strategy=steps eval_steps=6"
@@ -63,13 +63,15 @@ def _says_it_started(output: Path) -> bool:
     return "Ray runtime started" in output.read_text()
 
 
-def launched(project: Path, name: str) -> str:
-    words = ("launch", "demo", "--on", "ray", "--site", "ray", "--accel", "cpu", "--name", name, "--set", SETTINGS)
+def launched(project: Path, name: str, settings: str) -> str:
+    words = ("launch", "demo", "--on", "ray", "--site", "ray", "--accel", "cpu", "--name", name, "--set", settings)
     return program(project, *words).partition("submitted  job ")[2].partition("\n")[0]
 
 
 def test_a_stopped_run_keeps_a_checkpoint_and_goes_on(address: str, project: Path) -> None:
-    number = launched(project, "stopped")
+    # Those of a trial are over before `ray job stop` has begun.
+    longer = SETTINGS.replace(f"max_steps={STEPS}", f"max_steps={LONGER}")
+    number = launched(project, "stopped", longer)
     until(lambda: step(project, "stopped") > 2, 200)
     assert "is being trained" in program(project, "status", "stopped")
     said("ray", "job", "stop", f"--address={address}", number.rpartition("/")[2])
@@ -77,7 +79,7 @@ def test_a_stopped_run_keeps_a_checkpoint_and_goes_on(address: str, project: Pat
     told = program(project, "status", "stopped")
     assert f"job        {number} of ray: stopped" in told and ", checkpoint-" in told
     subprocess.run([sys.executable, "-m", "sft_recipes", "resume", "stopped"], cwd=project, check=True)
-    assert facts(project, "stopped")["measured"]["step"] == STEPS
+    assert facts(project, "stopped")["measured"]["step"] == LONGER
     assert "stopped    kept checkpoint-" in program(project, "logs", "stopped")
     assert not list(project.parent.rglob("pwned"))
 

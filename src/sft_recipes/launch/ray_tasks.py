@@ -15,6 +15,8 @@ import ray
 
 def train(name: str, project: str) -> int:
     """A run until it ends, with what it says beside it. Cancelled, it is told to save a checkpoint first."""
+    # Ray cancels a task by this signal, which a cluster that was started in the background ignores.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with Path(project, "runs", name, "ray.out").open("ab") as output:
         words = ["sft-recipes", "resume", name]
         process = subprocess.Popen(words, cwd=project, stdout=output, stderr=subprocess.STDOUT)
