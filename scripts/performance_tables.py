@@ -64,7 +64,8 @@ def _origin(each: dict[str, Any]) -> str:
 
     def arm(name: str) -> str:
         told, rate = each["executed"][name], each["arms"][name]["tokens_per_second"]
-        padding = f", each row padded to {told['pad_to_multiple_of']}" if told["pad_to_multiple_of"] else ""
+        whole = told["pad_to_multiple_of"] == told["max_length"]
+        padding = f", each row padded to {told['max_length']}" if whole else ""
         checkpointing = "with" if told["activation_checkpointing"] else "without"
         size = told["per_device_train_batch_size"]
         return f"{rate:,.0f} real tokens/s in micro-batches of {size}, {checkpointing} checkpointing{padding}"
