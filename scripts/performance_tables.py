@@ -81,7 +81,6 @@ BEHIND: dict[str, Callable[[dict[str, Any]], str]] = {
     ),
     "scoring": lambda each: f"{each['base']:.2f} of the base, {each['tuned']:.2f} of the tuned model",
     "origin": _origin,
-    "rows": lambda each: f"the second plan of the same rows takes {each['second_plan_seconds']:.1f} s",
     "overhead": lambda each: (
         "seconds of `train` and of stock `trl sft`, pair by pair: "
         + "; ".join(f"{ours:.1f} and {stock:.1f}" for ours, stock in each["seconds"])

@@ -89,13 +89,13 @@ def ratios(section: Section, scale: Scale, device: Device, work: Path, environme
     # As people have it: Python keeps what it has compiled.
     shown.pop("PYTHONDONTWRITEBYTECODE", None)
     tasks: dict[str, tuple[float, Callable[[], dict[str, Any]]]] = {
-        "light_commands": (15, lambda: light_commands(section, shown)),
-        "misspelt_key": (35, lambda: misspelt_key(section, shown)),
+        "light_commands": (10, lambda: light_commands(section, shown)),
+        "misspelt_key": (15, lambda: misspelt_key(section, shown)),
         "plan_memory": (80, lambda: plan_memory(section, shown)),
-        "scoring": (120, lambda: score(section, shown)),
-        "origin": (140, lambda: origin(scale, device, work / "origin")),
+        "scoring": (40, lambda: score(section, shown)),
         "rows": (40, lambda: rows(section, shown)),
         "second_plan": (30, lambda: second_plan(section, shown)),
+        "origin": (340, lambda: origin(scale, device, work / "origin")),
         "overhead": (420, lambda: overhead(section, shown)),
     }
     section.plan(tasks)

@@ -128,4 +128,4 @@ def explained(site: Site) -> str:
 def stopping(identifier: str) -> str:
     """The command that ends a job."""
     address, _, number = identifier.rpartition("/")
-    return f"ray job stop --address {address} {number}"
+    return shlex.join(["ray", "job", "stop", "--address", address, number])
