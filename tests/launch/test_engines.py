@@ -226,6 +226,7 @@ def test_a_job_on_ray_is_a_task_whose_words_no_shell_takes_apart(
     assert main([*over, *given, "--dry"]) == 0
     said = capsys.readouterr().out
     assert "open       grid-t001: lora_r 8" in said and " ON=ray SITE=mine" in said
+    assert "No trial has finished</b> yet<" in Path("runs/grid.sweep/sweep.html").read_text()
     (call,) = [line for line in Path("runs/grid.sweep/job.ray.py").read_text().splitlines() if "'submit'" in line]
     job = ast.literal_eval(call.strip())
     assert (job["runs"], job["at_a_time"]) == (["grid-t000", "grid-t001"], 2)
