@@ -63,9 +63,10 @@ def _origin(each: dict[str, Any]) -> str:
     """What was executed how, and how fast."""
 
     def arm(name: str) -> str:
-        told, rate = each["executed"][name], each["arms"][name]["tokens_per_second"]
-        whole = told["pad_to_multiple_of"] == told["max_length"]
-        padding = f", each row padded to {told['max_length']}" if whole else ""
+        told, did = each["executed"][name], each["arms"][name]
+        rate, padded = did["tokens_per_second"], told["pad_to_multiple_of"]
+        whole = padded != "auto" and did["positions"] == did["rows"] * padded
+        padding = f", each row padded to {padded}" if whole else ""
         checkpointing = "with" if told["activation_checkpointing"] else "without"
         size = told["per_device_train_batch_size"]
         return f"{rate:,.0f} real tokens/s in micro-batches of {size}, {checkpointing} checkpointing{padding}"
