@@ -44,6 +44,26 @@ def ragged(lengths: dict[int, int]) -> None:
     )
 
 
+def test_rows_of_a_step_are_sorted_where_that_saves_padding_and_changes_nothing(project: Path) -> None:
+    ragged({4: 300, 150: 12})
+    words = ("global_batch_size=64", "per_device_train_batch_size=4")
+    assert chosen(execution.choose(case(*words, accel="ddp")))["sort_within_batch"] is True
+    for other, key in (
+        ("packing=true", "packing pads nothing"),
+        ("padding_free=true max_length=null", "padding_free pads nothing"),
+        ("train_sampling_strategy=group_by_length", "group_by_length orders rows by length already"),
+    ):
+        assert "sort_within_batch" not in chosen(execution.choose(case(*words, *other.split(), accel="ddp")))
+        with pytest.raises(InputError, match=f"sort_within_batch has nothing to sort: .*{key}"):
+            recipes.load("tiny", recipes.parse_overrides(["sort_within_batch=true", *other.split()]))
+    # What is learned by the micro-batch is not sorted, and what is written stays.
+    assert "sort_within_batch" not in chosen(execution.choose(case(*words, "label_smoothing_factor=0.1")))
+    assert "sort_within_batch" not in chosen(execution.choose(case(*words, "sort_within_batch=false")))
+    tuned = execution.candidates(case("global_batch_size=64", gpu=None, accel="cpu"))
+    assert tuned["by estimate"]["sort_within_batch"] is True
+    assert tuned["joined rows"]["padding_free"] is True and "sort_within_batch" not in tuned["joined rows"]
+
+
 def test_a_gpu_with_room_gets_the_whole_batch_at_once_and_computes_nothing_twice(project: Path) -> None:
     found = execution.choose(case())
     assert chosen(found) == {
@@ -170,7 +190,8 @@ def test_plan_show_and_run_see_the_same_values_with_their_reasons(
     words = ["execution=auto", "per_device_train_batch_size=4"]
     figures = plan.plan("tiny", overrides=words)
     assert figures["batch"]["per_device"] == 4
-    assert {each["key"] for each in figures["execution"]["chosen"]} == {"activation_checkpointing", "optim"}
+    chosen = {each["key"] for each in figures["execution"]["chosen"]}
+    assert chosen == {"activation_checkpointing", "sort_within_batch", "optim"}
     assert main(["show", "tiny", "--origin", "--set", " ".join(words)]) == 0
     shown = capsys.readouterr().out
     assert "optim: adamw_torch_fused" in shown and "execution: auto (the same update in one kernel" in shown
@@ -187,9 +208,9 @@ def test_plan_show_and_run_see_the_same_values_with_their_reasons(
 
 def test_a_plan_of_what_is_written_says_what_auto_would_change_and_be_worth(project: Path) -> None:
     written = dict(plan.render(plan.plan("tiny")))["execution"]
-    assert written.startswith("as written; SET=execution=auto would take per_device_train_batch_size 8, ")
-    assert "worth: 2 -> 1 micro-batches a step; nothing is computed twice" in written
-    taken = ["per_device_train_batch_size=8", "activation_checkpointing=false", "optim=adamw_torch_fused"]
+    assert written.startswith("as written; SET=execution=auto would take activation_checkpointing false, ")
+    assert "worth: nothing is computed twice; 83 % -> 91 % of a batch are tokens" in written
+    taken = ["sort_within_batch=true", "activation_checkpointing=false", "optim=adamw_torch_fused"]
     assert "execution" not in dict(plan.render(plan.plan("tiny", overrides=taken)))
 
 
@@ -198,9 +219,9 @@ def test_a_run_that_goes_on_keeps_what_was_chosen(project: Path, monkeypatch: py
     # The machine has lost its memory, so that something else would be chosen today.
     monkeypatch.setattr(execution, "room", lambda given: (1e6, "this machine's memory"))
     today = jobs.check("tiny", overrides=["execution=auto"])
-    with pytest.raises(InputError, match=r"per_device_train_batch_size: 8 -> "):
+    with pytest.raises(InputError, match=r"sort_within_batch: true -> false"):
         launch.check_same_config(run, today)
-    keeps = execution.chosen_before(run.facts()["origins"], run.values())
+    keeps = execution.chosen_before(run.facts()["origins"], run.values() | run.facts()["own"])
     launch.check_same_config(run, jobs.check("tiny", overrides=["execution=auto"], keeps=keeps))
     with pytest.raises(InputError, match=r"optim: adamw_torch_fused -> sgd"):
         launch.check_same_config(run, jobs.check("tiny", overrides=["execution=auto", "optim=sgd"], keeps=keeps))

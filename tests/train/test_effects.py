@@ -135,6 +135,7 @@ ELSEWHERE = {
         "tests/train/test_continue.py::test_it_is_named_by_its_run_its_folder_or_a_hub_id_with_a_revision"
     ),
     "mask_empty_reasoning": ("tests/data/test_templates.py::test_an_empty_block_of_reasoning_is_left_out_of_the_loss"),
+    "sort_within_batch": "tests/train/test_executions.py::test_what_is_chosen_learns_the_same",
     "drop_reasoning": "tests/data/test_tools.py::test_reasoning_is_kept_or_dropped_as_the_recipe_says",
     "test_split_size": "tests/data/test_data.py::test_share_is_chosen_by_content",
     "init_lora_weights": "tests/train/test_beginnings.py::test_an_adapter_begins_as_no_change_of_the_base",

@@ -96,12 +96,10 @@ def test_what_is_chosen_learns_the_same(project: Path, train_here: Callable[...,
     """Step by step as it is written: loss, gradient and tokens, to 1e-5 of each; and what ran is in run.json."""
     tiny_recipe = Path("recipes/tiny.yaml")
     tiny_recipe.write_text(tiny_recipe.read_text() + "per_device_train_batch_size: 2\n")
-    runs = {
-        name: train_here(name=name, **PLAIN, **asked)
-        for name, asked in {"as_written": {}, "auto": {"execution": "auto"}, "gpu": ON_A_GPU}.items()
-    }
+    ways = {"as_written": {}, "auto": {"execution": "auto"}, "gpu": ON_A_GPU, "sorted": {"sort_within_batch": True}}
+    runs = {name: train_here(name=name, **PLAIN, **asked) for name, asked in ways.items()}
     steps = {name: [each for each in run.log_entries() if "loss" in each] for name, run in runs.items()}
-    for name in ("auto", "gpu"):
+    for name in ("auto", "gpu", "sorted"):
         for ours, written in zip(steps[name], steps["as_written"], strict=True):
             assert ours["num_tokens"] == written["num_tokens"]
             for key in ("loss", "grad_norm", "learning_rate"):
@@ -109,7 +107,7 @@ def test_what_is_chosen_learns_the_same(project: Path, train_here: Callable[...,
     facts, values = runs["auto"].facts(), runs["auto"].values()
     assert facts["own"]["execution"] == "auto"
     chosen = {key for key, origin in facts["origins"].items() if origin.startswith("execution: auto (")}
-    assert chosen == {"per_device_train_batch_size", "activation_checkpointing", "optim"}
+    assert chosen == {"per_device_train_batch_size", "activation_checkpointing", "sort_within_batch", "optim"}
     assert (values["optim"], values["activation_checkpointing"]) == ("adamw_torch_fused", False)
     effects = [run.facts()["in_effect"]["run"] for run in runs.values()]
     assert [effect["effective_batch"] for effect in effects] == [8, 8, 8]

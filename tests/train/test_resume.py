@@ -241,7 +241,9 @@ def test_an_uninterrupted_run_takes_the_steps_of_stock_trl(
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
     # TRL's own, which knows nothing of our keys.
-    monkeypatch.setattr(worker, "Trainer", lambda mask_empty_reasoning, tokenised, **its: SFTTrainer(**its))
+    monkeypatch.setattr(
+        worker, "Trainer", lambda mask_empty_reasoning, sort_within_batch, tokenised, **its: SFTTrainer(**its)
+    )
     stock = worker.build(recipe)
     worker.correct(stock, recipe, run.facts()["own"])
     stock.train()

@@ -31,14 +31,12 @@ def measured(asked: dict[str, Any]) -> dict[str, Any]:
 
     from sft_recipes.benchmark import device, steps
     from sft_recipes.children import peak_resident
-    from sft_recipes.train.train import build, correct
+    from sft_recipes.train.train import OF_TRAINER, build, correct
 
     here, own = device.find(), asked["own"]
     with tempfile.TemporaryDirectory() as scratch:
         recipe = {**asked["values"], "output_dir": scratch}
-        trainer = build(
-            recipe, mask_empty_reasoning=own["mask_empty_reasoning"], init_lora_weights=own["init_lora_weights"]
-        )
+        trainer = build(recipe, **{key: own[key] for key in OF_TRAINER})
         correct(trainer, recipe, own)
         arm = steps.Arm("", steps.silent(trainer), here)
         arm.round(asked["warm"], asked["timed"])

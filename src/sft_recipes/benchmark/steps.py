@@ -20,7 +20,7 @@ from sft_recipes.models import census
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
 from sft_recipes.recipes.recipe import Recipe
-from sft_recipes.train.train import build, correct
+from sft_recipes.train.train import OF_TRAINER, build, correct
 
 # Nothing but steps: what else a run does is not measured here.
 STEPS_ALONE = {
@@ -95,7 +95,8 @@ def resolved(device: Device, rows: Path, output: Path, **settings: Any) -> Recip
 
 def ours(recipe: Recipe, base: Any, words: Any) -> Any:
     """The trainer that `train` would have."""
-    trainer = build(recipe.upstream(), base=base, tokenizer=words)
+    own = {key: recipe[key] for key in OF_TRAINER}
+    trainer = build(recipe.upstream(), base=base, tokenizer=words, **own)
     correct(trainer, recipe.upstream(), recipe.own())
     return silent(trainer)
 

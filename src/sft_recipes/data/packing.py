@@ -22,11 +22,23 @@ def percentile(lengths: Lengths, share: float) -> int:
     raise ValueError("no lengths")
 
 
-def real_token_share(lengths: Lengths, batch_size: int) -> float:
+def real_token_share(lengths: Lengths, batch_size: int, within: int | None = None) -> float:
     """Expected share of batch positions that hold tokens, when `batch_size` random rows are padded to the longest.
 
     The expected longest of k independent draws is the sum over lengths x of x (F(x)^k - F(x - 1)^k).
+
+    Args:
+        lengths: Rows by tokens.
+        batch_size: Rows that are padded together.
+        within: Rows that are sorted by length before they are divided, as many times `batch_size`; their share is
+            that of the rows, or of a fixed sample of them, in a fixed random order.
     """
+    if within:
+        drawn = _sample(lengths)
+        steps = (sorted(drawn[at : at + within], reverse=True) for at in range(0, len(drawn), within))
+        return sum(drawn) / sum(
+            step[at] * len(step[at : at + batch_size]) for step in steps for at in range(0, len(step), batch_size)
+        )
     rows, below, expected, seen = sum(lengths.values()), 0.0, 0.0, 0
     for length in sorted(lengths):
         seen += lengths[length]

@@ -194,9 +194,9 @@ def kept_lengths(split: SplitFacts, max_length: int | None) -> dict[int, int]:
     return {length: number for length, number in counts.items() if number > 0}
 
 
-def real_token_share(split: SplitFacts, max_length: int | None, batch_size: int) -> float:
-    """Expected share of batch positions that hold tokens, when `batch_size` random rows are padded to the longest."""
-    return packing.real_token_share(kept_lengths(split, max_length), batch_size)
+def real_token_share(split: SplitFacts, max_length: int | None, batch_size: int, within: int | None = None) -> float:
+    """Expected share of batch positions that hold tokens, as `packing.real_token_share` takes batches."""
+    return packing.real_token_share(kept_lengths(split, max_length), batch_size, within)
 
 
 def _beyond(histogram: Mapping[str, int], limit: int) -> int:

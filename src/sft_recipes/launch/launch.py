@@ -55,7 +55,7 @@ def train(
         Run.directory_of(run_name)
     if resume:
         run = open_for_resume(run_name or "")
-        where["keeps"] = execution.chosen_before(run.facts().get("origins", {}), run.values())
+        where["keeps"] = execution.chosen_before(run.facts().get("origins", {}), run.values() | run.facts()["own"])
     job = jobs.check(name, **where)
     for label, text in job.decisions():
         say(label, text)

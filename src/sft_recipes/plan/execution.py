@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 from sft_recipes.data import packing
+from sft_recipes.data.packing import Lengths
 from sft_recipes.errors import listed
 from sft_recipes.models.base_model import Model
 from sft_recipes.plan import fit, memory, tuning
 from sft_recipes.plan.fit import Option, Way
 from sft_recipes.plan.lint import Case
-from sft_recipes.recipes import arguments
+from sft_recipes.recipes import arguments, conflicts
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe, Value
 from sft_recipes.recipes.schema import as_yaml
@@ -26,7 +27,7 @@ AUTO = "execution: auto"
 # What may be chosen: nothing of it says what is learned.
 KEYS = (
     *("per_device_train_batch_size", "activation_checkpointing", "activation_checkpointing_kwargs", "padding_free"),
-    *("max_length", "optim", "dataloader_num_workers", "attn_implementation"),
+    *("sort_within_batch", "max_length", "optim", "dataloader_num_workers", "attn_implementation"),
 )
 # Architectures whose masks keep rows apart that are joined without padding, with torch's attention and with eager: the
 # same losses and gradients as of padded rows (tests/train/test_executions.py). And those in which rows see each other.
@@ -38,8 +39,9 @@ APART = frozenset(
 )
 MIXED = frozenset(["bloom", "falcon", "gpt_oss", "mpt", "opt"])
 MASKED = ("sdpa", "eager")
-# Tokens of a micro-batch from which more save nothing on a CPU (docs/execution.md).
-ENOUGH_ON_CPU = 1024
+# Tokens that the fixed cost of a micro-batch is worth on a CPU: so many for four layers of width 256 on two cores, and
+# fewer for wider ones, whose larger micro-batches even cost more a token.
+FIXED_ON_CPU = 64
 # A step has to take this much less to be worth another way than what is written, and to join rows: the masks of joined
 # rows are computed in ways that the estimate does not tell apart.
 WORTH, WORTH_JOINING = 0.03, 0.1
@@ -112,7 +114,7 @@ def _nearness(recipe: Recipe, key: str) -> int:
 
 
 def chosen_before(origins: dict[str, str], values: dict[str, Any]) -> dict[str, Value]:
-    """What was chosen for a run, from the origins in its run.json and its resolved recipe."""
+    """What was chosen for a run, from the origins in its run.json and all its values, upstream's and ours."""
     return {key: Value(values.get(key), origin) for key, origin in origins.items() if origin.startswith(f"{AUTO} (")}
 
 
@@ -174,13 +176,15 @@ def candidates(case: Case) -> dict[str, dict[str, Any]]:
     best = {each.key: each.value for each in _estimated(case, free).choices}
     found["by estimate"] = best
     rows, whole = best.get("per_device_train_batch_size", written), case.recipe["global_batch_size"]
+    unsorted = {key: value for key, value in best.items() if key != "sort_within_batch"}
     space = room(case)[0] or 0.0
     for size in (rows // 2, 2 * rows) if case.model and _sizes(case, case.model, free, []) is None else ():
-        after = {**best, "per_device_train_batch_size": size}
+        after = unsorted | {"per_device_train_batch_size": size}
         if size and whole % size == 0 and case.model and _fits(case, case.model, after, space):
-            found[f"micro-batch of {size}"] = after
+            by_length = size < whole and not case.recipe["sort_within_batch"] and _sorts(case.recipe, case.model, free)
+            found[f"micro-batch of {size}"] = after | ({"sort_within_batch": True} if by_length else {})
     if "padding_free" not in best and case.model and _padded(case, case.model, free, costly=True) is None:
-        found["joined rows"] = {**best, "padding_free": True, "max_length": None}
+        found["joined rows"] = unsorted | {"padding_free": True, "max_length": None}
     flash = not case.topology.use_cpu and importlib.util.find_spec("flash_attn") is not None
     if flash and "attn_implementation" in free and (case.recipe["bf16"] or case.recipe["fp16"]):
         found["FlashAttention"] = {**best, "attn_implementation": "flash_attention_2"}
@@ -238,6 +242,9 @@ def _batch(case: Case, model: Model, free: set[str], kept: list[str]) -> Iterato
         kwargs = {"selective": True, "use_reentrant": False}
         reason = "the attention is not computed twice, and its output fits"
         yield Choice("activation_checkpointing_kwargs", kwargs, recipe["activation_checkpointing_kwargs"], reason)
+    if best.way.sorted and not written.sorted and best.rows * case.topology.processes < recipe["global_batch_size"]:
+        reason = "rows of like length are padded together, and a step has the same rows"
+        yield Choice("sort_within_batch", True, False, reason)
     if best.way.padding_free and not written.padding_free:
         reason = f"the masks of {kind_of(model)} keep the rows apart, and padding would cost more than they do"
         yield Choice("padding_free", True, False, reason)
@@ -250,6 +257,14 @@ def _sizes(case: Case, model: Model, free: set[str], kept: list[str]) -> list[in
     recipe, written = case.recipe, [case.recipe["per_device_train_batch_size"]]
     if "per_device_train_batch_size" not in free:
         return written
+    if found := _learned_by_micro_batch(recipe, model):
+        kept.append(f"the micro-batch, since {listed(found)}")
+        return written
+    return None
+
+
+def _learned_by_micro_batch(recipe: Recipe, model: Model) -> list[str]:
+    """Why it matters to what is learned which rows are computed together, and how many."""
     experts = memory.Shape.of(model).experts
     reasons = {
         "dataloader_drop_last leaves out other rows with another": recipe["dataloader_drop_last"],
@@ -259,16 +274,13 @@ def _sizes(case: Case, model: Model, free: set[str], kept: list[str]) -> list[in
         "the loss that balances experts is one of it": experts and recipe["router_aux_loss_coef"] != 0,
         "the optimizer steps after each": recipe["optim"].endswith("layerwise"),
     }
-    if found := [reason for reason, holds in reasons.items() if holds]:
-        kept.append(f"the micro-batch, since {listed(found)}")
-        return written
-    return None
+    return [reason for reason, holds in reasons.items() if holds]
 
 
 def way_of(recipe: Recipe) -> Way:
     """How a recipe computes its micro-batches."""
     selective = bool((recipe["activation_checkpointing_kwargs"] or {}).get("selective"))
-    return Way(recipe.checkpoints_activations, selective, recipe["padding_free"])
+    return Way(recipe.checkpoints_activations, selective, recipe["padding_free"], recipe["sort_within_batch"])
 
 
 def _ways(case: Case, model: Model, free: set[str], kept: list[str]) -> Iterator[Way]:
@@ -281,7 +293,7 @@ def _ways(case: Case, model: Model, free: set[str], kept: list[str]) -> Iterator
         selective = "activation_checkpointing_kwargs" in free and not kwargs and attention == "sdpa"
         selective = selective and chosen.backend in ("single", "ddp") and not arguments.compiles(recipe.upstream())
         every = [Way(checkpointing=False), *([Way(checkpointing=True, selective=True)] if selective else []), whole]
-    yield from every
+    yield from (dataclasses.replace(each, sorted=_sorts(recipe, model, free)) for each in every)
     if recipe["packing"] or recipe["padding_free"]:
         return
     if (why_not := _padded(case, model, free)) is None:
@@ -290,12 +302,20 @@ def _ways(case: Case, model: Model, free: set[str], kept: list[str]) -> Iterator
         kept.append(f"padding, since {why_not}")
 
 
+def _sorts(recipe: Recipe, model: Model, free: set[str]) -> bool:
+    """Whether the rows of a step are sorted by length, or may be."""
+    may = "sort_within_batch" in free and conflicts.unsorted(recipe) is None
+    return recipe["sort_within_batch"] or (may and not _learned_by_micro_batch(recipe, model))
+
+
 def _padded(case: Case, model: Model, free: set[str], *, costly: bool = False) -> str | None:
     """Why rows have to be padded; None where they can be joined without, which may be `costly` to measure it."""
     recipe, chosen = case.recipe, case.topology
     attention = recipe["attn_implementation"] or "sdpa"
     if recipe["packing"] or recipe["padding_free"] or not {"padding_free", "max_length"} <= free:
         return "padding_free or max_length is written"
+    if recipe["sort_within_batch"]:
+        return "sort_within_batch is written, which sorts rows to pad them"
     if kind_of(model) not in APART or attention not in MASKED:
         return f"nobody has shown that {attention} attention of {kind_of(model)} keeps joined rows apart"
     if chosen.use_cpu and not costly:
@@ -320,13 +340,12 @@ def _on_gpu(options: list[Option], space: float) -> Option | None:
 
 
 def _on_cpu(options: list[Option], space: float) -> Option | None:
-    """Without recomputation where that fits, in the smallest micro-batch that is enough."""
+    """Without recomputation where that fits, in the smallest micro-batch that costs hardly more than the cheapest."""
     fitting = [each for each in options if each.needs <= space]
     kept_whole = [each for each in fitting if not each.way.checkpointing] or fitting
-    enough = [each for each in kept_whole if each.tokens >= ENOUGH_ON_CPU]
-    if enough:
-        return min(enough, key=lambda each: each.rows)
-    return max(kept_whole, key=lambda each: each.rows, default=None)
+    costs = [(each.tokens + FIXED_ON_CPU) / each.rows for each in kept_whole]
+    cheap = [each for each, cost in zip(kept_whole, costs, strict=True) if cost <= (1 + WORTH) * min(costs)]
+    return min(cheap, key=lambda each: each.rows, default=None)
 
 
 def kind_of(model: Model) -> str:
@@ -350,10 +369,15 @@ def _worth(case: Case, choices: list[Choice]) -> str | None:
     if one.way.checkpointing and not other.way.checkpointing:
         said.append("nothing is computed twice")
     lengths = tuning.lengths_of(case)[0]
-    if lengths and one.rows != other.rows and not recipe["packing"]:
-        real = [share(packing.real_token_share(lengths, each.rows), 1) for each in (one, other)]
+    if lengths and (one.rows, one.way.sorted) != (other.rows, other.way.sorted) and not recipe["packing"]:
+        real = [share(_real(lengths, recipe, each), 1) for each in (one, other)]
         said.append(f"{real[0]} -> {real[1]} of a batch are tokens")
     return "; ".join(said) or None
+
+
+def _real(lengths: Lengths, recipe: Recipe, option: Option) -> float:
+    within = recipe["global_batch_size"] if option.way.sorted else None
+    return packing.real_token_share(lengths, option.rows, within)
 
 
 def _option(recipe: Recipe, case: Case, model: Model) -> Option:

@@ -29,6 +29,7 @@ class Way:
     checkpointing: bool
     selective: bool = False  # with checkpointing: all but the attention is recomputed
     padding_free: bool = False
+    sorted: bool = False  # the rows of a step by length, before they are divided into micro-batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +176,8 @@ def option(
     largest = dataclasses.replace(asked, checkpointing=way.checkpointing, selective=way.selective)
     tokens = rows * mean
     if not (free or recipe["packing"]) and recipe["train_sampling_strategy"] == "random" and lengths:
-        tokens /= packing.real_token_share(lengths, rows)
+        within = recipe["global_batch_size"] if way.sorted or recipe["sort_within_batch"] else None
+        tokens /= packing.real_token_share(lengths, rows, within)
     usual = dataclasses.replace(largest, tokens=round(tokens), length=round(tokens if masked else tokens / rows))
     micro_batches = recipe["global_batch_size"] / (rows * chosen.processes)
     _, slow = speed.per_micro_batch(model, usual, gpus.find("a100-80gb"))

@@ -349,7 +349,8 @@ def rows_kept(recipe: Recipe, data: Survey) -> dict[str, Any]:
             figures["steps_rows"] = kept["rows"]
             if name == "train":
                 size = recipe["per_device_train_batch_size"]
-                figures["real_token_share"] = survey.real_token_share(split, limit, size)
+                within = recipe["global_batch_size"] if recipe["sort_within_batch"] else None
+                figures["real_token_share"] = survey.real_token_share(split, limit, size, within)
                 whole = survey.kept_lengths(split, None)
                 figures["packed"] = {str(length): packing.packed(whole, length)[0] for length in PACKED_LENGTHS}
                 if recipe["packing"]:

@@ -493,8 +493,12 @@ def _learn(put: _Draft, rows: Rows, way: Way, left: int, batch: int, epochs: flo
         put.borrow(CHAT, "completion_only_loss", "assistant_only_loss")
     real = survey.real_token_share(rows.train, way.limit, way.micro)
     if real < PADDED:
-        reason = f"Only {share(real, 1)} of random batches would be tokens, the rest padding."
-        put("train_sampling_strategy", "group_by_length", reason)
+        reason = f"Only {share(real, 1)} of random batches would be tokens, the rest padding"
+        by_length = survey.real_token_share(rows.train, way.limit, way.micro, batch)
+        if by_length >= PADDED:
+            put("sort_within_batch", True, f"{reason}; sorted within a step, {share(by_length, 1)}.")
+        else:
+            put("train_sampling_strategy", "group_by_length", f"{reason}.")
 
 
 def _task(put: _Draft, rows: Rows) -> list[str]:

@@ -113,6 +113,8 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
     if recipe["mask_empty_reasoning"] and not recipe.loss_on_answers:
         everything = "mask_empty_reasoning leaves a part of answers out of a loss that is on everything"
         yield wrong("mask_empty_reasoning", everything, "set completion_only_loss: true, or drop it")
+    if recipe["sort_within_batch"] and (why := unsorted(recipe)):
+        yield wrong("sort_within_batch", f"sort_within_batch has nothing to sort: {why}", "drop it")
     for key in ("dataloader_prefetch_factor", "dataloader_persistent_workers"):
         if recipe[key] and not recipe["dataloader_num_workers"]:
             yield wrong(key, f"{key} needs dataloader_num_workers above 0", "set both, or drop it")
@@ -157,6 +159,15 @@ def _beginnings(recipe: "Recipe") -> Iterator[tuple[str, str]]:
             yield f"{said} cannot be drawn on a quantised base", "set init_lora_weights: gaussian"
         if recipe["lora_r"] % 2:
             yield f"{said} needs an even rank, and lora_r is {recipe['lora_r']}", f"set lora_r: {recipe['lora_r'] + 1}"
+
+
+def unsorted(recipe: "Recipe") -> str | None:
+    """Why the rows of a step cannot be sorted by length, or need not be; None if they can."""
+    if recipe["packing"] or recipe["padding_free"]:
+        return f"{'packing' if recipe['packing'] else 'padding_free'} pads nothing"
+    if (order := recipe["train_sampling_strategy"]) not in ("random", "sequential"):
+        return f"train_sampling_strategy: {order} orders rows by length already"
+    return None
 
 
 def of_topology(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:

@@ -4,7 +4,7 @@ import copy
 import itertools
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,40 @@ from sft_recipes.errors import InputError
 
 SAMPLE = 100
 """Rows of a split that TRL tokenises too, spread evenly over all."""
+
+
+def lengths(dataset: Dataset) -> NDArray[np.int64]:
+    """The tokens of each tokenised row."""
+    batches = (batch["input_ids"].combine_chunks() for batch in dataset.with_format("arrow").iter(1000))
+    return np.concatenate([np.zeros(0, np.int64), *(each.value_lengths().to_numpy() for each in batches)])
+
+
+class ByLength:
+    """The rows that another sampler draws, those of each step sorted by length, so that less of them is padding.
+
+    The longest come first, so that memory that does not suffice shows in the first micro-batch.
+
+    Args:
+        sampler: Draws the numbers of the rows.
+        lengths: Tokens of each row, by its number.
+        batch: Rows of an optimizer step, on all processes.
+    """
+
+    def __init__(self, sampler: Any, lengths: Sequence[int], batch: int) -> None:
+        self._sampler, self._lengths, self._batch = sampler, lengths, batch
+
+    def __iter__(self) -> Iterator[int]:
+        drawn: Iterable[int] = iter(self._sampler)
+        while step := [*itertools.islice(drawn, self._batch)]:
+            yield from sorted(step, key=lambda number: self._lengths[number], reverse=True)
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def set_epoch(self, epoch: int) -> None:
+        """As accelerate tells its samplers, which draw others in each."""
+        if hasattr(self._sampler, "set_epoch"):
+            self._sampler.set_epoch(epoch)
 
 
 class Tokenised:

@@ -31,6 +31,9 @@ from sft_recipes.train.callbacks import GracefulStop, Progress, Record, StopOnNa
 from sft_recipes.train.rows import Tokenised
 from sft_recipes.train.trainer import Trainer
 
+# The recipe's own keys by which its trainer is built.
+OF_TRAINER = ("mask_empty_reasoning", "init_lora_weights", "sort_within_batch")
+
 
 def train(run: Run, *, launched: bool = False) -> None:
     """Train the resolved recipe of a run directory.
@@ -59,7 +62,7 @@ def train(run: Run, *, launched: bool = False) -> None:
     verify.model_files(recipe, {**prepared, "task": own.get("task")})
     record, stop = Record(run), GracefulStop(run, launched=launched)
     continues = earlier_adapter(recipe, own)
-    ours = {key: own[key] for key in ("mask_empty_reasoning", "init_lora_weights") if key in own}
+    ours = {key: own[key] for key in OF_TRAINER if key in own}
     if reason := prepared.get("not_tokenised"):
         say("rows", f"tokenised by TRL: {reason}")
     kept = Path(prepared["tokens"]) if prepared.get("tokens") else None
@@ -218,6 +221,7 @@ def build(
     tokenizer: Any = None,
     mask_empty_reasoning: bool = False,
     init_lora_weights: bool | str = True,
+    sort_within_batch: bool = False,
     continues: Path | None = None,
     tokens: Path | None = None,
 ) -> Trainer:
@@ -232,6 +236,7 @@ def build(
         tokenizer: Its tokenizer, which must then be given too.
         mask_empty_reasoning: The recipe's key of that name.
         init_lora_weights: The recipe's key of that name.
+        sort_within_batch: The recipe's key of that name.
         continues: An earlier adapter, whose config that of the new one is.
         tokens: Where the rows' tokens are (`data.tokenised`); without it TRL tokenises them.
 
@@ -285,6 +290,7 @@ def build(
             peft_config=adapters,
             callbacks=[*callbacks],
             mask_empty_reasoning=mask_empty_reasoning,
+            sort_within_batch=sort_within_batch,
             tokenised=kept,
         )
     if init_lora_weights is not True:

@@ -48,11 +48,12 @@ class Trainer(SFTTrainer):
         self,
         *given: Any,
         mask_empty_reasoning: bool = False,
+        sort_within_batch: bool = False,
         tokenised: Mapping[str, Tokenised] | None = None,
         **named: Any,
     ) -> None:
         # Before upstream prepares the rows.
-        self.mask_empty_reasoning = mask_empty_reasoning
+        self.mask_empty_reasoning, self.sort_within_batch = mask_empty_reasoning, sort_within_batch
         self.tokenised = tokenised or {}
         super().__init__(*given, **named)
 
@@ -147,6 +148,19 @@ class Trainer(SFTTrainer):
         """None beside the run's files at each save: that of the adapter is written when there is something to say."""
 
     # Training
+
+    def get_train_dataloader(self) -> Any:
+        """As upstream's, with the rows of each step by length where the recipe asks for it."""
+        loader = super().get_train_dataloader()
+        if self.sort_within_batch:
+            loader.set_sampler(self.by_length(loader.get_sampler()))
+        return loader
+
+    def by_length(self, sampler: Any) -> rows.ByLength:
+        """A sampler of the training rows, with those of each step sorted."""
+        args = self.args
+        batch = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return rows.ByLength(sampler, rows.lengths(self.train_dataset), batch)
 
     def get_batch_samples(self, *given: Any, **named: Any) -> Any:
         """As upstream's, with the time that it waits for them."""

@@ -28,6 +28,7 @@ from sft_recipes.recipes import places, rates
 from sft_recipes.recipes.places import TEMPLATES
 from sft_recipes.recipes.recipe import Recipe, Value
 from sft_recipes.terminal import count, say, share
+from sft_recipes.train import rows as tokenised_rows
 
 Facts = dict[str, Any]
 
@@ -180,9 +181,8 @@ def _largest(rows: Any) -> int:
 
 def _positions(trainer: SFTTrainer, lengths: list[int]) -> None:
     """Every row, of training and of evaluations, has a position for each of its tokens."""
-    batches = trainer.eval_dataset.with_format("arrow").iter(1000) if trainer.eval_dataset is not None else ()
-    held_out = (batch["input_ids"].combine_chunks().value_lengths().to_pylist() for batch in batches)
-    longest, config = max(itertools.chain(lengths, *held_out)), trainer.model.config
+    held_out = tokenised_rows.lengths(trainer.eval_dataset).tolist() if trainer.eval_dataset is not None else ()
+    longest, config = max(*lengths, *held_out), trainer.model.config
     found = base_model.find(config.name_or_path, getattr(config, "_commit_hash", None) or "main")
     refused = conflicts.of_rows(found, longest) if found else ()
     if problems := [str(each) for each in refused if each.rule == "positions-missing"]:
@@ -195,6 +195,8 @@ def _real_token_share(trainer: SFTTrainer, lengths: list[int]) -> float:
         return 1.0
     with torch.random.fork_rng(devices=[]):
         sampler = trainer._get_train_sampler(trainer.train_dataset)
+        if sampler is not None and trainer.sort_within_batch:
+            sampler = trainer.by_length(sampler)
         order = list(sampler) if sampler is not None else list(range(len(lengths)))
     size = trainer.args.per_device_train_batch_size
     computed = 0

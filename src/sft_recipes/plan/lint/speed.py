@@ -67,9 +67,16 @@ def padding_share(case: Case) -> Found:
     recipe = case.recipe
     if case.data and not recipe["packing"] and recipe["train_sampling_strategy"] == "random":
         train, size = case.data["splits"]["train"], recipe["per_device_train_batch_size"]
-        real = survey.real_token_share(train, recipe["max_length"], size)
+        by_length = survey.real_token_share(train, recipe["max_length"], size, recipe["global_batch_size"])
+        asked = recipe["sort_within_batch"]
+        real = by_length if asked else survey.real_token_share(train, recipe["max_length"], size)
         if real < PADDED:
-            yield {"real": share(real, 1)}
+            remedy = "train_sampling_strategy: group_by_length, which puts other rows into a step"
+            if asked:
+                remedy += ", and sort_within_batch: false"
+            elif by_length >= PADDED:
+                remedy = f"sort_within_batch: true, which leaves each step its rows; or {remedy}"
+            yield {"real": share(real, 1), "remedy": remedy}
 
 
 def packing_fill(case: Case) -> Found:
