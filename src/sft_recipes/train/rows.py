@@ -38,7 +38,7 @@ class ByLength:
         batch: Rows of an optimizer step, on all processes.
     """
 
-    def __init__(self, sampler: Any, lengths: Sequence[int], batch: int) -> None:
+    def __init__(self, sampler: Any, lengths: NDArray[np.int64], batch: int) -> None:
         self._sampler, self._lengths, self._batch = sampler, lengths, batch
 
     def __iter__(self) -> Iterator[int]:
