@@ -12,6 +12,12 @@ from sft_recipes.runs.run import Run
 from sft_recipes.terminal import say
 
 
+def ready() -> None:
+    """Have what draws imported, which takes a second, while something else is waited for."""
+    with charts.figure(1, 1, (1, 1)):
+        pass
+
+
 def draw_curve(run: Run) -> None:
     """Draw the losses of a finished training, and say where."""
     if _made("curve", lambda: charts.draw_loss(run), run.curve):
