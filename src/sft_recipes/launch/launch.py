@@ -344,6 +344,8 @@ def launch(run: Run, place: Place = ALONE) -> int:
             "status": "interrupted" if processes.asked or facts.get("problems") else "failed",
             "error": f"the processes ended with code {code}",
         }
+    if facts["status"] != "finished":
+        Spare.dismiss(run.directory)
     if facts.get("problems") and not facts.get("resumed"):
         # Nothing was trained, so the name stays free for the corrected recipe.
         shutil.rmtree(run.directory)
@@ -370,7 +372,7 @@ def _import_what_follows(run: Run) -> None:
         if not facts.get("rehearsal"):
             from sft_recipes.report import pages
 
-            pages.ready()
+            pages.ready(run)
             if facts["own"].get("task") is not None:
                 evaluate.measuring()
 
