@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from finished import bare
@@ -119,8 +120,8 @@ def test_a_stop_after_the_last_step_is_no_reason_to_go_on(
     """Nothing is left to be saved, but another training and an evaluation are."""
     work = processes.Processes.work
 
-    def asked_at_the_end(self: processes.Processes) -> int:
-        code = work(self)
+    def asked_at_the_end(self: processes.Processes, **given: Any) -> int:
+        code = work(self, **given)
         self._ask(signal.SIGINT, None)
         return code
 

@@ -154,7 +154,7 @@ def _evaluate(
     before = _measured(work)
     began = time.monotonic()
     if any(len(outputs[model]) < asked.rows for model in wanted):
-        if code := scoring_job.score(work, wanted, lock, continued, _measuring):
+        if code := scoring_job.score(work, wanted, lock, continued, measuring):
             return code, None
         outputs = _outputs(work)
         before |= {"process_seconds": time.monotonic() - began}
@@ -165,7 +165,7 @@ def _evaluate(
     measured = before | _measured(work)
     measured["models"] = before.get("models", {}) | measured["models"]
     write_whole(work / "measured.json", json.dumps(measured, indent=1))
-    metrics = _measuring()
+    metrics = measuring()
     result = {
         **head,
         "rows": len(predictions),
@@ -191,7 +191,7 @@ def _evaluate(
     return 0, run.metrics(split)
 
 
-def _measuring() -> ModuleType:
+def measuring() -> ModuleType:
     """What computes metrics, with scikit-learn and SciPy, which the checks before a training need not wait for."""
     from sft_recipes.evaluate import metrics
 

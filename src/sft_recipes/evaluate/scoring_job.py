@@ -1,6 +1,7 @@
 """The scoring process (`scoring.py`) from outside: what it is asked, and how it ended. No torch here."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.children import Spare
 from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.files import write_whole
@@ -88,6 +90,8 @@ def ask(
 ) -> int:
     """Let a module with torch in it do the job that lies in a directory, in a process of its own.
 
+    That is the spare one of the training that has just ended, where there is one, and otherwise a new one.
+
     Returns, Raises:
         As `score`; the module writes `answer.json` with `problems` where it cannot do what it is asked.
     """
@@ -95,12 +99,18 @@ def ask(
     answer.unlink(missing_ok=True)
     command = [sys.executable, "-m", module, str(work)]
     environment = quiet_environment(on_cpu=job["on_cpu"], compiles=arguments.compiles(job["recipe"]))
-    process = subprocess.Popen(command, env=environment, pass_fds=(lock,))
+    if job["on_cpu"]:
+        # As in training: a sum can round otherwise on other threads, and it is one process that may do both.
+        environment.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))
+    spare = Spare.start(work.parent, module, [str(work)], environment, lock)
+    process = spare or subprocess.Popen(command, env=environment, pass_fds=(lock,))
     try:
         if meanwhile:
             meanwhile()
         code = process.wait()
     except KeyboardInterrupt:
+        if spare:
+            spare.stop()
         process.wait()
         return 3
     if answer.is_file():

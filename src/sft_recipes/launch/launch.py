@@ -5,6 +5,7 @@ This process never imports torch, so that whatever is wrong with the input is sa
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import signal
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, Unpack
 
+from sft_recipes.children import Spare
 from sft_recipes.data import preparation, survey, tokens
 from sft_recipes.demo import bases
 from sft_recipes.errors import InputError
@@ -90,8 +92,11 @@ def begin(run: Run) -> int:
 def finish(run: Run, code: int) -> int:
     """What follows a training that has ended well: the evaluation its recipe asks for, the report, the model card."""
     with outliving(run.output):
-        if code == FINISHED and run.facts()["own"].get("task") is not None:
-            code, _ = evaluate.evaluate(str(run.directory), base=True)
+        try:
+            if code == FINISHED and run.facts()["own"].get("task") is not None:
+                code, _ = evaluate.evaluate(str(run.directory), base=True)
+        finally:
+            Spare.dismiss(run.directory)
         if code == FINISHED:
             # Not before it is needed: what draws and compares takes a second to import.
             from sft_recipes.report import pages
@@ -328,7 +333,7 @@ def launch(run: Run, place: Place = ALONE) -> int:
     processes = Processes(run, place)
     try:
         with outliving(run.output):
-            code = processes.work()
+            code = processes.work(meanwhile=functools.partial(_import_what_follows, run))
     except OSError as error:
         run.fail(f"the processes cannot be started: {error}")
         return conclude(run, run.facts())
@@ -339,6 +344,8 @@ def launch(run: Run, place: Place = ALONE) -> int:
             "status": "interrupted" if processes.asked or facts.get("problems") else "failed",
             "error": f"the processes ended with code {code}",
         }
+    if facts["status"] != "finished":
+        Spare.dismiss(run.directory)
     if facts.get("problems") and not facts.get("resumed"):
         # Nothing was trained, so the name stays free for the corrected recipe.
         shutil.rmtree(run.directory)
@@ -356,6 +363,18 @@ def launch(run: Run, place: Place = ALONE) -> int:
         say("stopped", f"after the last step; go on with: make {later} RUN={run.name}")
         return INTERRUPTED
     return code
+
+
+def _import_what_follows(run: Run) -> None:
+    # Whoever needs it says what is wrong with it.
+    with contextlib.suppress(Exception):
+        facts = run.facts()
+        if not facts.get("rehearsal"):
+            from sft_recipes.report import pages
+
+            pages.ready(run)
+            if facts["own"].get("task") is not None:
+                evaluate.measuring()
 
 
 def conclude(run: Run, facts: dict[str, Any]) -> int:

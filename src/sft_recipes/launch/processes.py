@@ -14,12 +14,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from sft_recipes.children import Spare
 from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
-from sft_recipes.recipes import arguments
+from sft_recipes.recipes import arguments, topology
 from sft_recipes.runs import identity, lock
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import is_file, say
@@ -78,8 +79,11 @@ class Processes:
         self._killed = False
         self._ended = threading.Event()
 
-    def work(self) -> int:
+    def work(self, meanwhile: Callable[[], object] | None = None) -> int:
         """Start them and wait for the last one to end; gives the exit code of the process that was started.
+
+        Args:
+            meanwhile: What this process can do while they import their libraries, each on one core.
 
         Raises:
             OSError: They cannot be started.
@@ -90,14 +94,11 @@ class Processes:
         watch = threading.Thread(target=self._watch, daemon=True)
         with signals_taken(self._ask):
             with _blocked():
-                self._process = process = subprocess.Popen(
-                    command(self.run, self.place),
-                    env=environment(self.run, self.place),
-                    start_new_session=True,
-                    **output_streams(),
-                )
+                self._process = process = self._started()
             watch.start()
             try:
+                if meanwhile:
+                    meanwhile()
                 for line in process.stdout or ():
                     print(line, end="", flush=True)
                 process.wait()
@@ -115,6 +116,14 @@ class Processes:
             return process.returncode
         one = self.run.facts()["topology"]["backend"] == "single"
         return self.run.killed(process.returncode, "the training process" if one else "accelerate")
+
+    def _started(self) -> subprocess.Popen:
+        words, variables = command(self.run, self.place), environment(self.run, self.place)
+        if not leaves_spare(self.run.facts()):
+            return subprocess.Popen(words, env=variables, start_new_session=True, **output_streams())
+        with Spare.offered(self.run.directory) as given:
+            given["env"] = variables | given["env"]
+            return subprocess.Popen(words, start_new_session=True, **given, **output_streams())
 
     def _ask(self, number: int, frame: object) -> None:
         # A terminal that closes hangs up more than once.
@@ -155,6 +164,12 @@ class Processes:
         for pid in lock.ranks(self.run.directory, self.place.machine):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+def leaves_spare(facts: Mapping[str, Any]) -> bool:
+    """Whether the process of a run leaves a copy of itself for the evaluation that follows: one, without any GPU."""
+    place, judged = facts["topology"], facts["own"].get("task") is not None and not facts.get("rehearsal")
+    return judged and place["backend"] == "single" and place["use_cpu"] and not topology.visible_gpus()
 
 
 def _is_stopped(pid: int) -> bool:

@@ -7,9 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.data import tokens
 from sft_recipes.report import card, charts, report, sweeps
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import say
+
+
+def ready(run: Run) -> None:
+    """Have what draws, and what reads tokenizers, imported while something else is waited for: it takes a second."""
+    with charts.figure(1, 1, (1, 1)):
+        pass
+    recipe = run.values()
+    if base := tokens.directory_of(recipe["model_name_or_path"], recipe.get("model_revision", "main")):
+        tokens.read(base)
 
 
 def draw_curve(run: Run) -> None:

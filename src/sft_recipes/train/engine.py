@@ -1,5 +1,17 @@
 """What DeepSpeed does otherwise than it should for a run that may be anybody's, on a machine that may have no GPU."""
 
+import sys
+
+
+def only_where_it_wraps() -> None:
+    """Keep accelerate from importing DeepSpeed, for most of a second, to ask whether a model is wrapped in it.
+
+    None is where nobody has imported it.
+    """
+    from accelerate.utils import other
+
+    other.is_deepspeed_available = lambda: "deepspeed" in sys.modules
+
 
 def without_inference_kernel() -> None:
     """Keep DeepSpeed from building what it would at the start of any run on a CPU, and calls for inference alone.

@@ -11,6 +11,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from sft_recipes.children import leave_spare
 from sft_recipes.environment import debugging, importing, quiet
 from sft_recipes.errors import InputError
 from sft_recipes.runs import lock
@@ -38,6 +39,7 @@ def main() -> int:
 
             from sft_recipes.train.train import train
 
+        leave_spare(joined)
         try:
             train(run, launched=True)
         except InputError as error:

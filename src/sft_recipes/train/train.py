@@ -50,6 +50,7 @@ def train(run: Run, *, launched: bool = False) -> None:
     """
     facts = run.facts()
     own, prepared = facts["own"], facts["data"]
+    engine.only_where_it_wraps()
     if facts["topology"]["backend"] == "deepspeed":
         engine.without_inference_kernel()
         engine.allow_its_state()
