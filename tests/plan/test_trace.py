@@ -103,8 +103,11 @@ EVALUATED = {"eval_tokens": 4096, "eval_length": 256}
         (WIDE, {"saved": ("embed_tokens",)}),
         (WIDE, EVALUATED),
         (WIDE, EVALUATED | {"attention": "eager"}),
+        # As many entries as the head's buffer has, all of which the trace counts.
+        (WIDE | {"vocab_size": memory.HEAD_ENTRIES}, {"on_cpu": True, "dropout": 0.1, "autocast": False}),
+        (WIDE | {"vocab_size": memory.HEAD_ENTRIES}, {"on_cpu": True, "checkpointing": False, "adapter_bytes": 2}),
     ],
-    ids=["experts", "experts-kept", "named-experts", "saved", "evaluation", "eager-evaluation"],
+    ids=["experts", "experts-kept", "named-experts", "saved", "evaluation", "eager-evaluation", "cpu", "cpu-kept"],
 )
 def test_experts_saved_modules_and_evaluations_cost_what_the_modules_do(
     config: dict[str, Any], changes: dict[str, Any]
@@ -193,6 +196,15 @@ def test_the_formula_is_near_every_published_measurement(validate: ModuleType) -
     assert len(errors) >= 20
     assert statistics.median(errors) <= 0.05
     assert max(errors) <= 0.12
+
+
+def test_a_process_on_a_cpu_takes_what_the_plan_says(validate: ModuleType) -> None:
+    _, rows = validate.processes()
+    errors = {row.name: row.error(row.formula) for row in rows}
+    assert abs(errors["1"]) <= 0.15, "the demo"
+    assert sum(abs(error) <= 0.15 for error in errors.values()) >= 0.8 * len(errors)
+    # Too low is the expensive direction.
+    assert min(errors.values()) > -0.15
 
 
 def test_the_page_shows_the_kept_results_and_today_s_formula(validate: ModuleType) -> None:
