@@ -3,8 +3,8 @@
 `python -m sft_recipes.plan.fake_step` is the process that `trace.trace` starts.
 
 What a GPU does in one kernel, a CPU does in several operators with tensors of their own between them. Three of these
-would be counted although no GPU has them, and are replaced: attention, dropout, and the kernels of TRL's fused head; on
-a CPU attention alone, which keeps the same there.
+would be counted although no GPU has them, and are replaced: attention, dropout, and the kernels of TRL's fused head;
+on a CPU attention alone, which keeps the same there.
 """
 
 import contextlib
@@ -230,7 +230,10 @@ def fused_loss(model: torch.nn.Module, tokens: torch.Tensor, setup: Setup) -> to
 
 @contextlib.contextmanager
 def as_computed(on_cpu: bool) -> Iterator[None]:
-    """What bitsandbytes computes once as a fake tensor; on a GPU dropout and TRL's head as CUDA and Triton have them."""
+    """Dropout and TRL's head as CUDA and Triton have them, and what bitsandbytes computes once as a fake tensor.
+
+    On a CPU the first two are what runs.
+    """
     # Computed from numbers, which fake tensors do not have.
     with mock.patch.dict(functional.name2qmap, {"dynamic": torch.empty(256)}), contextlib.ExitStack() as stack:
         if on_cpu:

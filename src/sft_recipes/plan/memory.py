@@ -31,7 +31,7 @@ CONTEXT = 0.6e9
 # glibc 2.36 finds again little of what torch frees, which is aligned to 64 bytes. Larger blocks than its
 # DEFAULT_MMAP_THRESHOLD_MAX (malloc/malloc.c) go back to the system at once.
 CPU_LIBRARIES = 640 * 2**20
-CPU_HEAP, CPU_HEAP_FOUR_BIT, CPU_HEAP_RECOMPUTED = 0.5, 0.1, 0.3
+CPU_HEAP, CPU_HEAP_FOUR_BIT, CPU_HEAP_RECOMPUTED = 0.5, 0.1, 0.2
 CPU_LARGE_BLOCK = 32 * 2**20
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
