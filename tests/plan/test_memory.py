@@ -64,33 +64,6 @@ def test_a_process_is_what_torch_allocates_on_a_gpu_and_all_that_is_resident_on_
     assert recomputed.heap == kept.heap > recomputed.activations
 
 
-@pytest.mark.parametrize("vocabulary", [300, 40_000])
-@pytest.mark.parametrize("backward", [False, True])
-def test_the_head_on_a_cpu_holds_what_trl_s_operators_do(
-    qwen: base_model.Model, vocabulary: int, backward: bool
-) -> None:
-    """Counted at every operator of the real head, but for the pages of its buffer that a small vocabulary leaves."""
-    import torch
-    from trl.kernels import chunked_logprob
-
-    from sft_recipes.plan.fake_step import LiveStorages
-
-    tokens, hidden, entries = 96, 64, memory.HEAD_ENTRIES
-    states = torch.randn(tokens, hidden, requires_grad=backward)
-    head, labels = torch.randn(vocabulary, hidden), torch.zeros(tokens, dtype=torch.long)
-    with LiveStorages() as live, torch.set_grad_enabled(backward):
-        outputs = ("entropy", "is_top1")
-        scored = chunked_logprob.ChunkedLogProbFunction.apply(
-            states, head, None, labels, 1.0, entries, None, 1.0, outputs
-        )
-        if backward:
-            scored[0].sum().backward()
-    shape = dataclasses.replace(memory.Shape.of(qwen), vocabulary=vocabulary, hidden=hidden)
-    setup = Setup(tokens=tokens, autocast=False, base_bytes=4, on_cpu=True)
-    untouched = 4 * tokens * max(0, entries - vocabulary) - (tokens * memory.PAGE if vocabulary < entries else 0)
-    assert memory.cpu_head(setup, shape, backward=backward) == pytest.approx(live.peak - untouched, rel=0.06)
-
-
 def test_choices_cost_what_they_are_known_to_cost(qwen: base_model.Model) -> None:
     common = {"four_bit": True, "double_quant": True, "tokens": 8192, "length": 2048, "checkpointing": False}
     plain = allocated(qwen, **common)

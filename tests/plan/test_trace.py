@@ -150,6 +150,33 @@ def test_every_choice_is_traced_and_costs_something(change: dict[str, Any]) -> N
     assert traced(**change) != traced()
 
 
+@pytest.mark.parametrize(("vocabulary", "backward"), [(300, True), (40_000, True), (40_000, False)])
+def test_the_head_on_a_cpu_holds_what_trl_does(vocabulary: int, backward: bool) -> None:
+    """Counted at every operator of the real head, but for the pages of its buffer that a small vocabulary leaves."""
+    import torch
+    from trl.kernels import chunked_logprob
+
+    from sft_recipes.plan.fake_step import LiveStorages
+
+    tokens, hidden, entries = 96, 64, memory.HEAD_ENTRIES
+    states = torch.randn(tokens, hidden, requires_grad=backward)
+    head, labels = torch.randn(vocabulary, hidden), torch.zeros(tokens, dtype=torch.long)
+    outputs = ("entropy", "is_top1")
+    with LiveStorages() as live, torch.set_grad_enabled(backward):
+        given = live.count([states, head, labels])
+        scored = chunked_logprob.ChunkedLogProbFunction.apply(
+            states, head, None, labels, 1.0, entries, None, 1.0, outputs
+        )
+        if backward:
+            scored[0].sum().backward()
+    tiny = memory.Shape.of(base_model.from_config("tiny", TINY, "here"))
+    shape = dataclasses.replace(tiny, vocabulary=vocabulary, hidden=hidden)
+    setup = Setup(tokens=tokens, autocast=False, base_bytes=4, on_cpu=True)
+    untouched = tokens * (4 * (entries - vocabulary) - memory.PAGE) if vocabulary < entries else 0
+    expected = live.peak - given - untouched
+    assert memory.cpu_head(setup, shape, backward=backward) == pytest.approx(expected, rel=0.06)
+
+
 def test_an_update_of_all_weights_at_once_holds_another_copy_of_them() -> None:
     """With many trained weights and few tokens, the peak is in the optimizer's step."""
     few = {"rank": 256, "tokens": 16, "length": 16}
