@@ -75,10 +75,10 @@ CASES: dict[str, tuple[str, int, int, str, int]] = {
     "12m-float32-two": ("12M", 4, 128, FLOAT32, 2),
     "3m-whole": ("3M", 4, 512, f"{FLOAT32} use_peft=false", 1),
     "vocabulary-nf4": ("42M, 151,936 entries", 4, 512, NF4, 1),
-    "vocabulary-float32-16": ("42M, 151,936 entries", 16, 128, f"{FLOAT32} {EVALUATION}", 1),
+    "vocabulary-float32-16": ("42M, 151,936 entries", 16, 128, FLOAT32, 1),
     "56m-nf4-1": ("56M", 1, 128, NF4, 1),
     "56m-nf4-16": ("56M", 16, 128, NF4, 1),
-    "llama-float32": ("64M, Llama, 49,152 entries", 4, 128, f"{FLOAT32} {EVALUATION}", 1),
+    "llama-float32": ("64M, Llama, 49,152 entries", 4, 128, FLOAT32, 1),
     "llama-nf4-checkpointing": ("64M, Llama, 49,152 entries", 4, 512, f"{NF4} {CHECKPOINTING}", 1),
     "llama-nf4-bfloat16": ("64M, Llama, 49,152 entries", 1, 512, NF4_BFLOAT16, 1),
     "131m-float32-1": ("131M, 32,000 entries", 1, 128, FLOAT32, 1),
@@ -115,8 +115,14 @@ def measure(name: str, model: str, rows: int, length: int, words: str, processes
         words,
     ]
     write_rows(length)
-    job = jobs.resolve("demo", overrides=said, accel="cpu", processes=processes)
-    command = [sys.executable, "-m", "sft_recipes", "train", "demo", "--accel", "cpu", "--gpus", str(processes)]
+    accel = "cpu"
+    if processes > 1:
+        accel = "cpus"
+        shared = {"distributed_type": "MULTI_GPU", "num_machines": 1, "num_processes": processes, "use_cpu": True}
+        Path("accelerate_configs").mkdir(exist_ok=True)
+        Path("accelerate_configs/cpus.yaml").write_text(json.dumps(shared), encoding="utf-8")
+    job = jobs.resolve("demo", overrides=said, accel=accel)
+    command = [sys.executable, "-m", "sft_recipes", "train", "demo", "--accel", accel]
     subprocess.run([*command, "--name", name, "--set", " ".join(said)], check=True, stdout=sys.stderr)
     peak = Run(Path("runs") / name).facts()["measured"]["peak_memory_bytes"]
     setup = dataclasses.asdict(largest_micro_batch(job.case))

@@ -21,11 +21,13 @@ from typing import Any
 
 import performance_tables
 
-from sft_recipes.benchmark import results
+from sft_recipes.benchmark import ratios, results
 from sft_recipes.models import base_model
 from sft_recipes.plan import memory
 from sft_recipes.plan.memory import Setup
 from sft_recipes.plan.trace import trace
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import topology
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "tests" / "plan" / "measured_memory.csv"
@@ -34,6 +36,7 @@ PAGE = ROOT / "docs" / "memory.md"
 RESULTS = ROOT / "docs" / "memory"
 TRACES = RESULTS / "traces.json"
 PROCESSES = RESULTS / "processes.json"
+REAL = ROOT / "docs" / "demo" / "smollm2.json"
 # What plan's figure for a process on a CPU is to be within.
 NEAR = 0.15
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
@@ -115,7 +118,19 @@ def processes() -> tuple[dict[str, Any], list[Row]]:
         formula = memory.estimate(model, setup).process
         facts = {"excluded": "fitted to"} if each["fitted"] else {}
         rows.append(Row(str(number), each["model"], setup, each["measured"], formula, None, facts))
-    return kept, rows
+    return kept, [*rows, real(str(len(rows) + 1))]
+
+
+def real(number: str) -> Row:
+    """The run of a real model that README shows, thirty steps with their evaluations (docs/demo/smollm2.json)."""
+    run = json.loads(REAL.read_text(encoding="utf-8"))
+    recipe, longest = recipes.load("demo", overrides=["load_in_4bit=false"]), run["in_effect"]["data"]["longest_row"]
+    tokens = recipe["per_device_train_batch_size"] * longest
+    setup = Setup.of(recipe, topology.read("cpu", "README"), tokens, longest)
+    # The shape of the benchmark's random model is a part of it.
+    model = base_model.from_config("SmolLM2 135M", {**ratios.SHAPE[1], "num_hidden_layers": 30}, "README")
+    formula = memory.estimate(model, setup).process
+    return Row(number, model.name, setup, run["measured"]["peak_memory_bytes"], formula, None, {})
 
 
 def process_section() -> str:
