@@ -60,8 +60,8 @@ MODELS: dict[str, dict[str, Any] | None] = {
 FLOAT32, BFLOAT16 = "load_in_4bit=false", "load_in_4bit=false dtype=bfloat16 bf16=true"
 NF4, NF4_BFLOAT16 = "load_in_4bit=true", "load_in_4bit=true dtype=bfloat16 bf16=true"
 CHECKPOINTING, EVALUATION = "activation_checkpointing=true", "eval_strategy=steps eval_steps=3 eval_on_start=true"
-# Model, rows of a micro-batch and tokens of a row, what is said of them, and processes; `fitted` are those that the
-# constants of `plan/memory.py` were chosen by.
+# Model, rows of a micro-batch and tokens of a row, what is said of them, and processes; the constants of
+# `plan/memory.py` were chosen by those that are `fitted`, and by shorter tries of their like.
 CASES: dict[str, tuple[str, int, int, str, int]] = {
     "fitted-demo": ("demo", 16, 128, f"{NF4} {EVALUATION}", 1),
     "fitted-demo-float32": ("demo", 16, 128, FLOAT32, 1),
@@ -98,9 +98,13 @@ def main() -> None:
             print(name, flush=True)
             kept[name] = measure(name, *CASES[name])
             print(f"  {kept[name]['measured'] / 1e6:,.0f} MB", flush=True)
-            libc = " ".join(platform.libc_ver())
-            found = {"cases": {each: kept[each] for each in CASES if each in kept}}
-            facts = {**found, "libc": libc, "cpus": os.cpu_count(), "versions": versions()}
+            facts = {
+                "cases": {each: kept[each] for each in CASES if each in kept},
+                "not_measured": [each for each in CASES if each not in kept],
+                "libc": " ".join(platform.libc_ver()),
+                "cpus": os.cpu_count(),
+                "versions": versions(),
+            }
             PROCESSES.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
