@@ -124,7 +124,7 @@ def costs() -> str:
             millions(figures["adapter"]["trainable_parameters"]),
             f"{figures['batch']['tokens_per_step']:,}",
             f"{figures['schedule']['steps']:,}",
-            f"{gib(figures['memory']['device' if card else 'allocated'])}{'' if card else ', of the host'}",
+            f"{gib(figures['memory']['device' if card else 'process'])}{'' if card else ', of the host'}",
             span(time["seconds"]) if time["seconds"] else "a run tells",
         ]
         # On these rows, which are short and have one answer each, some recipes do the same.

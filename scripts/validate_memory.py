@@ -21,11 +21,13 @@ from typing import Any
 
 import performance_tables
 
-from sft_recipes.benchmark import results
+from sft_recipes.benchmark import ratios, results
 from sft_recipes.models import base_model
 from sft_recipes.plan import memory
 from sft_recipes.plan.memory import Setup
 from sft_recipes.plan.trace import trace
+from sft_recipes.recipes import recipe as recipes
+from sft_recipes.recipes import topology
 
 ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "tests" / "plan" / "measured_memory.csv"
@@ -33,6 +35,10 @@ MODELS = ROOT / "tests" / "plan" / "models.json"
 PAGE = ROOT / "docs" / "memory.md"
 RESULTS = ROOT / "docs" / "memory"
 TRACES = RESULTS / "traces.json"
+PROCESSES = RESULTS / "processes.json"
+REAL = ROOT / "docs" / "demo" / "smollm2.json"
+# What plan's figure for a process on a CPU is to be within.
+NEAR = 0.15
 PACKAGES = ("torch", "transformers", "trl", "peft", "bitsandbytes", "accelerate")
 
 
@@ -103,6 +109,59 @@ def measured() -> list[tuple[dict[str, Any], list[Row]]]:
     return found
 
 
+def processes() -> tuple[dict[str, Any], list[Row]]:
+    """What processes took on a CPU (`measure_processes.py`), and where; the estimate is of the whole process."""
+    kept = json.loads(PROCESSES.read_text(encoding="utf-8"))
+    rows = []
+    for number, each in enumerate(kept["cases"].values(), 1):
+        setup, model = performance_tables.setup_of(each), base_model.from_config(each["model"], each["config"], "here")
+        formula = memory.estimate(model, setup).process
+        facts = {"excluded": "fitted to"} if each["fitted"] else {}
+        rows.append(Row(str(number), each["model"], setup, each["measured"], formula, None, facts))
+    return kept, [*rows, real(str(len(rows) + 1))]
+
+
+def real(number: str) -> Row:
+    """The run of a real model that README shows, thirty steps with their evaluations (docs/demo/smollm2.json)."""
+    run = json.loads(REAL.read_text(encoding="utf-8"))
+    recipe, longest = recipes.load("demo", overrides=["load_in_4bit=false"]), run["in_effect"]["data"]["longest_row"]
+    tokens = recipe["per_device_train_batch_size"] * longest
+    setup = Setup.of(recipe, topology.read("cpu", "README"), tokens, longest)
+    # The shape of the benchmark's random model is a part of it.
+    model = base_model.from_config("SmolLM2 135M", {**ratios.SHAPE[1], "num_hidden_layers": 30}, "README")
+    formula = memory.estimate(model, setup).process
+    return Row(number, model.name, setup, run["measured"]["peak_memory_bytes"], formula, None, {})
+
+
+def process_section() -> str:
+    """The table of these, and the worst of those that nothing was fitted to, in each direction."""
+    kept, rows = processes()
+    held_out = [row.formula / row.measured - 1 for row in rows if row.counted]
+    near = sum(abs(error) <= NEAR for error in held_out)
+    found = (
+        f"Of {len(held_out)} processes that nothing was fitted to, {near} are within {NEAR:.0%}: median error "
+        f"{statistics.median(abs(error) for error in held_out):.1%}, the worst {min(held_out):+.1%} and "
+        f"{max(held_out):+.1%}."
+    )
+    lines = [
+        [
+            f"{row.name}{'' if row.counted else ' *'}",
+            row.model,
+            settings(row.setup),
+            f"{row.setup.tokens // row.setup.length} x {row.setup.length}",
+            *(f"{size / 1e6:,.0f}" for size in (row.measured, row.formula)),
+            percent(row.error(row.formula)),
+        ]
+        for row in rows
+    ]
+    heads = ["#", "model", "setting", "tokens", "measured, MB", "plan, MB", "error"]
+    stack = ", ".join(f"{name} {number}" for name, number in kept["versions"].items())
+    fitted = "The constants were fitted to these, and to steps of the 12M and 56M shapes on 4 x 512 tokens."
+    where = f"(* {fitted} {kept['libc']}, {kept['cpus']} cores, {stack})"
+    missing = [f"Not measured yet: {', '.join(kept['not_measured'])}."] if kept["not_measured"] else []
+    return "\n\n".join([found, performance_tables.table(heads, lines), where, *missing])
+
+
 def kept_traces() -> dict[str, Any]:
     """The peaks that were traced, by row of the published measurements, and by file and name of those of ours."""
     empty: dict[str, Any] = {"peaks": {}, "measured": {}}
@@ -139,10 +198,14 @@ def gigabytes(size: float | None) -> str:
 
 def settings(setup: Setup) -> str:
     """What distinguishes a measurement, for a reader of the table."""
-    bits = "NF4" if setup.four_bit else "bfloat16"
-    bits += " (double)" if setup.double_quant else ""
+    plain = "float32" if setup.base_bytes == 4 else "bfloat16"
+    bits = f"NF4{' in float32' if setup.base_bytes == 4 else ''}" if setup.four_bit else plain
+    bits += " (double)" if setup.four_bit and setup.double_quant else ""
     targets = "all" if "all-linear" in setup.targets else " ".join(each[0] for each in setup.targets)
-    words = [bits, f"r {setup.rank} on {targets}", "checkpointing" if setup.checkpointing else "no checkpointing"]
+    trained = f"r {setup.rank} on {targets}" if setup.use_peft else "all weights trained"
+    words = [bits, trained, "checkpointing" if setup.checkpointing else "no checkpointing"]
+    words += ["evaluated"] if setup.eval_tokens and setup.on_cpu else []
+    words += [f"{setup.processes} processes"] if setup.processes > 1 and setup.on_cpu else []
     if setup.adapter_bytes == 2:
         words.append("bfloat16 adapters")
     if not setup.fused_head:
@@ -218,6 +281,7 @@ def sections() -> dict[str, str]:
         "published": f"{summary(rows)}\n\n{table(row for row in rows if row.counted)}",
         "left out": f"{left_out(rows)}\n\n{table(row for row in rows if not row.counted)}",
         "measured": "\n\n".join(parts) or "Nothing was measured yet.",
+        "processes": process_section(),
         "sources": sources(rows),
     }
 

@@ -13,6 +13,7 @@ from conftest import ROOT
 
 from sft_recipes.cli import main
 from sft_recipes.demo import demo_base, demo_data, packaged
+from sft_recipes.plan import plan
 
 SPLITS = ("train", "validation", "test")
 
@@ -115,6 +116,9 @@ def test_the_demo_learns_what_its_base_cannot(project: Path) -> None:
     assert losses[-1] < 0.4 * losses[0]
     assert facts["in_effect"]["base"]["four_bit_layers"] == 28
     assert facts["in_effect"]["data"]["rows_lost"] == facts["in_effect"]["data"]["rows_cut"] == 0
+    # It took the memory that the plan says.
+    planned = plan.plan("demo", overrides=[fewer])["memory"]["process"]
+    assert facts["measured"]["peak_memory_bytes"] == pytest.approx(planned, rel=0.15)
     metrics = json.loads(Path("runs/demo/metrics.json").read_text())
     assert sorted(metrics["models"]) == ["base", "tuned"]
     assert metrics["verdict"]["outcome"] == "better"

@@ -103,8 +103,11 @@ EVALUATED = {"eval_tokens": 4096, "eval_length": 256}
         (WIDE, {"saved": ("embed_tokens",)}),
         (WIDE, EVALUATED),
         (WIDE, EVALUATED | {"attention": "eager"}),
+        # As many entries as the head's buffer has, all of which the trace counts.
+        (WIDE | {"vocab_size": memory.HEAD_ENTRIES}, {"on_cpu": True, "dropout": 0.1, "autocast": False}),
+        (WIDE | {"vocab_size": memory.HEAD_ENTRIES}, {"on_cpu": True, "checkpointing": False, "adapter_bytes": 2}),
     ],
-    ids=["experts", "experts-kept", "named-experts", "saved", "evaluation", "eager-evaluation"],
+    ids=["experts", "experts-kept", "named-experts", "saved", "evaluation", "eager-evaluation", "cpu", "cpu-kept"],
 )
 def test_experts_saved_modules_and_evaluations_cost_what_the_modules_do(
     config: dict[str, Any], changes: dict[str, Any]
@@ -145,6 +148,33 @@ def traced(**change: Any) -> Any:
 )
 def test_every_choice_is_traced_and_costs_something(change: dict[str, Any]) -> None:
     assert traced(**change) != traced()
+
+
+@pytest.mark.parametrize(("vocabulary", "backward"), [(300, True), (40_000, True), (40_000, False)])
+def test_the_head_on_a_cpu_holds_what_trl_does(vocabulary: int, backward: bool) -> None:
+    """Counted at every operator of the real head, but for the pages of its buffer that a small vocabulary leaves."""
+    import torch
+    from trl.kernels import chunked_logprob
+
+    from sft_recipes.plan.fake_step import LiveStorages
+
+    tokens, hidden, entries = 96, 64, memory.HEAD_ENTRIES
+    states = torch.randn(tokens, hidden, requires_grad=backward)
+    head, labels = torch.randn(vocabulary, hidden), torch.zeros(tokens, dtype=torch.long)
+    outputs = ("entropy", "is_top1")
+    with LiveStorages() as live, torch.set_grad_enabled(backward):
+        given = live.count([states, head, labels])
+        scored = chunked_logprob.ChunkedLogProbFunction.apply(
+            states, head, None, labels, 1.0, entries, None, 1.0, outputs
+        )
+        if backward:
+            scored[0].sum().backward()
+    tiny = memory.Shape.of(base_model.from_config("tiny", TINY, "here"))
+    shape = dataclasses.replace(tiny, vocabulary=vocabulary, hidden=hidden)
+    setup = Setup(tokens=tokens, autocast=False, base_bytes=4, on_cpu=True)
+    untouched = tokens * (4 * (entries - vocabulary) - memory.PAGE) if vocabulary < entries else 0
+    expected = live.peak - given - untouched
+    assert memory.cpu_head(setup, shape, backward=backward) == pytest.approx(expected, rel=0.06)
 
 
 def test_an_update_of_all_weights_at_once_holds_another_copy_of_them() -> None:
@@ -193,6 +223,15 @@ def test_the_formula_is_near_every_published_measurement(validate: ModuleType) -
     assert len(errors) >= 20
     assert statistics.median(errors) <= 0.05
     assert max(errors) <= 0.12
+
+
+def test_a_process_on_a_cpu_takes_what_the_plan_says(validate: ModuleType) -> None:
+    _, rows = validate.processes()
+    errors = {row.name: row.error(row.formula) for row in rows}
+    assert abs(errors["1"]) <= 0.15, "the demo"
+    assert sum(abs(error) <= 0.15 for error in errors.values()) >= 0.8 * len(errors)
+    # Too low is the expensive direction.
+    assert min(errors.values()) > -0.15
 
 
 def test_the_page_shows_the_kept_results_and_today_s_formula(validate: ModuleType) -> None:

@@ -249,7 +249,7 @@ def memory_of(name: str, gpu: str | None = None, accel: str | None = None) -> di
 
 def test_what_the_recipes_say_of_memory_is_what_plan_computes() -> None:
     gib = 2**30
-    assert memory_of("laptop", accel="cpu")["allocated"] < 8 * gib
+    assert memory_of("laptop", accel="cpu")["process"] < 10 * gib
     assert memory_of("single_24gb", "rtx-4090")["fits"]
     assert memory_of("lora_bf16", "a100-80gb")["fits"]
     assert memory_of("long_context", "a100-80gb")["tokens"] == 8192

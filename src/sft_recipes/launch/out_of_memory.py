@@ -29,7 +29,7 @@ def planned(job: Job) -> dict[str, Any] | None:
         peaks[each] = memory.estimate(model, at_once)
     return {
         "components": {name: round(value) for name, value in dataclasses.asdict(peaks[rows]).items()},
-        "micro_batches": {str(each): round(peak.allocated) for each, peak in peaks.items()},
+        "micro_batches": {str(each): round(peak.process) for each, peak in peaks.items()},
         "evaluation_rows": job.recipe["per_device_eval_batch_size"] if setup.eval_tokens else 0,
     }
 

@@ -109,7 +109,7 @@ def quantities(figures: dict[str, Any]) -> list[str | None]:
         share(steps["warmup_steps"], steps["steps"]) if steps else None,
         f"{steps['peak_learning_rate']:.3g}" if steps else None,
         f"{tokens:,}" if tokens else None,
-        f"{memory['allocated'] / GIB:.1f} GiB" if memory else None,
+        f"{(memory['process'] or memory['allocated']) / GIB:.1f} GiB" if memory else None,
         figures["time"]["span"] if figures["time"] else None,
     ]
 

@@ -203,12 +203,11 @@ def _shares_memory(case: Case) -> bool:
 
 
 def room(case: Case) -> tuple[float | None, str]:
-    """Bytes of tensors that fit where one process trains, None if nothing is known of it; and what has them."""
+    """Bytes that one process may need where it trains, None if nothing is known of it; and what has them."""
     if case.topology.use_cpu:
         import psutil
 
-        whole = memory.HEADROOM * psutil.virtual_memory().total / case.topology.processes
-        return (whole - memory.CPU_PROCESS) / memory.CPU_TENSORS, "this machine's memory"
+        return memory.HEADROOM * psutil.virtual_memory().total / case.topology.processes, "this machine's memory"
     if case.gpu is not None:
         return memory.HEADROOM * case.gpu.memory_bytes, case.gpu.name
     size = case.gpus[0].memory_mib * 2**20 if case.gpus else 0

@@ -3,7 +3,8 @@
 `python -m sft_recipes.plan.fake_step` is the process that `trace.trace` starts.
 
 What a GPU does in one kernel, a CPU does in several operators with tensors of their own between them. Three of these
-would be counted although no GPU has them, and are replaced: attention, dropout, and the kernels of TRL's fused head.
+would be counted although no GPU has them, and are replaced: attention, dropout, and the kernels of TRL's fused head;
+on a CPU attention alone, which keeps the same there.
 """
 
 import contextlib
@@ -80,7 +81,7 @@ def step(config: dict[str, Any], setup: Setup) -> dict[str, int]:
     """
     model = wrap(build(config_of(config), setup), setup)
     live = LiveStorages()
-    with FakeTensorMode(), as_on_a_gpu():
+    with FakeTensorMode(), as_computed(setup.on_cpu):
         fill(model, setup)
         if setup.checkpointing:
             # As the Trainer and TRL do it.
@@ -203,13 +204,14 @@ def forward(model: torch.nn.Module, setup: Setup) -> torch.Tensor:
 
 
 def fused_loss(model: torch.nn.Module, tokens: torch.Tensor, setup: Setup) -> torch.Tensor:
-    """TRL's head on the supervised tokens, as `trl.trainer.utils.add_fused_lm_head` calls it on a GPU.
+    """TRL's head, as `trl.trainer.utils.add_fused_lm_head` calls it: on the supervised tokens, and on a CPU on all.
 
     It picks them by a mask, whose number of tokens fake tensors do not know; here they are picked by index.
     """
     base = model.get_base_model() if setup.use_peft else model
     hidden = base.base_model(input_ids=tokens, use_cache=False).last_hidden_state[:, :-1]
-    supervised = max(1, round(hidden.shape[0] * hidden.shape[1] * setup.supervised_share))
+    share = 1.0 if setup.on_cpu else setup.supervised_share
+    supervised = max(1, round(hidden.shape[0] * hidden.shape[1] * share))
     picked = torch.zeros(supervised, dtype=torch.long)
     head = base.get_output_embeddings()
     log_probs, *_ = chunked_logprob.ChunkedLogProbFunction.apply(
@@ -227,9 +229,16 @@ def fused_loss(model: torch.nn.Module, tokens: torch.Tensor, setup: Setup) -> to
 
 
 @contextlib.contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Dropout and TRL's head as CUDA and Triton compute them, and what bitsandbytes computes once as a fake tensor."""
-    with contextlib.ExitStack() as stack:
+def as_computed(on_cpu: bool) -> Iterator[None]:
+    """Dropout and TRL's head as CUDA and Triton have them, and what bitsandbytes computes once as a fake tensor.
+
+    On a CPU the first two are what runs.
+    """
+    # Computed from numbers, which fake tensors do not have.
+    with mock.patch.dict(functional.name2qmap, {"dynamic": torch.empty(256)}), contextlib.ExitStack() as stack:
+        if on_cpu:
+            yield
+            return
         for owner, name, value in (
             (torch.nn.functional, "dropout", dropout),
             (chunked_logprob, "_use_triton", lambda device: True),
@@ -240,8 +249,6 @@ def as_on_a_gpu() -> Iterator[None]:
         ):
             # Where there is no GPU there may be no triton to replace.
             stack.enter_context(mock.patch.object(owner, name, value, create=True))
-        # Computed from numbers, which fake tensors do not have.
-        stack.enter_context(mock.patch.dict(functional.name2qmap, {"dynamic": torch.empty(256)}))
         yield
 
 

@@ -181,7 +181,7 @@ def option(
     usual = dataclasses.replace(largest, tokens=round(tokens), length=round(tokens if masked else tokens / rows))
     micro_batches = recipe["global_batch_size"] / (rows * chosen.processes)
     _, slow = speed.per_micro_batch(model, usual, gpus.find("a100-80gb"))
-    return Option(chosen, way, rows, tokens, memory.estimate(model, largest).allocated, micro_batches * slow)
+    return Option(chosen, way, rows, tokens, memory.estimate(model, largest).process, micro_batches * slow)
 
 
 def passed_over(best: Option, options: list[Option], share: float) -> list[str]:

@@ -9,6 +9,7 @@ were one.
 import bisect
 import dataclasses
 import math
+from collections.abc import Iterator
 
 from sft_recipes.errors import InputError
 from sft_recipes.models import base_model
@@ -23,10 +24,15 @@ HEADROOM = 0.85
 ALLOCATOR = 1.12
 CONTEXT = 0.6e9
 
-# The most that a process took on a CPU: its libraries, and so many times the tensors that are counted. Measured with
-# Qwen3-like models of 12 and 117 million parameters, 4-bit and not, on 2 cores: 0.18 to 1.73 GiB of tensors in
-# processes of 1.84 to 4.20 GiB; that of the demo's 0.8 million took 0.85.
-CPU_PROCESS, CPU_TENSORS = 1.6 * 2**30, 1.8
+# A process on a CPU beside its tensors, measured in runs of models of 1 to 130 million parameters
+# (scripts/measure_processes.py; docs/memory.md has the errors): its libraries and what they set up in the first steps;
+# and of what the layers of a step allocate and free, the share that the C library's heap keeps between blocks that are
+# in use, which is more where matrices in 4 bit are made whole for each product, and again for what is recomputed.
+# glibc 2.36 finds again little of what torch frees, which is aligned to 64 bytes. Larger blocks than its
+# DEFAULT_MMAP_THRESHOLD_MAX (malloc/malloc.c) go back to the system at once.
+CPU_LIBRARIES = 640 * 2**20
+CPU_HEAP, CPU_HEAP_FOUR_BIT, CPU_HEAP_RECOMPUTED = 0.5, 0.1, 0.2
+CPU_LARGE_BLOCK = 32 * 2**20
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # TRL's fused head works on so many tokens and vocabulary entries at a time (trl/kernels/chunked_logprob.py and
@@ -35,6 +41,7 @@ HEAD_TOKENS, HEAD_ENTRIES = 4096, 32768
 # DeepSpeed's defaults (deepspeed/runtime/zero/config.py, 0.19), which accelerate leaves as they are: elements of the
 # bucket in which gradients are reduced, allocated whole however few gradients there are, and of gathered parameters.
 REDUCE_BUCKET, LIVE_PARAMETERS = 500_000_000, 1_000_000_000
+PAGE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +76,7 @@ class Setup:
     offload_parameters: bool = False
     offload_optimizer: bool = False
     dequantised: bool = False  # whether a checkpoint that is stored quantised is made whole as it is loaded
+    on_cpu: bool = False  # where torch computes in several operators what is one kernel on a GPU
     autocast: bool = True
     """Whether matrices are multiplied in 16 bit whatever the adapters' dtype, as `bf16: true` does."""
 
@@ -119,6 +127,7 @@ class Setup:
             offload_parameters=fsdp_offload or devices.get("offload_param_device", "none") != "none",
             offload_optimizer=fsdp_offload or devices.get("offload_optimizer_device", "none") != "none",
             dequantised=base_model.dequantised(recipe.upstream()),
+            on_cpu=topology.use_cpu,
             autocast=bool(recipe["bf16"] or recipe["fp16"]),
         )
 
@@ -150,6 +159,8 @@ class Memory:
     step: float  # temporaries of the optimizer's step, when the activations are gone
     evaluation: float
     """What a batch of an evaluation needs beside what is there then, which gradients are not unless sharded."""
+    heap: float = 0.0  # of a process on a CPU: what it has freed and the C library keeps
+    libraries: float = 0.0  # of a process on a CPU: what has been imported
 
     @property
     def static(self) -> float:
@@ -168,8 +179,8 @@ class Memory:
 
     @property
     def process(self) -> float:
-        """What a process on a CPU takes at most, its libraries included."""
-        return self.allocated * CPU_TENSORS + CPU_PROCESS
+        """What must fit: the resident memory of a process on a CPU, and what torch allocates on a GPU."""
+        return self.allocated + self.heap + self.libraries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,9 +247,19 @@ def estimate(model: Model, setup: Setup) -> Memory:
         # The trained weights are the base.
         quantised, unquantised, weights = 0.0, weights, 0.0
     kept, layer = activations(model, setup, shape)
-    head, backend = loss_head(setup, shape, trained=trains_head(model, setup)), buffers(model, setup, trained)
+    backend = buffers(model, setup, trained)
+    if setup.on_cpu:
+        head = cpu_head(setup, shape, trained=trains_head(model, setup))
+        # Adam's loop over the weights has two more tensors of the one at work, and nothing of the others.
+        step = 0.0 if setup.use_peft else 2.0 * setup.base_bytes * max(_matrices(model))
+    else:
+        head = loss_head(setup, shape, trained=trains_head(model, setup))
     evaluated = max(0.0, evaluation(setup, shape) - (0.0 if setup.zero_stage or setup.fsdp else gradients))
-    return Memory(quantised, unquantised, weights, gradients, optimizer, kept, layer, head, backend, step, evaluated)
+    found = Memory(quantised, unquantised, weights, gradients, optimizer, kept, layer, head, backend, step, evaluated)
+    if not setup.on_cpu:
+        return found
+    heap, libraries = beside_tensors(model, setup, shape)
+    return dataclasses.replace(found, heap=heap, libraries=libraries)
 
 
 def adapted_parameters(model: Model, setup: Setup) -> int:
@@ -365,7 +386,7 @@ def activations(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]
     # At the gate's product down's input is gone; at a cast adapter of down, its gradients in both dtypes are not.
     gradients = max(6 * i - (2 * i if down else 0), 8 * i if down and _cast(setup) else 0) + 5 * h
     pairs = max(setup.tokens, setup.length) * setup.length
-    square = pairs * {"eager": 6 * shape.heads, "sdpa": 2}.get(setup.attention, 0)
+    square = pairs * {"eager": 6 * shape.heads, "sdpa": _width(setup) if setup.on_cpu else 2}.get(setup.attention, 0)
     # Adapters on parameters are added to a copy of them, which is kept as the weight of the product it is in.
     copies = [each for each in model.adapters(setup.asked).layers if each.copied] if setup.use_peft else []
     copied = setup.base_bytes * sum(each.elements for each in copies) / shape.layers
@@ -374,6 +395,9 @@ def activations(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]
     layer = setup.tokens * gradients * _width(setup) // 2 + (square if setup.attention == "eager" else pairs)
     # The gradient of one such copy is whole before it is that of its adapter.
     layer += setup.base_bytes * max((each.elements // each.count for each in copies), default=0)
+    if setup.on_cpu and setup.four_bit:
+        # bitsandbytes multiplies by the whole matrix.
+        layer += _width(setup) * max(_matrices(model, "linear"), default=0)
     if setup.checkpointing:
         # An embedding that is trained whole has the adapters' dtype, which its output keeps.
         words = {group.path for group in model.groups if group.kind == "embedding"}
@@ -408,7 +432,8 @@ def saved_per_token(model: Model, setup: Setup, shape: Shape) -> int:
     adapted = _adapted(model, setup)
     inputs = sum(adapted.values())
     kept += setup.rank * len(adapted)
-    masks = inputs if setup.dropout else 0
+    # On a CPU the noise that dropout multiplies by, which is a mask of one byte on a GPU.
+    masks = inputs * (setup.adapter_bytes if setup.on_cpu else 1) if setup.dropout else 0
     if _cast(setup):
         return float32 + masks + width * kept + (2 if setup.autocast else setup.adapter_bytes) * inputs
     return float32 + masks + width * (kept + (inputs if setup.dropout else _shared_inputs(adapted, setup)))
@@ -458,7 +483,8 @@ def evaluation(setup: Setup, shape: Shape) -> float:
     square = (4 + 2 * width) * shape.heads if setup.attention == "eager" else 1
     attention = 12 * shape.hidden + 6 * width * shape.queries + square * setup.eval_length
     batch = dataclasses.replace(setup, tokens=setup.eval_tokens, length=setup.eval_length)
-    return max(float(setup.eval_tokens * max(mlp, attention)), loss_head(batch, shape))
+    head = cpu_head(batch, shape, backward=False) if setup.on_cpu else loss_head(batch, shape)
+    return max(float(setup.eval_tokens * max(mlp, attention)), head)
 
 
 def loss_head(setup: Setup, shape: Shape, *, trained: bool = False) -> float:
@@ -476,6 +502,54 @@ def loss_head(setup: Setup, shape: Shape, *, trained: bool = False) -> float:
     tile = 2.0 * min(supervised, HEAD_TOKENS) * HEAD_ENTRIES
     weight = 4.0 * shape.vocabulary * shape.hidden if trained else 0.0
     return tile + 6.0 * supervised * shape.hidden + weight
+
+
+def cpu_head(setup: Setup, shape: Shape, *, trained: bool = False, backward: bool = True) -> float:
+    """Of the output embedding and the loss on a CPU.
+
+    TRL 1.16 scores every token there, supervised or not, and computes by torch what a kernel does in place on a GPU
+    (`compact` in trl/trainer/utils.py, `_forward_tile` and `_backward_tile` in trl/kernels/chunked_logprob.py). Bytes
+    beside the tile for each of its tokens and entries: seven float32 tensors and a mask, and without a backward pass
+    three and a mask. Of the tile's buffer a smaller vocabulary touches the first pages of each row alone.
+    """
+    if not setup.fused_head:
+        return 12.0 * shape.vocabulary * setup.tokens
+    width = _width(setup)
+    tokens, entries = min(setup.tokens, HEAD_TOKENS), min(shape.vocabulary, HEAD_ENTRIES)
+    tile = tokens * min(width * entries + PAGE, width * HEAD_ENTRIES)
+    # The matrix that a 16-bit tile is multiplied by is made float32.
+    product = 4.0 * entries * (tokens + shape.hidden) if width == 2 else 0.0
+    beside = max(29.0 * tokens * entries, product) if backward else 13.0 * tokens * entries
+    weight = 4.0 * shape.vocabulary * shape.hidden if trained else 0.0
+    return tile + beside + (4.0 + width) * setup.tokens * shape.hidden + weight
+
+
+def beside_tensors(model: Model, setup: Setup, shape: Shape) -> tuple[float, float]:
+    """What a process on a CPU has beside its tensors: freed memory that its heap keeps, and its libraries.
+
+    A layer allocates as much whether its tensors are kept for the backward pass or not, so that checkpointing frees
+    tensors and hardly any memory.
+    """
+    layers = shape.layers * setup.tokens * saved_per_token(model, setup, shape)
+    share, loaded = CPU_HEAP, 0.0
+    if setup.four_bit:
+        share += CPU_HEAP_FOUR_BIT + (CPU_HEAP_RECOMPUTED if setup.checkpointing else 0.0)
+        # Each matrix is read whole before it is quantised.
+        whole = (setup.base_bytes * each for each in _matrices(model, "linear"))
+        loaded = sum(each for each in whole if each < CPU_LARGE_BLOCK)
+    if _width(setup) * setup.tokens * shape.hidden >= CPU_LARGE_BLOCK:
+        share = 0.0
+    return share * layers + loaded, CPU_LIBRARIES
+
+
+def _matrices(model: Model, *kinds: str) -> Iterator[int]:
+    """Elements of each weight, or of those of these kinds."""
+    return (
+        group.elements // group.count
+        for group in model.groups
+        if not kinds or group.kind in kinds
+        for _ in range(group.count)
+    )
 
 
 def buffers(model: Model, setup: Setup, trained: int) -> float:

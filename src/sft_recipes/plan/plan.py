@@ -382,16 +382,17 @@ def _render_execution(figures: dict[str, Any]) -> Iterator[str]:
 def _render_memory(figures: dict[str, Any] | None, card: dict[str, Any] | None) -> Iterator[tuple[str, str]]:
     if figures is None:
         return
-    text = f"{size(figures['allocated'])} at the peak, for a micro-batch of {figures['tokens']:,} tokens"
+    where = "" if figures["process"] is None else " of each process on this CPU"
+    needed = figures["process"] or figures["allocated"]
+    text = f"{size(needed)} at the peak{where}, for a micro-batch of {figures['tokens']:,} tokens"
     if figures["traced"] is not None:
-        text += f"; traced on the real modules {size(figures['traced'])}"
+        tensors = f", of {size(figures['allocated'])} of tensors" if where else ""
+        text += f"; traced on the real modules {size(figures['traced'])}{tensors}"
     yield "memory", text
     if listed := components(figures["components"]):
         yield "", listed
     if figures["not_counted"]:
         yield "", figures["not_counted"]
-    if figures["process"] is not None:
-        yield "", f"of tensors; each process on this CPU takes up to {size(figures['process'])}, libraries included"
     if card is not None:
         available = figures["available"] / GIB
         verdict = "fits" if figures["fits"] else "does not fit"

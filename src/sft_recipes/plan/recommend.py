@@ -445,7 +445,7 @@ def _on_cpu(recipe: Recipe, model: base_model.Model, longest: int, machine: Mach
         setup = memory.Setup.of(recipe, chosen, size * longest, longest)
         needed = memory.estimate(model, dataclasses.replace(setup, checkpointing=checkpointing)).process
         if needed <= memory.HEADROOM * machine.gib * fit.GIB and recipe["global_batch_size"] % size == 0:
-            reason = f"with {count(size, 'row')} of up to {longest:,} tokens a process takes up to {fit.gib(needed)}"
+            reason = f"with {count(size, 'row')} of up to {longest:,} tokens a process takes {fit.gib(needed)}"
             return "cpu", size, checkpointing, 0.0, reason
     return f"one row of {longest:,} tokens takes a process of {fit.gib(needed)}"
 
