@@ -39,6 +39,7 @@ num_train_epochs: 1
 global_batch_size: 8
 warmup_steps: 2
 logging_steps: 1
+activation_checkpointing: false
 dataloader_num_workers: 0
 report_to: none
 """
