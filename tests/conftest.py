@@ -1,14 +1,17 @@
 """One tiny base model and one small project for all tests: real files, real weights, nothing from the network."""
 
 import contextlib
+import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import pytest
 from filelock import FileLock
 
 from sft_recipes import environment
+from sft_recipes.files import sha256
 
 # Before anything imports a library that asks for them. A tiny model is fastest on one thread, and threads of two
 # workers that wait for each other on two cores are slower by far.
@@ -39,6 +43,7 @@ num_train_epochs: 1
 global_batch_size: 8
 warmup_steps: 2
 logging_steps: 1
+activation_checkpointing: false
 dataloader_num_workers: 0
 report_to: none
 """
@@ -94,6 +99,21 @@ def pytest_collection() -> Iterator[None]:
     """What the tests import stays until they end: looking for garbage in it would take minutes of them all."""
     with environment.importing():
         return (yield)
+
+
+# What imports torch, by itself or by what it imports.
+IMPORTS_TORCH = re.compile(
+    r"^(from|import) (torch|transformers|trl|peft|accelerate|safetensors\.torch|exactness)\b"
+    r"|^from sft_recipes\.train import (?!process\b)|^from sft_recipes\.evaluate import .*\bscoring\b",
+    re.MULTILINE,
+)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """`make test-fast` does not read files that import torch: that would take longer than their quick tests."""
+    if config.option.markexpr != "not slow" or not collection_path.match("test_*.py"):
+        return None
+    return True if IMPORTS_TORCH.search(collection_path.read_text(encoding="utf-8")) else None
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -173,9 +193,23 @@ def said_into(path: Path, config: pytest.Config) -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def tiny_model(made_once: MadeOnce) -> Path:
-    """A two-layer Qwen3 with random weights and the demo's tokenizer and chat template."""
-    return made_once("model", make_tiny_model)
+def tiny_model(pytestconfig: pytest.Config) -> Path:
+    """A two-layer Qwen3 with random weights and the demo's tokenizer and chat template, kept for the next tests."""
+    from sft_recipes.demo import demo_base
+
+    sources = [*demo_base.SOURCES, Path(__file__)]
+    versions = [metadata.version(name) for name in ("torch", "transformers", "tokenizers")]
+    key = hashlib.sha256("\0".join([*map(sha256, sources), *versions]).encode()).hexdigest()[:16]
+    directory = ROOT / ".cache" / "tests" / f"model-{key}"
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory.with_suffix(".lock")):
+        if not directory.exists():
+            unfinished = directory.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            with said_into(directory.with_suffix(".txt"), pytestconfig):
+                make_tiny_model(unfinished)
+            unfinished.rename(directory)
+    return directory
 
 
 def make_tiny_model(directory: Path) -> None:

@@ -13,7 +13,6 @@ from finished import FLOAT32, restate
 from sft_recipes.cli import main
 from sft_recipes.deploy import serve
 from sft_recipes.errors import InputError
-from sft_recipes.evaluate import scoring
 from sft_recipes.files import sealed, sha256
 from sft_recipes.report import card, serving
 from sft_recipes.runs.run import Run
@@ -54,6 +53,8 @@ def test_the_adapter_and_the_merged_model_are_served_as_they_were_trained(
     assert asked.tokenizer == "runs/tuned/adapter" and Path(asked.chat_template).is_file()
     # vLLM's LoRA computes in 16 bits, and the base was not quantised.
     assert (asked.dtype, asked.max_model_len, asked.quantization) == ("bfloat16", run.values()["max_length"], None)
+    from sft_recipes.evaluate import scoring
+
     _, tokenizer = scoring.load(run.values(), run.adapter, on_cpu=True)
     assert found["body"]["stop_token_ids"] == [tokenizer.convert_tokens_to_ids("<|im_end|>")]
     page = (run.directory / "serve.md").read_text()

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import yaml
 
 from sft_recipes.demo import tiny
@@ -216,7 +215,9 @@ def test_four_gpus_are_rehearsed_on_two_processes(project: Path, capfd: pytest.C
     assert "with a tiny random model of the kind of Qwen/Qwen3-8B" in said
     assert "the demo's takes its place" in said
     assert "checkpoint-3 and the model" in said
-    saved = safetensors.torch.load_file(run.adapter / "model.safetensors")
+    from safetensors.torch import load_file
+
+    saved = load_file(run.adapter / "model.safetensors")
     assert sum(tensor.numel() for tensor in saved.values()) >= effect["base"]["parameters"]
 
 

@@ -227,11 +227,11 @@ def test_a_grid_goes_on_where_it_was_stopped_and_its_best_becomes_a_recipe(
     project: Path, capfd: pytest.CaptureFixture
 ) -> None:
     """Stopped as by Ctrl-C in the first of two trials; then both are trained side by side."""
-    asked: dict[str, Any] = {"overrides": ["max_steps=15 logging_steps=5"], "run_name": "grid"}
+    asked: dict[str, Any] = {"overrides": ["max_steps=6 logging_steps=2"], "run_name": "grid"}
     interrupt_when(lambda: Path("runs/grid-t000/log.jsonl").exists())
     code, facts = sweep.sweep("tiny", "learning_rate=1e-9,1e-2", **asked)
     assert (code, [each["state"] for each in facts["trials"]]) == (launch.INTERRUPTED, ["interrupted"])
-    again = "make sweep RECIPE=tiny OVER=learning_rate=1e-9,1e-2 NAME=grid SET='max_steps=15 logging_steps=5'"
+    again = "make sweep RECIPE=tiny OVER=learning_rate=1e-9,1e-2 NAME=grid SET='max_steps=6 logging_steps=2'"
     assert f"2 trials: {again}" in capfd.readouterr().out
     first = Run.open("grid-t000")
     assert first.facts()["status"] == "interrupted"
@@ -252,10 +252,10 @@ def test_a_grid_goes_on_where_it_was_stopped_and_its_best_becomes_a_recipe(
         assert run.facts()["overrides"]["learning_rate"] == each["values"]["learning_rate"]
         assert each["eval_loss"] == min(entry["eval_loss"] for entry in run.facts()["measured"]["eval_loss"])
     assert json.loads(Path("runs/grid.sweep/sweep.json").read_text()) == facts
-    assert "grid-t001: eval loss " in said and "finished   15 steps" not in said
-    assert "finished   15 steps" in Path("runs/grid.sweep/grid-t001.txt").read_text()
+    assert "grid-t001: eval loss " in said and "finished   6 steps" not in said
+    assert "finished   6 steps" in Path("runs/grid.sweep/grid-t001.txt").read_text()
     assert "the lowest of 2 eval losses flatters itself" in said
-    beyond = "make sweep RECIPE=tiny OVER=learning_rate=0.01,0.1 NAME=grid-2 SET='max_steps=15 logging_steps=5'"
+    beyond = "make sweep RECIPE=tiny OVER=learning_rate=0.01,0.1 NAME=grid-2 SET='max_steps=6 logging_steps=2'"
     assert (
         f"the best has the largest learning_rate that was tried (0.01), so a better one may lie beyond: {beyond}"
         in said
@@ -266,7 +266,7 @@ def test_a_grid_goes_on_where_it_was_stopped_and_its_best_becomes_a_recipe(
     # As the trial was, and two files tell the whole story.
     best, trial = (
         recipes.load("best"),
-        recipes.load("tiny", recipes.parse_overrides("learning_rate=1e-2 max_steps=15 logging_steps=5")),
+        recipes.load("tiny", recipes.parse_overrides("learning_rate=1e-2 max_steps=6 logging_steps=2")),
     )
     assert {key: best[key] for key in trial.values} | {"description": ""} == {
         key: trial[key] for key in trial.values
@@ -306,21 +306,21 @@ def test_a_trial_that_is_worse_than_the_others_is_stopped_early(
     monkeypatch.setattr(sweep.subprocess, "Popen", popen)
     monkeypatch.setattr(sweep, "BEFORE_PRUNING", 1)
     monkeypatch.setattr(sweep, "SECONDS", 0.05)
-    steps = "max_steps=20 eval_strategy=steps save_strategy=steps eval_steps=2 save_steps=2"
+    steps = "max_steps=12 eval_strategy=steps save_strategy=steps eval_steps=2 save_steps=2"
     # With this seed Optuna begins with the first value.
     words = [f"{steps} early_stopping_patience=0 logging_steps=2 seed=44"]
     code, facts = sweep.sweep("tiny", "learning_rate=1e-2,1e-9,2e-9", trials=2, overrides=words, run_name="study")
     said = capfd.readouterr().out
     assert code == launch.FINISHED, said
     good, bad = facts["trials"]
-    assert (good["state"], good["values"], good["evaluations"]) == ("finished", {"learning_rate": 1e-2}, 10)
+    assert (good["state"], good["values"], good["evaluations"]) == ("finished", {"learning_rate": 1e-2}, 6)
     assert bad["state"] == "pruned" and bad["eval_loss"] > good["eval_loss"]
-    assert bad["evaluations"] < 10 and bad["values"]["learning_rate"] < 1e-8
+    assert bad["evaluations"] < 6 and bad["values"]["learning_rate"] < 1e-8
     assert "1 finished, 1 pruned" in Path("runs/study.sweep/sweep.html").read_text()
     assert "pruned     study-t001: eval loss" in said
     run = Run.open("study-t001")
     assert run.facts()["status"] == "interrupted"
-    assert run.facts()["measured"]["step"] < 20 and not run.adapter.exists()
+    assert run.facts()["measured"]["step"] < 12 and not run.adapter.exists()
     # The same command has nothing left to do.
     monkeypatch.setattr(sweep.Sweep, "_start", lambda self, trial: pytest.fail("nothing is left to train"))
     again = sweep.sweep("tiny", "learning_rate=1e-2,1e-9,2e-9", trials=2, overrides=words, run_name="study")

@@ -20,6 +20,14 @@ from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
 
 
+@pytest.fixture
+def project(project: Path) -> Path:
+    """Whose tiny recipe computes activations twice, as `default` does."""
+    tiny = project / "recipes" / "tiny.yaml"
+    tiny.write_text(tiny.read_text().replace("activation_checkpointing: false\n", ""))
+    return project
+
+
 def case(*words: str, gpu: str | None = "a100-80gb", accel: str = "single_gpu", kind: str = "", **facts: Any) -> Case:
     """The rows of the project's recipe on an 8B model and a GPU."""
     model = base_model.find("Qwen/Qwen3-8B")

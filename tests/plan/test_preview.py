@@ -15,7 +15,6 @@ from sft_recipes.demo import tiny
 from sft_recipes.errors import InputError
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import preview
-from sft_recipes.train import verify
 
 Look = Callable[..., dict[str, Any]]
 
@@ -81,6 +80,8 @@ def look(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Look:
 def test_the_rows_shown_are_the_rows_trained_on(
     look: Look, project: Path, train_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
+    from sft_recipes.train import verify
+
     rows, overrides = CASES[case]
     write_data(project, rows)
     trained: list[tuple[list[int], list[int]]] = []

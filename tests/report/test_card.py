@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 import yaml
 from conftest import write_rows
 from finished import FLOAT32
 from huggingface_hub import ModelCard
 
-from sft_recipes.evaluate import metrics, scoring
+from sft_recipes.evaluate import metrics
 from sft_recipes.report import card
 from sft_recipes.report.table import markdown_text
 from sft_recipes.runs.run import Run
@@ -165,6 +164,10 @@ def test_no_value_of_the_recipe_ends_a_block_of_code(finished: Finished) -> None
 def test_the_code_in_the_card_loads_what_was_trained_and_answers(
     finished: Finished, tiny_model: Path, capsys: pytest.CaptureFixture, name: str, overrides: dict[str, Any]
 ) -> None:
+    import torch
+
+    from sft_recipes.evaluate import scoring
+
     run = finished(name, **overrides)
     (code,) = re.findall(r"```python\n(.*?)```", card.card(run), re.DOTALL)
     assert ("BitsAndBytesConfig" in code) == (name == "four_bit")

@@ -32,10 +32,8 @@ pytest_plugins = ["finished"]
 
 Train = Callable[..., Run]
 
-# Evaluated, and saved, twice an epoch of eight steps; the loss is logged at other steps than it is saved. Activations
-# are kept, which is faster; a run that recomputes them is resumed in test_train.py.
+# Evaluated, and saved, twice an epoch of eight steps; the loss is logged at other steps than it is saved.
 OFTEN = {
-    "activation_checkpointing": False,
     "num_train_epochs": 2,
     "logging_steps": 3,
     "eval_on_start": True,
