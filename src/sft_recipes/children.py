@@ -14,11 +14,7 @@ def call(module: str, payload: Any, *arguments: str, failure: str, **environment
     """Run `python -m module arguments` with the payload as JSON on its input, and give what it prints.
 
     Args:
-        module: One that answers on its output.
-        payload: What it reads.
-        arguments: Of its command line.
         failure: What it means if the process fails; its last line is the reason.
-        environment: Further variables.
 
     Raises:
         InputError: The process failed.

@@ -22,7 +22,6 @@ class RunStopped(Exception):
 
     Args:
         message: what happened, and how to go on.
-        run: the run.
     """
 
     def __init__(self, message: str, run: Any) -> None:

@@ -73,7 +73,6 @@ def json_lines(path: Path, *, cut_off: bool = False) -> list[Any]:
     """The values of a JSON-lines file in order.
 
     Args:
-        path: of the file.
         cut_off: leave out a last line that a crash cut off, which only a file that grows can have.
 
     Raises:
@@ -95,7 +94,6 @@ def sealed(directory: Path, besides: str = "", *, only: Collection[str] = ()) ->
     """Size and SHA-256 of every file below a directory but those of one name, after they are on the disk.
 
     Args:
-        directory: of the files.
         besides: a name that is left out.
         only: the names that are taken; all without it.
     """

@@ -42,10 +42,7 @@ def command(
     """Run a command to its end; the seconds it took and what it printed.
 
     Args:
-        arguments: What follows the program's name.
         environment: All of its environment.
-        seconds: That it has.
-        of: The program, without another our own.
         code: The exit code that it should end with.
 
     Raises:

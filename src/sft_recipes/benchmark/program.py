@@ -48,7 +48,6 @@ def benchmark(budget: float = BUDGET, out: Path = RESULTS, only: Sequence[str] =
 
     Args:
         budget: Seconds in all.
-        out: The folder of the result.
         only: The sections to measure; without it all but the ratios.
 
     Returns:

@@ -42,7 +42,6 @@ class Section:
         """Keep what `work` finds under a name; None if it was refused, failed, or there was no time for it.
 
         Args:
-            name: What is measured.
             work: Gives the measurement's facts. An InputError is a refusal, another exception a failure.
             expected: Seconds it will take; without it, as many as the longest so far.
         """

@@ -89,9 +89,7 @@ class Rules:
     """What a row of one format has to be, the same for every split.
 
     Args:
-        candidates: the formats that it may be in.
         columns: those of the fields that have other names.
-        group_column: the column of groups.
         classes: whether answers that are numbers or truth values are classes.
         drop_reasoning: whether what an assistant thinks before it answers is left out.
         answers: whether rows must have answers; of those that need none, what is there is not looked at.

@@ -65,9 +65,7 @@ def refused(
     """What a training of rows with this tokenizer is refused for.
 
     Args:
-        base: The model as the recipe names it.
         template_path: Where the recipe's chat template is, if it is not the tokenizer's own.
-        known: What `facts` says of the tokenizer.
         conversational: Whether the rows are turns, which the template renders.
         marks: Whether the loss is on every assistant turn, which the template has to mark.
         holds: What the rows hold that not every template renders (`templates.PARTS`).
@@ -165,11 +163,8 @@ def of_recipe(
     """What a training of a recipe, as it is written, is refused for.
 
     Args:
-        recipe: The recipe.
-        known: What `facts` says of its tokenizer.
         rows: Their `kind`, whether they are `conversational`, what they hold and which `variables` they set.
         config: The values of the language model's config; None where they are not known.
-        largest: The largest token of the rows.
     """
     path = recipe["chat_template_path"]
     yield from refused(

@@ -88,7 +88,6 @@ def facts(directory: Path, *, whole: bool = False) -> dict[str, Any] | None:
     """What is known of the tokens in a directory; None where they are not there, or not as they were written.
 
     Args:
-        directory: Where they are.
         whole: Whether every byte is looked at, and not sizes alone.
     """
     try:
@@ -110,7 +109,6 @@ def writing(directory: Path, template: str | None) -> Iterator[tuple[Path, dict[
     """A directory for the files of parts, which is the named one when all are written, and what is in each split.
 
     Args:
-        directory: Where they will be.
         template: The chat template that renders the rows; None for plain text.
     """
     staging = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")

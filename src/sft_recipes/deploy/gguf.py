@@ -49,7 +49,6 @@ def gguf(
     """Write a run's merged model (or the whole one that it trained) as GGUF, with an Ollama Modelfile beside it.
 
     Args:
-        name: The run.
         quant: One of `QUANTS`.
         out: The directory to write, which must not exist; runs/NAME/gguf-QUANT without it.
         llama_cpp: The folder of llama.cpp, built where llama-quantize is needed; what is on PATH without it.

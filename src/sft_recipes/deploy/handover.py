@@ -27,7 +27,6 @@ def dpo(name: str, rows: str | None) -> dict[str, Any]:
     """The values of `trl dpo --config` for a finished run: its whole model, its adapter's shape, and the pairs.
 
     Args:
-        name: The run.
         rows: Pairs with the columns `chosen` and `rejected`: a file, a directory, or a dataset of the Hub.
 
     Raises:

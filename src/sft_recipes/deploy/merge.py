@@ -52,7 +52,6 @@ def merge(name: str, out: Path | None = None, *, rows: int = ROWS) -> tuple[int,
     distributions of the compared answers. Where the base was quantised, it is loaded so afterwards, as for training.
 
     Args:
-        name: The run.
         out: The directory to write, which must not exist; runs/NAME/merged without it.
         rows: How many held-out rows the merged files are compared with base and adapter on.
 

@@ -28,7 +28,6 @@ def predict(name: str, rows: Path, out: Path | None = None) -> tuple[int, Path]:
     by generation is null where the `text` names none, which is `prediction_text` in rows with a text of their own.
 
     Args:
-        name: The run.
         rows: In the format of the training rows, without answers or with them.
         out: The file to write, which must not exist; ROWS.predictions.jsonl beside the rows without it.
 

@@ -31,7 +31,6 @@ def push(name: str, repo: str, *, merged: bool = False, public: bool = False) ->
     """Create the repository if it is not there, and upload adapter or merged model with its card as one commit.
 
     Args:
-        name: The run.
         repo: `org/name` on the Hub.
         merged: The merged model instead of the adapter.
         public: Whether everybody may see it.

@@ -24,7 +24,6 @@ def serve(name: str, *, merged: bool = False, port: int = serving.PORT) -> Facts
     """Write `serve.md` into the run, and become vLLM where it is installed: then this does not return.
 
     Args:
-        name: The run.
         merged: The merged model instead of the adapter beside its base.
         port: Where it listens, on the loopback interface.
 

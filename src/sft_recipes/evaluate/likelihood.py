@@ -173,7 +173,6 @@ def likelihoods(
 
     Args:
         model: As `scoring.load` gives it.
-        tokenizer: The same.
         prompts: All texts, or all turns.
         answers: Two or more.
         known: What `candidates` has made of them, for another adapter of the same model.
@@ -295,7 +294,6 @@ def in_batches(
     Args:
         sizes: Row number to its tokens.
         limit: Tokens of a batch, padding counted. Out of memory it is halved, and the batch done again.
-        compute: Takes row numbers.
     """
     left = sorted(sizes, key=sizes.__getitem__, reverse=True)
     said = False

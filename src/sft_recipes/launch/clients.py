@@ -45,7 +45,6 @@ def submitted(engine: str, command: Sequence[str], reason: Callable[[str], str] 
 
     Args:
         engine: Whose it is, in words.
-        command: The client with its arguments.
         reason: What of its error output says why a job is refused.
 
     Raises:

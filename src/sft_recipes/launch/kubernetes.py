@@ -40,10 +40,8 @@ def script(run: Run, site: Site, project: Path, nodes: int, gpus: int) -> str:
     """The text of a TrainJob.
 
     Args:
-        run: What is trained.
         site: What the site asks for; with `container_image`, `volume_claim` and `shared`.
         project: The folder in which `runs/` lies, in full, under `shared`.
-        nodes: How many pods.
         gpus: GPUs of each; 0 where CPUs train.
     """
     limits: dict[str, Any] = {

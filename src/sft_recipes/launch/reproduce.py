@@ -23,7 +23,6 @@ def reproduce(name: str, run_name: str | None = None) -> tuple[int, Run]:
     """Train a finished run again into a new one, and compare what came out to the bit.
 
     Args:
-        name: the run.
         run_name: of the new one; NAME-again without it.
 
     Returns:

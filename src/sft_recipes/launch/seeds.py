@@ -30,11 +30,9 @@ def train_seeds(
     held out stay the same.
 
     Args:
-        name: the recipe.
         seeds: whole numbers, separated by spaces or commas.
         run_name: NAME; the recipe's name without it.
         resume: refused, because it continues one run.
-        where: as `job.resolve` takes it.
 
     Returns:
         The exit code of the last run (0 finished, 1 failed, 3 interrupted), and the runs begun. The first that does

@@ -43,10 +43,8 @@ def script(run: Run, site: Site, project: Path, nodes: int, gpus: int) -> str:
     """The text of a task.
 
     Args:
-        run: What is trained.
         site: What the site asks for; with `volume`, `shared`, and `gpu_type` where GPUs train.
         project: The folder in which `runs/` lies, in full, under `shared`.
-        nodes: How many machines.
         gpus: GPUs of each; 0 where CPUs train.
     """
     resources = {

@@ -42,9 +42,7 @@ def script(
 
     Args:
         run: What is trained, or the sweep that the trials are of.
-        site: What the site asks for.
         project: The folder in which `runs/` lies, in full.
-        nodes: How many machines.
         gpus: GPUs of each; 0 where CPUs train.
         seconds: The time limit to ask for; the partition's own without it.
         trials: The trials of a sweep to train instead, as an array of jobs, each of one machine.

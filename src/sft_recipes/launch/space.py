@@ -264,10 +264,7 @@ def check(name: str | Path, space: Space, make: Callable[..., Job] = jobs.check,
     """The job with the first values, when every combination that can be foreseen is a run that would start.
 
     Args:
-        name: The recipe.
-        space: What is gone over.
         make: What makes a job of a recipe for where its trials run; here without it.
-        where: As `job.resolve` takes it.
 
     Raises:
         InputError: With all that is wrong.

@@ -47,9 +47,7 @@ def submit(
     """Plan a recipe for several machines, write its run and its job, and hand that to the engine.
 
     Args:
-        name: The recipe.
         engine: One of `clusters.ENGINES`.
-        nodes: How many machines.
         site_name: A site of clusters/.
         dry: Write the run and the job, and submit nothing.
         run_name: The run's; the recipe's name and the time without it.
@@ -86,11 +84,9 @@ def submit_seeds(
     """A job for each seed, into runs NAME-seed42, NAME-seed43 and so on, which the engine runs as it has room.
 
     Args:
-        name: The recipe.
         engine: As `submit` takes it, like all that is `asked`.
         numbers: The seeds, as `seeds.parse` reads them.
         run_name: NAME; the recipe's name without it.
-        asked: What else `submit` takes.
 
     Raises:
         InputError: As `submit`; what was submitted before a refusal is named, and stays.

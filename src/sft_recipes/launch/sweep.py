@@ -413,16 +413,13 @@ def sweep(
     """Train a recipe with the values of OVER, or go on with a sweep that was begun.
 
     Args:
-        name: the recipe.
         over: `key=value,value key=low..high`.
         trials: how many Optuna chooses; every combination without it.
         jobs: trials at a time; without it one for each visible GPU where a trial takes one, and otherwise one.
         run_name: the runs are NAME-t000 and so on; the recipe's name and `sweep` without it.
         out: a file in recipes/ to write the best as.
         engine: one of `submit.SUBMITTED`, whose jobs the trials are; here without it.
-        site_name: a site of clusters/.
         dry: write the trials' runs and jobs, and submit nothing.
-        where: as `job.resolve` takes it.
 
     Returns:
         The exit code (0 all trials have ended or have jobs, 1 one of them failed, 3 stopped, and the same command goes

@@ -59,7 +59,6 @@ def submit_left(sweep: "Sweep", job: Job, engine: str, site: Site, jobs_at_a_tim
         sweep: What is gone over; it is held.
         job: The job with the first values.
         engine: One that takes files.
-        site: A site of it.
         jobs_at_a_time: Trials at a time; as many as there is room for without it.
         dry: Write runs and jobs, and submit nothing.
 

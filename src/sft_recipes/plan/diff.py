@@ -60,11 +60,6 @@ IDEAS = {
 def diff(a: str | Path, b: str | Path, **where: Unpack[Where]) -> dict[str, Any]:
     """The differences of recipe `b` from recipe `a`, both planned alike.
 
-    Args:
-        a: a recipe.
-        b: the other.
-        where: for both, as `job.resolve` takes it.
-
     Raises:
         InputError: Either recipe, or the data, is wrong.
     """

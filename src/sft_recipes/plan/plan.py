@@ -34,9 +34,7 @@ def plan(name: str | Path, *, traced: bool = False, **where: Unpack[Where]) -> d
     """The figures and findings of a recipe on a topology.
 
     Args:
-        name: the recipe.
         traced: also run the real modules on tensors without data (`trace.py`), which takes up to a minute.
-        where: as `job.resolve` takes it.
 
     Raises:
         InputError: The recipe, its data or a name is wrong.

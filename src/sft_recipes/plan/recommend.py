@@ -187,7 +187,6 @@ def recommend(
     """A recipe for rows on a machine, as facts (docs/recommend.md).
 
     Args:
-        data: The file of rows.
         gpu: A name of gpus.json; cpu or laptop for none; without it what this machine has.
         number: How many GPUs; those that are visible, or one of a kind that is named.
         overrides: What the user has decided; it is kept, and everything else is chosen to go with it.

@@ -20,7 +20,6 @@ def trace(config: dict[str, Any], setup: Setup) -> dict[str, int]:
 
     Args:
         config: config.json of the model.
-        setup: the facts that the formula in `memory.py` reads too.
 
     Raises:
         InputError: The trace does not cover what is asked for, or upstream cannot build or run it.

@@ -48,9 +48,6 @@ def new(
     """Write a recipe that extends another, for its author to change; one that is itself a variant lends its lines.
 
     Args:
-        name: The recipe's.
-        base: The recipe that it extends.
-        directory: Where recipes lie.
         said: Values of keys that it says otherwise, each with the comment above it.
 
     Raises:

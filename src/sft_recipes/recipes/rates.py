@@ -43,9 +43,7 @@ def schedule(kind: str, given: Mapping[str, Any], learning_rate: float, warmup: 
     Args:
         kind: `lr_scheduler_type`.
         given: `lr_scheduler_kwargs`, which `arguments.of_schedule` accepts.
-        learning_rate: of the recipe.
         warmup: the steps that warm-up is to take, where the schedule has one.
-        steps: of the run.
     """
     factor = _upstream()["get_scheduler"](kind, _optimizer(learning_rate), warmup, steps, dict(given))
     return lambda step: learning_rate * factor(step)

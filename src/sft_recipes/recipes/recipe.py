@@ -488,7 +488,6 @@ def refused(values: Mapping[str, Value], *, resolved: bool = False) -> list[str]
     """What no recipe may say among these values, one by one, each with its place.
 
     Args:
-        values: with their origins.
         resolved: as `schema.problem` takes it.
     """
     secret = secrets.problems(values)

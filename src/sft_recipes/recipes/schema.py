@@ -99,8 +99,6 @@ def problem(key: str, value: Any, *, resolved: bool = False) -> str | None:
     """What is wrong with `key: value`, with what to write instead; None if nothing is.
 
     Args:
-        key: of a recipe.
-        value: as it was read.
         resolved: whether the recipe is a resolved one, which also holds what follows from topology and run.
     """
     if len(key) > LONGEST_KEY:

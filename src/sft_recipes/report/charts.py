@@ -89,7 +89,6 @@ def svg(name: str, label: str, draw: Callable[[Any], None], size: tuple[float, f
     Args:
         name: of the chart, unique in its page.
         label: what it shows, for those who cannot see it.
-        draw: draws on the axes it is given.
         size: in inches; on the page only the ratio of the sides and to the letters is left of it.
     """
     buffer = io.StringIO()
@@ -202,9 +201,7 @@ def intervals(axes: Any, rows: Sequence[tuple[str, Sequence[tuple[str, Estimate 
     """Estimates between 0 and 1 as points with their intervals.
 
     Args:
-        axes: to draw on.
         rows: label and estimates of one line, each with its role (a key of `MARKER`); None where there is none.
-        title: of the quantity.
     """
     for number, (label, estimates) in enumerate(rows):
         for place, (role, estimate) in enumerate(estimates):
@@ -253,9 +250,7 @@ def slice_of(
     """Figures over one value.
 
     Args:
-        axes: to draw on.
         points: each with its role (a key of `MARKER`), place, height, and what it says when it is pointed at.
-        title: of the quantity.
         ticks: names of the places 0, 1 and so on; without them places are numbers.
         log: whether these are on a logarithmic scale.
     """

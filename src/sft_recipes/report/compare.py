@@ -44,8 +44,6 @@ def compare(names: Sequence[str], split: str = "test", runs: Path = RUNS) -> Fac
 
     Args:
         names: runs, in the order in which they are to be shown.
-        split: whose evaluation is compared.
-        runs: where the runs are.
 
     Raises:
         InputError: With everything that forbids the comparison: too few runs, rehearsals, unfinished runs, runs

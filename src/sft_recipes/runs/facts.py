@@ -208,7 +208,6 @@ def read_lines(path: Path, remedy: str, *, growing: bool = False) -> list[dict[s
     """The objects of a JSON-lines file.
 
     Args:
-        path: of the file.
         remedy: what to do about a line that is none.
         growing: leave out a last line that was cut off.
 

@@ -30,7 +30,6 @@ def first_files(directory: Path, facts: Facts, values: Facts, accelerate: Facts)
     """The files that a new run begins with, as `Run.create` takes them.
 
     Args:
-        directory: where it will be.
         facts: its run.json, but for its name and what it is known by.
         values: its resolved recipe in upstream's keys, but for its directory and name.
         accelerate: the accelerate config that it is launched with.
@@ -58,7 +57,6 @@ def check(run: Run, *, training: bool = False) -> None:
     """Whether a run may be used: it asks for nothing that a recipe may not, and is what it was when it was started.
 
     Args:
-        run: opened for work.
         training: whether it is to be trained on: all its rows must be as they were, and its directory where it was.
 
     Raises:
@@ -109,8 +107,6 @@ def training_rows(run: Run, facts: Facts, **changes: Any) -> Prepared:
     """The rows of a run, those that it was trained on being the same; what it has seen must be known.
 
     Args:
-        run: whose rows.
-        facts: its run.json.
         changes: what else is read, as `preparation.prepare` takes it.
 
     Raises:

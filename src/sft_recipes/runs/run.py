@@ -73,9 +73,7 @@ class Run:
 
         Args:
             name: of the run; the recipe's name and the time without it.
-            recipe: the recipe's name.
             contents: gives the text of each file, told the directory that it is to be.
-            runs: where runs are.
 
         Raises:
             InputError: The name exists already, or is no name; or nothing can be written there.
@@ -284,9 +282,7 @@ class Run:
         """Write down that a run has failed, if it is running, and say whether it was.
 
         Args:
-            error: why.
             cause: what was written down before as the reason is only the consequence, and gives way.
-            facts: more of run.json.
         """
         was = self.facts()["status"]
         if fails := was == "running" or (cause and was == "failed"):

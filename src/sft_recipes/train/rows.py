@@ -27,7 +27,6 @@ class Tokenised:
     Args:
         prepared: The directory of the rows as text.
         directory: Where their tokens are.
-        split: Its name.
 
     Raises:
         InputError: The tokens are not as they were written.
@@ -130,7 +129,6 @@ def compare(ours: Dataset, theirs: Dataset, what: str, numbers: Sequence[int] | 
     Args:
         ours: Rows of the files.
         theirs: The same as TRL makes them.
-        what: Names them.
         numbers: Of the rows, counted from 0, where none was left out.
 
     Raises:

@@ -36,7 +36,6 @@ def model_files(recipe: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
     """The config and tokenizer can be loaded and fit the recipe; before any weight is read.
 
     Args:
-        recipe: The resolved recipe.
         rows: Whether they are `conversational`, what they hold and which `variables` they set, and the `task` on them.
 
     Raises:
