@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from sft_recipes.demo import bases
 from sft_recipes.errors import InputError, did_you_mean
 from sft_recipes.files import write_whole
-from sft_recipes.launch import kubernetes, launch, ray, seeds, skypilot, slurm
+from sft_recipes.launch import clients, kubernetes, launch, ray, seeds, skypilot, slurm
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan, traffic
 from sft_recipes.plan.job import Job, Where
@@ -180,7 +180,7 @@ def _needed(engine: str, site: Site) -> Iterator[str]:
 def _missing(engine: str, site: Site) -> Iterator[str]:
     """What this machine lacks to submit a job of the site."""
     if engine in SUBMITTED:
-        yield from SUBMITTED[engine].missing()
+        yield from clients.missing(*SUBMITTED[engine].CLIENT)
     if shared := site["shared"]:
         here, there = Path.cwd().resolve(), Path(shared).expanduser().resolve()
         if not there.is_dir():
@@ -323,7 +323,9 @@ def state_of(run: Run) -> str | None:
     """What the engine says of the job of a run; None where none was submitted."""
     job = run.facts().get("job")
     place = SUBMITTED.get(job["engine"]) if job and job["id"] else None
-    return place.state(job) if place else None
+    if place is None:
+        return None
+    return place.state(job) if shutil.which(place.ASKED) else f"not known here, {place.ASKED} is not in PATH"
 
 
 def logs(name: str, lines: int) -> tuple[Path, str]:
