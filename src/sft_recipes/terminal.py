@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STYLES = {"blocking": "bold red", "warning": "yellow", "info": "cyan", "verdict": "bold"}
 LABEL = 10
+GIB = 2**30
 # The colours that `table` and a preview give, which no text of others gets this far with.
 _COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
 
@@ -118,6 +119,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def gib(size: float, digits: int = 1) -> str:
+    """Bytes in GiB: `5.2 GiB`."""
+    return f"{size / GIB:.{digits}f} GiB"
 
 
 def printable(text: str) -> str:

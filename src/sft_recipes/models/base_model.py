@@ -81,6 +81,13 @@ class Model:
         return self.elements("linear", "tower") / self.elements()
 
     @property
+    def experts(self) -> int:
+        """How many experts its config names; 0 for a dense model."""
+        names = ("num_experts", "num_local_experts", "n_routed_experts")
+        found = (self.text_config.get(name) for name in names)
+        return next((number for number in found if number and isinstance(number, int)), 0)
+
+    @property
     def stored_bits(self) -> float | None:
         """Bits of a weight of a checkpoint that is stored quantised, scales included; None if they are not known.
 

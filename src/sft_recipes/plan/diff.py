@@ -9,10 +9,9 @@ from sft_recipes.plan.job import Where, resolve
 from sft_recipes.recipes import task, why
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.schema import as_yaml
-from sft_recipes.terminal import share
+from sft_recipes.terminal import gib, share
 
 SCHEMA = 1
-GIB = 2**30
 # Keys that change one thing about what is learned. What is in none of these changes where or how fast it is learned
 # (micro-batch, checkpointing of activations, workers), or what is written down.
 IDEAS = {
@@ -104,7 +103,7 @@ def quantities(figures: dict[str, Any]) -> list[str | None]:
         share(steps["warmup_steps"], steps["steps"]) if steps else None,
         f"{steps['peak_learning_rate']:.3g}" if steps else None,
         f"{tokens:,}" if tokens else None,
-        f"{memory['allocated'] / GIB:.1f} GiB" if memory else None,
+        gib(memory["allocated"]) if memory else None,
         figures["time"]["span"] if figures["time"] else None,
     ]
 

@@ -31,7 +31,7 @@ from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import task, topology, why
 from sft_recipes.recipes.recipe import Overrides, Recipe, Value
 from sft_recipes.recipes.shipped import shipped_names
-from sft_recipes.terminal import count, counting_rows, share
+from sft_recipes.terminal import GIB, count, counting_rows, gib, share
 
 SCHEMA = 1
 # What a recommended recipe extends, and the recipes whose lines it borrows with their reasons.
@@ -243,7 +243,7 @@ def machine_of(gpu: str | None, number: int | None) -> Machine:
             raise InputError(f"GPUS={number} says nothing of a CPU; drop it, or name the kind of GPU by GPU=")
         import psutil
 
-        return Machine(None, 1, psutil.virtual_memory().total / fit.GIB)
+        return Machine(None, 1, psutil.virtual_memory().total / GIB)
     spec = specs.find(gpu) if gpu is not None else specs.of(visible[0])
     if spec is None:
         raise InputError(f"no figures for this machine's {visible[0].name}; name one like it by GPU=, or GPU=cpu")
@@ -252,7 +252,7 @@ def machine_of(gpu: str | None, number: int | None) -> Machine:
             f"{spec.name} has no bfloat16, which every recipe for a GPU computes in, and nothing is known here of "
             "float16; name another GPU, or GPU=cpu"
         )
-    return Machine(spec, number or len(visible) or 1, spec.memory_bytes / fit.GIB)
+    return Machine(spec, number or len(visible) or 1, spec.memory_bytes / GIB)
 
 
 def rows_of(data: str, own: Mapping[str, Value]) -> Rows:
@@ -443,10 +443,10 @@ def _on_cpu(recipe: Recipe, model: base_model.Model, longest: int, machine: Mach
     for size, checkpointing in ((recipe["per_device_train_batch_size"], False), (1, False), (1, True)):
         setup = memory.Setup.of(recipe, chosen, size * longest, longest)
         needed = memory.estimate(model, dataclasses.replace(setup, checkpointing=checkpointing)).process
-        if needed <= memory.HEADROOM * machine.gib * fit.GIB and recipe["global_batch_size"] % size == 0:
-            reason = f"with {count(size, 'row')} of up to {longest:,} tokens a process takes up to {fit.gib(needed)}"
+        if needed <= memory.HEADROOM * machine.gib * GIB and recipe["global_batch_size"] % size == 0:
+            reason = f"with {count(size, 'row')} of up to {longest:,} tokens a process takes up to {gib(needed)}"
             return "cpu", size, checkpointing, 0.0, reason
-    return f"one row of {longest:,} tokens takes a process of {fit.gib(needed)}"
+    return f"one row of {longest:,} tokens takes a process of {gib(needed)}"
 
 
 def _place(put: _Draft, machine: Machine, own: Mapping[str, Value], way: Way, used: int) -> None:

@@ -95,11 +95,8 @@ def utilisation(run: Run) -> float | None:
 
 def active_experts(model: Model, shape: Shape) -> float:
     """Parameters of experts held as one tensor that one token visits; all of them if the config does not say."""
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    config = model.text_config
-    number = next((config[name] for name in names if isinstance(config.get(name), int)), 0)
     fused = sum(group.elements for group in model.groups if group.kind == "other" and len(group.shape) == 3)
-    return fused * shape.experts / number if number and shape.experts else fused
+    return fused * shape.experts / model.experts if model.experts and shape.experts else fused
 
 
 def per_micro_batch(model: Model, setup: Setup, spec: Spec) -> tuple[float, float]:
