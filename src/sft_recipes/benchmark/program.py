@@ -16,12 +16,11 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from sft_recipes import children
 from sft_recipes.benchmark import BUDGET, RESULTS
 from sft_recipes.benchmark.scale import RATIOS, SECTIONS, SHARES
 from sft_recipes.demo import demo_base
@@ -33,7 +32,7 @@ from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
 from sft_recipes.recipes.shipped import located
 from sft_recipes.runs import provenance
-from sft_recipes.terminal import count, duration, say
+from sft_recipes.terminal import count, duration, gib, say
 
 SCHEMA = 1
 # What the commands of a section read of a project, and find in the folder that they run in.
@@ -133,7 +132,7 @@ def _measure(
         "sections": {},
     }
     shares = {RATIOS: 1, **SHARES[hardware["kind"]]}
-    say("machine", f"{hardware['name']}, {hardware['memory_bytes'] / 2**30:.0f} GiB")
+    say("machine", f"{hardware['name']}, {gib(hardware['memory_bytes'], 0)}")
     for number, name in enumerate(chosen):
         left = budget - (time.monotonic() - began) - GRACE
         limit = left * shares[name] / sum(shares[each] for each in chosen[number:])
@@ -205,8 +204,13 @@ class Worker:
                 text=True,
                 start_new_session=True,
             )
-        self._answers = queue.Queue()
-        threading.Thread(target=_lines, args=(process.stdout, self._answers), daemon=True).start()
+        self._answers = answers = queue.Queue()
+
+        def listen() -> None:
+            for line in process.stdout or ():
+                answers.put(line)
+
+        threading.Thread(target=listen, daemon=True).start()
         return process
 
     def alive(self) -> bool:
@@ -221,26 +225,8 @@ class Worker:
 
     def kill(self) -> None:
         """End it and everything that it started."""
-        if self._process is None:
-            return
-        try:
-            family = psutil.Process(self._process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            family = []
-        if self._process.poll() is None:
-            self._process.kill()
-        for each in family:
-            try:
-                each.kill()
-            except psutil.NoSuchProcess:
-                continue
-        self._process.wait()
-        psutil.wait_procs(family, timeout=5)
-
-
-def _lines(output: Iterable[str], answers: "queue.Queue[str]") -> None:
-    for line in output:
-        answers.put(line)
+        if self._process is not None:
+            children.kill(self._process)
 
 
 def _file(out: Path, name: str) -> Path:

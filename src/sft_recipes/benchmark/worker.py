@@ -9,14 +9,13 @@ import os
 import sys
 from pathlib import Path
 
+from sft_recipes import children
 from sft_recipes.environment import quiet
 
 
 def main() -> int:
     """Measure until there is no further line."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # Whatever writes to the output from here on is chatter.
-    os.dup2(2, 1)
+    answers = children.answers()
     environment = dict(os.environ)
     quiet()
 

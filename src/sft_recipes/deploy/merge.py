@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.children import peak_resident
+from sft_recipes import children
 from sft_recipes.data import templates
 from sft_recipes.environment import quiet, quiet_environment
 from sft_recipes.errors import InputError
@@ -77,8 +77,7 @@ def merge(name: str, out: Path | None = None, *, rows: int = ROWS) -> tuple[int,
             command = [sys.executable, "-m", "sft_recipes.deploy.merge", str(staging)]
             done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, pass_fds=(lock,))
             if done.returncode or not (staging / PROOF).is_file():
-                reason = done.stderr.strip().splitlines()[-1:] or [f"it ended with code {done.returncode}"]
-                say_error(f"not merged: {reason[0]}")
+                say_error(f"not merged: {children.reason(done)}")
                 return launch.FAILED, {}
             proof = json.loads((staging / PROOF).read_text(encoding="utf-8"))
             if proof.get("problems"):
@@ -240,7 +239,7 @@ def merged(run: Run, job: Facts, directory: Path) -> Facts:
         "refused": refusal(compared, effect),
         "files": sealed(directory, besides="README.md"),
         "versions": provenance.versions(),
-        "peak_memory_bytes": peak_resident(),
+        "peak_memory_bytes": children.peak_resident(),
     }
 
 
