@@ -204,7 +204,8 @@ class Worker:
                 text=True,
                 start_new_session=True,
             )
-        self._answers = answers = queue.Queue()
+        answers: queue.Queue[str] = queue.Queue()
+        self._answers = answers
 
         def listen() -> None:
             for line in process.stdout or ():
