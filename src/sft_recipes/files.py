@@ -119,6 +119,13 @@ def difference(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> str |
     return None
 
 
+def taken(out: Path) -> str | None:
+    """Why a new file or directory that OUT= names cannot be made, and what to do instead; None where it can."""
+    if out.exists():
+        return f"{out} exists and is never overwritten; name another OUT=, or delete it"
+    return None if out.absolute().parent.is_dir() else f"{out.parent} is no directory; make it, or name another OUT="
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content."""
     with path.open("rb") as file:

@@ -17,7 +17,7 @@ from sft_recipes.data import tokens
 from sft_recipes.deploy import merge, modelfile
 from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError, did_you_mean
-from sft_recipes.files import sha256, write_whole
+from sft_recipes.files import sha256, taken, write_whole
 from sft_recipes.launch import launch
 from sft_recipes.report import serving
 from sft_recipes.runs import identity
@@ -75,10 +75,7 @@ def gguf(
             if quantizer:
                 steps.append([str(quantizer), str(staging / made), str(staging / file), quant.upper()])
             steps.append([sys.executable, "-m", "sft_recipes.deploy.gguf", str(staging)])
-            prepared = identity.training_rows(run, run.facts())
-            split = next((each for each in ("test", "validation") if each in prepared.splits), "train")
-            total = prepared.splits[split]["prepared_rows"]
-            rows = merge.excerpt(prepared.directory / f"{split}.jsonl", total, merge.ROWS)
+            split, rows = merge.excerpt(run, merge.ROWS)
             job = {"model": str(directory), "file": file, "quant": quant, "split": split, "rows": rows}
             (staging / "job.json").write_text(json.dumps(job), encoding="utf-8")
             say("converting", f"{directory} into {out / file}")
@@ -132,10 +129,8 @@ def checked(
         problems.append(f"{run.directory} is a rehearsal: its model is tiny and random; train first")
     if quant not in QUANTS:
         problems.append(f"QUANT={quant}: it is one of {', '.join(QUANTS)}{did_you_mean(quant, QUANTS)}")
-    if out.exists():
-        problems.append(f"{out} exists and is never overwritten; name another OUT=, or delete it")
-    elif not out.absolute().parent.is_dir():
-        problems.append(f"{out.parent} is no directory; make it, or name another OUT=")
+    if problem := taken(out):
+        problems.append(problem)
     if missing := [name for name in ("gguf", "sentencepiece") if importlib.util.find_spec(name) is None]:
         names = " ".join(missing)
         problems.append(f"the packages that convert it and read it back are not all installed; pip install {names}")

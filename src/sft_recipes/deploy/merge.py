@@ -20,7 +20,7 @@ from sft_recipes import children
 from sft_recipes.data import templates
 from sft_recipes.environment import quiet, quiet_environment
 from sft_recipes.errors import InputError
-from sft_recipes.files import difference, sealed, write_whole
+from sft_recipes.files import difference, sealed, taken, write_whole
 from sft_recipes.launch import launch
 from sft_recipes.models import base_model
 from sft_recipes.report import card
@@ -63,14 +63,12 @@ def merge(name: str, out: Path | None = None, *, rows: int = ROWS) -> tuple[int,
         InputError: The run has no adapter to trust, its base or data are not there, or there is no room.
     """
     run, out, size = checked(name, out)
-    prepared = identity.training_rows(run, run.facts())
-    split = next((split for split in ("test", "validation", "train") if split in prepared.splits), "train")
+    split, chosen = excerpt(run, rows)
     staging = out.with_name(f".{out.name}.unfinished")
     with run.locked() as lock:
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:
-            chosen = excerpt(prepared.directory / f"{split}.jsonl", prepared.splits[split]["prepared_rows"], rows)
             job = {"run": str(run.directory), "split": split, "rows": chosen, "bytes": size}
             (staging / "job.json").write_text(json.dumps(job), encoding="utf-8")
             environment = quiet_environment(on_cpu=run.facts()["topology"]["use_cpu"])
@@ -132,10 +130,8 @@ def checked(name: str, out: Path | None) -> tuple[Run, Path, int]:
         )
     elif damage := adapter_damage(run):
         problems.append(damage)
-    if out.exists():
-        problems.append(f"{out} exists and is never overwritten; name another OUT=, or delete it")
-    elif not out.absolute().parent.is_dir():
-        problems.append(f"{out.parent} is no directory; make it, or name another OUT=")
+    if problem := taken(out):
+        problems.append(problem)
     if problems:
         raise InputError(*problems)
     identity.check(run)
@@ -173,11 +169,14 @@ def whole(run: Run) -> tuple[Path, str | None]:
     return directory, damage and f"{directory} is not what was merged: {damage}; delete it and merge again"
 
 
-def excerpt(path: Path, total: int, rows: int) -> list[Facts]:
-    """Rows of a prepared split, the same ones whenever it is asked."""
+def excerpt(run: Run, rows: int) -> tuple[str, list[Facts]]:
+    """A split of a run that was held out, where there is one, and rows of it, the same ones whenever it is asked."""
+    prepared = identity.training_rows(run, run.facts())
+    split = next(split for split in ("test", "validation", "train") if split in prepared.splits)
+    total = prepared.splits[split]["prepared_rows"]
     numbers = set(random.Random(0).sample(range(total), min(rows, total)))  # noqa: S311, a choice of rows
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        return [json.loads(line) for number, line in enumerate(lines) if number in numbers]
+    with (prepared.directory / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
+        return split, [json.loads(line) for number, line in enumerate(lines) if number in numbers]
 
 
 def main(directory: Path) -> None:

@@ -13,7 +13,7 @@ from sft_recipes.data import preparation
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import evaluate, scoring_job
 from sft_recipes.evaluate.questions import Asked, ask
-from sft_recipes.files import write_whole
+from sft_recipes.files import taken, write_whole
 from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run, adapter_damage
 from sft_recipes.terminal import count, say
@@ -68,10 +68,8 @@ def rows_to_answer(rows: Path, facts: Facts, out: Path) -> list[tuple[Facts, Any
     Raises:
         InputError: With every row that is wrong, or because there is a file of the name to write.
     """
-    if out.exists():
-        raise InputError(f"{out} exists and is never overwritten; name another OUT=, or delete it")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"{out.parent} is no directory; make it, or name another OUT=")
+    if problem := taken(out):
+        raise InputError(problem)
     asked = preparation.prompts(
         str(rows),
         facts["data"]["format"],
@@ -79,8 +77,8 @@ def rows_to_answer(rows: Path, facts: Facts, out: Path) -> list[tuple[Facts, Any
         {**(facts["data"]["source"]["data_columns"] or {}), **facts["data"].get("columns", {})},
         conversational=facts["data"]["conversational"],
     )
-    if taken := sorted({"prediction", "probabilities", "finished"} & {key for row, _ in asked for key in row}):
-        raise InputError(f"{rows}: the column {taken[0]} would be overwritten by the prediction's; rename it")
+    if clash := sorted({"prediction", "probabilities", "finished"} & {key for row, _ in asked for key in row}):
+        raise InputError(f"{rows}: the column {clash[0]} would be overwritten by the prediction's; rename it")
     return asked
 
 
