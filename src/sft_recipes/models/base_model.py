@@ -10,14 +10,14 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from sft_recipes import children
 from sft_recipes.errors import InputError, hub_reason, shown
 from sft_recipes.files import write_whole
-from sft_recipes.recipes import arguments, places
+from sft_recipes.recipes import arguments, places, schema
 from sft_recipes.recipes.recipe import Recipe
 
 CACHE = Path(".cache/models")
@@ -242,7 +242,7 @@ def bundled() -> dict[str, dict[str, Any]]:
 
     `checked` says where both were found, since the source itself could not be read when they were written down.
     """
-    return json.loads(resources.files("sft_recipes.models").joinpath("models.json").read_text(encoding="utf-8"))
+    return schema.table("sft_recipes.models", "models.json")
 
 
 def find_config(name: str, revision: str = "main") -> tuple[dict[str, Any], str] | None:
