@@ -138,35 +138,6 @@ def measure(
     return result | {"verdict": verdict(result, rows, unseen)}
 
 
-def difference(
-    rows: Sequence[Row],
-    first: str,
-    second: str,
-    labels: Sequence[str] | None = None,
-    *,
-    json_schema: Any = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> dict[str, Any]:
-    """The paired difference of two models' primary metric, first minus second, tested as the only one.
-
-    Args:
-        rows: as in predictions.jsonl, with what the two say under their names, which may be any.
-        labels: the classes of a classification, None for generation.
-
-    Raises:
-        InputError: as `measure`.
-    """
-    scored = [row for row in rows if not row["leaked"]]
-    _check(scored, [first, second], labels)
-    if labels is not None:
-        sample = _class_sample(*_codes(scored, [first, second], labels), len(labels), None)
-    else:
-        said = {model: [row[model]["prediction"] for row in scored] for model in (first, second)}
-        sample = _text_sample(scored, said, json_schema)
-    return _paired(sample, *sample.bootstrap([seed], resamples), _primary(labels, json_schema), first, second)
-
-
 def _primary(labels: Sequence[str] | None, json_schema: Any) -> str:
     return "macro_f1" if labels is not None else "rougeL" if json_schema is None else "valid_json"
 
