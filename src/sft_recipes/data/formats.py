@@ -330,9 +330,7 @@ class Rules:
             faults.append(f"{column} holds {shown(rounds)}; write a list of [question, answer] pairs")
             return []
         if rounds:
-            self.reader.notes[
-                f"{column}: rounds before {self.columns['instruction']}, whose answers are learnt too"
-            ] = None
+            self.reader.note(f"{column}: rounds before {self.columns['instruction']}, whose answers are learnt too")
         return [
             Turn(place, role, self.reader.text(text, place, faults))
             for number, pair in enumerate(rounds)

@@ -64,17 +64,15 @@ class Reader:
     """Reads turns and texts, and keeps what was decided while it did.
 
     Args:
-        sharegpt: whether turns may have ShareGPT's keys and roles.
         classes: whether answers that are numbers or truth values are classes.
         marks: whether it matters which answers are learnt.
         drop_reasoning: whether what an assistant thinks before it answers is left out.
     """
 
-    def __init__(
-        self, *, sharegpt: bool = False, classes: bool = False, marks: bool = True, drop_reasoning: bool = False
-    ) -> None:
-        self.sharegpt, self.classes, self.marks = sharegpt, classes, marks
-        self.drop_reasoning = drop_reasoning
+    def __init__(self, *, classes: bool = False, marks: bool = True, drop_reasoning: bool = False) -> None:
+        self.classes, self.marks, self.drop_reasoning = classes, marks, drop_reasoning
+        self.sharegpt = False
+        """Whether turns may have ShareGPT's keys and roles."""
         self.columnar = False
         """Whether rows are from Parquet or the Hub, where an object has a null for each key that another one has."""
         self.unused: set[str] = set()
@@ -89,9 +87,7 @@ class Reader:
         """A text: of a class that is a number or a truth value, as JSON writes it."""
         if answer and isinstance(value, (bool, int, float)):
             if self.classes:
-                self.notes["labels: answers that are numbers, true or false are the classes that JSON writes so"] = (
-                    None
-                )
+                self.note("labels: answers that are numbers, true or false are the classes that JSON writes so")
                 return as_class(value)
             fix = "write a string, or set task: classification, for which it is a class"
             faults.append(f"{place} holds {shown(value)}; {fix}")

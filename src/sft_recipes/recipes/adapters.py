@@ -43,13 +43,13 @@ _BESIDE = {
 _STARTS = (True, False, "gaussian", "orthogonal")
 
 
-def folder(name: str, revision: str = "main", runs: Path = Path("runs")) -> Path:
+def folder(name: str, revision: str = "main") -> Path:
     """The directory of an adapter by the name of its run, its path or the run's, or its name in the Hub's cache.
 
     Raises:
         InputError: There is no adapter, or its weights are a pickle.
     """
-    found = runs / name
+    found = Path("runs", name)
     if "/" in name or not (found / "run.json").is_file():
         found = Path(name).expanduser()
     if (found / "run.json").is_file():

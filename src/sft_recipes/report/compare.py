@@ -87,7 +87,7 @@ def _few(run: Evaluated) -> list[str]:
     return [FEW_ROWS] if few else []
 
 
-def leaderboard(split: str = "test", runs: Path = RUNS) -> Facts:
+def leaderboard(split: str = "test") -> Facts:
     """The facts of all evaluated runs: a board for each set of runs that `compare` would take, best first.
 
     Raises:
@@ -95,7 +95,7 @@ def leaderboard(split: str = "test", runs: Path = RUNS) -> Facts:
     """
     boards: dict[Any, list[Evaluated]] = {}
     left_out = []
-    for path in sorted(runs.glob("*/run.json")):
+    for path in sorted(RUNS.glob("*/run.json")):
         try:
             run = read(Run(path.parent), split)
         except InputError as error:
@@ -103,7 +103,7 @@ def leaderboard(split: str = "test", runs: Path = RUNS) -> Facts:
         else:
             boards.setdefault(tuple(equal for equal, _ in comparable(run).values()), []).append(run)
     if not boards and not left_out:
-        raise InputError(f"no run in {runs}/; make train RECIPE=demo makes one")
+        raise InputError(f"no run in {RUNS}/; make train RECIPE=demo makes one")
     return {"schema": SCHEMA, "boards": [board(found) for found in boards.values()], "left_out": left_out}
 
 

@@ -271,7 +271,7 @@ def telling_rows() -> int:
     return next(rows for rows in range(10, 10**6, 5) if detectable_accuracy(rows) <= TELLING)
 
 
-def detectable_accuracy(rows: int, discordant: float = DISCORDANT) -> float:
+def detectable_accuracy(rows: int) -> float:
     """The smallest difference of accuracy that two models on the same rows show with power 80 % at two-sided 5 %.
 
     McNemar's test in its normal approximation: n = (z_a sqrt(d) + z_b sqrt(d - D^2))^2 / D^2 for a difference D and a
@@ -280,19 +280,20 @@ def detectable_accuracy(rows: int, discordant: float = DISCORDANT) -> float:
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        share_of_rows = max(discordant, middle)
+        share_of_rows = max(DISCORDANT, middle)
         spread = Z_ALPHA * math.sqrt(share_of_rows) + Z_POWER * math.sqrt(share_of_rows - middle**2)
         low, high = (middle, high) if spread**2 / middle**2 > rows else (low, middle)
     return high
 
 
-def detectable_f1(rows: int, positive: float, discordant: float = DISCORDANT, f1: float = TYPICAL_F1) -> float:
+def detectable_f1(rows: int, positive: float) -> float:
     """The smallest difference of one class's F1 that two models on the same rows show, as above; 1 at most.
 
     By the delta method on F1 = 2TP / (2TP + FP + FN) at precision = recall = F1: with the class's share p, a row on
     which just one model is right moves the difference by (1 - F1/2) / p if it is of the class and by F1 / 2p if not.
     """
-    variance = discordant * (positive * (1 - f1 / 2) ** 2 + (1 - positive) * (f1 / 2) ** 2) / positive**2
+    half = TYPICAL_F1 / 2
+    variance = DISCORDANT * (positive * (1 - half) ** 2 + (1 - positive) * half**2) / positive**2
     return min(1.0, (Z_ALPHA + Z_POWER) * math.sqrt(variance / rows))
 
 
