@@ -17,6 +17,16 @@ class InputError(Exception):
         super().__init__("\n".join(problems))
 
 
+def refuse(problems: Iterable[object]) -> None:
+    """Nothing where there are no problems.
+
+    Raises:
+        InputError: With all of them.
+    """
+    if found := [*map(str, problems)]:
+        raise InputError(*found)
+
+
 class RunStopped(Exception):
     """A run did not come to its end; `run` is what there is of it.
 

@@ -9,7 +9,7 @@ from sft_recipes.data import columns as names
 from sft_recipes.data import turns
 from sft_recipes.data.readers import Problems, Row
 from sft_recipes.data.turns import Turn
-from sft_recipes.errors import InputError, listed, nearest, shown
+from sft_recipes.errors import InputError, listed, nearest, refuse, shown
 
 FORMATS = ("auto", "messages", "sharegpt", "prompt_completion", "alpaca")
 # Keys and roles of turns, and what they are of `templates.PARTS`.
@@ -80,8 +80,7 @@ def candidates(data_format: str, columns: Mapping[str, str]) -> list[str]:
     fitting = [name for name in formats if set(columns) <= set(_FIELDS[name])]
     if not fitting and not problems:
         problems.append(f"data_columns: no one format has the fields {listed(columns)}; {_HELP}")
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return fitting
 
 

@@ -20,7 +20,7 @@ from sft_recipes.data import formats, templates
 from sft_recipes.data import sources as found_sources
 from sft_recipes.data.formats import Rules
 from sft_recipes.data.readers import COLUMNAR, LONGEST_ROW, Problems, Row, Source, file_source
-from sft_recipes.errors import InputError, listed
+from sft_recipes.errors import InputError, listed, refuse
 from sft_recipes.recipes import sources as named_sources
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.schema import as_yaml
@@ -153,8 +153,7 @@ def prepare(
             # One chat template renders all.
             rules.holds, rules.variables = shared.holds, shared.variables
             sources.setdefault(split, []).append(_Part(entry, source, rules))
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     if "validation" in sources:
         del asked["validation"]
     shares = {split: float(share) for split, share in asked.items() if share}

@@ -6,7 +6,7 @@ from typing import Any
 
 from sft_recipes.data import readers
 from sft_recipes.deploy import merge
-from sft_recipes.errors import InputError
+from sft_recipes.errors import refuse
 from sft_recipes.recipes import schema
 from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run
@@ -47,8 +47,7 @@ def dpo(name: str, rows: str | None) -> dict[str, Any]:
         source = {"datasets": [{"path": _LOADERS.get(Path(rows).suffix.lower()), "data_files": rows}]}
     else:
         source = {"dataset_name": rows}
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     identity.check(run)
     known = schema.known()
     kept = {

@@ -19,7 +19,7 @@ from typing import Any
 from sft_recipes import children
 from sft_recipes.data import templates
 from sft_recipes.environment import quiet, quiet_environment
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.files import difference, sealed, taken, write_whole
 from sft_recipes.launch import launch
 from sft_recipes.models import base_model
@@ -132,8 +132,7 @@ def checked(name: str, out: Path | None) -> tuple[Run, Path, int]:
         problems.append(damage)
     if problem := taken(out):
         problems.append(problem)
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     identity.check(run)
     base = base_model.find(recipe["model_name_or_path"], recipe.get("model_revision", "main"))
     if base is None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes import errors
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.files import difference, write_whole
 from sft_recipes.models import licences
 from sft_recipes.models.licences import Licence
@@ -100,8 +100,7 @@ def named(api: Any, directory: Path, recipe: Facts, repo: str) -> list[str]:
     if licence is None:
         say("licence", f"that of the base {base} is not known here; it holds for these files too")
         return []
-    if problems := [*forbidden(licence, base, repo)]:
-        raise InputError(*problems)
+    refuse(forbidden(licence, base, repo))
     written = ModelCard.load(directory / card.CARD)
     if not written.data.license:
         for key, value in card.terms(licence).items():
@@ -163,8 +162,7 @@ def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str], Facts]:
         directory, files = Path(facts["merged"]["directory"]), facts["merged"]["files"]
         if damage := difference(directory, files):
             problems.append(f"{directory} is not what was merged: {damage}; delete it and merge again")
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     identity.check(run)
     if not (directory / card.CARD).is_file():
         raise InputError(f"{directory} has no {card.CARD}; a training that ends well writes it, as make evaluate does")

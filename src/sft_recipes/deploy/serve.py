@@ -8,7 +8,7 @@ from typing import Any
 
 from sft_recipes.deploy import merge
 from sft_recipes.environment import quiet_environment
-from sft_recipes.errors import InputError
+from sft_recipes.errors import refuse
 from sft_recipes.files import write_whole
 from sft_recipes.report import page, serving
 from sft_recipes.runs import identity
@@ -75,8 +75,7 @@ def checked(name: str, merged: bool, port: int) -> tuple[Run, Facts]:
             f"vLLM cannot serve this adapter: {why}; merge it (make merge RUN={name}) and serve it with MERGED=1"
             for why in serving.refused(recipe)
         ]
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     identity.check(run)
     if whole:
         return run, serving.served(run, adapter=None, base=str(directory), tokenizer=directory, port=port)

@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from trl.data_utils import common_prefix_length
 
 from sft_recipes.data import templates
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.terminal import say
 
 Prompt = str | templates.Prompt
@@ -151,8 +151,7 @@ def _apart(
         own.append(tokens)
     if start == 0:
         problems.append("nothing comes before an answer, so it has no likelihood; give each row a prompt")
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return start, tuple(own)
 
 

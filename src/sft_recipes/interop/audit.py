@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.interop import importers, tables
 from sft_recipes.interop.importers import PROCESSES, TOOLS
 from sft_recipes.interop.recognition import flat, lines, plain, recognise, refuse_other
@@ -119,15 +119,13 @@ def write(audit: Audit, out: Path) -> list[Path]:
     Raises:
         InputError: One exists already, or cannot be written, or our own loader would refuse the recipe.
     """
-    if audit.problems:
-        raise InputError(*(f"{out} is not written: {problem}" for problem in audit.problems))
+    refuse(f"{out} is not written: {problem}" for problem in audit.problems)
     if out.suffix != ".yaml" or not recipes.NAME.fullmatch(out.stem):
         raise InputError(f"{out} is not a recipe file; write one such as recipes/NAME.yaml")
     template = out.with_suffix(".jinja")
     files = {template: audit.template} if audit.template is not None else {}
     files[out] = text(audit, template if audit.template is not None else None)
-    if taken := [str(path) for path in files if path.exists()]:
-        raise InputError(*(f"{path} exists and is never overwritten; choose another name" for path in taken))
+    refuse(f"{path} exists and is never overwritten; choose another name" for path in files if path.exists())
     for path, content in files.items():
         try:
             with path.open("x", encoding="utf-8") as file:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan.job import Where
@@ -55,8 +55,7 @@ def train_seeds(
         jobs.check(name, **where)
     except InputError as error:
         problems += error.problems
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     runs: list[Run] = []
     code = launch.FINISHED
     try:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import lint
 from sft_recipes.plan.job import Job, Where
@@ -279,8 +279,7 @@ def check(name: str | Path, space: Space, make: Callable[..., Job] = jobs.check,
         except InputError as error:
             # What is wrong with one value is wrong in every combination that has it.
             problems += [text for text in error.problems if text not in problems]
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     first = loaded[0]
     if first["eval_strategy"] == "no":
         problems.append(f"{name} has eval_strategy: no, and trials are compared by the eval loss; set it to steps")
@@ -295,6 +294,5 @@ def check(name: str | Path, space: Space, make: Callable[..., Job] = jobs.check,
     for values, recipe in zip(corners, loaded, strict=True):
         found = lint.findings(job.with_recipe(recipe).case)
         problems += [f"{said(values)}: {each}" for each in found if each.stops]
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return job

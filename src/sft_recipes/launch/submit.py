@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from sft_recipes.demo import bases
-from sft_recipes.errors import InputError, did_you_mean
+from sft_recipes.errors import InputError, did_you_mean, refuse
 from sft_recipes.files import write_whole
 from sft_recipes.launch import clients, kubernetes, launch, ray, seeds, skypilot, slurm
 from sft_recipes.plan import job as jobs
@@ -93,8 +93,7 @@ def submit_seeds(
     """
     stem, words = run_name or Path(name).stem, recipes.as_words(asked.get("overrides", ()))
     found, problems = seeds.parse(numbers)
-    if problems := [*problems, *seeds.names_taken(stem, found), *seeds.set_twice(words)]:
-        raise InputError(*problems)
+    refuse([*problems, *seeds.names_taken(stem, found), *seeds.set_twice(words)])
     runs: list[Run] = []
     try:
         for seed in found:
@@ -198,8 +197,7 @@ def _raise_all(job: Job, problems: list[str]) -> None:
         jobs.raise_all(job, iter(()))
     except InputError as error:
         problems = [*problems, *error.problems]
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
 
 
 def say_plan(job: Job, figures: dict[str, Any], nodes: int, site: Site) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Unpack
 
 from sft_recipes.demo import bases
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.files import write_whole
 from sft_recipes.launch import launch, seeds, space, submit
 from sft_recipes.launch import trials as trials_on
@@ -454,8 +454,7 @@ def sweep(
     except InputError as error:
         raise InputError(*problems, *error.problems) from None
     at_a_time, too_many = _at_a_time(jobs, job) if site is None else (jobs or 1, [])
-    if problems := problems + too_many:
-        raise InputError(*problems)
+    refuse(problems + too_many)
     asked = {
         "recipe": str(name),
         "over": over,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes import children
-from sft_recipes.errors import InputError, hub_reason, shown
+from sft_recipes.errors import InputError, hub_reason, refuse, shown
 from sft_recipes.files import write_whole
 from sft_recipes.recipes import arguments, places, schema
 from sft_recipes.recipes.recipe import Recipe
@@ -329,11 +329,8 @@ def check_arguments(recipe: Recipe, config: Mapping[str, Any]) -> None:
     given = further_arguments({"model_init_kwargs": recipe["model_init_kwargs"]}).keys() - arguments.WEIGHTS
     lacking = _lacking(config, *sorted(given)) if given else []
     known = ", ".join(sorted(arguments.WAYS | arguments.WEIGHTS))
-    if lacking:
-        raise InputError(
-            *(
-                f"{recipe.values['model_init_kwargs'].origin}: model_init_kwargs: {key} is no value of this model's "
-                f"config, and none of {known}; drop it"
-                for key in lacking
-            )
-        )
+    refuse(
+        f"{recipe.values['model_init_kwargs'].origin}: model_init_kwargs: {key} is no value of this model's config, "
+        f"and none of {known}; drop it"
+        for key in lacking
+    )

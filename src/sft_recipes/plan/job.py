@@ -15,7 +15,7 @@ from sft_recipes.data import packing, preparation, survey, tokens
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.data.survey import Survey
 from sft_recipes.demo import bases
-from sft_recipes.errors import InputError, listed
+from sft_recipes.errors import InputError, listed, refuse
 from sft_recipes.evaluate import questions
 from sft_recipes.models import base_model
 from sft_recipes.models.base_model import Model
@@ -304,8 +304,7 @@ def raise_all(job: Job, found: Iterator[Conflict]) -> None:
         _ = job.prepared, job.evaluation
     except InputError as error:
         problems += error.problems
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
 
 
 def lint_or_raise(job: Job) -> Job:
@@ -315,8 +314,7 @@ def lint_or_raise(job: Job) -> Job:
         InputError: A finding is blocking, and the recipe does not silence it.
     """
     job.findings = tuple(lint.findings(job.case))
-    if stops := [each for each in job.findings if each.stops]:
-        raise InputError(*map(str, stops))
+    refuse(each for each in job.findings if each.stops)
     for each in job.findings:
         if each.severity == "warning" and each.silenced is None:
             say("warning", f"{each.rule}: {each.message}\ninstead: {each.instead}")

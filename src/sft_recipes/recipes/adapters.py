@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from sft_recipes.errors import InputError, shown
+from sft_recipes.errors import InputError, refuse, shown
 from sft_recipes.files import open_regular
 from sft_recipes.recipes import arguments, places, schema
 
@@ -110,8 +110,7 @@ def values(directory: Path) -> dict[str, Any]:
             said[key] = sorted(value)
         elif isinstance(value, float) and value.is_integer() and key == "lora_alpha":
             said[key] = int(value)
-    if problems := [f"{directory / CONFIG}: {text}" for text in _faults(whole, said)]:
-        raise InputError(*problems)
+    refuse(f"{directory / CONFIG}: {text}" for text in _faults(whole, said))
     return said
 
 
@@ -180,8 +179,7 @@ def continued(recipe: "Recipe") -> "Recipe":
         for key, value in found.items()
         if key in stated and not _same(key, stated[key].value, found)
     ]
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     # As it is written where it says the same, so that all-linear stays all-linear.
     kept = {key for key in stated if key != "model_name_or_path"}
     return recipe.derive(**{key: (value, f"the adapter {name}") for key, value in found.items() if key not in kept})

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sft_recipes.errors import InputError, did_you_mean, nearest
+from sft_recipes.errors import did_you_mean, nearest, refuse
 from sft_recipes.recipes import places, schema
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def entries(key: str, value: Any) -> list[Entry]:
     Raises:
         InputError: With all that is wrong with a list of them.
     """
-    if isinstance(value, list) and (found := [*_of_list(key, value)]):
-        raise InputError(*found)
+    if isinstance(value, list):
+        refuse(_of_list(key, value))
     return _entries(value)
 
 

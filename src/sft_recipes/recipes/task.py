@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sft_recipes.errors import InputError, listed, nearest, shown
+from sft_recipes.errors import InputError, listed, nearest, refuse, shown
 from sft_recipes.recipes.schema import DATA, as_yaml
 from sft_recipes.terminal import count
 
@@ -271,5 +271,4 @@ def _read(own: Mapping[str, Any], labels: tuple[str, ...], rows: Mapping[str, in
         )
     if len(labels) < 2 and not found:
         found.append(f"all {total:,} training answers are the class {listed(labels)}; two are needed to tell apart")
-    if found:
-        raise InputError(*found)
+    refuse(found)

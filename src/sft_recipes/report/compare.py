@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.evaluate.statistics import CONFIDENCE
 from sft_recipes.evaluate.verdict import FEW_ROWS, few_rows
 from sft_recipes.recipes import schema
@@ -61,8 +61,7 @@ def compare(names: Sequence[str], split: str = "test", runs: Path = RUNS) -> Fac
         except InputError as error:
             problems += error.problems
     problems += unlike(found)
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return _facts(found)
 
 

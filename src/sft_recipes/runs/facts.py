@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal, NotRequired, TypedDict, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from sft_recipes.errors import InputError, shown
+from sft_recipes.errors import InputError, refuse, shown
 from sft_recipes.files import json_lines
 from sft_recipes.recipes import recipe as recipes
 
@@ -248,8 +248,7 @@ def read_recipe(path: Path) -> dict[str, recipes.Value]:
     with _readable(path, "put the file back from a copy, or start a new run"):
         path.stat()
     values = recipes.read(path)
-    if problems := recipes.refused(values, resolved=True):
-        raise InputError(*problems)
+    refuse(recipes.refused(values, resolved=True))
     return values
 
 

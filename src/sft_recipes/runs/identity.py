@@ -11,7 +11,7 @@ from typing import Any
 
 from sft_recipes.data import preparation
 from sft_recipes.data.preparation import Prepared
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.files import sha256
 from sft_recipes.models.fingerprint import differences, fingerprint
 from sft_recipes.recipes import recipe as recipes
@@ -78,8 +78,7 @@ def may_ask(run: Run) -> None:
     Raises:
         InputError: With everything else that it asks for, and every file that is missing or damaged.
     """
-    if problems := [*_forbidden(run, run.facts())]:
-        raise InputError(*problems)
+    refuse(_forbidden(run, run.facts()))
 
 
 def changed(run: Run, *, training: bool = False) -> list[str]:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError, did_you_mean
+from sft_recipes.errors import InputError, did_you_mean, refuse
 from sft_recipes.files import difference, write_whole
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import secrets
@@ -140,15 +140,12 @@ class Run:
         """
         root = self.directory.resolve()
         found = (Path(folder, name) for folder, *names in os.walk(root) for name in [*names[0], *names[1]])
-        out = [path for path in found if path.is_symlink() and not path.resolve().is_relative_to(root)]
-        if out:
-            raise InputError(
-                *(
-                    f"{self.directory / path.relative_to(root)} is a link to {path.readlink()}, out of the run's "
-                    "directory; put what it leads to in its place, or delete it"
-                    for path in out
-                )
-            )
+        refuse(
+            f"{self.directory / path.relative_to(root)} is a link to {path.readlink()}, out of the run's directory; "
+            "put what it leads to in its place, or delete it"
+            for path in found
+            if path.is_symlink() and not path.resolve().is_relative_to(root)
+        )
         return self
 
     def facts(self) -> dict[str, Any]:

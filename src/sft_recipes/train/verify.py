@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 from trl import SFTTrainer
 
 from sft_recipes.data import refusals, tokens
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.models import base_model, census, conflicts
 from sft_recipes.models.loading import offloaded
 from sft_recipes.recipes import places, rates
@@ -55,8 +55,7 @@ def model_files(recipe: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
     # Its config is on this machine now, if it was not when the run was planned.
     if (model := base_model.find(name, revision)) is not None:
         asked = Recipe(name, {key: Value(value, "recipe.yaml") for key, value in recipe.items()})
-        if problems := [str(each) for each in conflicts.of_model(model, asked)]:
-            raise InputError(*problems)
+        refuse(conflicts.of_model(model, asked))
     words = _words(tokenizer, recipe)
     path = recipe.get("chat_template_path")
     found = refusals.refused(
@@ -71,8 +70,7 @@ def model_files(recipe: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
         calls_asked=rows.get("task") == "generation" and "call answers" in rows.get("holds", ()),
         embeddings=None if refusals.brings_tokens(path) else config.get_text_config().vocab_size,
     )
-    if problems := [*map(str, found)]:
-        raise InputError(*problems)
+    refuse(found)
 
 
 def _words(tokenizer: Any, recipe: Mapping[str, Any]) -> Any:
@@ -136,8 +134,7 @@ def data(trainer: SFTTrainer, prepared_rows: int) -> Facts:
         )
     base, embeddings = trainer.model.config.name_or_path, trainer.model.config.get_text_config().vocab_size
     largest = max(_largest(each) for each in (trainer.train_dataset, trainer.eval_dataset) if each is not None)
-    if problems := [*map(str, refusals.beyond(base, largest, embeddings))]:
-        raise InputError(*problems)
+    refuse(refusals.beyond(base, largest, embeddings))
     if trainer.eval_dataset is not None and not len(trainer.eval_dataset):
         raise InputError(f"no held-out row keeps its answer at max_length {args.max_length}; set a larger max_length")
     _positions(trainer, lengths)
@@ -184,8 +181,7 @@ def _positions(trainer: SFTTrainer, lengths: list[int]) -> None:
     longest, config = max(itertools.chain(lengths, *held_out)), trainer.model.config
     found = base_model.find(config.name_or_path, getattr(config, "_commit_hash", None) or "main")
     refused = conflicts.of_rows(found, longest) if found else ()
-    if problems := [str(each) for each in refused if each.rule == "positions-missing"]:
-        raise InputError(*problems)
+    refuse(each for each in refused if each.rule == "positions-missing")
 
 
 def _real_token_share(trainer: SFTTrainer, lengths: list[int]) -> float:
@@ -251,8 +247,7 @@ def base(model: torch.nn.Module, recipe: Mapping[str, Any]) -> Facts:
             problems.append(
                 f"4-bit layers are {kinds}, the recipe asks for {asked} (kind, double quantisation, compute)"
             )
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if id(p) not in packed | adapter})
     if four_bit:
         double = " with double quantisation" if recipe.get("use_bnb_nested_quant") else ""
@@ -344,8 +339,7 @@ def start(
         problems.append(
             f"activation_checkpointing is {recipe.get('activation_checkpointing')}, but the model says otherwise"
         )
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     made = rates.summary(_rate(trainer.lr_scheduler), args.get_warmup_steps(state.max_steps), state.max_steps)
     say(
         "batch",
