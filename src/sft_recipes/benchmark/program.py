@@ -45,10 +45,6 @@ GRACE = 2.0
 def benchmark(budget: float = BUDGET, out: Path = RESULTS, only: Sequence[str] = ()) -> tuple[int, Path]:
     """Measure this machine, and write what was found to a new file in `out`.
 
-    Args:
-        budget: Seconds in all.
-        only: The sections to measure; without it all but the ratios.
-
     Returns:
         The exit code (0 measured, 1 nothing was measured, 3 stopped before the end) and the file.
 

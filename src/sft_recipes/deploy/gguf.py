@@ -48,11 +48,6 @@ def gguf(
 ) -> tuple[int, Facts]:
     """Write a run's merged model (or the whole one that it trained) as GGUF, with an Ollama Modelfile beside it.
 
-    Args:
-        quant: One of `QUANTS`.
-        out: The directory to write, which must not exist; runs/NAME/gguf-QUANT without it.
-        llama_cpp: The folder of llama.cpp, built where llama-quantize is needed; what is on PATH without it.
-
     Returns:
         The exit code (0, or 1 where a program failed or the file is not the model; nothing is left then) and what is
         in gguf.json.

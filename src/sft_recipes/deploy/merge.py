@@ -51,10 +51,6 @@ def merge(name: str, out: Path | None = None, *, rows: int = ROWS) -> tuple[int,
     Memory: the base's weights once, in the recipe's dtype, and beside them the widest layer in float32 and the
     distributions of the compared answers. Where the base was quantised, it is loaded so afterwards, as for training.
 
-    Args:
-        out: The directory to write, which must not exist; runs/NAME/merged without it.
-        rows: How many held-out rows the merged files are compared with base and adapter on.
-
     Returns:
         The exit code (0, or 1 where merged and unmerged differ too much or the process failed; nothing is left then)
         and what is in merge.json.

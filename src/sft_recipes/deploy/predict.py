@@ -27,10 +27,6 @@ def predict(name: str, rows: Path, out: Path | None = None) -> tuple[int, Path]:
     That is `probabilities` where a class is predicted by likelihood, and else whether the answer `finished`; a class
     by generation is null where the `text` names none, which is `prediction_text` in rows with a text of their own.
 
-    Args:
-        rows: In the format of the training rows, without answers or with them.
-        out: The file to write, which must not exist; ROWS.predictions.jsonl beside the rows without it.
-
     Returns:
         The exit code (0 done, 1 failed, 3 interrupted and resumable) and the file.
 

@@ -30,11 +30,6 @@ _ANSWERS = {
 def push(name: str, repo: str, *, merged: bool = False, public: bool = False) -> Facts:
     """Create the repository if it is not there, and upload adapter or merged model with its card as one commit.
 
-    Args:
-        repo: `org/name` on the Hub.
-        merged: The merged model instead of the adapter.
-        public: Whether everybody may see it.
-
     Returns:
         `repo`, `url` of the commit, `private` and `files` with their bytes.
 

@@ -23,10 +23,6 @@ FILE = "serve.md"
 def serve(name: str, *, merged: bool = False, port: int = serving.PORT) -> Facts:
     """Write `serve.md` into the run, and become vLLM where it is installed: then this does not return.
 
-    Args:
-        merged: The merged model instead of the adapter beside its base.
-        port: Where it listens, on the loopback interface.
-
     Returns:
         `command`, `path` and `body` of a request, and the `file` that holds them.
 

@@ -35,11 +35,6 @@ def forgetting(
 ) -> tuple[int, dict[str, Any] | None]:
     """Ask base and tuned model the tasks, and write runs/NAME/forgetting.json.
 
-    Args:
-        tasks: Of lm-evaluation-harness, of `include`, or of our own (`sums`, `opposites`).
-        include: A folder of more tasks, in the harness's form.
-        limit: The first so many samples of each task; all without it.
-
     Returns:
         The exit code (0 done, 1 failed, 3 interrupted) and what was written.
 

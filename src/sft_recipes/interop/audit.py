@@ -75,11 +75,6 @@ class Audit:
 def audit(path: Path, tool: str | None = None, processes: int | None = None) -> Audit:
     """Read a file of another tool and say what becomes of each key.
 
-    Args:
-        path: YAML or JSON of TRL, alignment-handbook (or open-r1), Axolotl, LLaMA-Factory, ms-swift, torchtune, oumi.
-        tool: one of `TOOLS`, instead of recognising it by its keys.
-        processes: how many processes it was run with, which the file itself seldom says.
-
     Raises:
         InputError: The file cannot be read, is a recipe of ours, is of no known tool, or trains something else.
     """

@@ -22,9 +22,6 @@ UNORDERED = "adapter_config.json"
 def reproduce(name: str, run_name: str | None = None) -> tuple[int, Run]:
     """Train a finished run again into a new one, and compare what came out to the bit.
 
-    Args:
-        run_name: of the new one; NAME-again without it.
-
     Returns:
         The exit code (0 the same to the bit, 1 it is not or the training failed, 3 interrupted and resumable) and the
         new run, whose `reproduces` holds what was compared.

@@ -29,11 +29,6 @@ def train_seeds(
     A seed is `seed` and `data_seed`: initial adapter weights, dropout and the order of the rows. The rows that are
     held out stay the same.
 
-    Args:
-        seeds: whole numbers, separated by spaces or commas.
-        run_name: NAME; the recipe's name without it.
-        resume: refused, because it continues one run.
-
     Returns:
         The exit code of the last run (0 finished, 1 failed, 3 interrupted), and the runs begun. The first that does
         not finish is the last.

@@ -47,10 +47,6 @@ def submit(
     """Plan a recipe for several machines, write its run and its job, and hand that to the engine.
 
     Args:
-        engine: One of `clusters.ENGINES`.
-        site_name: A site of clusters/.
-        dry: Write the run and the job, and submit nothing.
-        run_name: The run's; the recipe's name and the time without it.
         where: As `job.resolve` takes it, but `processes` are those of one machine.
 
     Raises:
@@ -82,11 +78,6 @@ def submit_seeds(
     name: str | Path, engine: str, numbers: str, *, run_name: str | None = None, **asked: Any
 ) -> list[Run]:
     """A job for each seed, into runs NAME-seed42, NAME-seed43 and so on, which the engine runs as it has room.
-
-    Args:
-        engine: As `submit` takes it, like all that is `asked`.
-        numbers: The seeds, as `seeds.parse` reads them.
-        run_name: NAME; the recipe's name without it.
 
     Raises:
         InputError: As `submit`; what was submitted before a refusal is named, and stays.

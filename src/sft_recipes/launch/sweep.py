@@ -412,15 +412,6 @@ def sweep(
 ) -> tuple[int, dict[str, Any]]:
     """Train a recipe with the values of OVER, or go on with a sweep that was begun.
 
-    Args:
-        over: `key=value,value key=low..high`.
-        trials: how many Optuna chooses; every combination without it.
-        jobs: trials at a time; without it one for each visible GPU where a trial takes one, and otherwise one.
-        run_name: the runs are NAME-t000 and so on; the recipe's name and `sweep` without it.
-        out: a file in recipes/ to write the best as.
-        engine: one of `submit.SUBMITTED`, whose jobs the trials are; here without it.
-        dry: write the trials' runs and jobs, and submit nothing.
-
     Returns:
         The exit code (0 all trials have ended or have jobs, 1 one of them failed, 3 stopped, and the same command goes
         on) and what sweep.json holds.

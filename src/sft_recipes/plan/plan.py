@@ -32,9 +32,6 @@ SCHEMA = 1
 def plan(name: str | Path, *, traced: bool = False, **where: Unpack[Where]) -> dict[str, Any]:
     """The figures and findings of a recipe on a topology.
 
-    Args:
-        traced: also run the real modules on tensors without data (`trace.py`), which takes up to a minute.
-
     Raises:
         InputError: The recipe, its data or a name is wrong.
     """

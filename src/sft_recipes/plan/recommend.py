@@ -186,11 +186,6 @@ def recommend(
 ) -> dict[str, Any]:
     """A recipe for rows on a machine, as facts (docs/recommend.md).
 
-    Args:
-        gpu: A name of gpus.json; cpu or laptop for none; without it what this machine has.
-        number: How many GPUs; those that are visible, or one of a kind that is named.
-        overrides: What the user has decided; it is kept, and everything else is chosen to go with it.
-
     Raises:
         InputError: The rows cannot be read, there is no such GPU, or nothing fits.
     """

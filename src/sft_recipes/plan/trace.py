@@ -18,9 +18,6 @@ def trace(config: dict[str, Any], setup: Setup) -> dict[str, int]:
 
     What stays between micro-batches is `base`, `adapters`, `gradients` and `optimizer`.
 
-    Args:
-        config: config.json of the model.
-
     Raises:
         InputError: The trace does not cover what is asked for, or upstream cannot build or run it.
     """
