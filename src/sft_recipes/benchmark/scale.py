@@ -72,12 +72,9 @@ class Knob:
     """One change of execution or precision, measured alone against the same base."""
 
     name: str
-    settings: dict[str, Any]
-    """Recipe keys."""
-    only_on_gpu: str = ""
-    """Why a CPU cannot have it."""
-    package: str = ""
-    """What must be installed for it."""
+    settings: dict[str, Any]  # recipe keys
+    only_on_gpu: str = ""  # why a CPU cannot have it
+    package: str = ""  # what must be installed for it
 
 
 KNOBS = (

@@ -17,12 +17,9 @@ class Section:
         self.path = path
         self.deadline = time.monotonic() + seconds
         self.measurements: list[dict[str, Any]] = []
-        self.failures: list[dict[str, str]] = []
-        """What was tried and failed, by name, with the error."""
-        self.refused: list[dict[str, str]] = []
-        """What cannot be had here, by name, with the reason."""
-        self.left_out: list[str] = []
-        """What there was no time for: until it is measured, everything."""
+        self.failures: list[dict[str, str]] = []  # what was tried and failed, by name, with the error
+        self.refused: list[dict[str, str]] = []  # what cannot be had here, by name, with the reason
+        self.left_out: list[str] = []  # what there was no time for: until it is measured, everything
         self._longest = 0.0
         self._write()
 

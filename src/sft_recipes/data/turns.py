@@ -49,10 +49,8 @@ class Turn(NamedTuple):
     place: str
     role: str
     content: str
-    learnt: bool | None = None
-    """What its mark says; None without one."""
-    more: Mapping[str, Any] = {}
-    """Its calls, its reasoning, and whose result it is."""
+    learnt: bool | None = None  # what its mark says; None without one
+    more: Mapping[str, Any] = {}  # its calls, its reasoning, and whose result it is
 
     @property
     def message(self) -> Row:

@@ -42,19 +42,13 @@ _BLOCK = 4096
 class Question:
     """A row to be evaluated."""
 
-    row: int
-    """Its number in the prepared split, from 1."""
-    prompt: str | templates.Prompt
-    """As the model is asked: text, or the turns before the answer."""
-    text: str
-    """What a person would read of it: the last turn."""
-    reference: str
-    """The answer of the row without its reasoning; where it is a call, `task.calls_text` of it."""
-    call: bool
-    """Whether the answer is a call of a tool."""
+    row: int  # its number in the prepared split, from 1
+    prompt: str | templates.Prompt  # as the model is asked: text, or the turns before the answer
+    text: str  # what a person would read of it: the last turn
+    reference: str  # the answer of the row without its reasoning; where it is a call, `task.calls_text` of it
+    call: bool  # whether the answer is a call of a tool
     group: str | None
-    leaked: bool
-    """Whether a training row has the same prompt, case, punctuation and spacing aside."""
+    leaked: bool  # whether a training row has the same prompt, case, punctuation and spacing aside
 
     @property
     def id(self) -> str:

@@ -47,8 +47,7 @@ class Entry:
     line: int | None
     outcome: str
     text: str
-    sets: tuple[str, ...] = ()
-    """The recipe's keys that it decided."""
+    sets: tuple[str, ...] = ()  # the recipe's keys that it decided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,13 +188,11 @@ class _Result:
     def __init__(self, tool: str, lines: Mapping[str, int], added: Mapping[str, Any]) -> None:
         self.tool = tool
         self.lines = lines
-        self.added = added
-        """The tool's defaults that count, of keys that the file does not set."""
+        self.added = added  # the tool's defaults that count, of keys that the file does not set
         self.entries: list[Entry] = []
         self.recipe: dict[str, Any] = {}
         self.template: str | None = None
-        self.by: dict[str, str] = {}
-        """Which key of theirs decided a key of ours."""
+        self.by: dict[str, str] = {}  # which key of theirs decided a key of ours
 
     def add(self, key: str, outcome: str, words: str, sets: tuple[str, ...] = ()) -> None:
         line = None if outcome in ("added", "missing") else self.lines.get(key)

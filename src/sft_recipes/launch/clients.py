@@ -16,11 +16,9 @@ _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 class Trials:
     """Trials of a sweep that one job trains."""
 
-    stem: str
-    """Their runs are STEM-t000, STEM-t001 and so on."""
+    stem: str  # their runs are STEM-t000, STEM-t001 and so on
     numbers: Sequence[int]
-    at_a_time: int | None
-    """As many as there is room for without it."""
+    at_a_time: int | None  # as many as there is room for without it
 
     @property
     def names(self) -> list[str]:

@@ -38,8 +38,7 @@ class Place:
 
     machines: int = 1
     machine: int = 0
-    host: str = ""
-    """Of machine 0, as the others reach it."""
+    host: str = ""  # of machine 0, as the others reach it
     port: int = 0
 
 

@@ -62,8 +62,7 @@ class Active:
     process: subprocess.Popen
     device: int
     output: IO | None
-    evaluations: int
-    """How many Optuna has been told."""
+    evaluations: int  # how many Optuna has been told
     pruned: bool = False
 
 

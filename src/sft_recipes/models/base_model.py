@@ -164,8 +164,7 @@ class Adapted:
     shape: tuple[int, ...]
     ranked: int  # parameters of one adapter for each rank
     fixed: int  # and those that do not grow with it
-    copied: bool
-    """Whether it is a parameter, whose adapter is added to a copy of it in every forward pass."""
+    copied: bool  # whether it is a parameter, whose adapter is added to a copy of it in every forward pass
     count: int
 
     @property
@@ -179,12 +178,9 @@ class Adapters:
     """What PEFT makes of what a recipe asks for."""
 
     layers: tuple[Adapted, ...]
-    saved: dict[str, int]
-    """Parameters of each module that is trained and saved whole."""
-    unmatched: tuple[tuple[str, str], ...]
-    """Names that match nothing, with the recipe's key that has them."""
-    refused: str | None
-    """Why PEFT does not make them, in its words."""
+    saved: dict[str, int]  # parameters of each module that is trained and saved whole
+    unmatched: tuple[tuple[str, str], ...]  # names that match nothing, with the recipe's key that has them
+    refused: str | None  # why PEFT does not make them, in its words
 
     def parameters(self, rank: int) -> int:
         """That are trained."""

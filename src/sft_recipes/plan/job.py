@@ -43,14 +43,10 @@ class Where(TypedDict, total=False):
     """What a command says beside the recipe's name."""
 
     overrides: Overrides
-    accel: str | None
-    """An accelerate config; without it the recipe's, or what the visible hardware decides."""
-    processes: int | None
-    """Another number of processes than the accelerate config's."""
-    gpu: str | None
-    """A name of gpus.json to plan for; without it the visible GPU, or an A100-80GB."""
-    keeps: Mapping[str, Value] | None
-    """What was chosen for the run that goes on."""
+    accel: str | None  # an accelerate config; without it the recipe's, or what the visible hardware decides
+    processes: int | None  # another number of processes than the accelerate config's
+    gpu: str | None  # a name of gpus.json to plan for; without it the visible GPU, or an A100-80GB
+    keeps: Mapping[str, Value] | None  # what was chosen for the run that goes on
 
 
 @dataclasses.dataclass(eq=False)

@@ -38,15 +38,12 @@ PHASES: dict[Phase, str] = {
 class Conflict:
     """One thing that cannot be: `str` of it is the sentence of an error."""
 
-    rule: str
-    """The rule of `make rules` that says it in a plan."""
+    rule: str  # the rule of `make rules` that says it in a plan
     phase: Phase
     reason: str
     remedy: str = ""
-    join: str = "; "
-    """What stands between the two in a sentence."""
-    key: str | None = None
-    """The key of the recipe whose place the error names."""
+    join: str = "; "  # what stands between the two in a sentence
+    key: str | None = None  # the key of the recipe whose place the error names
 
     @property
     def severity(self) -> str:

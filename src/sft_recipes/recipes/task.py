@@ -26,20 +26,15 @@ THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
 class Task:
     """A task as the evaluation goes by it."""
 
-    kind: str
-    """classification or generation."""
-    by: str
-    """likelihood or generation."""
-    labels: tuple[str, ...]
-    """The classes in their order; none for generation."""
+    kind: str  # classification or generation
+    by: str  # likelihood or generation
+    labels: tuple[str, ...]  # the classes in their order; none for generation
     field: str | None
     pattern: str | None
-    candidates: dict[str, str]
-    """By likelihood: the answer that stands for each label, as training wrote it."""
+    candidates: dict[str, str]  # by likelihood: the answer that stands for each label, as training wrote it
     max_new_tokens: int | None
     schema: dict[str, Any] | None
-    decisions: tuple[str, ...]
-    """What was decided where the recipe leaves it open, in sentences."""
+    decisions: tuple[str, ...]  # what was decided where the recipe leaves it open, in sentences
 
     def label(self, answer: str) -> str | None:
         """The class that an answer names, or None where it names none, or more than one."""

@@ -34,10 +34,8 @@ class Topology:
     """Processes and backend of one run on one machine."""
 
     name: str
-    config: dict[str, Any]
-    """The accelerate config as launched."""
-    origin: str
-    """Why this one: the recipe, ACCEL=, or the visible hardware."""
+    config: dict[str, Any]  # the accelerate config as launched
+    origin: str  # why this one: the recipe, ACCEL=, or the visible hardware
 
     @property
     def processes(self) -> int:
@@ -90,8 +88,7 @@ class Gpu:
     """A visible GPU."""
 
     name: str
-    memory_mib: int
-    """0 for one that shares the host's memory."""
+    memory_mib: int  # 0 for one that shares the host's memory
 
 
 # What the NVIDIA driver leaves in the file system of a machine, or of a container that it is given to.

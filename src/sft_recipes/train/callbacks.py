@@ -100,12 +100,9 @@ class Progress(TrainerCallback):
     def __init__(self) -> None:
         self.bar: tqdm | None = None
         self._evaluation: tqdm | None = None
-        self._said: dict[str, str] = {}
-        """What the last logging step found, by name."""
-        self._seconds, self._steps = 0.0, 0
-        """Of this launch, without evaluating and saving."""
-        self._last: float | None = None
-        """When the last step ended, if nothing but a step came after it."""
+        self._said: dict[str, str] = {}  # what the last logging step found, by name
+        self._seconds, self._steps = 0.0, 0  # of this launch, without evaluating and saving
+        self._last: float | None = None  # when the last step ended, if nothing but a step came after it
         self._batches = 0
         self._spoke = 0.0
 

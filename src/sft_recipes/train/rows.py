@@ -42,8 +42,7 @@ class Tokenised:
         self._files = sorted(name for name in facts["files"] if name.startswith(f"{split}-"))
         # Rounded up, so that it is no more than that.
         step = -(-self._facts.rows // SAMPLE)
-        self.numbers = range(0, self._facts.rows, step)
-        """The rows of the sample, counted from 0."""
+        self.numbers = range(0, self._facts.rows, step)  # the rows of the sample, counted from 0
 
     def sample(self) -> Dataset:
         """Some of the rows as text, read as `datasets` reads all of them."""
