@@ -74,25 +74,21 @@ def refused(
         embeddings: The rows of the model's embedding, where they are known and stay as they are.
         largest: The largest token of the rows, as far as they have been tokenised.
     """
-
-    def wrong(rule: str, reason: str, remedy: str) -> Conflict:
-        return Conflict(rule, "recipe", reason, remedy)
-
     if not known["ends"]:
         token = known["eos_token"]
         what = f"eos_token {token!r} is no token of" if token else "no token ends a text in"
         such = f", such as {known['near']}" if known["near"] else ""
-        yield wrong("eos-token", f"{what} the tokenizer of {base}", f"set eos_token to one that it has{such}")
+        yield Conflict("eos-token", f"{what} the tokenizer of {base}", f"set eos_token to one that it has{such}")
     template = template_path or f"the chat template of {base}"
     if conversational and not known["template"]:
         what = f"the rows are conversations, and the tokenizer of {base} has no chat template"
         remedy = "set chat_template_path to a .jinja file, the template that the model was trained with"
-        yield wrong("chat-template", what, remedy)
+        yield Conflict("chat-template", what, remedy)
     elif marks and not known["marked"]:
         copy = "a copy of it with {% generation %} around the assistant's text; or give each row one answer"
         if known["alike"]:
             copy = f"{known['alike'][0]}, which renders the same and marks them"
-        yield wrong(
+        yield Conflict(
             "chat-template",
             f"some rows have several answers, and {template} does not mark them, so the loss cannot be computed on "
             "answers only",
@@ -101,14 +97,14 @@ def refused(
     if known["template"]:
         yield from _unrendered(template, known, holds, variables)
         if calls_asked and "calls" in known["renders"] and "call answers" not in known["renders"]:
-            yield wrong(
+            yield Conflict(
                 "chat-template",
                 f"the task asks for calls of tools, and {template} does not write them as an object of JSON with name "
                 "and arguments, so an evaluation could not read them",
                 "set task: null, or set chat_template_path to a template that writes such objects",
             )
     if known["closes"] and not conversational:
-        yield wrong(
+        yield Conflict(
             "end-of-text-twice",
             f"the tokenizer of {base} appends {known['eos_token']} to a text, and so does TRL: each answer would end "
             "with two of them, both trained on, and each prompt with one",
@@ -132,12 +128,11 @@ def _unrendered(
         if parts:
             what = " and ".join(words[part] for part in parts)
             reason = f"some rows have {what}, and {template} does not write them, so the model would never see them"
-            yield Conflict("chat-template", "recipe", reason, remedy)
+            yield Conflict("chat-template", reason, remedy)
     if unknown := [name for name in variables if name not in known["variables"]]:
         near = nearest(unknown[0], known["variables"])
         yield Conflict(
             "chat-template",
-            "recipe",
             f"chat_template_kwargs of some rows sets {listed(unknown)}, which {template} does not know, so it has no "
             "effect",
             f"delete it{near}, or set chat_template_path to a template that knows it",
@@ -149,7 +144,6 @@ def beyond(base: str, largest: int, embeddings: int | None) -> Iterator[Conflict
     if embeddings is not None and largest >= embeddings:
         yield Conflict(
             "tokens-beyond-embedding",
-            "recipe",
             f"the rows, or the end of text and padding, hold token {largest:,}, and {base} has embeddings for "
             f"{embeddings:,}",
             "take the tokenizer that the model was trained with, or save the model with its embeddings resized to the "
