@@ -300,61 +300,61 @@ def detectable_f1(rows: int, positive: float) -> float:
 # Tokens
 
 
-def _cut(case: Case) -> Iterator[tuple[str, SplitFacts, dict[str, int]]]:
-    """What max_length leaves of each split that is trained or validated on.
+def over_cut_splits(look: Callable[[str, SplitFacts, dict[str, int]], Told]) -> Callable[[Case], Found]:
+    """A rule that looks at what max_length leaves of each split that is trained or validated on.
 
-    Packing cuts no row there, and keep_end keeps the answers.
+    It finds one thing of all, with the length that keeps every row whole: a multiple of 64. Packing cuts no row there,
+    and keep_end keeps the answers.
     """
-    recipe = case.recipe
-    if recipe["packing"] or recipe["truncation_mode"] != "keep_start" or not recipe.loss_on_answers:
-        return
-    for split, facts in _splits(case):
-        if split != "test":
-            yield split, facts, survey.at_length(facts, recipe["max_length"])
 
-
-def _at_length(case: Case, told: list[tuple[str, str, SplitFacts]]) -> Found:
-    """One finding of what `max_length` does, with the length that keeps every row whole: a multiple of 64."""
-    if told and case.data:
-        longest = max(-(-max(map(int, facts["lengths"])) // 64) * 64 for _, _, facts in told)
+    @functools.wraps(look)
+    def rule(case: Case) -> Found:
+        recipe = case.recipe
+        if recipe["packing"] or recipe["truncation_mode"] != "keep_start" or not recipe.loss_on_answers:
+            return
+        cut = [(split, facts) for split, facts in _splits(case) if split != "test"]
+        told = [
+            (found, facts)
+            for split, facts in cut
+            for found in look(split, facts, survey.at_length(facts, recipe["max_length"]))
+        ]
+        if not told or not case.data:
+            return
+        longest = max(-(-max(map(int, facts["lengths"])) // 64) * 64 for _, facts in told)
         remedy = f"set max_length to {longest:,}, which keeps every row whole"
         most = case.model.positions[0] if case.model else None
         if most and longest > most:
-            longer = f"set max_length to {most:,} and " if (case.recipe["max_length"] or most) < most else ""
+            longer = f"set max_length to {most:,} and " if (recipe["max_length"] or most) < most else ""
             remedy = f"{longer}shorten the rows to the {most:,} tokens that the model was made for"
         estimated = "" if case.data["tokens_are"] == "exact" else " (estimated, without the tokenizer)"
-        yield from _together([(text, grave) for text, grave, _ in told], remedy=remedy, estimated=estimated)
+        yield from _together([found for found, _ in told], remedy=remedy, estimated=estimated)
+
+    return rule
 
 
-def every_answer_lost(case: Case) -> Found:
-    told = []
-    for split, facts, left in _cut(case):
-        if not left["rows"]:
-            rows = f"all {facts['rows']:,} {split} rows of {facts['source']} lose their whole answer"
-            first = min(map(int, facts["answer_starts"]))
-            told.append((f"{rows}, the first of which begins at token {first:,}", "blocking", facts))
-    yield from _at_length(case, told)
+@over_cut_splits
+def every_answer_lost(split: str, facts: SplitFacts, left: dict[str, int]) -> Told:
+    if not left["rows"]:
+        rows = f"all {facts['rows']:,} {split} rows of {facts['source']} lose their whole answer"
+        first = min(map(int, facts["answer_starts"]))
+        yield f"{rows}, the first of which begins at token {first:,}", "blocking"
 
 
-def answers_lost(case: Case) -> Found:
-    told = []
-    for split, facts, left in _cut(case):
-        if left["rows"] and left["rows_lost"]:
-            rows = f"{left['rows_lost']:,} of {facts['rows']:,} {split} rows of {facts['source']}"
-            told.append((f"{rows} lose their whole answer and are left out", "warning", facts))
-    yield from _at_length(case, told)
+@over_cut_splits
+def answers_lost(split: str, facts: SplitFacts, left: dict[str, int]) -> Told:
+    if left["rows"] and left["rows_lost"]:
+        rows = f"{left['rows_lost']:,} of {facts['rows']:,} {split} rows of {facts['source']}"
+        yield f"{rows} lose their whole answer and are left out", "warning"
 
 
-def answers_cut(case: Case) -> Found:
-    told = []
-    for split, facts, left in _cut(case):
-        if left["rows_cut"]:
-            none_stops = split == "train" and not left["rows_ending_with_eos"]
-            effect = "no row is left that teaches when to stop" if none_stops else "they teach not to stop"
-            rows = f"{left['rows_cut']:,} of {facts['rows']:,} {split} rows of {facts['source']}"
-            severity = "blocking" if none_stops else _warning_unless_few(left["rows_cut"], facts)
-            told.append((f"{rows} lose the end of their answer, so {effect}", severity, facts))
-    yield from _at_length(case, told)
+@over_cut_splits
+def answers_cut(split: str, facts: SplitFacts, left: dict[str, int]) -> Told:
+    if left["rows_cut"]:
+        none_stops = split == "train" and not left["rows_ending_with_eos"]
+        effect = "no row is left that teaches when to stop" if none_stops else "they teach not to stop"
+        rows = f"{left['rows_cut']:,} of {facts['rows']:,} {split} rows of {facts['source']}"
+        severity = "blocking" if none_stops else _warning_unless_few(left["rows_cut"], facts)
+        yield f"{rows} lose the end of their answer, so {effect}", severity
 
 
 @over_splits
