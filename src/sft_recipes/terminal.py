@@ -46,9 +46,12 @@ def say(label: str, text: str) -> None:
         grid.add_row(Text(label, style=STYLES.get(label, "dim")), Text(text))
         console.print(grid)
         return
-    first, *rest = text.removesuffix("\n").split("\n")
-    for line in [f"{label:<{LABEL}} {first}", *(f"{'':<{LABEL}} {line}" for line in rest)]:
-        print(line, flush=True)
+    print(plain(label, text), flush=True)
+
+
+def plain(label: str, text: str) -> str:
+    """One decision as a pipe gets it."""
+    return f"{label:<{LABEL}} " + text.removesuffix("\n").replace("\n", f"\n{'':<{LABEL}} ")
 
 
 def print_lines(lines: str | Iterable[tuple[str, str]]) -> None:

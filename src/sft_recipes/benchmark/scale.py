@@ -249,27 +249,19 @@ def cpu() -> Scale:
     )
 
 
-def of(*, gpu_visible: bool) -> Scale:
-    """The scale of a machine."""
-    return gpu() if gpu_visible else cpu()
-
-
 def row_lengths(distribution: str, rows: int, longest: int | None = None) -> list[int]:
     """Lengths of so many rows in tokens, evenly through the distribution, shuffled by a fixed stride."""
     quantiles = LENGTHS[distribution]
     lengths = []
+    # A stride that shares no divisor with the number of rows visits each once.
+    stride = next(step for step in range(max(1, int(rows * 0.618)), rows + 1) if math.gcd(step, rows) == 1)
     for number in range(rows):
-        # A stride that shares no divisor with the number of rows visits each once.
-        place = (number * _stride(rows)) % rows
+        place = (number * stride) % rows
         share = place / max(1, rows - 1)
         (low, short), (high, long) = next(pair for pair in itertools.pairwise(quantiles) if share <= pair[1][0])
         length = round(short + (long - short) * (share - low) / (high - low))
         lengths.append(length if longest is None else min(length, longest))
     return lengths
-
-
-def _stride(rows: int) -> int:
-    return next(step for step in range(max(1, int(rows * 0.618)), rows + 1) if math.gcd(step, rows) == 1)
 
 
 def write_rows(directory: Path, lengths: list[int], vocabulary: int, *, everything: bool = False) -> Path:

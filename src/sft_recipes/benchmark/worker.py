@@ -23,7 +23,7 @@ def main() -> int:
     from sft_recipes.benchmark.section import Section
 
     here = device.find()
-    sizes = scale.of(gpu_visible=here.gpu)
+    sizes = scale.gpu() if here.gpu else scale.cpu()
     for line in sys.stdin:
         asked = json.loads(line)
         name, work = asked["section"], Path(asked["work"]) / asked["section"]

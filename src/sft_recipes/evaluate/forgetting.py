@@ -130,7 +130,7 @@ def _mean(values: Any) -> dict[str, float | None]:
     from sft_recipes.evaluate import statistics
 
     if set(values.tolist()) <= {0.0, 1.0}:
-        return statistics.estimate(float(values.mean()), statistics.wilson(values.sum(), len(values)))
+        return statistics.share_of(float(values.sum()), len(values))
     drawn = _means(values)
     return statistics.estimate(float(values.mean()), statistics.percentile(drawn))
 

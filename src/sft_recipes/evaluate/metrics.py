@@ -26,6 +26,7 @@ from sft_recipes.evaluate.statistics import (
     holm,
     mcnemar,
     percentile,
+    share_of,
     wilson,
 )
 from sft_recipes.evaluate.verdict import MINIMUM_ROWS, verdict
@@ -270,7 +271,7 @@ def _compare_texts(
         unfinished = None
         if name in models:
             number = sum(row[name].get("finished") is False for row in rows)
-            unfinished = {"count": number, "share": estimate(number / len(rows), wilson(number, len(rows)))}
+            unfinished = {"count": number, "share": share_of(number, len(rows))}
         numbers = sample.estimates(observed, resampled, name)
         return {score: numbers.get(score) for score in generation.SCORES} | {"unfinished": unfinished}
 
@@ -346,8 +347,7 @@ def _groups(sample: _Sample, rows: Sequence[Row], models: Sequence[str], seed: i
             by[group][model] = {score: numbers[score] for score in scores}
             if classes:
                 invalid = sum(rows[int(row)][model]["prediction"] is None for row in inside)
-                share = estimate(invalid / len(inside), wilson(invalid, len(inside)))
-                by[group][model]["invalid"] = {"count": invalid, "share": share}
+                by[group][model]["invalid"] = {"count": invalid, "share": share_of(invalid, len(inside))}
     large = {group: drawn[group] for group in groups if len(members[group]) >= MINIMUM_GROUP}
     gaps = {
         model: {score: _gap(large, sample.predictors.index(model), sample.scores.index(score)) for score in scores}

@@ -27,6 +27,11 @@ def estimate(value: float, interval: Interval | None) -> Estimate:
     return {"value": float(value), "low": low, "high": high}
 
 
+def share_of(part: float, whole: float) -> Estimate:
+    """A share with its Wilson interval; undefined of nothing."""
+    return estimate(part / whole if whole else np.nan, wilson(part, whole))
+
+
 def wilson(successes: float, n: float, confidence: float = CONFIDENCE) -> Interval | None:
     """Wilson's score interval of a proportion, None without a trial (Wilson 1927, doi:10.2307/2276774).
 
