@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from sft_recipes.data import preparation, templates, tokens
 from sft_recipes.data.preparation import Prepared
@@ -20,10 +20,6 @@ from sft_recipes.files import write_whole
 from sft_recipes.recipes import task
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.task import Task
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 # More groups than these are no groups; each is a row of a table and a bar of a figure.
 MOST_GROUPS = 50
@@ -183,17 +179,29 @@ def _seen(own: Mapping[str, Any], prepared: Prepared, split: str) -> tuple[Task,
     import numpy as np
 
     asked = np.sort(np.fromiter((_hash(row.prompt) for row in _rows(prepared, split)), np.int64))
-    passing = _Passing(asked)
-    rows = passing.each(_rows(prepared, "train"))
+    leaked, longest, reasons = set[int](), list[str](), False
+
+    def passing(rows: Iterator[_Row]) -> Iterator[_Row]:
+        """The rows, of which a block after the other is looked at."""
+        nonlocal longest, reasons
+        while block := [*itertools.islice(rows, _BLOCK)]:
+            hashes = np.fromiter((_hash(row.prompt) for row in block), np.int64, len(block))
+            places = np.searchsorted(asked, hashes).clip(max=len(asked) - 1)
+            leaked.update(hashes[asked[places] == hashes].tolist())
+            answers = {*longest, *(row.whole for row in block)}
+            longest = sorted(answers, key=lambda answer: (-len(answer), answer))[:LONGEST]
+            reasons = reasons or any(row.reasons for row in block)
+            yield from block
+
+    rows = passing(_rows(prepared, "train"))
     found = task.task_of(own, (row.answer for row in rows))
     for _ in rows:
         pass
-    if found.kind == "classification" and own["predict_by"] is None and passing.reasons:
+    if found.kind == "classification" and own["predict_by"] is None and reasons:
         why = "predicted by generation: training answers have reasoning, which comes before the class"
         found = dataclasses.replace(found, by="generation", decisions=(*found.decisions, why))
     _check_labels(found, _rows(prepared, split), prepared.splits[split]["source"])
-    leaked = sorted(passing.leaked)
-    seen = _Seen(int(np.isin(asked, leaked).sum()), leaked, passing.longest)
+    seen = _Seen(int(np.isin(asked, [*leaked]).sum()), sorted(leaked), longest)
     # That of a generation follows from its keys, and from a file.
     facts = {"task": dataclasses.asdict(found) if found.kind == "classification" else None, "seen": vars(seen)}
     path = _place(own, prepared, split)
@@ -202,32 +210,6 @@ def _seen(own: Mapping[str, Any], prepared: Prepared, split: str) -> tuple[Task,
         path.parent.mkdir(exist_ok=True)
         write_whole(path, json.dumps(facts))
     return found, seen
-
-
-class _Passing:
-    """What is kept of training rows while they pass: which of the prompts asked they have, and the longest answers."""
-
-    def __init__(self, asked: "NDArray[np.int64]") -> None:
-        self.asked = asked
-        self.leaked: set[int] = set()
-        self.longest: list[str] = []
-        self.reasons = False
-
-    def each(self, rows: "Iterator[_Row]") -> "Iterator[_Row]":
-        """The rows, which are looked at a block after the other."""
-        import numpy as np
-
-        while block := [*itertools.islice(rows, _BLOCK)]:
-            hashes = np.fromiter((_hash(row.prompt) for row in block), np.int64, len(block))
-            places = np.searchsorted(self.asked, hashes).clip(max=len(self.asked) - 1)
-            self.leaked.update(hashes[self.asked[places] == hashes].tolist())
-            self.longest = _longest({*self.longest, *(row.whole for row in block)})
-            self.reasons = self.reasons or any(row.reasons for row in block)
-            yield from block
-
-
-def _longest(answers: Iterable[str]) -> list[str]:
-    return sorted(answers, key=lambda answer: (-len(answer), answer))[:LONGEST]
 
 
 class _Row(NamedTuple):
