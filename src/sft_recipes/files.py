@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,6 +48,27 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def staged(directory: Path) -> Iterator[Path]:
+    """An empty directory to work in, which is gone afterwards if it was not given another name."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def publish(staging: Path, directory: Path, is_whole: Callable[[], bool]) -> None:
+    """Give a directory its name; where another process was faster, what that has made is as good if it is whole."""
+    try:
+        staging.rename(directory)
+    except OSError:
+        if not is_whole():
+            shutil.rmtree(directory)
+            staging.rename(directory)
 
 
 def write_whole(path: Path, text: str) -> None:

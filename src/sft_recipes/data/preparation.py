@@ -7,7 +7,6 @@ an error that names its place; none is dropped, cut or repaired.
 import hashlib
 import itertools
 import json
-import shutil
 import uuid
 from array import array
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ from sft_recipes.data import sources as found_sources
 from sft_recipes.data.formats import Rules
 from sft_recipes.data.readers import COLUMNAR, LONGEST_ROW, Problems, Row, Source, file_source
 from sft_recipes.errors import InputError, listed, refuse
+from sft_recipes.files import publish, staged
 from sft_recipes.recipes import sources as named_sources
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.schema import as_yaml
@@ -169,14 +169,10 @@ def prepare(
     directory = cache / fingerprint[:16]
     facts = _complete(directory, fingerprint)
     if facts is None:
-        staging = cache / f".{directory.name}.{uuid.uuid4().hex}"
-        staging.mkdir(parents=True)
-        try:
+        with staged(cache / f".{directory.name}.{uuid.uuid4().hex}") as staging:
             facts = {"fingerprint": fingerprint, **_write(staging, sources, shares, stopping_strategy, on_rows)}
             (staging / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            _publish(staging, directory, fingerprint)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            publish(staging, directory, lambda: _complete(directory, fingerprint) is not None)
     for split, split_facts in facts["splits"].items():
         # The directory may have been made from files of the same content under other names.
         parts = sources.get(split, sources["train"])
@@ -260,16 +256,6 @@ def _complete(directory: Path, fingerprint: str) -> dict[str, Any] | None:
     except (OSError, ValueError, KeyError):
         return None
     return facts if whole else None
-
-
-def _publish(staging: Path, directory: Path, fingerprint: str) -> None:
-    try:
-        staging.rename(directory)
-    except OSError:
-        # Another process was faster, and its directory is as good; or an old directory lost a file.
-        if _complete(directory, fingerprint) is None:
-            shutil.rmtree(directory)
-            staging.rename(directory)
 
 
 @dataclass(frozen=True)

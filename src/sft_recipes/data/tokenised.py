@@ -111,23 +111,13 @@ def writing(directory: Path, template: str | None) -> Iterator[tuple[Path, dict[
     Args:
         template: The chat template that renders the rows; None for plain text.
     """
-    staging = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
-    staging.mkdir(parents=True)
     splits: dict[str, Written] = {}
-    try:
+    with files.staged(directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")) as staging:
         yield staging, splits
         known = {"template": template, "splits": {name: asdict(each) for name, each in splits.items()}}
         (staging / FACTS).write_text(json.dumps(known | {"files": files.sealed(staging)}), encoding="utf-8")
-        try:
-            staging.rename(directory)
-        except OSError:
-            # Another process was faster, and its files are as good; or they were damaged.
-            if facts(directory, whole=True) is None:
-                shutil.rmtree(directory)
-                staging.rename(directory)
+        files.publish(staging, directory, lambda: facts(directory, whole=True) is not None)
         _forget(directory.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _forget(folder: Path) -> None:

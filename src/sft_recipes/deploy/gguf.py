@@ -17,7 +17,7 @@ from sft_recipes.data import tokens
 from sft_recipes.deploy import merge, modelfile
 from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError, did_you_mean
-from sft_recipes.files import sha256, taken, write_whole
+from sft_recipes.files import sha256, staged, taken, write_whole
 from sft_recipes.launch import launch
 from sft_recipes.report import serving
 from sft_recipes.runs import identity
@@ -57,47 +57,41 @@ def gguf(
     """
     run, directory, out, converter, quantizer = checked(name, quant.lower(), out, llama_cpp)
     quant = quant.lower()
-    staging = out.with_name(f".{out.name}.unfinished")
     environment = quiet_environment(on_cpu=True)
-    with run.locked() as lock:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        try:
-            file, first = f"{name}-{quant}.gguf", quant if quant in WHOLE else "f32"
-            steps = [[sys.executable, "-m", "sft_recipes.deploy.convert", str(converter), str(directory)]]
-            made = file if quantizer is None else "whole.gguf"
-            steps[0] += ["--outfile", str(staging / made), "--outtype", first]
-            if quantizer:
-                steps.append([str(quantizer), str(staging / made), str(staging / file), quant.upper()])
-            steps.append([sys.executable, "-m", "sft_recipes.deploy.gguf", str(staging)])
-            split, rows = merge.excerpt(run, merge.ROWS)
-            job = {"model": str(directory), "file": file, "quant": quant, "split": split, "rows": rows}
-            (staging / "job.json").write_text(json.dumps(job), encoding="utf-8")
-            say("converting", f"{directory} into {out / file}")
-            for step in steps:
-                done = subprocess.run(
-                    step,
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    pass_fds=(lock,),
-                )
-                if done.returncode:
-                    said = " ".join((done.stdout.strip().splitlines() or ["it said nothing"])[-1].split())
-                    say_error(f"not converted: {Path(step[2] if step[1] == '-m' else step[0]).name}: {said}")
-                    return launch.FAILED, {}
-            (staging / "whole.gguf").unlink(missing_ok=True)
-            proof = json.loads((staging / PROOF).read_text(encoding="utf-8"))
-            if proof["refused"]:
-                say_error(f"not converted: {proof['refused']}")
-                return launch.FAILED, proof
-            tokenizer = tokens.read(directory)
-            text, templated = modelfile.modelfile(file, tokenizer, serving.stop_ids(run.values(), directory))
-            write_whole(staging / "Modelfile", text)
-            staging.rename(out)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with run.locked() as lock, staged(out.with_name(f".{out.name}.unfinished")) as staging:
+        file, first = f"{name}-{quant}.gguf", quant if quant in WHOLE else "f32"
+        steps = [[sys.executable, "-m", "sft_recipes.deploy.convert", str(converter), str(directory)]]
+        made = file if quantizer is None else "whole.gguf"
+        steps[0] += ["--outfile", str(staging / made), "--outtype", first]
+        if quantizer:
+            steps.append([str(quantizer), str(staging / made), str(staging / file), quant.upper()])
+        steps.append([sys.executable, "-m", "sft_recipes.deploy.gguf", str(staging)])
+        split, rows = merge.excerpt(run, merge.ROWS)
+        job = {"model": str(directory), "file": file, "quant": quant, "split": split, "rows": rows}
+        (staging / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        say("converting", f"{directory} into {out / file}")
+        for step in steps:
+            done = subprocess.run(
+                step,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                pass_fds=(lock,),
+            )
+            if done.returncode:
+                said = " ".join((done.stdout.strip().splitlines() or ["it said nothing"])[-1].split())
+                say_error(f"not converted: {Path(step[2] if step[1] == '-m' else step[0]).name}: {said}")
+                return launch.FAILED, {}
+        (staging / "whole.gguf").unlink(missing_ok=True)
+        proof = json.loads((staging / PROOF).read_text(encoding="utf-8"))
+        if proof["refused"]:
+            say_error(f"not converted: {proof['refused']}")
+            return launch.FAILED, proof
+        tokenizer = tokens.read(directory)
+        text, templated = modelfile.modelfile(file, tokenizer, serving.stop_ids(run.values(), directory))
+        write_whole(staging / "Modelfile", text)
+        staging.rename(out)
     say("gguf", f"{out / file}, {proof['bytes'] / 1e6:,.0f} MB in {quant}")
     if proof["compared"]:
         over = f"{count(proof['answer_tokens'], 'answer token')} of {count(proof['rows'], split + ' row')}"

@@ -20,7 +20,7 @@ from sft_recipes import children
 from sft_recipes.data import templates
 from sft_recipes.environment import quiet, quiet_environment
 from sft_recipes.errors import InputError, refuse
-from sft_recipes.files import difference, sealed, taken, write_whole
+from sft_recipes.files import difference, sealed, staged, taken, write_whole
 from sft_recipes.launch import launch
 from sft_recipes.models import base_model
 from sft_recipes.report import card
@@ -60,30 +60,24 @@ def merge(name: str, out: Path | None = None, *, rows: int = ROWS) -> tuple[int,
     """
     run, out, size = checked(name, out)
     split, chosen = excerpt(run, rows)
-    staging = out.with_name(f".{out.name}.unfinished")
-    with run.locked() as lock:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        try:
-            job = {"run": str(run.directory), "split": split, "rows": chosen, "bytes": size}
-            (staging / "job.json").write_text(json.dumps(job), encoding="utf-8")
-            environment = quiet_environment(on_cpu=run.facts()["topology"]["use_cpu"])
-            command = [sys.executable, "-m", "sft_recipes.deploy.merge", str(staging)]
-            done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, pass_fds=(lock,))
-            if done.returncode or not (staging / PROOF).is_file():
-                say_error(f"not merged: {children.reason(done)}")
-                return launch.FAILED, {}
-            proof = json.loads((staging / PROOF).read_text(encoding="utf-8"))
-            if proof.get("problems"):
-                raise InputError(*proof["problems"])
-            if proof["refused"]:
-                say_error(f"not merged: {proof['refused']}")
-                return launch.FAILED, proof
-            card.write_beside(staging, run, proof)
-            staging.rename(out)
-            run.update(merged={"directory": str(out), **proof})
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with run.locked() as lock, staged(out.with_name(f".{out.name}.unfinished")) as staging:
+        job = {"run": str(run.directory), "split": split, "rows": chosen, "bytes": size}
+        (staging / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        environment = quiet_environment(on_cpu=run.facts()["topology"]["use_cpu"])
+        command = [sys.executable, "-m", "sft_recipes.deploy.merge", str(staging)]
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, pass_fds=(lock,))
+        if done.returncode or not (staging / PROOF).is_file():
+            say_error(f"not merged: {children.reason(done)}")
+            return launch.FAILED, {}
+        proof = json.loads((staging / PROOF).read_text(encoding="utf-8"))
+        if proof.get("problems"):
+            raise InputError(*proof["problems"])
+        if proof["refused"]:
+            say_error(f"not merged: {proof['refused']}")
+            return launch.FAILED, proof
+        card.write_beside(staging, run, proof)
+        staging.rename(out)
+        run.update(merged={"directory": str(out), **proof})
     for label, text in render(out, proof):
         say(label, text)
     return launch.FINISHED, proof

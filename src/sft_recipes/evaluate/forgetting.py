@@ -7,7 +7,6 @@ real. This process imports no torch; the answers are the work of another (`harne
 import importlib.util
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import scoring_job
 from sft_recipes.evaluate.evaluate import estimate
-from sft_recipes.files import write_whole
+from sft_recipes.files import staged, write_whole
 from sft_recipes.recipes import topology
 from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run, adapter_damage, unfinished
@@ -58,32 +57,26 @@ def forgetting(
         raise InputError(f"INCLUDE={include} is no folder; name one that holds tasks as YAML files")
     identity.check(run)
     recipe = run.values()
-    work = run.directory / ".forgetting"
-    with run.locked() as lock:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        try:
-            job: dict[str, Any] = {
-                "recipe": recipe,
-                "tuned": str(run.adapter),
-                "on_cpu": topology.no_gpu(),
-                "tasks": list(tasks),
-            }
-            job |= {"include": include and str(include), "shipped": str(SHIPPED), "limit": limit, "batch": batch}
-            write_whole(work / "job.json", json.dumps(job))
-            if code := scoring_job.ask("sft_recipes.evaluate.harness", work, lock, job):
-                smaller = "LIMIT= asks fewer samples, and a smaller BATCH= takes less memory"
-                say("stopped" if code == 3 else "failed", f"nothing was written; {smaller}")
-                return code, None
-            answered = json.loads((work / "samples.json").read_text(encoding="utf-8"))
-            settings = {"include": include and str(include), "limit": limit}
-            head = {"schema": SCHEMA, "run": run.name, "base": recipe["model_name_or_path"], "settings": settings}
-            head |= {"adapter": facts["measured"]["saved"], "lm_eval": answered["version"]}
-            result = head | {"tasks": compared(answered["tasks"]), "seconds": answered["seconds"]}
-            result |= {"device": answered["device"]}
-            write_whole(run.directory / FILE, json.dumps(result, indent=1) + "\n")
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+    with run.locked() as lock, staged(run.directory / ".forgetting") as work:
+        job: dict[str, Any] = {
+            "recipe": recipe,
+            "tuned": str(run.adapter),
+            "on_cpu": topology.no_gpu(),
+            "tasks": list(tasks),
+        }
+        job |= {"include": include and str(include), "shipped": str(SHIPPED), "limit": limit, "batch": batch}
+        write_whole(work / "job.json", json.dumps(job))
+        if code := scoring_job.ask("sft_recipes.evaluate.harness", work, lock, job):
+            smaller = "LIMIT= asks fewer samples, and a smaller BATCH= takes less memory"
+            say("stopped" if code == 3 else "failed", f"nothing was written; {smaller}")
+            return code, None
+        answered = json.loads((work / "samples.json").read_text(encoding="utf-8"))
+        settings = {"include": include and str(include), "limit": limit}
+        head = {"schema": SCHEMA, "run": run.name, "base": recipe["model_name_or_path"], "settings": settings}
+        head |= {"adapter": facts["measured"]["saved"], "lm_eval": answered["version"]}
+        result = head | {"tasks": compared(answered["tasks"]), "seconds": answered["seconds"]}
+        result |= {"device": answered["device"]}
+        write_whole(run.directory / FILE, json.dumps(result, indent=1) + "\n")
     for label, text in render(result):
         say(label, text)
     return 0, result
