@@ -26,7 +26,7 @@ from sft_recipes.models import base_model
 from sft_recipes.report import card
 from sft_recipes.runs import identity, provenance
 from sft_recipes.runs.run import Run, adapter_damage
-from sft_recipes.terminal import count, say, say_error
+from sft_recipes.terminal import count, print_lines, say, say_error
 
 Facts = dict[str, Any]
 
@@ -78,8 +78,7 @@ def merge(name: str, out: Path | None = None, *, rows: int = ROWS) -> tuple[int,
         card.write_beside(staging, run, proof)
         staging.rename(out)
         run.update(merged={"directory": str(out), **proof})
-    for label, text in render(out, proof):
-        say(label, text)
+    print_lines(render(out, proof))
     return launch.FINISHED, proof
 
 

@@ -19,7 +19,7 @@ from sft_recipes.files import staged, write_whole
 from sft_recipes.recipes import topology
 from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run, adapter_damage, unfinished
-from sft_recipes.terminal import count, duration, say
+from sft_recipes.terminal import count, duration, print_lines, say
 
 SCHEMA = 1
 FILE = "forgetting.json"
@@ -77,8 +77,7 @@ def forgetting(
         result = head | {"tasks": compared(answered["tasks"]), "seconds": answered["seconds"]}
         result |= {"device": answered["device"]}
         write_whole(run.directory / FILE, json.dumps(result, indent=1) + "\n")
-    for label, text in render(result):
-        say(label, text)
+    print_lines(render(result))
     return 0, result
 
 

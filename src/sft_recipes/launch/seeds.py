@@ -12,7 +12,7 @@ from sft_recipes.plan import job as jobs
 from sft_recipes.plan.job import Where
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.runs.run import RUNS, Run, unfinished
-from sft_recipes.terminal import outliving, say
+from sft_recipes.terminal import outliving, print_lines, say
 
 # numpy, which `transformers.set_seed` seeds too, takes no larger one.
 LARGEST = 2**32 - 1
@@ -133,5 +133,4 @@ def conclude(runs: Sequence[Run]) -> None:
     if not without and len(runs) > 1:
         from sft_recipes.report import compare, tables
 
-        for subject, text in tables.render(compare.compare(names)):
-            say(subject, text)
+        print_lines(tables.render(compare.compare(names)))

@@ -57,8 +57,7 @@ def submit(
     if run_name is not None:
         Run.directory_of(run_name)
     job, each = placed(name, engine, nodes, site, dry=dry, **where)
-    for label, text in job.decisions():
-        say(label, text)
+    print_lines(job.decisions())
     warn(engine, site, dry=dry)
     jobs.lint_or_raise(job)
     figures = plan.figures_of(job)
