@@ -149,7 +149,7 @@ class Run:
         return self
 
     def facts(self) -> dict[str, Any]:
-        """What run.json holds now, of the shape of `facts.RunFacts`.
+        """What run.json holds now, of the shape of `facts.RUN`.
 
         Raises:
             InputError: It is missing or damaged; says how.
@@ -173,7 +173,7 @@ class Run:
         return shapes.read_log(self.log)
 
     def evaluation(self, split: str) -> dict[str, Any]:
-        """The metrics of a split, of the shape of `facts.Metrics`.
+        """The metrics of a split, of the shape of `facts.METRICS`.
 
         Raises:
             InputError: There are none, or they or the predictions are not what the evaluation wrote.
