@@ -123,29 +123,19 @@ class Scale:
     """The sizes of one kind of machine."""
 
     gpu: bool
-    matrix: int
-    """Side of the matrices that are multiplied."""
-    copied: int
-    """Bytes that are copied."""
-    repeats: int
-    """Of both, of which the median counts."""
-    memory: tuple[MemoryCase, ...]
-    """Steps whose memory is measured, in order of worth."""
-    model: str
-    """Whose shape the speed is measured on."""
+    matrix: int  # side of the matrices that are multiplied
+    copied: int  # bytes that are copied
+    repeats: int  # of both, of which the median counts
+    memory: tuple[MemoryCase, ...]  # steps whose memory is measured, in order of worth
+    model: str  # whose shape the speed is measured on
     config: dict[str, Any]
-    speed_batch: dict[str, int]
-    """The global batch by distribution."""
+    speed_batch: dict[str, int]  # the global batch by distribution
     longest: dict[str, int]
     """Tokens of the longest row by distribution, and of the rows that knobs are compared on."""
-    knob_batch: tuple[int, int]
-    """Global batch and micro-batch of the base that knobs are compared with."""
-    warm: int
-    """Steps before those that are timed."""
-    timed: int
-    """Steps that are timed in each of the two rounds."""
-    experts: dict[str, Any]
-    """What differs from gpt-oss-20b's config, to make it small."""
+    knob_batch: tuple[int, int]  # global batch and micro-batch of the base that knobs are compared with
+    warm: int  # steps before those that are timed
+    timed: int  # steps that are timed in each of the two rounds
+    experts: dict[str, Any]  # what differs from gpt-oss-20b's config, to make it small
 
 
 def _bundled(name: str) -> dict[str, Any]:

@@ -114,20 +114,15 @@ class Rules:
         self.reader = turns.Reader(classes=classes, marks=answers, drop_reasoning=drop_reasoning)
         self.holds: set[str] = set()
         """What the rows hold that not every chat template renders, of `templates.PARTS`."""
-        self.variables: dict[str, type] = {}
-        """What they set of the chat template, and of which type."""
-        self.settled: dict[str, str] = {}
-        """The column of each field that all rows have."""
+        self.variables: dict[str, type] = {}  # what they set of the chat template, and of which type
+        self.settled: dict[str, str] = {}  # the column of each field that all rows have
         self.source = self.first = ""
         """The source that is read, and the one whose first row has settled all this."""
-        self.several: str | None = None
-        """The first row with several answers to learn."""
+        self.several: str | None = None  # the first row with several answers to learn
         self.masked: str | None = None
         """The first row with an answer before the last one that is not to be learnt."""
-        self.shortened = 0
-        """Rows that end before what follows their last answer to learn."""
-        self.prompt_type: type | None = None
-        """Of prompts and completions; None until the first row."""
+        self.shortened = 0  # rows that end before what follows their last answer to learn
+        self.prompt_type: type | None = None  # of prompts and completions; None until the first row
 
     @property
     def conversational(self) -> bool:

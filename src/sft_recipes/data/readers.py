@@ -332,10 +332,8 @@ class _Window:
         self.file = file
         self.text = ""
         self.ended = False
-        self.lines = 0
-        """Lines that end before the window."""
-        self.column = 0
-        """Characters of the window's first line that are before it."""
+        self.lines = 0  # lines that end before the window
+        self.column = 0  # characters of the window's first line that are before it
         self.undecodable: list[tuple[int, str]] = []
         """Lines with bytes that are not UTF-8, and what is said of them."""
         self.more()

@@ -69,13 +69,11 @@ class Reader:
 
     def __init__(self, *, classes: bool = False, marks: bool = True, drop_reasoning: bool = False) -> None:
         self.classes, self.marks, self.drop_reasoning = classes, marks, drop_reasoning
-        self.sharegpt = False
-        """Whether turns may have ShareGPT's keys and roles."""
+        self.sharegpt = False  # whether turns may have ShareGPT's keys and roles
         self.columnar = False
         """Whether rows are from Parquet or the Hub, where an object has a null for each key that another one has."""
         self.unused: set[str] = set()
-        self.notes: dict[str, None] = {}
-        """In the order in which they were found."""
+        self.notes: dict[str, None] = {}  # in the order in which they were found
 
     def note(self, decision: str) -> None:
         """Keep a decision, once."""

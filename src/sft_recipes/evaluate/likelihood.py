@@ -33,10 +33,8 @@ class Tree:
 
     tokens: list[int]
     """Of each node. The last token of an answer is predicted and never read, so it has none."""
-    depths: list[int]
-    """How many tokens of its answer come before a node."""
-    sees: torch.Tensor
-    """(nodes, nodes): true for a node itself and what comes before it in its answer."""
+    depths: list[int]  # how many tokens of its answer come before a node
+    sees: torch.Tensor  # (nodes, nodes): true for a node itself and what comes before it in its answer
     terms: list[tuple[int, int, int]]
     """For each token of each answer: the answer, what predicts it (0 the prefix, 1 + n node n), and the token."""
 
@@ -63,8 +61,7 @@ class Candidates:
 
     prefix: list[int]
     """The tokens with which all of them begin: the prompt, and what a template puts before any answer."""
-    tree: Tree
-    """What each goes on with."""
+    tree: Tree  # what each goes on with
 
 
 def candidates(model: Any, tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Candidates]:

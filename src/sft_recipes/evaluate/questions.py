@@ -60,16 +60,13 @@ class Asked:
     task: Task
     split: str
     rows: int
-    leaked: int
-    """Rows whose prompt is that of a training row, case, punctuation and spacing aside."""
+    leaked: int  # rows whose prompt is that of a training row, case, punctuation and spacing aside
     groups: list[str]
-    longest_answers: list[str]
-    """Of the training rows."""
+    longest_answers: list[str]  # of the training rows
     grouped_by: str | None
     """The column that the rows are grouped by, "source" where their sources are, None for no groups."""
     prepared: Prepared
-    prompts_leaked: Set[int]
-    """By their hashes."""
+    prompts_leaked: Set[int]  # by their hashes
 
     @functools.cached_property
     def questions(self) -> list[Question]:

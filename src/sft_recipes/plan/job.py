@@ -53,21 +53,17 @@ class Where(TypedDict, total=False):
 class Job:
     """A recipe with where it runs and what it reads; what takes time is found out when it is first asked for."""
 
-    written: Recipe
-    """The recipe with its base and overrides."""
+    written: Recipe  # the recipe with its base and overrides
     topology: Topology
-    gpus: list[Gpu]
-    """The GPUs that are visible here."""
+    gpus: list[Gpu]  # the GPUs that are visible here
     gpu: Spec | None = None
     """The kind of GPU that it is planned for; None on a CPU, and where nothing is known of the visible one."""
     planned: bool = False
     """Whether rows that are not on this machine are left out, rather than fetched or refused."""
-    given: Prepared | None = None
-    """Rows that have been prepared already."""
+    given: Prepared | None = None  # rows that have been prepared already
     rehearses: dict[str, Any] | None = None
     """What a rehearsal stands for, as run.json holds it; None for a run in earnest."""
-    findings: tuple[Finding, ...] = ()
-    """What the rules have found, once they were asked."""
+    findings: tuple[Finding, ...] = ()  # what the rules have found, once they were asked
     keeps: Mapping[str, Value] | None = None
     """What was chosen for the run that goes on, and is not chosen again; None for a new one."""
 

@@ -38,10 +38,8 @@ class Run:
         self.report = directory / "report.html"
         self.output = directory / "output.log"
         """What was said when nobody could hear it any more, and tracebacks."""
-        self.stop = directory / "stop"
-        """Exists while the run is asked to save and stop at the next step."""
-        self.reserve = directory / ".reserve"
-        """Holds a little space of the disk."""
+        self.stop = directory / "stop"  # exists while the run is asked to save and stop at the next step
+        self.reserve = directory / ".reserve"  # holds a little space of the disk
 
     @property
     def name(self) -> str:
