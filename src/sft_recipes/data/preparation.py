@@ -9,9 +9,10 @@ import itertools
 import json
 import uuid
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -258,13 +259,16 @@ def _complete(directory: Path, fingerprint: str) -> dict[str, Any] | None:
     return facts if whole else None
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Part:
-    """A source of a split, with what its rows have to be."""
+    """A source of a split, with what its rows have to be, and how many there were."""
 
     entry: Entry
     source: Source
     rules: Rules
+    read: int = 0
+    written: Counter[str] = field(default_factory=Counter)  # by the split that they are for
+    drawn: int | None = None  # how many were drawn of those for training, where it was by weight
 
 
 def _named(parts: list[_Part]) -> str:
@@ -298,8 +302,6 @@ def _write(
     problems = Problems()
     origins = dict.fromkeys(shares, "train") | {split: split for split in sources}
     origins = {split: origins[split] for split in ("train", "validation", "test") if split in origins}
-    read = {split: [0] * len(parts) for split, parts in sources.items()}
-    written = {split: [0] * len(sources[origin]) for split, origin in origins.items()}
     groups: dict[str, list[str | None]] = {split: [] for split in origins if split != "train"}
     evaluated = "test" if "test" in groups else "validation"
     weights = [part.entry.weight or 0.0 for part in sources["train"]]
@@ -313,7 +315,7 @@ def _write(
             if any(weights) and split == "train":
                 files["train"] = stack.enter_context(_drawn_from(staging, number).open("w", **_TEXT))
             for place, row in itertools.islice(source.rows(problems), part.entry.rows):
-                read[split][number] += 1
+                part.read += 1
                 total += 1
                 if on_rows and not total % PROGRESS_ROWS:
                     on_rows(total)
@@ -330,13 +332,13 @@ def _write(
                 # Rows drawn for a test that has a file of its own are nobody's.
                 if not problems.count and split in (target, origins[target]):
                     files[target].write(line + "\n")
-                    written[target][number] += 1
+                    part.written[target] += 1
                     if target in groups and rules.group_column is not None:
                         groups[target].append(group)
-            if not read[split][number] and not problems.count:
+            if not part.read and not problems.count:
                 problems.add(source.name, "has no rows; write at least one")
-            elif read[split][number] < (part.entry.rows or 0) and not problems.count:
-                has = count(read[split][number], "row")
+            elif part.read < (part.entry.rows or 0) and not problems.count:
+                has = count(part.read, "row")
                 problems.add(
                     source.name, f"has {has}, and rows: {part.entry.rows} asks for more; write no more than that"
                 )
@@ -369,15 +371,15 @@ def _write(
             )
     problems.stop()
     one_answer = not several
-    if not all(map(any, written.values())):
+    if not all(any(part.written[split] for part in sources[origin]) for split, origin in origins.items()):
         raise InputError(
-            f"{_shares(shares)} {'puts' if len(shares) == 1 else 'put'} all {sum(read['train']):,} rows of "
+            f"{_shares(shares)} {'puts' if len(shares) == 1 else 'put'} all "
+            f"{sum(part.read for part in sources['train']):,} rows of "
             f"{_named(sources['train'])} on one side (equal rows stay together): give "
             f"{' and '.join(f'a {split}_file' for split in shares)}, more rows or another share"
         )
-    available = dict(written)
     if any(weights):
-        written["train"] = _mix(staging, sources["train"], written["train"], weights, stopping_strategy)
+        _mix(staging, sources["train"], weights, stopping_strategy)
     holds, variables = first.rules.holds, first.rules.variables
     split_off = one_answer and any(rules.format != "prompt_completion" for rules in every)
     if split_off or variables:
@@ -400,48 +402,37 @@ def _write(
         "read": list(dict.fromkeys([*problems.notes, *(note for rules in every for note in rules.reader.notes)])),
         "shortened": shortened,
         "stopping_strategy": stopping_strategy if any(weights) else None,
-        "splits": {
-            split: _facts(sources[origin], read[origin], available[split], written[split], drawn=split == "train")
-            for split, origin in origins.items()
-        },
+        "splits": {split: _facts(sources[origin], split) for split, origin in origins.items()},
     }
     return facts | {"notes": _notes(facts, shares)}
 
 
-def _facts(
-    parts: list[_Part], read: list[int], available: list[int], written: list[int], *, drawn: bool
-) -> dict[str, Any]:
+def _facts(parts: list[_Part], split: str) -> dict[str, Any]:
     """What is known of a split; of several sources also of each: what there was of it to draw from, and was drawn."""
-    found: dict[str, Any] = {
-        "source": _named(parts),
-        "sha256": _sha256(parts),
-        "rows": sum(read),
-        "prepared_rows": sum(written),
-    }
-    if len(parts) > 1:
-        found["sources"] = [
-            {
-                "source": part.source.name,
-                "sha256": part.source.sha256,
-                "format": part.rules.format,
-                "rows": rows,
-                "available": left,
-                "prepared_rows": prepared,
-                "weight": part.entry.weight if drawn else None,
-            }
-            for part, rows, left, prepared in zip(parts, read, available, written, strict=True)
-        ]
-    return found
+    each: list[dict[str, Any]] = [
+        {
+            "source": part.source.name,
+            "sha256": part.source.sha256,
+            "format": part.rules.format,
+            "rows": part.read,
+            "available": part.written[split],
+            "prepared_rows": part.written[split] if split != "train" or part.drawn is None else part.drawn,
+            "weight": part.entry.weight if split == "train" else None,
+        }
+        for part in parts
+    ]
+    rows, prepared = (sum(of_part[key] for of_part in each) for key in ("rows", "prepared_rows"))
+    found = {"source": _named(parts), "sha256": _sha256(parts), "rows": rows, "prepared_rows": prepared}
+    return found | ({"sources": each} if len(parts) > 1 else {})
 
 
 def _drawn_from(staging: Path, number: int) -> Path:
     return staging / f".source{number}"
 
 
-def _mix(
-    staging: Path, parts: list[_Part], rows: list[int], weights: list[float], stopping_strategy: str
-) -> list[int]:
-    """Draw the training rows from their sources by weight, and give how many of each were drawn."""
+def _mix(staging: Path, parts: list[_Part], weights: list[float], stopping_strategy: str) -> None:
+    """Draw the training rows from their sources by weight."""
+    rows = [part.written["train"] for part in parts]
     if empty := [part.source.name for part, number in zip(parts, rows, strict=True) if not number]:
         raise InputError(f"all rows of {listed(empty)} are held out; give it more rows, or leave it out")
     longest = max(number * sum(weights) / weight for number, weight in zip(rows, weights, strict=True))
@@ -450,8 +441,7 @@ def _mix(
             f"stopping_strategy: all_exhausted with these weights would draw about {longest:,.0f} rows from "
             f"{sum(rows):,}; write weights that are nearer to the sources' rows, or first_exhausted"
         )
-    drawn = [0] * len(parts)
-    kept = array("H")
+    drawn, kept = [0] * len(parts), array("H")
     with ExitStack() as stack:
         train = stack.enter_context((staging / "train.jsonl").open("w", **_TEXT))
         origins = stack.enter_context((staging / _ORIGINS).open("wb"))
@@ -468,9 +458,9 @@ def _mix(
                 kept.tofile(origins)
                 kept = array("H")
         kept.tofile(origins)
-    for number in range(len(parts)):
+    for number, part in enumerate(parts):
         _drawn_from(staging, number).unlink()
-    return drawn
+        part.drawn = drawn[number]
 
 
 def _drawn(line: str, shares: Mapping[str, float]) -> str:
