@@ -10,7 +10,6 @@ import json
 import queue
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.files import write_whole
 from sft_recipes.launch import launch
+from sft_recipes.launch.processes import signals_taken
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
 from sft_recipes.recipes.shipped import located
@@ -56,25 +56,16 @@ def benchmark(budget: float = BUDGET, out: Path = RESULTS, only: Sequence[str] =
         raise InputError(f"BUDGET={budget:g}: a budget of less than 10 s measures nothing; the default is {BUDGET}")
     fingerprints = {name: _fingerprint(name) for name in RECIPES}
     began = time.monotonic()
-    stopped: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, frame: stopped.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        with tempfile.TemporaryDirectory(prefix="sft-recipes-benchmark-") as scratch:
-            work = Path(scratch)
-            _project(work)
-            worker = Worker(work)
+    with tempfile.TemporaryDirectory(prefix="sft-recipes-benchmark-") as scratch:
+        worker = Worker(Path(scratch))
+        with signals_taken(worker.stop):
+            _project(worker.work)
             try:
-                facts, path = _measure(chosen, fingerprints, budget, began, out, work, worker, stopped)
+                facts, path = _measure(chosen, fingerprints, budget, began, out, worker)
             finally:
                 worker.kill()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     conclude(facts, path, chosen)
-    if stopped:
+    if worker.stopped:
         return launch.INTERRUPTED, path
     measured = any(section["measurements"] for section in facts["sections"].values())
     return launch.FINISHED if measured else launch.FAILED, path
@@ -98,16 +89,9 @@ def _project(work: Path) -> None:
 
 
 def _measure(
-    chosen: list[str],
-    fingerprints: dict[str, str],
-    budget: float,
-    began: float,
-    out: Path,
-    work: Path,
-    worker: "Worker",
-    stopped: list[int],
+    chosen: list[str], fingerprints: dict[str, str], budget: float, began: float, out: Path, worker: "Worker"
 ) -> tuple[dict[str, Any], Path]:
-    found = worker.ask({"section": "facts", "work": str(work)}, budget / 2, stopped)
+    found = worker.ask({"section": "facts", "work": str(worker.work)}, budget / 2)
     if found is None:
         raise InputError(f"the machine cannot be described: {worker.last_words()}")
     hardware = found["hardware"]
@@ -132,28 +116,28 @@ def _measure(
     for number, name in enumerate(chosen):
         left = budget - (time.monotonic() - began) - GRACE
         limit = left * shares[name] / sum(shares[each] for each in chosen[number:])
-        if stopped:
+        if worker.stopped:
             break
-        section = _section(name, limit, work, worker, stopped)
+        section = _section(name, limit, worker)
         facts["sections"][name] = section
         facts["seconds"] = round(time.monotonic() - began, 1)
         write_whole(path, json.dumps(facts, indent=1) + "\n")
         say(name, _said(section))
-    facts["status"] = "interrupted" if stopped else "complete"
+    facts["status"] = "interrupted" if worker.stopped else "complete"
     facts["seconds"] = round(time.monotonic() - began, 1)
     write_whole(path, json.dumps(facts, indent=1) + "\n")
     return facts, path
 
 
-def _section(name: str, limit: float, work: Path, worker: "Worker", stopped: list[int]) -> dict[str, Any]:
-    file = work / f"{name}.json"
+def _section(name: str, limit: float, worker: "Worker") -> dict[str, Any]:
+    file = worker.work / f"{name}.json"
     began = time.monotonic()
     # Its own deadline is earlier, so that it can say itself what it leaves out.
-    asked = {"section": name, "file": str(file), "seconds": max(0.0, limit - GRACE), "work": str(work)}
-    answer = worker.ask(asked, limit, stopped)
+    asked = {"section": name, "file": str(file), "seconds": max(0.0, limit - GRACE), "work": str(worker.work)}
+    answer = worker.ask(asked, limit)
     section: dict[str, Any] = {"limit_seconds": round(limit, 1), "ended": "by itself"}
     if answer is None:
-        section["ended"] = "stopped" if stopped else "at its limit" if worker.alive() else worker.last_words()
+        section["ended"] = "stopped" if worker.stopped else "at its limit" if worker.alive() else worker.last_words()
         worker.kill()
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     empty: dict[str, Any] = {"measurements": [], "refused": [], "failed": [], "left_out": []}
@@ -165,10 +149,15 @@ class Worker:
 
     def __init__(self, work: Path) -> None:
         self.work = work
+        self.stopped = False  # whether the benchmark was told to stop
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
 
-    def ask(self, question: dict[str, Any], seconds: float, stopped: list[int]) -> dict[str, Any] | None:
+    def stop(self, number: int, frame: object) -> None:
+        """Take a signal: what is asked is given up, and nothing more is begun."""
+        self.stopped = True
+
+    def ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any] | None:
         """Its answer, or None if it ended, or took longer, or the benchmark was told to stop."""
         process = self._process
         if process is None or not self.alive():
@@ -178,7 +167,7 @@ class Worker:
             print(json.dumps(question), file=process.stdin, flush=True)
         except BrokenPipeError:
             return None
-        while time.monotonic() < end and not stopped:
+        while time.monotonic() < end and not self.stopped:
             try:
                 return json.loads(self._answers.get(timeout=0.1))
             except queue.Empty:
