@@ -51,7 +51,10 @@ class Where(TypedDict, total=False):
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A recipe with where it runs and what it reads; what takes time is found out when it is first asked for."""
+    """A recipe with where it runs and what it reads; what takes time is found out when it is first asked for.
+
+    Whatever needs the rows or the model's config raises an `InputError` with all that is wrong with them.
+    """
 
     written: Recipe  # the recipe with its base and overrides
     topology: Topology
@@ -69,11 +72,7 @@ class Job:
 
     @functools.cached_property
     def recipe(self) -> Recipe:
-        """As written, and with what was chosen where it says `execution: auto`.
-
-        Raises:
-            InputError: The rows, whose lengths decide, are wrong.
-        """
+        """As written, and with what was chosen where it says `execution: auto`."""
         # A rehearsal stands for a job that has chosen.
         if self.written["execution"] != "auto" or self.rehearses is not None:
             return self.written
@@ -85,11 +84,7 @@ class Job:
 
     @functools.cached_property
     def execution(self) -> Execution:
-        """What `execution: auto` takes in place of what is written; for a recipe without it, what it would take.
-
-        Raises:
-            InputError: The rows, whose lengths decide, are wrong.
-        """
+        """What `execution: auto` takes in place of what is written; for a recipe without it, what it would take."""
         return execution.choose(self.case_as_written, asked=self.written["execution"] == "auto")
 
     @functools.cached_property
@@ -111,11 +106,7 @@ class Job:
 
     @functools.cached_property
     def prepared(self) -> Prepared:
-        """The rows, checked and converted.
-
-        Raises:
-            InputError: With everything that is wrong with them.
-        """
+        """The rows, checked and converted."""
         if self.given:
             return self.given
         with counting_rows() as on_progress:
@@ -130,40 +121,24 @@ class Job:
 
     @property
     def notes(self) -> list[str]:
-        """What was decided about the rows, in sentences.
-
-        Raises:
-            InputError: They are wrong.
-        """
+        """What was decided about the rows, in sentences."""
         replaced = self.written.replaced
         said = f"{self.written['train_file']} takes the place of the recipe's {', '.join(replaced)}"
         return [*([said] if replaced else []), *self.prepared.notes]
 
     @functools.cached_property
     def evaluation(self) -> questions.Asked | None:
-        """What the run will be asked when it has been trained.
-
-        Raises:
-            InputError: The rows are wrong, or the task cannot be evaluated on them.
-        """
+        """What the run will be asked when it has been trained."""
         return None if self.absent else questions.check(self.written, self.prepared)
 
     @functools.cached_property
     def resolved(self) -> Recipe:
-        """The recipe with everything that follows from topology and data.
-
-        Raises:
-            InputError: It cannot run there, or its rows are wrong.
-        """
+        """The recipe with everything that follows from topology and data."""
         return with_data(topology.resolve(self.recipe, self.topology), self.prepared)
 
     @functools.cached_property
     def model(self) -> Model | None:
-        """What is known of the base model without its weights; None where its config is not at hand.
-
-        Raises:
-            InputError: Its config cannot be read, or has not the values that the recipe changes in it.
-        """
+        """What is known of the base model without its weights; None where its config is not at hand."""
         found = base_model.find(self.written["model_name_or_path"], str(self.written["model_revision"]))
         if found:
             base_model.check_arguments(self.written, found.config)

@@ -26,7 +26,10 @@ RESERVED = 64 * 1024
 
 
 class Run:
-    """One directory below `runs/`: recipe.yaml, accelerate.yaml, run.json, log.jsonl and what training writes."""
+    """One directory below `runs/`: recipe.yaml, accelerate.yaml, run.json, log.jsonl and what training writes.
+
+    What reads a file raises an `InputError` that says what is missing, damaged, or no longer what was written.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -147,35 +150,19 @@ class Run:
         return self
 
     def facts(self) -> dict[str, Any]:
-        """What run.json holds now, of the shape of `facts.RUN`.
-
-        Raises:
-            InputError: It is missing or damaged; says how.
-        """
+        """What run.json holds now, of the shape of `facts.RUN`."""
         return shapes.read_run(self.directory / "run.json")
 
     def values(self) -> dict[str, Any]:
-        """The resolved recipe in upstream's keys, as recipe.yaml holds it.
-
-        Raises:
-            InputError: It is missing or damaged, or says what no recipe may say.
-        """
+        """The resolved recipe in upstream's keys, as recipe.yaml holds it."""
         return {key: item.value for key, item in shapes.read_recipe(self.recipe).items()}
 
     def log_entries(self) -> list[dict[str, Any]]:
-        """What was logged so far.
-
-        Raises:
-            InputError: A line is damaged; says which.
-        """
+        """What was logged so far."""
         return shapes.read_log(self.log)
 
     def evaluation(self, split: str) -> dict[str, Any]:
-        """The metrics of a split, of the shape of `facts.METRICS`.
-
-        Raises:
-            InputError: There are none, or they or the predictions are not what the evaluation wrote.
-        """
+        """The metrics of a split, of the shape of `facts.METRICS`."""
         again = self._evaluated_by(self.metrics(split), split)
         written = self.facts().get("evaluated", {}).get(split, {})
         if damaged := difference(self.directory, written):
@@ -183,11 +170,7 @@ class Run:
         return shapes.read_metrics(self.metrics(split), again)
 
     def predicted(self, split: str) -> list[dict[str, Any]]:
-        """The predictions of a split, row by row.
-
-        Raises:
-            InputError: There are none, or a line is damaged.
-        """
+        """The predictions of a split, row by row."""
         path = self.predictions(split)
         return shapes.read_lines(path, f"make it anew: {self._evaluated_by(path, split)}")
 
