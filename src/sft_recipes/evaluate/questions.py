@@ -168,11 +168,7 @@ def _kept(own: Mapping[str, Any], prepared: Prepared, split: str) -> tuple[Task,
 
 
 def _seen(own: Mapping[str, Any], prepared: Prepared, split: str) -> tuple[Task, _Seen]:
-    """The task, and what the rows show beside it, in one pass over those of training.
-
-    Raises:
-        InputError: As `ask` says.
-    """
+    """The task, and what the rows show beside it, in one pass over those of training."""
     import numpy as np
 
     asked = np.sort(np.fromiter((_hash(row.prompt) for row in _rows(prepared, split)), np.int64))

@@ -110,11 +110,7 @@ def needed(site: Site) -> Iterator[str]:
 
 
 def submit(file: Path) -> str:
-    """Submit a job file; gives the job's name, with its namespace before it where that is not kubectl's own.
-
-    Raises:
-        InputError: The cluster refuses it, and says why.
-    """
+    """Submit a job file; gives the job's name, with its namespace before it where that is not kubectl's own."""
     created = clients.submitted("Kubernetes", ["kubectl", "create", "-f", str(file), "-o", "json"])
     metadata = json.loads(created)["metadata"]
     return f"{metadata['namespace']}/{metadata['name']}"

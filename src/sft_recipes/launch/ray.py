@@ -82,11 +82,7 @@ def _reason(said: str) -> str:
 
 
 def submit(file: Path) -> str:
-    """Submit a job; gives its number behind the address of its cluster.
-
-    Raises:
-        InputError: Ray refuses it, and says why.
-    """
+    """Submit a job; gives its number behind the address of its cluster."""
     command = _command(file)
     number = clients.number_of("Ray", _SUBMITTED, clients.submitted("Ray", command, _reason), "ray job list")
     return f"{command[command.index('--address') + 1]}/{number}"

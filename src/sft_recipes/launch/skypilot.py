@@ -91,11 +91,7 @@ def needed(site: Site) -> Iterator[str]:
 
 
 def submit(file: Path) -> str:
-    """Submit a task as a managed job; gives the job's number.
-
-    Raises:
-        InputError: SkyPilot refuses it, and says why.
-    """
+    """Submit a task as a managed job; gives the job's number."""
     secrets = yaml.safe_load(file.read_text(encoding="utf-8")).get("secrets") or {}
     # By name alone: sky reads the values from the environment.
     given = [word for name in secrets for word in ("--secret", name)]

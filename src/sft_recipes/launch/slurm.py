@@ -117,11 +117,7 @@ def needed(site: Site) -> Iterator[str]:
 
 
 def submit(file: Path) -> str:
-    """Submit a job file; gives the job's number.
-
-    Raises:
-        InputError: SLURM refuses it, and says why.
-    """
+    """Submit a job file; gives the job's number."""
 
     def reason(said: str) -> str:
         return "; ".join(re.findall(r"(?:error|fatal): (.+)", said))

@@ -134,11 +134,7 @@ class Run:
         return cls(runs / name)._inside()
 
     def _inside(self) -> "Run":
-        """The run itself, none of whose links lead out of its directory, where its files are written and deleted.
-
-        Raises:
-            InputError: Some do.
-        """
+        """The run itself, none of whose links lead out of its directory, where its files are written and deleted."""
         root = self.directory.resolve()
         found = (Path(folder, name) for folder, *names in os.walk(root) for name in [*names[0], *names[1]])
         refuse(

@@ -128,11 +128,7 @@ def compare(ours: Dataset, theirs: Dataset, what: str, numbers: Sequence[int] | 
     Args:
         ours: Rows of the files.
         theirs: The same as TRL makes them.
-        numbers: Of the rows, counted from 0, where none was left out.
-
-    Raises:
-        InputError: There is a difference.
-    """
+        numbers: Of the rows, counted from 0, where none was left out."""
     for place, (own, trl) in enumerate(itertools.zip_longest(ours, theirs)):
         if own is None or trl is None or any(own[name] != trl[name] for name in ("input_ids", "labels")):
             where = f"row {numbers[place] + 1} of " if numbers else ""
