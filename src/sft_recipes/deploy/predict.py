@@ -12,7 +12,7 @@ from typing import Any
 from sft_recipes.data import preparation
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import evaluate, scoring_job
-from sft_recipes.evaluate.questions import Asked, ask
+from sft_recipes.evaluate.questions import ask
 from sft_recipes.files import taken, write_whole
 from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run, adapter_damage
@@ -40,7 +40,9 @@ def predict(name: str, rows: Path, out: Path | None = None) -> tuple[int, Path]:
     identity.check(run)
     facts = run.facts()
     asked = rows_to_answer(rows, facts, out)
-    task = training_task(run, facts)
+    # Without a task in its recipe, it was trained to answer texts.
+    own = facts["own"] if facts["own"].get("task") else facts["own"] | {"task": "generation"}
+    task = ask(own, identity.training_rows(run, facts), "train")
     work = out.with_name(f".{out.name}.unfinished")
     fingerprint = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()
     with run.locked() as lock:
@@ -76,12 +78,6 @@ def rows_to_answer(rows: Path, facts: Facts, out: Path) -> list[tuple[Facts, Any
     if clash := sorted({"prediction", "probabilities", "finished"} & {key for row, _ in asked for key in row}):
         raise InputError(f"{rows}: the column {clash[0]} would be overwritten by the prediction's; rename it")
     return asked
-
-
-def training_task(run: Run, facts: Facts) -> Asked:
-    """What the run was trained to answer; without a task in its recipe, texts."""
-    own = facts["own"] if facts["own"].get("task") else facts["own"] | {"task": "generation"}
-    return ask(own, identity.training_rows(run, facts), "train")
 
 
 def answer(row: Facts, task: Any, output: Facts) -> Facts:
