@@ -108,22 +108,20 @@ METRICS: dict[str, Any] = {
 }
 
 
-def read_run(path: Path) -> dict[str, Any]:
-    """What a run.json holds.
+def read(path: Path, shape: Any, remedy: str) -> dict[str, Any]:
+    """What a file of JSON holds, which is of the shape of `RUN` or `METRICS`.
 
     Raises:
-        InputError: It is missing, cut off, or not of the shape of `RUN`; says every difference.
+        InputError: It is missing, cut off, or not of that shape; says every difference, and the remedy.
     """
-    return _shaped(path, RUN, "put the file back from a copy, or start a new run")
-
-
-def read_metrics(path: Path, again: str) -> dict[str, Any]:
-    """What a metrics.json holds; `again` is the command that makes it anew.
-
-    Raises:
-        InputError: It is missing, cut off, or not of the shape of `METRICS`.
-    """
-    return _shaped(path, METRICS, f"make it anew: {again}")
+    with _readable(path, remedy):
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            raise ValueError("it is empty")
+        found = json.loads(text)
+    if wrong := [*_wrong(found, shape, "")]:
+        raise InputError(f"{path} is not as it was written: {'; '.join(wrong[:5])}; {remedy}")
+    return found
 
 
 def read_lines(path: Path, remedy: str, *, growing: bool = False) -> list[dict[str, Any]]:
@@ -201,17 +199,6 @@ def _readable(path: Path, remedy: str) -> Iterator[None]:
         raise InputError(f"{path} is no UTF-8 text: {bad}; {remedy}") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}; {remedy}") from None
-
-
-def _shaped(path: Path, shape: Any, remedy: str) -> dict[str, Any]:
-    with _readable(path, remedy):
-        text = path.read_text(encoding="utf-8")
-        if not text.strip():
-            raise ValueError("it is empty")
-        found = json.loads(text)
-    if wrong := [*_wrong(found, shape, "")]:
-        raise InputError(f"{path} is not as it was written: {'; '.join(wrong[:5])}; {remedy}")
-    return found
 
 
 def _wrong(value: Any, kind: Any, where: str) -> Iterator[str]:

@@ -147,7 +147,8 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """What run.json holds now, of the shape of `facts.RUN`."""
-        return shapes.read_run(self.directory / "run.json")
+        remedy = "put the file back from a copy, or start a new run"
+        return shapes.read(self.directory / "run.json", shapes.RUN, remedy)
 
     def values(self) -> dict[str, Any]:
         """The resolved recipe in upstream's keys, as recipe.yaml holds it."""
@@ -163,7 +164,7 @@ class Run:
         written = self.facts().get("evaluated", {}).get(split, {})
         if damaged := difference(self.directory, written):
             raise InputError(f"{self.directory} is not as it was evaluated: {damaged}; make it anew: {again}")
-        return shapes.read_metrics(self.metrics(split), again)
+        return shapes.read(self.metrics(split), shapes.METRICS, f"make it anew: {again}")
 
     def predicted(self, split: str) -> list[dict[str, Any]]:
         """The predictions of a split, row by row."""
