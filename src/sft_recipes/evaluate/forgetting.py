@@ -91,16 +91,27 @@ def compared(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     from sft_recipes.evaluate import statistics
 
+    def means(values: Any) -> Any:
+        """Of samples drawn again."""
+        return statistics.bootstrap(lambda counts: counts @ values / len(values), np.arange(len(values)), seed=0)
+
+    def mean(values: Any) -> dict[str, float | None]:
+        if set(values.tolist()) <= {0.0, 1.0}:
+            return statistics.share_of(float(values.sum()), len(values))
+        return statistics.estimate(float(values.mean()), statistics.percentile(means(values)))
+
     found, p_values = [], []
     for name, task in tasks.items():
         both = task["values"]["base"].keys() & task["values"]["tuned"].keys()
         base, tuned = (
             np.array([task["values"][model][number] for number in sorted(both)]) for model in ("base", "tuned")
         )
-        drawn = _means(tuned - base)
-        p_values.append(_p(base, tuned, drawn))
+        drawn = means(tuned - base)
+        p_values.append(statistics.difference_p(drawn))
+        if {*base.tolist(), *tuned.tolist()} <= {0.0, 1.0}:
+            p_values[-1] = statistics.mcnemar(int((base > tuned).sum()), int((tuned > base).sum()))
         entry = {"task": name, "metric": task["metric"], "higher_is_better": task["higher_is_better"]}
-        entry |= {"samples": len(base), "base": _mean(base), "tuned": _mean(tuned)}
+        entry |= {"samples": len(base), "base": mean(base), "tuned": mean(tuned)}
         difference = statistics.estimate(float((tuned - base).mean()), statistics.percentile(drawn))
         found.append(entry | {"difference": difference, "p": p_values[-1]})
     for entry, adjusted in zip(found, statistics.holm(p_values), strict=True):
@@ -108,32 +119,6 @@ def compared(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         entry["p_holm"] = adjusted
         entry["outcome"] = "none" if adjusted > ALPHA else "gained" if better else "lost"
     return found
-
-
-def _p(base: Any, tuned: Any, drawn: Any) -> float:
-    from sft_recipes.evaluate import statistics
-
-    if {*base.tolist(), *tuned.tolist()} <= {0.0, 1.0}:
-        return statistics.mcnemar(int((base > tuned).sum()), int((tuned > base).sum()))
-    return statistics.difference_p(drawn)
-
-
-def _mean(values: Any) -> dict[str, float | None]:
-    from sft_recipes.evaluate import statistics
-
-    if set(values.tolist()) <= {0.0, 1.0}:
-        return statistics.share_of(float(values.sum()), len(values))
-    drawn = _means(values)
-    return statistics.estimate(float(values.mean()), statistics.percentile(drawn))
-
-
-def _means(values: Any) -> Any:
-    """The means of samples drawn again."""
-    import numpy as np
-
-    from sft_recipes.evaluate import statistics
-
-    return statistics.bootstrap(lambda counts: counts @ values / len(values), np.arange(len(values)), seed=0)
 
 
 def render(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
