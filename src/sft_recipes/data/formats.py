@@ -85,33 +85,19 @@ def candidates(data_format: str, columns: Mapping[str, str]) -> list[str]:
 
 
 class Rules:
-    """What a row of one format has to be, the same for every split.
-
-    Args:
-        columns: those of the fields that have other names.
-        classes: whether answers that are numbers or truth values are classes.
-        drop_reasoning: whether what an assistant thinks before it answers is left out.
-        answers: whether rows must have answers; of those that need none, what is there is not looked at.
-    """
+    """What a row of one format has to be, the same for every split; `columns` are of the fields with other names."""
 
     def __init__(
-        self,
-        candidates: list[str],
-        columns: Mapping[str, str],
-        group_column: str | None,
-        *,
-        classes: bool = False,
-        drop_reasoning: bool = False,
-        answers: bool = True,
+        self, candidates: list[str], columns: Mapping[str, str], group_column: str | None, reader: turns.Reader
     ) -> None:
         self.candidates = candidates
         self.detected = len(candidates) > 1
         self.format = ""
         self.columns = dict(columns)
         self.group_column = group_column
-        self.answers = answers
+        self.reader = reader
+        self.answers = reader.answers
         self.needed: list[str] = []
-        self.reader = turns.Reader(classes=classes, marks=answers, drop_reasoning=drop_reasoning)
         self.holds: set[str] = set()
         """What the rows hold that not every chat template renders, of `templates.PARTS`."""
         self.variables: dict[str, type] = {}  # what they set of the chat template, and of which type

@@ -20,6 +20,7 @@ from sft_recipes.data import formats, templates
 from sft_recipes.data import sources as found_sources
 from sft_recipes.data.formats import Rules
 from sft_recipes.data.readers import COLUMNAR, LONGEST_ROW, Problems, Row, Source, file_source
+from sft_recipes.data.turns import Reader
 from sft_recipes.errors import InputError, listed, refuse
 from sft_recipes.files import publish, staged
 from sft_recipes.recipes import sources as named_sources
@@ -116,7 +117,7 @@ def prepare(
     def rules_of(entry: Entry) -> Rules:
         own = entry.data_format or data_format, dict(entry.data_columns or columns)
         open_formats = formats.candidates(*own)
-        return Rules(open_formats, own[1], group_column, classes=classes, drop_reasoning=drop_reasoning)
+        return Rules(open_formats, own[1], group_column, Reader(classes=classes, drop_reasoning=drop_reasoning))
 
     shared = rules_of(Entry())
     if (train_file is None) == (dataset_name is None):
@@ -230,7 +231,7 @@ def prompts(
     Raises:
         InputError: With everything that is wrong.
     """
-    rules = Rules([data_format], data_columns or {}, None, answers=False)
+    rules = Rules([data_format], data_columns or {}, None, Reader(answers=False))
     rules.prompt_type = list if conversational else str
     problems = Problems()
     found = []

@@ -63,12 +63,12 @@ class Reader:
 
     Args:
         classes: whether answers that are numbers or truth values are classes.
-        marks: whether it matters which answers are learnt.
+        answers: whether rows must have answers; of those that need none, what is there is not looked at.
         drop_reasoning: whether what an assistant thinks before it answers is left out.
     """
 
-    def __init__(self, *, classes: bool = False, marks: bool = True, drop_reasoning: bool = False) -> None:
-        self.classes, self.marks, self.drop_reasoning = classes, marks, drop_reasoning
+    def __init__(self, *, classes: bool = False, answers: bool = True, drop_reasoning: bool = False) -> None:
+        self.classes, self.answers, self.drop_reasoning = classes, answers, drop_reasoning
         self.sharegpt = False  # whether turns may have ShareGPT's keys and roles
         self.columnar = False
         """Whether rows are from Parquet or the Hub, where an object has a null for each key that another one has."""
@@ -149,7 +149,7 @@ class Reader:
         others = {key for key, held in turn.items() if held is not None} - REFUSED.keys() - MARKS.keys()
         used = {role_key, content_key, *REASONING, *CALLS, *(("name", "tool_call_id") if role == "tool" else ())}
         self.unused.update(f"{column}[].{key}" for key in others - used)
-        learnt = self._learnt(turn, place, faults) if self.marks else None
+        learnt = self._learnt(turn, place, faults) if self.answers else None
         where, value = f"{place}.{content_key}", turn.get(content_key)
         if turn.get(role_key) in CALL_ROLES:
             self.note("calls: turns that are a call, read as the assistant's")
