@@ -52,25 +52,16 @@ def model_files(recipe: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
             "Name a local directory, or a Hub id while the Hub is reachable; a gated model needs HF_TOKEN in the "
             "environment"
         ) from None
+    asked = Recipe(name, {key: Value(value, "recipe.yaml") for key, value in recipe.items()})
     # Its config is on this machine now, if it was not when the run was planned.
     if (model := base_model.find(name, revision)) is not None:
-        asked = Recipe(name, {key: Value(value, "recipe.yaml") for key, value in recipe.items()})
         refuse(conflicts.of_model(model, asked))
-    words = _words(tokenizer, recipe)
-    path = recipe.get("chat_template_path")
-    found = refusals.refused(
-        name,
-        path,
-        refusals.facts(words),
-        conversational=rows["conversational"],
-        # As it was resolved, it is true where rows have several answers.
-        marks=bool(recipe.get("assistant_only_loss")),
-        holds=rows.get("holds", ()),
-        variables=rows.get("variables", ()),
-        calls_asked=rows.get("task") == "generation" and "call answers" in rows.get("holds", ()),
-        embeddings=None if refusals.brings_tokens(path) else config.get_text_config().vocab_size,
-    )
-    refuse(found)
+    # As the recipe was resolved, the key is true where rows have several answers to learn.
+    kind = "messages" if recipe.get("assistant_only_loss") else "prompt_completion"
+    asked.values["task"] = Value(rows.get("task"), "run.json")
+    known = {"vocab_size": config.get_text_config().vocab_size}
+    of_rows = {"holds": (), "variables": (), **rows, "kind": kind}
+    refuse(refusals.of_recipe(asked, refusals.facts(_words(tokenizer, recipe)), of_rows, known, 0))
 
 
 def _words(tokenizer: Any, recipe: Mapping[str, Any]) -> Any:
