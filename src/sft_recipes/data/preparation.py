@@ -5,6 +5,7 @@ an error that names its place; none is dropped, cut or repaired.
 """
 
 import hashlib
+import inspect
 import itertools
 import json
 import uuid
@@ -60,23 +61,11 @@ class Prepared:
     notes: tuple[str, ...]  # one sentence for each decision that was made
 
 
-_SOURCE = (
-    *("train_file", "validation_file", "test_file", "dataset_name", "dataset_config"),
-    *("dataset_train_split", "dataset_test_split", "data_format", "data_columns", "group_column", "task"),
-    *("drop_reasoning", "stopping_strategy"),
-)
-
-
-# What `prepare` takes of where rows come from and how they are read.
-ARGUMENTS = frozenset({*_SOURCE, "validation_split_size", "test_split_size"})
-
-
 def source_of(recipe: Recipe) -> dict[str, Any]:
     """Where the recipe's rows come from and how they are read, as `prepare` takes it."""
     # Nothing is held out when nothing is evaluated.
     held_out = recipe["validation_split_size"] if recipe["eval_strategy"] != "no" else 0.0
-    shares = {"validation_split_size": held_out, "test_split_size": recipe["test_split_size"]}
-    return {**{key: recipe[key] for key in _SOURCE}, **shares}
+    return {key: recipe[key] for key in ARGUMENTS} | {"validation_split_size": held_out}
 
 
 def prepare(
@@ -189,6 +178,10 @@ def prepare(
     # What was prepared before there were such has none of them.
     known |= {key: tuple(facts.get(key, ())) for key in ("holds", "variables")}
     return Prepared(directory, fingerprint, **known, notes=tuple(notes))
+
+
+# What it takes of where rows come from and how they are read.
+ARGUMENTS = [name for name in inspect.signature(prepare).parameters if name not in ("cache", "on_rows")]
 
 
 def groups(prepared: Prepared, split: str) -> list[str | None]:
