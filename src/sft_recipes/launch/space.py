@@ -49,6 +49,7 @@ REFUSED = {
     "per_device_eval_batch_size": "it changes how fast an evaluation is, and nothing that it finds",
     "accelerate_config": "where a recipe runs changes nothing that is learned; choose it with ACCEL=",
 }
+_EXAMPLE = 'write OVER="learning_rate=1e-4,2e-4 lora_r=16,32"'
 # Their whole numbers must divide one another, so most of a range could not be trained.
 DIVISORS = ("global_batch_size", "per_device_train_batch_size")
 # So near to the end of a range, as a share of it, the best may lie beyond.
@@ -131,15 +132,13 @@ def parse(over: str) -> tuple[Space, list[str]]:
     try:
         words = shlex.split(over)
     except ValueError as error:
-        return {}, [f'OVER: {error}; write OVER="learning_rate=1e-4,2e-4 lora_r=16,32"']
+        return {}, [f"OVER: {error}; {_EXAMPLE}"]
     found: Space = {}
     problems = []
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key or not text:
-            problems.append(
-                f'OVER: {word!r} is not key=value,value; write OVER="learning_rate=1e-4,2e-4 lora_r=16,32"'
-            )
+            problems.append(f"OVER: {word!r} is not key=value,value; {_EXAMPLE}")
         elif key in found:
             problems.append(f"OVER: {key} appears twice; keep one")
         elif key not in schema.known() and key not in REFUSED:
@@ -155,7 +154,7 @@ def parse(over: str) -> tuple[Space, list[str]]:
             except InputError as error:
                 problems += error.problems
     if not words:
-        problems.append('OVER names nothing to vary; write OVER="learning_rate=1e-4,2e-4 lora_r=16,32"')
+        problems.append(f"OVER names nothing to vary; {_EXAMPLE}")
     return found, problems
 
 
