@@ -21,7 +21,7 @@ from sft_recipes.files import sha256, staged, taken, write_whole
 from sft_recipes.launch import launch
 from sft_recipes.report import serving
 from sft_recipes.runs import identity
-from sft_recipes.runs.run import Run
+from sft_recipes.runs.run import Run, rehearsed
 from sft_recipes.terminal import count, say, say_error
 
 Facts = dict[str, Any]
@@ -113,9 +113,7 @@ def checked(
     run = Run.open(name)
     directory, problem = merge.whole(run)
     out = out or run.directory / f"gguf-{quant}"
-    problems = [problem] if problem else []
-    if run.facts().get("rehearsal"):
-        problems.append(f"{run.directory} is a rehearsal: its model is tiny and random; train first")
+    problems = [each for each in (problem, rehearsed(run)) if each]
     if quant not in QUANTS:
         problems.append(f"QUANT={quant}: it is one of {', '.join(QUANTS)}{did_you_mean(quant, QUANTS)}")
     if problem := taken(out):

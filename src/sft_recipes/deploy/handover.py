@@ -9,7 +9,7 @@ from sft_recipes.deploy import merge
 from sft_recipes.errors import refuse
 from sft_recipes.recipes import schema
 from sft_recipes.runs import identity
-from sft_recipes.runs.run import Run
+from sft_recipes.runs.run import Run, rehearsed
 
 # What a DPO pair needs, in TRL's preference format; the prompt may be in both of them instead.
 COLUMNS = ("chosen", "rejected")
@@ -34,9 +34,7 @@ def dpo(name: str, rows: str | None) -> dict[str, Any]:
     """
     run = Run.open(name)
     directory, problem = merge.whole(run)
-    problems = [problem] if problem else []
-    if run.facts().get("rehearsal"):
-        problems.append(f"{run.directory} is a rehearsal: its model is tiny and random; train first")
+    problems = [each for each in (problem, rehearsed(run)) if each]
     source: dict[str, Any] = {}
     if rows is None:
         problems.append(

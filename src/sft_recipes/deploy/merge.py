@@ -25,7 +25,7 @@ from sft_recipes.launch import launch
 from sft_recipes.models import base_model
 from sft_recipes.report import card
 from sft_recipes.runs import identity, provenance
-from sft_recipes.runs.run import Run, adapter_damage
+from sft_recipes.runs.run import Run, adapter_damage, rehearsed
 from sft_recipes.terminal import count, print_lines, say, say_error
 
 Facts = dict[str, Any]
@@ -108,11 +108,10 @@ def checked(name: str, out: Path | None) -> tuple[Run, Path, int]:
         InputError: With everything that stands in the way.
     """
     run = Run.open(name)
-    facts, recipe = run.facts(), run.values()
-    out = out or run.directory / "merged"
+    recipe, out = run.values(), out or run.directory / "merged"
     problems = []
-    if facts.get("rehearsal"):
-        problems.append(f"{run.directory} is a rehearsal, whose adapter belongs to a tiny random model; train first")
+    if sentence := rehearsed(run):
+        problems.append(sentence)
     if not recipe.get("use_peft"):
         problems.append(
             f"{run.directory} trained the whole model and has nothing to merge; {run.adapter} is that model"

@@ -13,7 +13,7 @@ from sft_recipes.models import licences
 from sft_recipes.models.licences import Licence
 from sft_recipes.report import card
 from sft_recipes.runs import identity
-from sft_recipes.runs.run import Run, adapter_damage
+from sft_recipes.runs.run import Run, adapter_damage, rehearsed
 from sft_recipes.terminal import count, say
 
 Facts = dict[str, Any]
@@ -140,8 +140,8 @@ def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str], Facts]:
     recipe = run.values()
     base = recipe["model_name_or_path"]
     problems += forbidden(licences.of(base, recipe.get("model_revision", "main")), base, repo)
-    if facts.get("rehearsal"):
-        problems.append(f"{run.directory} is a rehearsal: its model is tiny and random, and no result")
+    if sentence := rehearsed(run):
+        problems.append(sentence)
     if damage := adapter_damage(run):
         problems.append(damage)
     elif not merged:

@@ -12,7 +12,7 @@ from sft_recipes.errors import refuse
 from sft_recipes.files import write_whole
 from sft_recipes.report import page, serving
 from sft_recipes.runs import identity
-from sft_recipes.runs.run import Run, adapter_damage
+from sft_recipes.runs.run import Run, adapter_damage, rehearsed
 from sft_recipes.terminal import say
 
 Facts = dict[str, Any]
@@ -57,8 +57,8 @@ def checked(name: str, merged: bool, port: int) -> tuple[Run, Facts]:
     problems = []
     if port > 65535:
         problems.append(f"PORT={port}: a port is a number from 1 to 65535")
-    if facts.get("rehearsal"):
-        problems.append(f"{run.directory} is a rehearsal: its model is tiny and random; train first")
+    if sentence := rehearsed(run):
+        problems.append(sentence)
     if merged and not recipe.get("use_peft"):
         problems.append(f"{run.directory} trained the whole model and has nothing merged; leave out MERGED=1")
     elif whole:

@@ -18,7 +18,7 @@ from sft_recipes.evaluate.evaluate import estimate
 from sft_recipes.files import staged, write_whole
 from sft_recipes.recipes import topology
 from sft_recipes.runs import identity
-from sft_recipes.runs.run import Run, adapter_damage, unfinished
+from sft_recipes.runs.run import Run, adapter_damage, rehearsed
 from sft_recipes.terminal import count, duration, print_lines, say
 
 SCHEMA = 1
@@ -45,9 +45,7 @@ def forgetting(
         raise InputError(f"lm-evaluation-harness is not installed; run {pip} install 'lm-eval>=0.4.13,<0.5'")
     run = Run.open(name)
     facts = run.facts()
-    if facts.get("rehearsal"):
-        raise InputError(f"{run.directory} is a rehearsal: its model is tiny and random, and no result")
-    if problem := unfinished(run) or adapter_damage(run):
+    if problem := rehearsed(run) or adapter_damage(run):
         raise InputError(problem)
     if not tasks:
         raise InputError(

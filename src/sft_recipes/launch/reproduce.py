@@ -10,7 +10,7 @@ from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.runs import identity, provenance
-from sft_recipes.runs.run import Run, unfinished
+from sft_recipes.runs.run import Run, rehearsed, unfinished
 from sft_recipes.terminal import say
 
 # What a run was asked for, which the next one is asked for too.
@@ -31,9 +31,7 @@ def reproduce(name: str, run_name: str | None = None) -> tuple[int, Run]:
     """
     before = Run.open(name)
     facts = before.facts()
-    if facts.get("rehearsal"):
-        raise InputError(f"{before.directory} is a rehearsal: its model is tiny and random, and no result")
-    if sentence := unfinished(before):
+    if sentence := rehearsed(before) or unfinished(before):
         raise InputError(sentence)
     saved = facts.get("measured", {}).get("saved")
     if not saved:

@@ -312,6 +312,13 @@ def unfinished(run: Run) -> str | None:
     return f"{run.directory} is {status}, not finished; {again}"
 
 
+def rehearsed(run: Run) -> str | None:
+    """That a run is a rehearsal, whose model is of no use, and what to do instead; None for one in earnest."""
+    if not run.facts().get("rehearsal"):
+        return None
+    return f"{run.directory} is a rehearsal, whose adapter belongs to a tiny random model; train first"
+
+
 def adapter_damage(run: Run) -> str | None:
     """Why the adapter of a run (or the whole model where there is none) cannot be used, with a remedy, or None.
 
