@@ -10,7 +10,7 @@ from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_recipes.errors import EvaluationFailed, InputError, Interrupted, TrainingFailed
+from sft_recipes.errors import EvaluationFailed, InputError, Interrupted, TrainingFailed, refuse
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.runs import outcome
@@ -289,8 +289,7 @@ def load_model(run: "str | Path | RunResult") -> tuple[Any, Any]:
     from sft_recipes.runs.run import adapter_damage
 
     found = load_run(run)
-    if damage := adapter_damage(found._run):
-        raise InputError(damage)
+    refuse([adapter_damage(found._run)])
     identity.check(found._run)
     on_cpu = topology.no_gpu()
     quiet()

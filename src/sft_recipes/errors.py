@@ -18,12 +18,12 @@ class InputError(Exception):
 
 
 def refuse(problems: Iterable[object]) -> None:
-    """Nothing where there are no problems.
+    """Nothing where there are no problems; None is none.
 
     Raises:
         InputError: With all of them.
     """
-    if found := [*map(str, problems)]:
+    if found := [str(problem) for problem in problems if problem is not None]:
         raise InputError(*found)
 
 

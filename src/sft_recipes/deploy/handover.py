@@ -34,7 +34,7 @@ def dpo(name: str, rows: str | None) -> dict[str, Any]:
     """
     run = Run.open(name)
     directory, problem = merge.whole(run)
-    problems = [each for each in (problem, rehearsed(run)) if each]
+    problems = [problem, rehearsed(run)]
     source: dict[str, Any] = {}
     if rows is None:
         problems.append(

@@ -109,18 +109,10 @@ def checked(name: str, out: Path | None) -> tuple[Run, Path, int]:
     """
     run = Run.open(name)
     recipe, out = run.values(), out or run.directory / "merged"
-    problems = []
-    if sentence := rehearsed(run):
-        problems.append(sentence)
+    damage = adapter_damage(run)
     if not recipe.get("use_peft"):
-        problems.append(
-            f"{run.directory} trained the whole model and has nothing to merge; {run.adapter} is that model"
-        )
-    elif damage := adapter_damage(run):
-        problems.append(damage)
-    if problem := taken(out):
-        problems.append(problem)
-    refuse(problems)
+        damage = f"{run.directory} trained the whole model and has nothing to merge; {run.adapter} is that model"
+    refuse([rehearsed(run), damage, taken(out)])
     identity.check(run)
     base = base_model.find(recipe["model_name_or_path"], recipe.get("model_revision", "main"))
     if base is None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.data import preparation
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.evaluate import evaluate, scoring_job
 from sft_recipes.evaluate.questions import ask
 from sft_recipes.files import taken, write_whole
@@ -35,8 +35,7 @@ def predict(name: str, rows: Path, out: Path | None = None) -> tuple[int, Path]:
     """
     out = out or rows.with_name(f"{rows.stem}.predictions.jsonl")
     run = Run.open(name)
-    if damage := adapter_damage(run):
-        raise InputError(damage)
+    refuse([adapter_damage(run)])
     identity.check(run)
     facts = run.facts()
     asked = rows_to_answer(rows, facts, out)
@@ -66,8 +65,7 @@ def rows_to_answer(rows: Path, facts: Facts, out: Path) -> list[tuple[Facts, Any
     Raises:
         InputError: With every row that is wrong, or because there is a file of the name to write.
     """
-    if problem := taken(out):
-        raise InputError(problem)
+    refuse([taken(out)])
     asked = preparation.prompts(
         str(rows),
         facts["data"]["format"],

@@ -129,7 +129,7 @@ def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str], Facts]:
 
     run = Run.open(name)
     facts = run.facts()
-    problems = []
+    problems: list[str | None] = []
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo):
         problems.append(f"REPO={repo!r} is no repository; write it as org/name")
     if not get_token():
@@ -140,11 +140,9 @@ def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str], Facts]:
     recipe = run.values()
     base = recipe["model_name_or_path"]
     problems += forbidden(licences.of(base, recipe.get("model_revision", "main")), base, repo)
-    if sentence := rehearsed(run):
-        problems.append(sentence)
-    if damage := adapter_damage(run):
-        problems.append(damage)
-    elif not merged:
+    damage = adapter_damage(run)
+    problems += [rehearsed(run), damage]
+    if not damage and not merged:
         directory, files = run.adapter, facts["measured"]["saved"]
         if recipe.get("use_peft") and not card.hub_id(base):
             problems.append(

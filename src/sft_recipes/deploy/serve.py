@@ -54,18 +54,14 @@ def checked(name: str, merged: bool, port: int) -> tuple[Run, Facts]:
     run = Run.open(name)
     facts, recipe = run.facts(), run.values()
     whole = merged or not recipe.get("use_peft")
-    problems = []
-    if port > 65535:
-        problems.append(f"PORT={port}: a port is a number from 1 to 65535")
-    if sentence := rehearsed(run):
-        problems.append(sentence)
+    problems = [None if port <= 65535 else f"PORT={port}: a port is a number from 1 to 65535", rehearsed(run)]
     if merged and not recipe.get("use_peft"):
         problems.append(f"{run.directory} trained the whole model and has nothing merged; leave out MERGED=1")
     elif whole:
         directory, problem = merge.whole(run)
-        problems += [problem] if problem else []
-    elif damage := adapter_damage(run):
-        problems.append(damage)
+        problems.append(problem)
+    else:
+        problems.append(adapter_damage(run))
     if not whole:
         problems += [
             f"vLLM cannot serve this adapter: {why}; merge it (make merge RUN={name}) and serve it with MERGED=1"

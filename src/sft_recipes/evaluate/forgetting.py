@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.evaluate import scoring_job
 from sft_recipes.evaluate.evaluate import estimate
 from sft_recipes.files import staged, write_whole
@@ -45,8 +45,7 @@ def forgetting(
         raise InputError(f"lm-evaluation-harness is not installed; run {pip} install 'lm-eval>=0.4.13,<0.5'")
     run = Run.open(name)
     facts = run.facts()
-    if problem := rehearsed(run) or adapter_damage(run):
-        raise InputError(problem)
+    refuse([rehearsed(run) or adapter_damage(run)])
     if not tasks:
         raise InputError(
             "TASKS names no task; write TASKS='hellaswag arc_easy', or TASKS='sums opposites' without a network"

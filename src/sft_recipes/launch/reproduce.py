@@ -4,7 +4,7 @@ from typing import Any
 
 from sft_recipes.data import preparation
 from sft_recipes.demo import bases
-from sft_recipes.errors import InputError, listed
+from sft_recipes.errors import InputError, listed, refuse
 from sft_recipes.launch import launch
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
@@ -31,8 +31,7 @@ def reproduce(name: str, run_name: str | None = None) -> tuple[int, Run]:
     """
     before = Run.open(name)
     facts = before.facts()
-    if sentence := rehearsed(before) or unfinished(before):
-        raise InputError(sentence)
+    refuse([rehearsed(before) or unfinished(before)])
     saved = facts.get("measured", {}).get("saved")
     if not saved:
         raise InputError(

@@ -164,8 +164,7 @@ def continued(recipe: "Recipe") -> "Recipe":
     name = recipe["adapter_name_or_path"]
     where = recipe.values["adapter_name_or_path"].origin
     try:
-        if nowhere := places.nowhere("adapter_name_or_path", name, "run or an adapter"):
-            raise InputError(nowhere)
+        refuse([places.nowhere("adapter_name_or_path", name, "run or an adapter")])
         found = values(folder(name, recipe["adapter_revision"]))
     except InputError as error:
         raise InputError(*(f"{where}: {text}" for text in error.problems)) from None

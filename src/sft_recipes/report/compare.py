@@ -144,8 +144,7 @@ def read(run: Run, split: str) -> Evaluated:
         facts = run.facts()
         if facts.get("rehearsal"):
             raise InputError(f"{run.name} is a rehearsal, whose model is tiny and random: no result; leave it out")
-        if sentence := unfinished(run):
-            raise InputError(sentence)
+        refuse([unfinished(run)])
         evaluation = run.evaluation(split)
         rows = [row for row in run.predicted(split) if not row["leaked"]]
         values = run.values() | facts["own"]
