@@ -138,9 +138,14 @@ def checked(name: str, out: Path | None) -> tuple[Run, Path, int]:
 
 def whole(run: Run) -> tuple[Path, str | None]:
     """Where the whole model of a run lies, merged or trained whole; and what is wrong with it, with a remedy."""
+    return product(run) if run.values().get("use_peft") else (run.adapter, adapter_damage(run))
+
+
+def product(run: Run) -> tuple[Path, str | None]:
+    """Where the merged model of a run lies; and what is wrong with it, with a remedy."""
     facts = run.facts()
     if not run.values().get("use_peft"):
-        return run.adapter, adapter_damage(run)
+        return run.directory, f"{run.directory} trained the whole model and has nothing merged; leave out MERGED=1"
     if "merged" not in facts:
         return run.directory, f"{run.directory} has no merged model; make one with: make merge RUN={run.name}"
     directory = Path(facts["merged"]["directory"])

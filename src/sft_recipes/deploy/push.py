@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes import errors
+from sft_recipes.deploy import merge
 from sft_recipes.errors import InputError, refuse
-from sft_recipes.files import difference, write_whole
+from sft_recipes.files import write_whole
 from sft_recipes.models import licences
 from sft_recipes.models.licences import Licence
 from sft_recipes.report import card
@@ -141,22 +142,16 @@ def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str], Facts]:
     base = recipe["model_name_or_path"]
     problems += forbidden(licences.of(base, recipe.get("model_revision", "main")), base, repo)
     damage = adapter_damage(run)
-    problems += [rehearsed(run), damage]
-    if not damage and not merged:
-        directory, files = run.adapter, facts["measured"]["saved"]
-        if recipe.get("use_peft") and not card.hub_id(base):
-            problems.append(
-                f"{run.adapter} is an adapter for {base}, a local directory that nobody else has; merge it "
-                f"(make merge RUN={name}) and push with MERGED=1"
-            )
-    if merged and "merged" not in facts:
-        problems.append(f"{run.directory} has no merged model; make one with: make merge RUN={name}")
-    elif merged:
-        directory, files = Path(facts["merged"]["directory"]), facts["merged"]["files"]
-        if damage := difference(directory, files):
-            problems.append(f"{directory} is not what was merged: {damage}; delete it and merge again")
+    directory, problem = merge.product(run) if merged else (run.adapter, None)
+    problems += [rehearsed(run), damage, problem]
+    if not merged and not damage and recipe.get("use_peft") and not card.hub_id(base):
+        problems.append(
+            f"{run.adapter} is an adapter for {base}, a local directory that nobody else has; merge it "
+            f"(make merge RUN={name}) and push with MERGED=1"
+        )
     refuse(problems)
     identity.check(run)
     if not (directory / card.CARD).is_file():
         raise InputError(f"{directory} has no {card.CARD}; a training that ends well writes it, as make evaluate does")
+    files = facts["merged"]["files"] if merged else facts["measured"]["saved"]
     return directory, [*files, card.CARD], recipe

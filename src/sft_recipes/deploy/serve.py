@@ -55,10 +55,8 @@ def checked(name: str, merged: bool, port: int) -> tuple[Run, Facts]:
     facts, recipe = run.facts(), run.values()
     whole = merged or not recipe.get("use_peft")
     problems = [None if port <= 65535 else f"PORT={port}: a port is a number from 1 to 65535", rehearsed(run)]
-    if merged and not recipe.get("use_peft"):
-        problems.append(f"{run.directory} trained the whole model and has nothing merged; leave out MERGED=1")
-    elif whole:
-        directory, problem = merge.whole(run)
+    if whole:
+        directory, problem = merge.product(run) if merged else merge.whole(run)
         problems.append(problem)
     else:
         problems.append(adapter_damage(run))
