@@ -6,14 +6,15 @@ a text that ends in `.yaml` or, for a run, has a slash. docs/api.md has examples
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import starmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sft_recipes.errors import EvaluationFailed, InputError, Interrupted, TrainingFailed
+from sft_recipes.errors import EvaluationFailed, InputError, Interrupted, TrainingFailed, refuse
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.runs import outcome
-from sft_recipes.terminal import count, visible
+from sft_recipes.terminal import count, plain, visible
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,11 +45,7 @@ class Facts:
         raise NotImplementedError
 
     def __str__(self) -> str:
-        return "\n".join(
-            f"{subject if first else '':<10} {line}"
-            for subject, text in self.lines()
-            for first, line in zip([True] + [False] * text.count("\n"), text.split("\n"), strict=True)
-        )
+        return "\n".join(starmap(plain, self.lines()))
 
     def _repr_html_(self) -> str:
         return as_table(self.lines())
@@ -292,8 +289,7 @@ def load_model(run: "str | Path | RunResult") -> tuple[Any, Any]:
     from sft_recipes.runs.run import adapter_damage
 
     found = load_run(run)
-    if damage := adapter_damage(found._run):
-        raise InputError(damage)
+    refuse([adapter_damage(found._run)])
     identity.check(found._run)
     on_cpu = topology.no_gpu()
     quiet()

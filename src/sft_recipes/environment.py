@@ -30,6 +30,7 @@ def quiet_environment(*, on_cpu: bool, one_gpu: bool = False, compiles: bool = F
         # imports its compiler at once, which takes seconds of each process.
         **({"TORCHDYNAMO_DISABLE": "1"} if on_cpu and not compiles else {}),
     }
+    first_gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     changes = {
         # DeepSpeed builds its operations with ninja, which is beside this Python, whether or not its environment is
         # active.
@@ -44,7 +45,7 @@ def quiet_environment(*, on_cpu: bool, one_gpu: bool = False, compiles: bool = F
         "MPLBACKEND": "agg",
         # A GPU in sight is taken by some of the libraries, whatever the accelerate config says.
         **({"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""} if on_cpu else {}),
-        **({"CUDA_VISIBLE_DEVICES": _first_gpu()} if one_gpu and not on_cpu else {}),
+        **({"CUDA_VISIBLE_DEVICES": first_gpu} if one_gpu and not on_cpu else {}),
     }
     return defaults | dict(os.environ) | changes
 
@@ -77,10 +78,6 @@ def importable_backend() -> None:
     name, _, module = os.environ.get("MPLBACKEND", "").partition("://")
     if name == "module" and importlib.util.find_spec(module.partition(".")[0]) is None:
         del os.environ["MPLBACKEND"]
-
-
-def _first_gpu() -> str:
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
 
 
 def _warn_once() -> None:

@@ -17,12 +17,21 @@ class InputError(Exception):
         super().__init__("\n".join(problems))
 
 
+def refuse(problems: Iterable[object]) -> None:
+    """Nothing where there are no problems; None is none.
+
+    Raises:
+        InputError: With all of them.
+    """
+    if found := [str(problem) for problem in problems if problem is not None]:
+        raise InputError(*found)
+
+
 class RunStopped(Exception):
     """A run did not come to its end; `run` is what there is of it.
 
     Args:
         message: what happened, and how to go on.
-        run: the run.
     """
 
     def __init__(self, message: str, run: Any) -> None:

@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -49,6 +50,27 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def staged(directory: Path) -> Iterator[Path]:
+    """An empty directory to work in, which is gone afterwards if it was not given another name."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def publish(staging: Path, directory: Path, is_whole: Callable[[], bool]) -> None:
+    """Give a directory its name; where another process was faster, what that has made is as good if it is whole."""
+    try:
+        staging.rename(directory)
+    except OSError:
+        if not is_whole():
+            shutil.rmtree(directory)
+            staging.rename(directory)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a file that is either the old one or the new one, also after a crash."""
     with replacing(path) as temporary:
@@ -73,7 +95,6 @@ def json_lines(path: Path, *, cut_off: bool = False) -> list[Any]:
     """The values of a JSON-lines file in order.
 
     Args:
-        path: of the file.
         cut_off: leave out a last line that a crash cut off, which only a file that grows can have.
 
     Raises:
@@ -95,7 +116,6 @@ def sealed(directory: Path, besides: str = "", *, only: Collection[str] = ()) ->
     """Size and SHA-256 of every file below a directory but those of one name, after they are on the disk.
 
     Args:
-        directory: of the files.
         besides: a name that is left out.
         only: the names that are taken; all without it.
     """
@@ -119,6 +139,13 @@ def difference(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> str |
         if sha256(path) != was["sha256"]:
             return f"{name} does not match its checksum"
     return None
+
+
+def taken(out: Path) -> str | None:
+    """Why a new file or directory that OUT= names cannot be made, and what to do instead; None where it can."""
+    if out.exists():
+        return f"{out} exists and is never overwritten; name another OUT=, or delete it"
+    return None if out.absolute().parent.is_dir() else f"{out.parent} is no directory; make it, or name another OUT="
 
 
 def sha256(path: Path) -> str:

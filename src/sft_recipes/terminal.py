@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STYLES = {"blocking": "bold red", "warning": "yellow", "info": "cyan", "verdict": "bold"}
 LABEL = 10
+GIB = 2**30
 # The colours that `table` and a preview give, which no text of others gets this far with.
 _COLOUR = re.compile("(\x1b\\[[0-9;]*m)")
 
@@ -45,9 +46,12 @@ def say(label: str, text: str) -> None:
         grid.add_row(Text(label, style=STYLES.get(label, "dim")), Text(text))
         console.print(grid)
         return
-    first, *rest = text.removesuffix("\n").split("\n")
-    for line in [f"{label:<{LABEL}} {first}", *(f"{'':<{LABEL}} {line}" for line in rest)]:
-        print(line, flush=True)
+    print(plain(label, text), flush=True)
+
+
+def plain(label: str, text: str) -> str:
+    """One decision as a pipe gets it."""
+    return f"{label:<{LABEL}} " + text.removesuffix("\n").replace("\n", f"\n{'':<{LABEL}} ")
 
 
 def print_lines(lines: str | Iterable[tuple[str, str]]) -> None:
@@ -118,6 +122,11 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def gib(size: float, digits: int = 1) -> str:
+    """Bytes in GiB: `5.2 GiB`."""
+    return f"{size / GIB:.{digits}f} GiB"
 
 
 def printable(text: str) -> str:

@@ -285,15 +285,15 @@ def test_a_section_that_takes_too_long_is_killed_and_the_next_one_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = program.Worker(tmp_path)
-    started = worker.ask({"section": "facts", "work": str(tmp_path)}, 120, [])
+    started = worker.ask({"section": "facts", "work": str(tmp_path)}, 120)
     assert started is not None and started["hardware"]["kind"] == "cpu"
     # It thinks that it has ten minutes, and has a second.
     with monkeypatch.context() as context:
         context.setattr(program, "GRACE", -600)
-        found = program._section("speed", 1.0, tmp_path, worker, [])
+        found = program._section("speed", 1.0, worker)
     assert found["ended"] == "at its limit" and found["measurements"] == [] and found["seconds"] < 10
     assert not worker.alive()
-    found = program._section("machine", 120.0, tmp_path, worker, [])
+    found = program._section("machine", 120.0, worker)
     assert found["ended"] == "by itself" and len(found["measurements"]) == 2
     worker.kill()
 

@@ -34,7 +34,7 @@ def here(project: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[dict[s
         asked.append(json.loads(options["input"]))
         return subprocess.CompletedProcess(command, 0, json.dumps(candidate.measured(asked[-1])), "")
 
-    monkeypatch.setattr(tune.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     monkeypatch.setattr(tune, "TIMED", 2)
     monkeypatch.setattr(tune, "ALONE", tune.ALONE | {"max_steps": 4})
     yield asked

@@ -14,6 +14,7 @@ from pyarrow import parquet
 from sft_recipes.data import preparation
 from sft_recipes.data.preparation import Prepared, prepare
 from sft_recipes.errors import InputError
+from sft_recipes.files import publish
 from sft_recipes.recipes.recipe import parse_overrides
 
 
@@ -1310,7 +1311,7 @@ def test_the_slower_of_two_processes_uses_the_directory_of_the_other(place: Work
     before = (winner.directory / "train.jsonl").stat().st_ino
     staging = tmp_path / "staging"
     staging.mkdir()
-    preparation._publish(staging, winner.directory, winner.fingerprint)
+    publish(staging, winner.directory, lambda: bool(preparation._complete(winner.directory, winner.fingerprint)))
     assert (winner.directory / "train.jsonl").stat().st_ino == before
 
 

@@ -172,7 +172,7 @@ def test_what_is_nothing_to_publish_is_refused_with_every_reason(
     assert [problem.split(";")[0] for problem in refused.value.problems] == [
         "REPO='name' is no repository",
         "there is no token of the Hub",
-        "runs/tuned is a rehearsal: its model is tiny and random, and no result",
+        "runs/tuned is a rehearsal, whose adapter belongs to a tiny random model",
         "runs/tuned/adapter is an adapter for model, a local directory that nobody else has",
     ]
     os.truncate(run.adapter / "adapter_model.safetensors", 100)

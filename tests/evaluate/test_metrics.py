@@ -447,15 +447,6 @@ def test_what_no_scorer_writes_is_refused(gold: list[str], train: list[tuple[str
     ]
 
 
-def test_two_runs_are_compared_as_base_and_tuned_are(
-    gold: list[str], train: list[tuple[str, str]], generator: np.random.Generator
-) -> None:
-    rows = rows_of(gold, base=answered(gold, 0.6, generator), tuned=answered(gold, 0.7, generator))
-    pair = metrics.difference(rows, "tuned", "base", LABELS)
-    against = metrics.measure(rows, "classification", train, LABELS)["paired"]["base"]
-    assert pair == {key: value for key, value in against.items() if key != "p_holm"}
-
-
 # Baselines
 
 
@@ -628,8 +619,6 @@ def test_a_generation_task_has_its_own_baselines_and_verdict(generator: np.rando
     nearest = baselines.answers(*map(list, zip(*train, strict=True)), prompts[:60], 0)
     assert nearest["most_common_answer"] == ["no"] * 60
     assert nearest["nearest_training_row"] == [f"answer {number}" for number in range(60)]
-    against = {key: value for key, value in found["paired"]["base"].items() if key != "p_holm"}
-    assert metrics.difference(rows, "tuned", "base", resamples=299) == against
 
 
 def test_with_a_schema_the_primary_metric_is_valid_json() -> None:

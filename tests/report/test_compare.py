@@ -347,10 +347,12 @@ def test_the_test_agrees_with_counted_resamples() -> None:
     make_run("b", other)
     (pair,) = compare.compare(["a", "b"])["pairs"]
     rows = [
-        {"row": k, "leaked": k == 0, "gold": label, "a": {"prediction": x}, "b": {"prediction": y}}
+        {"row": k, "id": str(k), "prompt": f"row {k}", "leaked": k == 0, "gold": label}
+        | {"tuned": {"prediction": x}, "base": {"prediction": y}}
         for k, (label, x, y) in enumerate(zip(gold, one, other, strict=True))
     ]
-    counted = metrics.difference(rows, "a", "b", LABELS)
+    trained = [(f"trained {k}", label) for k, label in enumerate(LABELS)]
+    counted = metrics.measure(rows, "classification", trained, LABELS)["paired"]["base"]
     for key in ("value", "low", "high"):
         assert pair["difference"][key] == pytest.approx(counted["difference"][key], abs=0.003)
     assert pair["p"] == pytest.approx(counted["p"], abs=0.01)

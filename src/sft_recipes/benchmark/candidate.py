@@ -4,19 +4,17 @@ Apart from the others, so that its peak of memory is its own, and one that does 
 """
 
 import json
-import os
 import sys
 import tempfile
 from typing import Any
 
+from sft_recipes import children
 from sft_recipes.environment import importing, quiet
 
 
 def main() -> int:
     """Measure what is asked, and print what it took."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # Whatever writes to the output from here on is chatter.
-    os.dup2(2, 1)
+    answers = children.answers()
     with importing():
         quiet()
         found = measured(json.load(sys.stdin))
@@ -30,7 +28,6 @@ def measured(asked: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from sft_recipes.benchmark import device, steps
-    from sft_recipes.children import peak_resident
     from sft_recipes.train.train import OF_TRAINER, build, correct
 
     here, own = device.find(), asked["own"]
@@ -40,7 +37,7 @@ def measured(asked: dict[str, Any]) -> dict[str, Any]:
         correct(trainer, recipe, own)
         arm = steps.Arm("", steps.silent(trainer), here)
         arm.round(asked["warm"], asked["timed"])
-    peak = torch.cuda.max_memory_allocated() if here.gpu else peak_resident()
+    peak = torch.cuda.max_memory_allocated() if here.gpu else children.peak_resident()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return {**arm.facts(), "losses": losses, "peak_memory_bytes": peak}
 

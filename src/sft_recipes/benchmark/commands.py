@@ -1,7 +1,6 @@
 """The sections that walk the road with the program's own commands, each in a folder where nothing else is."""
 
 import concurrent.futures
-import functools
 import os
 import subprocess
 import sys
@@ -10,8 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from sft_recipes import children
 from sft_recipes.benchmark.scale import Scale
 from sft_recipes.benchmark.section import Section
 from sft_recipes.errors import InputError
@@ -42,10 +40,7 @@ def command(
     """Run a command to its end; the seconds it took and what it printed.
 
     Args:
-        arguments: What follows the program's name.
         environment: All of its environment.
-        seconds: That it has.
-        of: The program, without another our own.
         code: The exit code that it should end with.
 
     Raises:
@@ -57,7 +52,7 @@ def command(
     try:
         output, _ = process.communicate(timeout=max(1.0, seconds))
     except subprocess.TimeoutExpired:
-        kill(process)
+        children.kill(process)
         raise TimeoutError(f"{' '.join(arguments)} did not end in {seconds:.0f} s") from None
     if process.returncode != code:
         raise RuntimeError(f"{' '.join(arguments)} ended with code {process.returncode}: {_end(output)}")
@@ -83,21 +78,6 @@ def _end(output: str) -> str:
     return " | ".join((errors or lines)[-3:])
 
 
-def kill(process: subprocess.Popen[str]) -> None:
-    """Kill a command and everything it started, without a word to it: what a crash of the machine would do."""
-    try:
-        family = [*psutil.Process(process.pid).children(recursive=True)]
-    except psutil.NoSuchProcess:
-        family = []
-    for each in [process, *family]:
-        try:
-            each.kill()
-        except psutil.NoSuchProcess:
-            continue
-    process.communicate()
-    psutil.wait_procs(family, timeout=10)
-
-
 def killed_after(arguments: Sequence[str], environment: Mapping[str, str], checkpoint: Path, seconds: float) -> float:
     """Start a training and kill all its processes once that checkpoint is whole; the seconds until then.
 
@@ -117,7 +97,7 @@ def killed_after(arguments: Sequence[str], environment: Mapping[str, str], check
             time.sleep(0.01)
     finally:
         if process.poll() is None:
-            kill(process)
+            children.kill(process)
     return round(time.monotonic() - began, 1)
 
 
@@ -197,11 +177,7 @@ def topologies(section: Section, scale: Scale, environment: Mapping[str, str]) -
     with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
         work = {name: pool.submit(_topology, place, section, environment) for name, place in places.items()}
         for name, future in work.items():
-            section.measure(name, functools.partial(_result, future), expected=0)
-
-
-def _result(future: concurrent.futures.Future[dict[str, Any]]) -> dict[str, Any]:
-    return future.result()
+            section.measure(name, future.result, expected=0)
 
 
 def _not_on_cpu(recipe: recipes.Recipe, place: topology.Topology) -> str:

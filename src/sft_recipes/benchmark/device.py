@@ -22,12 +22,10 @@ import torch
 class Peak:
     """The most bytes that were held while something ran."""
 
-    allocated: int = 0
-    """By tensors: torch's own count on a GPU, of live storages on a CPU."""
+    allocated: int = 0  # by tensors: torch's own count on a GPU, of live storages on a CPU
     reserved: int | None = None
     """By torch's allocator, fragments included; None on a CPU, which has no such allocator."""
-    device: int | None = None
-    """Of the whole GPU after it, as nvidia-smi shows it; None on a CPU."""
+    device: int | None = None  # of the whole GPU after it, as nvidia-smi shows it; None on a CPU
 
 
 @dataclasses.dataclass(frozen=True)

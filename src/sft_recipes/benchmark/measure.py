@@ -1,15 +1,14 @@
 """The sections that are measured in this process: machine, memory, speed, knobs and the gpt-oss shape."""
 
-import contextlib
 import dataclasses
 import functools
 import importlib.util
 import json
 import os
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from transformers import Trainer
@@ -234,20 +233,10 @@ def knobs(section: Section, scale: Scale, device: Device, work: Path) -> None:
         elif knob.package and importlib.util.find_spec(knob.package) is None:
             section.refuse(knob.name, f"{knob.package} is not installed")
         else:
-            with environment_kept():
+            # `torch_compile` writes into the environment, and the next trainer would be compiled too.
+            with mock.patch.dict(os.environ):
                 section.measure(knob.name, functools.partial(run, knob))
             device.free()
-
-
-@contextlib.contextmanager
-def environment_kept() -> Iterator[None]:
-    """Puts the environment back: `torch_compile` writes into it, and the next trainer would be compiled too."""
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 def gpt_oss(section: Section, scale: Scale, device: Device, work: Path) -> None:

@@ -10,18 +10,16 @@ import json
 import queue
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from sft_recipes import children
 from sft_recipes.benchmark import BUDGET, RESULTS
 from sft_recipes.benchmark.scale import RATIOS, SECTIONS, SHARES
 from sft_recipes.demo import demo_base
@@ -29,11 +27,12 @@ from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.files import write_whole
 from sft_recipes.launch import launch
+from sft_recipes.launch.processes import signals_taken
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
 from sft_recipes.recipes.shipped import located
 from sft_recipes.runs import provenance
-from sft_recipes.terminal import count, duration, say
+from sft_recipes.terminal import count, duration, gib, say
 
 SCHEMA = 1
 # What the commands of a section read of a project, and find in the folder that they run in.
@@ -46,11 +45,6 @@ GRACE = 2.0
 def benchmark(budget: float = BUDGET, out: Path = RESULTS, only: Sequence[str] = ()) -> tuple[int, Path]:
     """Measure this machine, and write what was found to a new file in `out`.
 
-    Args:
-        budget: Seconds in all.
-        out: The folder of the result.
-        only: The sections to measure; without it all but the ratios.
-
     Returns:
         The exit code (0 measured, 1 nothing was measured, 3 stopped before the end) and the file.
 
@@ -62,25 +56,16 @@ def benchmark(budget: float = BUDGET, out: Path = RESULTS, only: Sequence[str] =
         raise InputError(f"BUDGET={budget:g}: a budget of less than 10 s measures nothing; the default is {BUDGET}")
     fingerprints = {name: _fingerprint(name) for name in RECIPES}
     began = time.monotonic()
-    stopped: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, frame: stopped.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        with tempfile.TemporaryDirectory(prefix="sft-recipes-benchmark-") as scratch:
-            work = Path(scratch)
-            _project(work)
-            worker = Worker(work)
+    with tempfile.TemporaryDirectory(prefix="sft-recipes-benchmark-") as scratch:
+        worker = Worker(Path(scratch))
+        with signals_taken(worker.stop):
+            _project(worker.work)
             try:
-                facts, path = _measure(chosen, fingerprints, budget, began, out, work, worker, stopped)
+                facts, path = _measure(chosen, fingerprints, budget, began, out, worker)
             finally:
                 worker.kill()
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
     conclude(facts, path, chosen)
-    if stopped:
+    if worker.stopped:
         return launch.INTERRUPTED, path
     measured = any(section["measurements"] for section in facts["sections"].values())
     return launch.FINISHED if measured else launch.FAILED, path
@@ -104,16 +89,9 @@ def _project(work: Path) -> None:
 
 
 def _measure(
-    chosen: list[str],
-    fingerprints: dict[str, str],
-    budget: float,
-    began: float,
-    out: Path,
-    work: Path,
-    worker: "Worker",
-    stopped: list[int],
+    chosen: list[str], fingerprints: dict[str, str], budget: float, began: float, out: Path, worker: "Worker"
 ) -> tuple[dict[str, Any], Path]:
-    found = worker.ask({"section": "facts", "work": str(work)}, budget / 2, stopped)
+    found = worker.ask({"section": "facts", "work": str(worker.work)}, budget / 2)
     if found is None:
         raise InputError(f"the machine cannot be described: {worker.last_words()}")
     hardware = found["hardware"]
@@ -134,32 +112,32 @@ def _measure(
         "sections": {},
     }
     shares = {RATIOS: 1, **SHARES[hardware["kind"]]}
-    say("machine", f"{hardware['name']}, {hardware['memory_bytes'] / 2**30:.0f} GiB")
+    say("machine", f"{hardware['name']}, {gib(hardware['memory_bytes'], 0)}")
     for number, name in enumerate(chosen):
         left = budget - (time.monotonic() - began) - GRACE
         limit = left * shares[name] / sum(shares[each] for each in chosen[number:])
-        if stopped:
+        if worker.stopped:
             break
-        section = _section(name, limit, work, worker, stopped)
+        section = _section(name, limit, worker)
         facts["sections"][name] = section
         facts["seconds"] = round(time.monotonic() - began, 1)
         write_whole(path, json.dumps(facts, indent=1) + "\n")
         say(name, _said(section))
-    facts["status"] = "interrupted" if stopped else "complete"
+    facts["status"] = "interrupted" if worker.stopped else "complete"
     facts["seconds"] = round(time.monotonic() - began, 1)
     write_whole(path, json.dumps(facts, indent=1) + "\n")
     return facts, path
 
 
-def _section(name: str, limit: float, work: Path, worker: "Worker", stopped: list[int]) -> dict[str, Any]:
-    file = work / f"{name}.json"
+def _section(name: str, limit: float, worker: "Worker") -> dict[str, Any]:
+    file = worker.work / f"{name}.json"
     began = time.monotonic()
     # Its own deadline is earlier, so that it can say itself what it leaves out.
-    asked = {"section": name, "file": str(file), "seconds": max(0.0, limit - GRACE), "work": str(work)}
-    answer = worker.ask(asked, limit, stopped)
+    asked = {"section": name, "file": str(file), "seconds": max(0.0, limit - GRACE), "work": str(worker.work)}
+    answer = worker.ask(asked, limit)
     section: dict[str, Any] = {"limit_seconds": round(limit, 1), "ended": "by itself"}
     if answer is None:
-        section["ended"] = "stopped" if stopped else "at its limit" if worker.alive() else worker.last_words()
+        section["ended"] = "stopped" if worker.stopped else "at its limit" if worker.alive() else worker.last_words()
         worker.kill()
     found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     empty: dict[str, Any] = {"measurements": [], "refused": [], "failed": [], "left_out": []}
@@ -171,10 +149,15 @@ class Worker:
 
     def __init__(self, work: Path) -> None:
         self.work = work
+        self.stopped = False  # whether the benchmark was told to stop
         self._process: subprocess.Popen[str] | None = None
         self._answers: queue.Queue[str] = queue.Queue()
 
-    def ask(self, question: dict[str, Any], seconds: float, stopped: list[int]) -> dict[str, Any] | None:
+    def stop(self, number: int, frame: object) -> None:
+        """Take a signal: what is asked is given up, and nothing more is begun."""
+        self.stopped = True
+
+    def ask(self, question: dict[str, Any], seconds: float) -> dict[str, Any] | None:
         """Its answer, or None if it ended, or took longer, or the benchmark was told to stop."""
         process = self._process
         if process is None or not self.alive():
@@ -184,7 +167,7 @@ class Worker:
             print(json.dumps(question), file=process.stdin, flush=True)
         except BrokenPipeError:
             return None
-        while time.monotonic() < end and not stopped:
+        while time.monotonic() < end and not self.stopped:
             try:
                 return json.loads(self._answers.get(timeout=0.1))
             except queue.Empty:
@@ -206,8 +189,14 @@ class Worker:
                 text=True,
                 start_new_session=True,
             )
-        self._answers = queue.Queue()
-        threading.Thread(target=_lines, args=(process.stdout, self._answers), daemon=True).start()
+        answers: queue.Queue[str] = queue.Queue()
+        self._answers = answers
+
+        def listen() -> None:
+            for line in process.stdout or ():
+                answers.put(line)
+
+        threading.Thread(target=listen, daemon=True).start()
         return process
 
     def alive(self) -> bool:
@@ -222,26 +211,8 @@ class Worker:
 
     def kill(self) -> None:
         """End it and everything that it started."""
-        if self._process is None:
-            return
-        try:
-            family = psutil.Process(self._process.pid).children(recursive=True)
-        except psutil.NoSuchProcess:
-            family = []
-        if self._process.poll() is None:
-            self._process.kill()
-        for each in family:
-            try:
-                each.kill()
-            except psutil.NoSuchProcess:
-                continue
-        self._process.wait()
-        psutil.wait_procs(family, timeout=5)
-
-
-def _lines(output: Iterable[str], answers: "queue.Queue[str]") -> None:
-    for line in output:
-        answers.put(line)
+        if self._process is not None:
+            children.kill(self._process)
 
 
 def _file(out: Path, name: str) -> Path:

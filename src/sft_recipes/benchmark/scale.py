@@ -72,12 +72,9 @@ class Knob:
     """One change of execution or precision, measured alone against the same base."""
 
     name: str
-    settings: dict[str, Any]
-    """Recipe keys."""
-    only_on_gpu: str = ""
-    """Why a CPU cannot have it."""
-    package: str = ""
-    """What must be installed for it."""
+    settings: dict[str, Any]  # recipe keys
+    only_on_gpu: str = ""  # why a CPU cannot have it
+    package: str = ""  # what must be installed for it
 
 
 KNOBS = (
@@ -126,29 +123,19 @@ class Scale:
     """The sizes of one kind of machine."""
 
     gpu: bool
-    matrix: int
-    """Side of the matrices that are multiplied."""
-    copied: int
-    """Bytes that are copied."""
-    repeats: int
-    """Of both, of which the median counts."""
-    memory: tuple[MemoryCase, ...]
-    """Steps whose memory is measured, in order of worth."""
-    model: str
-    """Whose shape the speed is measured on."""
+    matrix: int  # side of the matrices that are multiplied
+    copied: int  # bytes that are copied
+    repeats: int  # of both, of which the median counts
+    memory: tuple[MemoryCase, ...]  # steps whose memory is measured, in order of worth
+    model: str  # whose shape the speed is measured on
     config: dict[str, Any]
-    speed_batch: dict[str, int]
-    """The global batch by distribution."""
+    speed_batch: dict[str, int]  # the global batch by distribution
     longest: dict[str, int]
     """Tokens of the longest row by distribution, and of the rows that knobs are compared on."""
-    knob_batch: tuple[int, int]
-    """Global batch and micro-batch of the base that knobs are compared with."""
-    warm: int
-    """Steps before those that are timed."""
-    timed: int
-    """Steps that are timed in each of the two rounds."""
-    experts: dict[str, Any]
-    """What differs from gpt-oss-20b's config, to make it small."""
+    knob_batch: tuple[int, int]  # global batch and micro-batch of the base that knobs are compared with
+    warm: int  # steps before those that are timed
+    timed: int  # steps that are timed in each of the two rounds
+    experts: dict[str, Any]  # what differs from gpt-oss-20b's config, to make it small
 
 
 def _bundled(name: str) -> dict[str, Any]:
@@ -252,27 +239,19 @@ def cpu() -> Scale:
     )
 
 
-def of(*, gpu_visible: bool) -> Scale:
-    """The scale of a machine."""
-    return gpu() if gpu_visible else cpu()
-
-
 def row_lengths(distribution: str, rows: int, longest: int | None = None) -> list[int]:
     """Lengths of so many rows in tokens, evenly through the distribution, shuffled by a fixed stride."""
     quantiles = LENGTHS[distribution]
     lengths = []
+    # A stride that shares no divisor with the number of rows visits each once.
+    stride = next(step for step in range(max(1, int(rows * 0.618)), rows + 1) if math.gcd(step, rows) == 1)
     for number in range(rows):
-        # A stride that shares no divisor with the number of rows visits each once.
-        place = (number * _stride(rows)) % rows
+        place = (number * stride) % rows
         share = place / max(1, rows - 1)
         (low, short), (high, long) = next(pair for pair in itertools.pairwise(quantiles) if share <= pair[1][0])
         length = round(short + (long - short) * (share - low) / (high - low))
         lengths.append(length if longest is None else min(length, longest))
     return lengths
-
-
-def _stride(rows: int) -> int:
-    return next(step for step in range(max(1, int(rows * 0.618)), rows + 1) if math.gcd(step, rows) == 1)
 
 
 def write_rows(directory: Path, lengths: list[int], vocabulary: int, *, everything: bool = False) -> Path:

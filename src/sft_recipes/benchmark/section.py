@@ -17,12 +17,9 @@ class Section:
         self.path = path
         self.deadline = time.monotonic() + seconds
         self.measurements: list[dict[str, Any]] = []
-        self.failures: list[dict[str, str]] = []
-        """What was tried and failed, by name, with the error."""
-        self.refused: list[dict[str, str]] = []
-        """What cannot be had here, by name, with the reason."""
-        self.left_out: list[str] = []
-        """What there was no time for: until it is measured, everything."""
+        self.failures: list[dict[str, str]] = []  # what was tried and failed, by name, with the error
+        self.refused: list[dict[str, str]] = []  # what cannot be had here, by name, with the reason
+        self.left_out: list[str] = []  # what there was no time for: until it is measured, everything
         self._longest = 0.0
         self._write()
 
@@ -42,7 +39,6 @@ class Section:
         """Keep what `work` finds under a name; None if it was refused, failed, or there was no time for it.
 
         Args:
-            name: What is measured.
             work: Gives the measurement's facts. An InputError is a refusal, another exception a failure.
             expected: Seconds it will take; without it, as many as the longest so far.
         """

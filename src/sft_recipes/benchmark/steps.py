@@ -149,7 +149,8 @@ class Clock(TrainerCallback):
             # Kept as tensors: reading their numbers here would wait for the GPU.
             self._counts.append(batch["input_ids"].numel() if mask is None else mask.sum())
             self._positions += batch["input_ids"].numel()
-            self._rows += len(batch["input_ids"]) if mask is not None else int(_starts(batch))
+            # A batch without a mask is one long line of rows, each of which begins at position 0.
+            self._rows += len(batch["input_ids"]) if mask is not None else int((batch["position_ids"] == 0).sum())
         return batches, items
 
     def on_train_begin(self, *arguments: Any, **kwargs: Any) -> None:
@@ -170,11 +171,6 @@ class Clock(TrainerCallback):
         )
         self._counts, self._positions, self._rows, self._waited = [], 0, 0, 0.0
         self._last = time.perf_counter()
-
-
-def _starts(batch: Mapping[str, Any]) -> Any:
-    """Rows in a batch that is one long line of them: each begins at position 0."""
-    return (batch["position_ids"] == 0).sum()
 
 
 class Arm:

@@ -7,12 +7,11 @@ What wins is remembered for the model, this hardware and the lengths of the rows
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
+from sft_recipes import children
 from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
 from sft_recipes.plan import execution, tuning
@@ -24,7 +23,7 @@ from sft_recipes.recipes import arguments, topology
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Value
 from sft_recipes.recipes.schema import as_yaml
-from sft_recipes.terminal import say, share, table
+from sft_recipes.terminal import gib, say, share, table
 
 # Steps of a candidate: those that are not counted, and those that are.
 WARM, TIMED = 2, 6
@@ -88,20 +87,10 @@ def _measured(job: Job, values: dict[str, Any]) -> dict[str, Any]:
         "warm": WARM,
         "timed": TIMED,
     }
-    environment = quiet_environment(
-        on_cpu=job.topology.use_cpu, one_gpu=True, compiles=arguments.compiles(resolved.upstream())
-    )
-    done = subprocess.run(
-        [sys.executable, "-m", "sft_recipes.benchmark.candidate"],
-        input=json.dumps(asked),
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or [f"it ended with code {done.returncode} and said nothing"]
-        return {"error": reason[0]}
-    return json.loads(done.stdout)
+    compiles = arguments.compiles(resolved.upstream())
+    environment = quiet_environment(on_cpu=job.topology.use_cpu, one_gpu=True, compiles=compiles)
+    done = children.run("sft_recipes.benchmark.candidate", asked, env=environment)
+    return {"error": children.reason(done)} if done.returncode else json.loads(done.stdout)
 
 
 def _judged(job: Job, before: Case, measured: list[dict[str, Any]]) -> dict[str, Any]:
@@ -147,8 +136,9 @@ def render(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
             continue
         losses = [f"{each['losses'][at]:.5f}" for at in (0, -1)]
         same = "yes" if each["same"] else f"no, {share(each['apart'], 1)} apart"
-        peak = f"{each['peak_memory_bytes'] / 2**30:.2f} GiB"
-        rows.append([each["name"], f"{each['tokens_per_second']:,.0f}", peak, *losses, same])
+        rows.append(
+            [each["name"], f"{each['tokens_per_second']:,.0f}", gib(each["peak_memory_bytes"], 2), *losses, same]
+        )
     yield "candidates", table(rows)
     yield "again", f"what is written, measured again at the end, differed from itself by {share(facts['drift'], 1)}"
     if facts["file"] is None:

@@ -9,14 +9,13 @@ import os
 import sys
 from pathlib import Path
 
+from sft_recipes import children
 from sft_recipes.environment import quiet
 
 
 def main() -> int:
     """Measure until there is no further line."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    # Whatever writes to the output from here on is chatter.
-    os.dup2(2, 1)
+    answers = children.answers()
     environment = dict(os.environ)
     quiet()
 
@@ -24,7 +23,7 @@ def main() -> int:
     from sft_recipes.benchmark.section import Section
 
     here = device.find()
-    sizes = scale.of(gpu_visible=here.gpu)
+    sizes = scale.gpu() if here.gpu else scale.cpu()
     for line in sys.stdin:
         asked = json.loads(line)
         name, work = asked["section"], Path(asked["work"]) / asked["section"]

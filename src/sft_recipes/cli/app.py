@@ -19,7 +19,7 @@ from typer._coercion import RuntimeParam, build_runtime_param
 from typer.core import TyperCommand, TyperGroup
 
 from sft_recipes import terminal
-from sft_recipes.errors import InputError, did_you_mean
+from sft_recipes.errors import InputError, did_you_mean, refuse
 from sft_recipes.recipes import secrets
 from sft_recipes.terminal import print_lines, say_error
 
@@ -110,8 +110,7 @@ def from_make(command: str, variables: Mapping[str, str]) -> list[str]:
             options.append(f"{parameter.opts[-1]}={value}")
         elif value.lower() not in ("0", "false", "no", "off"):
             options.append(parameter.opts[-1])
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return [command, *options, "--", *positional]
 
 

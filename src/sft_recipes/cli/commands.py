@@ -20,9 +20,12 @@ from sft_recipes.cli.options import (
     Gpu,
     Job,
     Model,
+    NewRun,
+    OpenedRun,
     Overrides,
     RecipeName,
     RunName,
+    Site,
     Split,
     amount,
     argument,
@@ -182,7 +185,7 @@ def rules() -> Result:
 def train(
     recipe: RecipeName,
     job: Job,
-    name: Annotated[str | None, option("NAME", "the run's name; the recipe's name and the time without it")] = None,
+    name: NewRun = None,
     resume: Annotated[bool, flag("resume", "continue the run --name, if it is the same recipe")] = False,
     seeds: Annotated[str | None, option("'N ...'", "train once for each, one after another")] = None,
 ) -> Result:
@@ -200,7 +203,7 @@ def train(
 
 @command(TRAIN)
 def resume(
-    name: Annotated[str, argument("NAME", "the run's name", known_runs, opened)],
+    name: OpenedRun,
     forget_best: Annotated[bool, flag("forget-best", "seek the best anew, where its checkpoint is lost")] = False,
     machines: Annotated[int, number("N", "how many machines train it together, each by this command")] = 1,
     machine: Annotated[int, Option(min=0, metavar="N", help="which of them this is; 0 keeps the run")] = 0,
@@ -220,8 +223,8 @@ def launch(
     on: Annotated[str, option("ENGINE", "slurm, kubernetes, skypilot, ray; torchrun is by hand", clusters.names)],
     job: Job,
     nodes: Annotated[int, number("N", "how many machines; --gpus are those of each")] = 1,
-    site: Annotated[str | None, option("NAME", "a site of clusters/", names_in("clusters"))] = None,
-    name: Annotated[str | None, option("NAME", "the run's name; the recipe's name and the time without it")] = None,
+    site: Site = None,
+    name: NewRun = None,
     gpu: Gpu = None,
     seeds: Annotated[str | None, option("'N ...'", "a job for each")] = None,
     dry: Annotated[bool, flag("dry", "write the run and the job, and submit nothing")] = False,
@@ -236,7 +239,7 @@ def launch(
 
 
 @command(TRAIN)
-def status(name: Annotated[str, argument("NAME", "the run's name", known_runs, opened)]) -> Result:
+def status(name: OpenedRun) -> Result:
     """Say how far a run is, and what the engine says of its job."""
     from sft_recipes.launch import submit
 
@@ -245,7 +248,7 @@ def status(name: Annotated[str, argument("NAME", "the run's name", known_runs, o
 
 @command(TRAIN)
 def logs(
-    name: Annotated[str, argument("NAME", "the run's name", known_runs, opened)],
+    name: OpenedRun,
     lines: Annotated[int, number("N", "the last of them")] = 40,
 ) -> Result:
     """Print the last lines of what a run's job has written."""
@@ -289,7 +292,7 @@ def sweep(
     name: Annotated[str | None, option("NAME", "the runs are NAME-t000 and so on")] = None,
     out: Annotated[Path | None, output("FILE", "write the best as this recipe")] = None,
     on: Annotated[str | None, option("ENGINE", "make jobs of the trials, as launch does", clusters.names)] = None,
-    site: Annotated[str | None, option("NAME", "a site of clusters/", names_in("clusters"))] = None,
+    site: Site = None,
     dry: Annotated[bool, flag("dry", "write the trials' jobs, and submit nothing")] = False,
 ) -> Result:
     """Train a recipe with several values, compare them, and write the best as a recipe."""

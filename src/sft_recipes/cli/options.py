@@ -112,6 +112,9 @@ def amount(metavar: str, text: str) -> Any:
 
 RecipeName = Annotated[str, argument("RECIPE", "a name in recipes/, such as default", names_in("recipes"))]
 RunName = Annotated[str, argument("RUN", "the run's name", known_runs, opened)]
+OpenedRun = Annotated[str, argument("NAME", "the run's name", known_runs, opened)]
+NewRun = Annotated[str | None, option("NAME", "the run's name; the recipe's name and the time without it")]
+Site = Annotated[str | None, option("NAME", "a site of clusters/", names_in("clusters"))]
 Gpu = Annotated[
     str | None, option("NAME", "a GPU to plan for, such as a100-80gb; the visible one without it", known_gpus)
 ]

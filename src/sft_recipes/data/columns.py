@@ -57,7 +57,6 @@ def unknown(row: Mapping[str, Any], given: Mapping[str, str]) -> str:
     """What to write where a row's columns fit no format, by its own columns.
 
     Args:
-        row: The first one.
         given: What the recipe says of columns already.
     """
     columns = f"the columns {listed(row)}"

@@ -9,7 +9,7 @@ from sft_recipes.data import columns as names
 from sft_recipes.data import turns
 from sft_recipes.data.readers import Problems, Row
 from sft_recipes.data.turns import Turn
-from sft_recipes.errors import InputError, listed, nearest, shown
+from sft_recipes.errors import InputError, listed, nearest, refuse, shown
 
 FORMATS = ("auto", "messages", "sharegpt", "prompt_completion", "alpaca")
 # Keys and roles of turns, and what they are of `templates.PARTS`.
@@ -80,57 +80,35 @@ def candidates(data_format: str, columns: Mapping[str, str]) -> list[str]:
     fitting = [name for name in formats if set(columns) <= set(_FIELDS[name])]
     if not fitting and not problems:
         problems.append(f"data_columns: no one format has the fields {listed(columns)}; {_HELP}")
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return fitting
 
 
 class Rules:
-    """What a row of one format has to be, the same for every split.
-
-    Args:
-        candidates: the formats that it may be in.
-        columns: those of the fields that have other names.
-        group_column: the column of groups.
-        classes: whether answers that are numbers or truth values are classes.
-        drop_reasoning: whether what an assistant thinks before it answers is left out.
-        answers: whether rows must have answers; of those that need none, what is there is not looked at.
-    """
+    """What a row of one format has to be, the same for every split; `columns` are of the fields with other names."""
 
     def __init__(
-        self,
-        candidates: list[str],
-        columns: Mapping[str, str],
-        group_column: str | None,
-        *,
-        classes: bool = False,
-        drop_reasoning: bool = False,
-        answers: bool = True,
+        self, candidates: list[str], columns: Mapping[str, str], group_column: str | None, reader: turns.Reader
     ) -> None:
         self.candidates = candidates
         self.detected = len(candidates) > 1
         self.format = ""
         self.columns = dict(columns)
         self.group_column = group_column
-        self.answers = answers
+        self.reader = reader
+        self.answers = reader.answers
         self.needed: list[str] = []
-        self.reader = turns.Reader(classes=classes, marks=answers, drop_reasoning=drop_reasoning)
         self.holds: set[str] = set()
         """What the rows hold that not every chat template renders, of `templates.PARTS`."""
-        self.variables: dict[str, type] = {}
-        """What they set of the chat template, and of which type."""
-        self.settled: dict[str, str] = {}
-        """The column of each field that all rows have."""
+        self.variables: dict[str, type] = {}  # what they set of the chat template, and of which type
+        self.settled: dict[str, str] = {}  # the column of each field that all rows have
         self.source = self.first = ""
         """The source that is read, and the one whose first row has settled all this."""
-        self.several: str | None = None
-        """The first row with several answers to learn."""
+        self.several: str | None = None  # the first row with several answers to learn
         self.masked: str | None = None
         """The first row with an answer before the last one that is not to be learnt."""
-        self.shortened = 0
-        """Rows that end before what follows their last answer to learn."""
-        self.prompt_type: type | None = None
-        """Of prompts and completions; None until the first row."""
+        self.shortened = 0  # rows that end before what follows their last answer to learn
+        self.prompt_type: type | None = None  # of prompts and completions; None until the first row
 
     @property
     def conversational(self) -> bool:
@@ -332,9 +310,7 @@ class Rules:
             faults.append(f"{column} holds {shown(rounds)}; write a list of [question, answer] pairs")
             return []
         if rounds:
-            self.reader.notes[
-                f"{column}: rounds before {self.columns['instruction']}, whose answers are learnt too"
-            ] = None
+            self.reader.note(f"{column}: rounds before {self.columns['instruction']}, whose answers are learnt too")
         return [
             Turn(place, role, self.reader.text(text, place, faults))
             for number, pair in enumerate(rounds)

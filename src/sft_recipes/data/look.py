@@ -70,10 +70,8 @@ def said(file: str, base: str) -> Said:
 class Classes:
     """The classes that the answers of rows are."""
 
-    field: str | None
-    """The field of the JSON answers that is the class; None where the whole answer is."""
-    rows: Mapping[str, int]
-    """How many rows each has, most frequent first."""
+    field: str | None  # the field of the JSON answers that is the class; None where the whole answer is
+    rows: Mapping[str, int]  # how many rows each has, most frequent first
 
 
 def kind(prepared: preparation.Prepared, found: survey.Survey) -> str:

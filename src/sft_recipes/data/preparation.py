@@ -5,14 +5,15 @@ an error that names its place; none is dropped, cut or repaired.
 """
 
 import hashlib
+import inspect
 import itertools
 import json
-import shutil
 import uuid
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from sft_recipes.data import formats, templates
 from sft_recipes.data import sources as found_sources
 from sft_recipes.data.formats import Rules
 from sft_recipes.data.readers import COLUMNAR, LONGEST_ROW, Problems, Row, Source, file_source
-from sft_recipes.errors import InputError, listed
+from sft_recipes.data.turns import Reader
+from sft_recipes.errors import InputError, listed, refuse
+from sft_recipes.files import publish, staged
 from sft_recipes.recipes import sources as named_sources
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.schema import as_yaml
@@ -58,23 +61,11 @@ class Prepared:
     notes: tuple[str, ...]  # one sentence for each decision that was made
 
 
-_SOURCE = (
-    *("train_file", "validation_file", "test_file", "dataset_name", "dataset_config"),
-    *("dataset_train_split", "dataset_test_split", "data_format", "data_columns", "group_column", "task"),
-    *("drop_reasoning", "stopping_strategy"),
-)
-
-
-# What `prepare` takes of where rows come from and how they are read.
-ARGUMENTS = frozenset({*_SOURCE, "validation_split_size", "test_split_size"})
-
-
 def source_of(recipe: Recipe) -> dict[str, Any]:
     """Where the recipe's rows come from and how they are read, as `prepare` takes it."""
     # Nothing is held out when nothing is evaluated.
     held_out = recipe["validation_split_size"] if recipe["eval_strategy"] != "no" else 0.0
-    shares = {"validation_split_size": held_out, "test_split_size": recipe["test_split_size"]}
-    return {**{key: recipe[key] for key in _SOURCE}, **shares}
+    return {key: recipe[key] for key in ARGUMENTS} | {"validation_split_size": held_out}
 
 
 def prepare(
@@ -115,7 +106,7 @@ def prepare(
     def rules_of(entry: Entry) -> Rules:
         own = entry.data_format or data_format, dict(entry.data_columns or columns)
         open_formats = formats.candidates(*own)
-        return Rules(open_formats, own[1], group_column, classes=classes, drop_reasoning=drop_reasoning)
+        return Rules(open_formats, own[1], group_column, Reader(classes=classes, drop_reasoning=drop_reasoning))
 
     shared = rules_of(Entry())
     if (train_file is None) == (dataset_name is None):
@@ -153,8 +144,7 @@ def prepare(
             # One chat template renders all.
             rules.holds, rules.variables = shared.holds, shared.variables
             sources.setdefault(split, []).append(_Part(entry, source, rules))
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     if "validation" in sources:
         del asked["validation"]
     shares = {split: float(share) for split, share in asked.items() if share}
@@ -170,14 +160,10 @@ def prepare(
     directory = cache / fingerprint[:16]
     facts = _complete(directory, fingerprint)
     if facts is None:
-        staging = cache / f".{directory.name}.{uuid.uuid4().hex}"
-        staging.mkdir(parents=True)
-        try:
+        with staged(cache / f".{directory.name}.{uuid.uuid4().hex}") as staging:
             facts = {"fingerprint": fingerprint, **_write(staging, sources, shares, stopping_strategy, on_rows)}
             (staging / "facts.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-            _publish(staging, directory, fingerprint)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+            publish(staging, directory, lambda: _complete(directory, fingerprint) is not None)
     for split, split_facts in facts["splits"].items():
         # The directory may have been made from files of the same content under other names.
         parts = sources.get(split, sources["train"])
@@ -192,6 +178,10 @@ def prepare(
     # What was prepared before there were such has none of them.
     known |= {key: tuple(facts.get(key, ())) for key in ("holds", "variables")}
     return Prepared(directory, fingerprint, **known, notes=tuple(notes))
+
+
+# What it takes of where rows come from and how they are read.
+ARGUMENTS = [name for name in inspect.signature(prepare).parameters if name not in ("cache", "on_rows")]
 
 
 def groups(prepared: Prepared, split: str) -> list[str | None]:
@@ -234,7 +224,7 @@ def prompts(
     Raises:
         InputError: With everything that is wrong.
     """
-    rules = Rules([data_format], data_columns or {}, None, answers=False)
+    rules = Rules([data_format], data_columns or {}, None, Reader(answers=False))
     rules.prompt_type = list if conversational else str
     problems = Problems()
     found = []
@@ -263,23 +253,16 @@ def _complete(directory: Path, fingerprint: str) -> dict[str, Any] | None:
     return facts if whole else None
 
 
-def _publish(staging: Path, directory: Path, fingerprint: str) -> None:
-    try:
-        staging.rename(directory)
-    except OSError:
-        # Another process was faster, and its directory is as good; or an old directory lost a file.
-        if _complete(directory, fingerprint) is None:
-            shutil.rmtree(directory)
-            staging.rename(directory)
-
-
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Part:
-    """A source of a split, with what its rows have to be."""
+    """A source of a split, with what its rows have to be, and how many there were."""
 
     entry: Entry
     source: Source
     rules: Rules
+    read: int = 0
+    written: Counter[str] = field(default_factory=Counter)  # by the split that they are for
+    drawn: int | None = None  # how many were drawn of those for training, where it was by weight
 
 
 def _named(parts: list[_Part]) -> str:
@@ -313,8 +296,6 @@ def _write(
     problems = Problems()
     origins = dict.fromkeys(shares, "train") | {split: split for split in sources}
     origins = {split: origins[split] for split in ("train", "validation", "test") if split in origins}
-    read = {split: [0] * len(parts) for split, parts in sources.items()}
-    written = {split: [0] * len(sources[origin]) for split, origin in origins.items()}
     groups: dict[str, list[str | None]] = {split: [] for split in origins if split != "train"}
     evaluated = "test" if "test" in groups else "validation"
     weights = [part.entry.weight or 0.0 for part in sources["train"]]
@@ -328,7 +309,7 @@ def _write(
             if any(weights) and split == "train":
                 files["train"] = stack.enter_context(_drawn_from(staging, number).open("w", **_TEXT))
             for place, row in itertools.islice(source.rows(problems), part.entry.rows):
-                read[split][number] += 1
+                part.read += 1
                 total += 1
                 if on_rows and not total % PROGRESS_ROWS:
                     on_rows(total)
@@ -345,13 +326,13 @@ def _write(
                 # Rows drawn for a test that has a file of its own are nobody's.
                 if not problems.count and split in (target, origins[target]):
                     files[target].write(line + "\n")
-                    written[target][number] += 1
+                    part.written[target] += 1
                     if target in groups and rules.group_column is not None:
                         groups[target].append(group)
-            if not read[split][number] and not problems.count:
+            if not part.read and not problems.count:
                 problems.add(source.name, "has no rows; write at least one")
-            elif read[split][number] < (part.entry.rows or 0) and not problems.count:
-                has = count(read[split][number], "row")
+            elif part.read < (part.entry.rows or 0) and not problems.count:
+                has = count(part.read, "row")
                 problems.add(
                     source.name, f"has {has}, and rows: {part.entry.rows} asks for more; write no more than that"
                 )
@@ -384,15 +365,15 @@ def _write(
             )
     problems.stop()
     one_answer = not several
-    if not all(map(any, written.values())):
+    if not all(any(part.written[split] for part in sources[origin]) for split, origin in origins.items()):
         raise InputError(
-            f"{_shares(shares)} {'puts' if len(shares) == 1 else 'put'} all {sum(read['train']):,} rows of "
+            f"{_shares(shares)} {'puts' if len(shares) == 1 else 'put'} all "
+            f"{sum(part.read for part in sources['train']):,} rows of "
             f"{_named(sources['train'])} on one side (equal rows stay together): give "
             f"{' and '.join(f'a {split}_file' for split in shares)}, more rows or another share"
         )
-    available = dict(written)
     if any(weights):
-        written["train"] = _mix(staging, sources["train"], written["train"], weights, stopping_strategy)
+        _mix(staging, sources["train"], weights, stopping_strategy)
     holds, variables = first.rules.holds, first.rules.variables
     split_off = one_answer and any(rules.format != "prompt_completion" for rules in every)
     if split_off or variables:
@@ -415,48 +396,37 @@ def _write(
         "read": list(dict.fromkeys([*problems.notes, *(note for rules in every for note in rules.reader.notes)])),
         "shortened": shortened,
         "stopping_strategy": stopping_strategy if any(weights) else None,
-        "splits": {
-            split: _facts(sources[origin], read[origin], available[split], written[split], drawn=split == "train")
-            for split, origin in origins.items()
-        },
+        "splits": {split: _facts(sources[origin], split) for split, origin in origins.items()},
     }
     return facts | {"notes": _notes(facts, shares)}
 
 
-def _facts(
-    parts: list[_Part], read: list[int], available: list[int], written: list[int], *, drawn: bool
-) -> dict[str, Any]:
+def _facts(parts: list[_Part], split: str) -> dict[str, Any]:
     """What is known of a split; of several sources also of each: what there was of it to draw from, and was drawn."""
-    found: dict[str, Any] = {
-        "source": _named(parts),
-        "sha256": _sha256(parts),
-        "rows": sum(read),
-        "prepared_rows": sum(written),
-    }
-    if len(parts) > 1:
-        found["sources"] = [
-            {
-                "source": part.source.name,
-                "sha256": part.source.sha256,
-                "format": part.rules.format,
-                "rows": rows,
-                "available": left,
-                "prepared_rows": prepared,
-                "weight": part.entry.weight if drawn else None,
-            }
-            for part, rows, left, prepared in zip(parts, read, available, written, strict=True)
-        ]
-    return found
+    each: list[dict[str, Any]] = [
+        {
+            "source": part.source.name,
+            "sha256": part.source.sha256,
+            "format": part.rules.format,
+            "rows": part.read,
+            "available": part.written[split],
+            "prepared_rows": part.written[split] if split != "train" or part.drawn is None else part.drawn,
+            "weight": part.entry.weight if split == "train" else None,
+        }
+        for part in parts
+    ]
+    rows, prepared = (sum(of_part[key] for of_part in each) for key in ("rows", "prepared_rows"))
+    found = {"source": _named(parts), "sha256": _sha256(parts), "rows": rows, "prepared_rows": prepared}
+    return found | ({"sources": each} if len(parts) > 1 else {})
 
 
 def _drawn_from(staging: Path, number: int) -> Path:
     return staging / f".source{number}"
 
 
-def _mix(
-    staging: Path, parts: list[_Part], rows: list[int], weights: list[float], stopping_strategy: str
-) -> list[int]:
-    """Draw the training rows from their sources by weight, and give how many of each were drawn."""
+def _mix(staging: Path, parts: list[_Part], weights: list[float], stopping_strategy: str) -> None:
+    """Draw the training rows from their sources by weight."""
+    rows = [part.written["train"] for part in parts]
     if empty := [part.source.name for part, number in zip(parts, rows, strict=True) if not number]:
         raise InputError(f"all rows of {listed(empty)} are held out; give it more rows, or leave it out")
     longest = max(number * sum(weights) / weight for number, weight in zip(rows, weights, strict=True))
@@ -465,8 +435,7 @@ def _mix(
             f"stopping_strategy: all_exhausted with these weights would draw about {longest:,.0f} rows from "
             f"{sum(rows):,}; write weights that are nearer to the sources' rows, or first_exhausted"
         )
-    drawn = [0] * len(parts)
-    kept = array("H")
+    drawn, kept = [0] * len(parts), array("H")
     with ExitStack() as stack:
         train = stack.enter_context((staging / "train.jsonl").open("w", **_TEXT))
         origins = stack.enter_context((staging / _ORIGINS).open("wb"))
@@ -483,9 +452,9 @@ def _mix(
                 kept.tofile(origins)
                 kept = array("H")
         kept.tofile(origins)
-    for number in range(len(parts)):
+    for number, part in enumerate(parts):
         _drawn_from(staging, number).unlink()
-    return drawn
+        part.drawn = drawn[number]
 
 
 def _drawn(line: str, shares: Mapping[str, float]) -> str:

@@ -332,10 +332,8 @@ class _Window:
         self.file = file
         self.text = ""
         self.ended = False
-        self.lines = 0
-        """Lines that end before the window."""
-        self.column = 0
-        """Characters of the window's first line that are before it."""
+        self.lines = 0  # lines that end before the window
+        self.column = 0  # characters of the window's first line that are before it
         self.undecodable: list[tuple[int, str]] = []
         """Lines with bytes that are not UTF-8, and what is said of them."""
         self.more()
@@ -413,44 +411,41 @@ def _read_csv(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, 
             problems.add(f"{name}:{line}", f"not CSV: {error}; put a cell in double quotes and double those inside it")
 
 
-def _read_parquet(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, Row]]:
+def _read_columns(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, Row]]:
+    """The rows of a file of Parquet or Arrow, with the names of their classes."""
     import pyarrow
-    from pyarrow import parquet
 
-    number = 0
+    number, classes = 0, dict[str, list[str]]()
+    batches, kind = (_of_parquet, "Parquet") if form(path) == ".parquet" else (_of_arrow, "Arrow")
     try:
-        with parquet.ParquetFile(path) as file:
-            classes = classes_of(file.schema_arrow)
-            for batch in file.iter_batches(batch_size=1000):
-                for row in batch.to_pylist():
+        for schema, batch in batches(path):
+            classes = classes if number else classes_of(schema)
+            for start in range(0, batch.num_rows, 1000):
+                for row in batch.slice(start, 1000).to_pylist():
                     number += 1
                     yield f"{name} row {number}", by_name(row, classes, problems)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        problems.add(f"{name} after row {number}", f"not readable as Parquet ({error}); write the file again")
+        problems.add(f"{name} after row {number}", f"not readable as {kind} ({error}); write the file again")
 
 
-def _read_arrow(path: Path, name: str, problems: Problems) -> Iterator[tuple[str, Row]]:
+def _of_parquet(path: Path) -> Iterator[tuple[Any, Any]]:
+    """The batches of a file, each with the file's schema."""
+    from pyarrow import parquet
+
+    with parquet.ParquetFile(path) as file:
+        yield from ((file.schema_arrow, batch) for batch in file.iter_batches(batch_size=1000))
+
+
+def _of_arrow(path: Path) -> Iterator[tuple[Any, Any]]:
     import pyarrow
 
-    number = 0
-    try:
-        with pyarrow.memory_map(str(path)) as file:
-            # `datasets` writes streams; a file of Arrow's other form, Feather, begins with its name.
-            is_file = file.read(6) == b"ARROW1"
-            file.seek(0)
-            if is_file:
-                reader = pyarrow.ipc.open_file(file)
-                batches = (reader.get_batch(index) for index in range(reader.num_record_batches))
-            else:
-                batches = reader = pyarrow.ipc.open_stream(file)
-            classes = classes_of(reader.schema)
-            for batch in batches:
-                for start in range(0, batch.num_rows, 1000):
-                    for row in batch.slice(start, 1000).to_pylist():
-                        number += 1
-                        yield f"{name} row {number}", by_name(row, classes, problems)
-    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        problems.add(f"{name} after row {number}", f"not readable as Arrow ({error}); write the file again")
+    with pyarrow.memory_map(str(path)) as file:
+        # `datasets` writes streams; a file of Arrow's other form, Feather, begins with its name.
+        is_file = file.read(6) == b"ARROW1"
+        file.seek(0)
+        reader = pyarrow.ipc.open_file(file) if is_file else pyarrow.ipc.open_stream(file)
+        batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else reader
+        yield from ((reader.schema, batch) for batch in batches)
 
 
 # How the files begin that are compressed.
@@ -464,8 +459,8 @@ _READERS: dict[str, Callable[[Path, str, Problems], Iterator[tuple[str, Row]]]] 
     ".json": _read_json,
     ".csv": _read_csv,
     ".tsv": _read_csv,
-    ".parquet": _read_parquet,
-    ".arrow": _read_arrow,
+    ".parquet": _read_columns,
+    ".arrow": _read_columns,
 }
 
 

@@ -28,7 +28,7 @@ class TokenizerFacts(TypedDict):
 
 
 def facts(tokenizer: Any) -> TokenizerFacts:
-    """What `refused` goes by."""
+    """What `of_recipe` goes by."""
     vocabulary = tokenizer.get_vocab()
     names = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "pad_token")}
     template = tokenizer.get_chat_template() if tokenizer.chat_template else None
@@ -49,74 +49,58 @@ def facts(tokenizer: Any) -> TokenizerFacts:
     }
 
 
-def refused(
-    base: str,
-    template_path: str | None,
-    known: TokenizerFacts,
-    *,
-    conversational: bool,
-    marks: bool,
-    holds: Sequence[str] = (),
-    variables: Sequence[str] = (),
-    calls_asked: bool = False,
-    embeddings: int | None = None,
-    largest: int = 0,
+def of_recipe(
+    recipe: Recipe, known: TokenizerFacts, rows: Mapping[str, Any], config: Mapping[str, Any] | None, largest: int
 ) -> Iterator[Conflict]:
-    """What a training of rows with this tokenizer is refused for.
+    """What a training with this tokenizer is refused for.
 
     Args:
-        base: The model as the recipe names it.
-        template_path: Where the recipe's chat template is, if it is not the tokenizer's own.
-        known: What `facts` says of the tokenizer.
-        conversational: Whether the rows are turns, which the template renders.
-        marks: Whether the loss is on every assistant turn, which the template has to mark.
-        holds: What the rows hold that not every template renders (`templates.PARTS`).
-        variables: What the rows tell the template by chat_template_kwargs.
-        calls_asked: Whether the model will be asked for calls, which an evaluation has to read.
-        embeddings: The rows of the model's embedding, where they are known and stay as they are.
+        rows: Their `kind`, whether they are `conversational`, what they hold that not every template renders
+            (`templates.PARTS`), and which `variables` they tell the template.
+        config: The values of the language model's config; None where they are not known.
         largest: The largest token of the rows, as far as they have been tokenised.
     """
-
-    def wrong(rule: str, reason: str, remedy: str) -> Conflict:
-        return Conflict(rule, "recipe", reason, remedy)
-
+    base, path, conversational = recipe["model_name_or_path"], recipe["chat_template_path"], rows["conversational"]
     if not known["ends"]:
         token = known["eos_token"]
         what = f"eos_token {token!r} is no token of" if token else "no token ends a text in"
         such = f", such as {known['near']}" if known["near"] else ""
-        yield wrong("eos-token", f"{what} the tokenizer of {base}", f"set eos_token to one that it has{such}")
-    template = template_path or f"the chat template of {base}"
+        yield Conflict("eos-token", f"{what} the tokenizer of {base}", f"set eos_token to one that it has{such}")
+    template = path or f"the chat template of {base}"
     if conversational and not known["template"]:
         what = f"the rows are conversations, and the tokenizer of {base} has no chat template"
         remedy = "set chat_template_path to a .jinja file, the template that the model was trained with"
-        yield wrong("chat-template", what, remedy)
-    elif marks and not known["marked"]:
+        yield Conflict("chat-template", what, remedy)
+    # The loss is on every assistant turn then, which the template has to mark.
+    elif rows["kind"] == "messages" and recipe.loss_on_answers and not known["marked"]:
         copy = "a copy of it with {% generation %} around the assistant's text; or give each row one answer"
         if known["alike"]:
             copy = f"{known['alike'][0]}, which renders the same and marks them"
-        yield wrong(
+        yield Conflict(
             "chat-template",
             f"some rows have several answers, and {template} does not mark them, so the loss cannot be computed on "
             "answers only",
             f"set chat_template_path to {copy}",
         )
     if known["template"]:
-        yield from _unrendered(template, known, holds, variables)
+        yield from _unrendered(template, known, rows["holds"], rows["variables"])
+        calls_asked = recipe["task"] == "generation" and "call answers" in rows["holds"]
         if calls_asked and "calls" in known["renders"] and "call answers" not in known["renders"]:
-            yield wrong(
+            yield Conflict(
                 "chat-template",
                 f"the task asks for calls of tools, and {template} does not write them as an object of JSON with name "
                 "and arguments, so an evaluation could not read them",
                 "set task: null, or set chat_template_path to a template that writes such objects",
             )
     if known["closes"] and not conversational:
-        yield wrong(
+        yield Conflict(
             "end-of-text-twice",
             f"the tokenizer of {base} appends {known['eos_token']} to a text, and so does TRL: each answer would end "
             "with two of them, both trained on, and each prompt with one",
             "take it out of post_processor in its tokenizer.json (or add_eos_token: false in tokenizer_config.json, "
             "where that is set), or write the rows as conversations",
         )
+    embeddings = None if brings_tokens(path) or config is None else config.get("vocab_size")
     yield from beyond(base, max(largest, known["largest"]), embeddings)
 
 
@@ -134,12 +118,11 @@ def _unrendered(
         if parts:
             what = " and ".join(words[part] for part in parts)
             reason = f"some rows have {what}, and {template} does not write them, so the model would never see them"
-            yield Conflict("chat-template", "recipe", reason, remedy)
+            yield Conflict("chat-template", reason, remedy)
     if unknown := [name for name in variables if name not in known["variables"]]:
         near = nearest(unknown[0], known["variables"])
         yield Conflict(
             "chat-template",
-            "recipe",
             f"chat_template_kwargs of some rows sets {listed(unknown)}, which {template} does not know, so it has no "
             "effect",
             f"delete it{near}, or set chat_template_path to a template that knows it",
@@ -151,39 +134,11 @@ def beyond(base: str, largest: int, embeddings: int | None) -> Iterator[Conflict
     if embeddings is not None and largest >= embeddings:
         yield Conflict(
             "tokens-beyond-embedding",
-            "recipe",
             f"the rows, or the end of text and padding, hold token {largest:,}, and {base} has embeddings for "
             f"{embeddings:,}",
             "take the tokenizer that the model was trained with, or save the model with its embeddings resized to the "
             "tokenizer's",
         )
-
-
-def of_recipe(
-    recipe: Recipe, known: TokenizerFacts, rows: Mapping[str, Any], config: Mapping[str, Any] | None, largest: int
-) -> Iterator[Conflict]:
-    """What a training of a recipe, as it is written, is refused for.
-
-    Args:
-        recipe: The recipe.
-        known: What `facts` says of its tokenizer.
-        rows: Their `kind`, whether they are `conversational`, what they hold and which `variables` they set.
-        config: The values of the language model's config; None where they are not known.
-        largest: The largest token of the rows.
-    """
-    path = recipe["chat_template_path"]
-    yield from refused(
-        recipe["model_name_or_path"],
-        path,
-        known,
-        conversational=rows["conversational"],
-        marks=rows["kind"] == "messages" and recipe.loss_on_answers,
-        holds=rows["holds"],
-        variables=rows["variables"],
-        calls_asked=recipe["task"] == "generation" and "call answers" in rows["holds"],
-        embeddings=None if brings_tokens(path) or config is None else config.get("vocab_size"),
-        largest=largest,
-    )
 
 
 def brings_tokens(template_path: str | None) -> bool:

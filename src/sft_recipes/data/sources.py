@@ -192,8 +192,6 @@ def drawn(rows: list[int], weights: list[float], stopping_strategy: str) -> Iter
     read each; a test holds that these are the same.
 
     Args:
-        rows: Of each source.
-        weights: Of each source.
         stopping_strategy: first_exhausted ends with the first source of which all rows have been drawn, all_exhausted
             with the last one.
     """

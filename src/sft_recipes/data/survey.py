@@ -467,7 +467,7 @@ _Histograms = dict[str, "collections.Counter[int]"]
 
 
 def _histograms() -> _Histograms:
-    return {name: collections.Counter() for name in _HISTOGRAMS}
+    return {name: collections.Counter() for name, held in Sized.__annotations__.items() if held == Histogram}
 
 
 def _written(histograms: _Histograms) -> dict[str, Histogram]:
@@ -501,7 +501,6 @@ _OF_TOKENS = (
     *("double_bos", "diverging_prompts", "stops_twice", "empty_reasoning"),
     *("header", "respaced", "rewritten", "clock"),
 )
-_HISTOGRAMS = ("lengths", "answer_starts", "span_starts", "span_ends", "stops", "turn_stops", "unstopped_lengths")
 
 
 def _class_field(train: Split) -> str | None:

@@ -199,11 +199,9 @@ def texts(tokenizer: Any, prompts: Iterable[Prompt], template: str | None = None
     return [text for turns, told in each for text in tokenizer.apply_chat_template(turns, **how, **told)]
 
 
-def encoded(
-    tokenizer: Any, prompts: Iterable[Prompt], template: str | None = None, **how: Any
-) -> dict[str, list[Any]]:
+def encoded(tokenizer: Any, prompts: Iterable[Prompt], **how: Any) -> dict[str, list[Any]]:
     """The tokens of prompts, as `apply_chat_template` gives them for a batch."""
-    how = {"return_dict": True, "chat_template": template or tokenizer.get_chat_template(), **how}
+    how = {"return_dict": True, "chat_template": tokenizer.get_chat_template(), **how}
     found: dict[str, list[Any]] = {}
     for turns, told in groups(prompts, how["chat_template"]):
         for key, values in tokenizer.apply_chat_template(turns, **how, **told).items():

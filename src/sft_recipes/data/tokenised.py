@@ -88,7 +88,6 @@ def facts(directory: Path, *, whole: bool = False) -> dict[str, Any] | None:
     """What is known of the tokens in a directory; None where they are not there, or not as they were written.
 
     Args:
-        directory: Where they are.
         whole: Whether every byte is looked at, and not sizes alone.
     """
     try:
@@ -110,26 +109,15 @@ def writing(directory: Path, template: str | None) -> Iterator[tuple[Path, dict[
     """A directory for the files of parts, which is the named one when all are written, and what is in each split.
 
     Args:
-        directory: Where they will be.
         template: The chat template that renders the rows; None for plain text.
     """
-    staging = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
-    staging.mkdir(parents=True)
     splits: dict[str, Written] = {}
-    try:
+    with files.staged(directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")) as staging:
         yield staging, splits
         known = {"template": template, "splits": {name: asdict(each) for name, each in splits.items()}}
         (staging / FACTS).write_text(json.dumps(known | {"files": files.sealed(staging)}), encoding="utf-8")
-        try:
-            staging.rename(directory)
-        except OSError:
-            # Another process was faster, and its files are as good; or they were damaged.
-            if facts(directory, whole=True) is None:
-                shutil.rmtree(directory)
-                staging.rename(directory)
+        files.publish(staging, directory, lambda: facts(directory, whole=True) is not None)
         _forget(directory.parent)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _forget(folder: Path) -> None:

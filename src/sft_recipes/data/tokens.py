@@ -148,7 +148,6 @@ def dressed(loaded: Any, eos_token: str | None, template: str | None, source: An
     """A tokenizer with a recipe's tokens and template, as `SFTTrainer` sets it up.
 
     Args:
-        loaded: The model's tokenizer.
         eos_token: The recipe's; None for the tokenizer's own.
         template: The text of the chat template that the recipe names; None for the tokenizer's own.
         source: The tokenizer whose template and tokens are cloned, where `chat_template_path` names one.

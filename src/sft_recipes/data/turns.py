@@ -49,10 +49,8 @@ class Turn(NamedTuple):
     place: str
     role: str
     content: str
-    learnt: bool | None = None
-    """What its mark says; None without one."""
-    more: Mapping[str, Any] = {}
-    """Its calls, its reasoning, and whose result it is."""
+    learnt: bool | None = None  # what its mark says; None without one
+    more: Mapping[str, Any] = {}  # its calls, its reasoning, and whose result it is
 
     @property
     def message(self) -> Row:
@@ -64,22 +62,18 @@ class Reader:
     """Reads turns and texts, and keeps what was decided while it did.
 
     Args:
-        sharegpt: whether turns may have ShareGPT's keys and roles.
         classes: whether answers that are numbers or truth values are classes.
-        marks: whether it matters which answers are learnt.
+        answers: whether rows must have answers; of those that need none, what is there is not looked at.
         drop_reasoning: whether what an assistant thinks before it answers is left out.
     """
 
-    def __init__(
-        self, *, sharegpt: bool = False, classes: bool = False, marks: bool = True, drop_reasoning: bool = False
-    ) -> None:
-        self.sharegpt, self.classes, self.marks = sharegpt, classes, marks
-        self.drop_reasoning = drop_reasoning
+    def __init__(self, *, classes: bool = False, answers: bool = True, drop_reasoning: bool = False) -> None:
+        self.classes, self.answers, self.drop_reasoning = classes, answers, drop_reasoning
+        self.sharegpt = False  # whether turns may have ShareGPT's keys and roles
         self.columnar = False
         """Whether rows are from Parquet or the Hub, where an object has a null for each key that another one has."""
         self.unused: set[str] = set()
-        self.notes: dict[str, None] = {}
-        """In the order in which they were found."""
+        self.notes: dict[str, None] = {}  # in the order in which they were found
 
     def note(self, decision: str) -> None:
         """Keep a decision, once."""
@@ -89,9 +83,7 @@ class Reader:
         """A text: of a class that is a number or a truth value, as JSON writes it."""
         if answer and isinstance(value, (bool, int, float)):
             if self.classes:
-                self.notes["labels: answers that are numbers, true or false are the classes that JSON writes so"] = (
-                    None
-                )
+                self.note("labels: answers that are numbers, true or false are the classes that JSON writes so")
                 return as_class(value)
             fix = "write a string, or set task: classification, for which it is a class"
             faults.append(f"{place} holds {shown(value)}; {fix}")
@@ -157,7 +149,7 @@ class Reader:
         others = {key for key, held in turn.items() if held is not None} - REFUSED.keys() - MARKS.keys()
         used = {role_key, content_key, *REASONING, *CALLS, *(("name", "tool_call_id") if role == "tool" else ())}
         self.unused.update(f"{column}[].{key}" for key in others - used)
-        learnt = self._learnt(turn, place, faults) if self.marks else None
+        learnt = self._learnt(turn, place, faults) if self.answers else None
         where, value = f"{place}.{content_key}", turn.get(content_key)
         if turn.get(role_key) in CALL_ROLES:
             self.note("calls: turns that are a call, read as the assistant's")

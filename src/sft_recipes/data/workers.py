@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sft_recipes import children
 from sft_recipes.data.tokenised import Part, Written
 from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
@@ -135,9 +136,7 @@ class _Worker:
 
 def main() -> None:
     """Count the parts that are asked for on the input, and answer on the output, until the input ends."""
-    answers = os.fdopen(os.dup(1), "wb")
-    # What a library prints is no answer.
-    os.dup2(2, 1)
+    answers = children.answers("wb")
     from sft_recipes.data.survey import Counter
 
     def answer(kind: str, value: Any) -> None:

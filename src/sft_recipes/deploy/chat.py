@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.environment import quiet, quiet_environment
-from sft_recipes.errors import InputError
+from sft_recipes.errors import refuse
 from sft_recipes.recipes import topology
 from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run, adapter_damage
@@ -29,8 +29,7 @@ def chat(name: str, *, base: bool = False) -> int:
         InputError: There is no such run, or its adapter is not what was trained.
     """
     run = Run.open(name)
-    if damage := adapter_damage(run):
-        raise InputError(damage)
+    refuse([adapter_damage(run)])
     identity.check(run)
     on_cpu = topology.no_gpu()
     command = [sys.executable, "-m", "sft_recipes.deploy.chat", str(run.directory), "base" if base else "tuned"]

@@ -17,11 +17,11 @@ from sft_recipes.data import tokens
 from sft_recipes.deploy import merge, modelfile
 from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError, did_you_mean
-from sft_recipes.files import sha256, write_whole
+from sft_recipes.files import sha256, staged, taken, write_whole
 from sft_recipes.launch import launch
 from sft_recipes.report import serving
 from sft_recipes.runs import identity
-from sft_recipes.runs.run import Run
+from sft_recipes.runs.run import Run, rehearsed
 from sft_recipes.terminal import count, say, say_error
 
 Facts = dict[str, Any]
@@ -48,12 +48,6 @@ def gguf(
 ) -> tuple[int, Facts]:
     """Write a run's merged model (or the whole one that it trained) as GGUF, with an Ollama Modelfile beside it.
 
-    Args:
-        name: The run.
-        quant: One of `QUANTS`.
-        out: The directory to write, which must not exist; runs/NAME/gguf-QUANT without it.
-        llama_cpp: The folder of llama.cpp, built where llama-quantize is needed; what is on PATH without it.
-
     Returns:
         The exit code (0, or 1 where a program failed or the file is not the model; nothing is left then) and what is
         in gguf.json.
@@ -63,50 +57,41 @@ def gguf(
     """
     run, directory, out, converter, quantizer = checked(name, quant.lower(), out, llama_cpp)
     quant = quant.lower()
-    staging = out.with_name(f".{out.name}.unfinished")
     environment = quiet_environment(on_cpu=True)
-    with run.locked() as lock:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        try:
-            file, first = f"{name}-{quant}.gguf", quant if quant in WHOLE else "f32"
-            steps = [[sys.executable, "-m", "sft_recipes.deploy.convert", str(converter), str(directory)]]
-            made = file if quantizer is None else "whole.gguf"
-            steps[0] += ["--outfile", str(staging / made), "--outtype", first]
-            if quantizer:
-                steps.append([str(quantizer), str(staging / made), str(staging / file), quant.upper()])
-            steps.append([sys.executable, "-m", "sft_recipes.deploy.gguf", str(staging)])
-            prepared = identity.training_rows(run, run.facts())
-            split = next((each for each in ("test", "validation") if each in prepared.splits), "train")
-            total = prepared.splits[split]["prepared_rows"]
-            rows = merge.excerpt(prepared.directory / f"{split}.jsonl", total, merge.ROWS)
-            job = {"model": str(directory), "file": file, "quant": quant, "split": split, "rows": rows}
-            (staging / "job.json").write_text(json.dumps(job), encoding="utf-8")
-            say("converting", f"{directory} into {out / file}")
-            for step in steps:
-                done = subprocess.run(
-                    step,
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                    pass_fds=(lock,),
-                )
-                if done.returncode:
-                    said = " ".join((done.stdout.strip().splitlines() or ["it said nothing"])[-1].split())
-                    say_error(f"not converted: {Path(step[2] if step[1] == '-m' else step[0]).name}: {said}")
-                    return launch.FAILED, {}
-            (staging / "whole.gguf").unlink(missing_ok=True)
-            proof = json.loads((staging / PROOF).read_text(encoding="utf-8"))
-            if proof["refused"]:
-                say_error(f"not converted: {proof['refused']}")
-                return launch.FAILED, proof
-            tokenizer = tokens.read(directory)
-            text, templated = modelfile.modelfile(file, tokenizer, serving.stop_ids(run.values(), directory))
-            write_whole(staging / "Modelfile", text)
-            staging.rename(out)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+    with run.locked() as lock, staged(out.with_name(f".{out.name}.unfinished")) as staging:
+        file, first = f"{name}-{quant}.gguf", quant if quant in WHOLE else "f32"
+        steps = [[sys.executable, "-m", "sft_recipes.deploy.convert", str(converter), str(directory)]]
+        made = file if quantizer is None else "whole.gguf"
+        steps[0] += ["--outfile", str(staging / made), "--outtype", first]
+        if quantizer:
+            steps.append([str(quantizer), str(staging / made), str(staging / file), quant.upper()])
+        steps.append([sys.executable, "-m", "sft_recipes.deploy.gguf", str(staging)])
+        split, rows = merge.excerpt(run, merge.ROWS)
+        job = {"model": str(directory), "file": file, "quant": quant, "split": split, "rows": rows}
+        (staging / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        say("converting", f"{directory} into {out / file}")
+        for step in steps:
+            done = subprocess.run(
+                step,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                pass_fds=(lock,),
+            )
+            if done.returncode:
+                said = " ".join((done.stdout.strip().splitlines() or ["it said nothing"])[-1].split())
+                say_error(f"not converted: {Path(step[2] if step[1] == '-m' else step[0]).name}: {said}")
+                return launch.FAILED, {}
+        (staging / "whole.gguf").unlink(missing_ok=True)
+        proof = json.loads((staging / PROOF).read_text(encoding="utf-8"))
+        if proof["refused"]:
+            say_error(f"not converted: {proof['refused']}")
+            return launch.FAILED, proof
+        tokenizer = tokens.read(directory)
+        text, templated = modelfile.modelfile(file, tokenizer, serving.stop_ids(run.values(), directory))
+        write_whole(staging / "Modelfile", text)
+        staging.rename(out)
     say("gguf", f"{out / file}, {proof['bytes'] / 1e6:,.0f} MB in {quant}")
     if proof["compared"]:
         over = f"{count(proof['answer_tokens'], 'answer token')} of {count(proof['rows'], split + ' row')}"
@@ -128,15 +113,11 @@ def checked(
     run = Run.open(name)
     directory, problem = merge.whole(run)
     out = out or run.directory / f"gguf-{quant}"
-    problems = [problem] if problem else []
-    if run.facts().get("rehearsal"):
-        problems.append(f"{run.directory} is a rehearsal: its model is tiny and random; train first")
+    problems = [each for each in (problem, rehearsed(run)) if each]
     if quant not in QUANTS:
         problems.append(f"QUANT={quant}: it is one of {', '.join(QUANTS)}{did_you_mean(quant, QUANTS)}")
-    if out.exists():
-        problems.append(f"{out} exists and is never overwritten; name another OUT=, or delete it")
-    elif not out.absolute().parent.is_dir():
-        problems.append(f"{out.parent} is no directory; make it, or name another OUT=")
+    if problem := taken(out):
+        problems.append(problem)
     if missing := [name for name in ("gguf", "sentencepiece") if importlib.util.find_spec(name) is None]:
         names = " ".join(missing)
         problems.append(f"the packages that convert it and read it back are not all installed; pip install {names}")

@@ -6,10 +6,10 @@ from typing import Any
 
 from sft_recipes.data import readers
 from sft_recipes.deploy import merge
-from sft_recipes.errors import InputError
+from sft_recipes.errors import refuse
 from sft_recipes.recipes import schema
 from sft_recipes.runs import identity
-from sft_recipes.runs.run import Run
+from sft_recipes.runs.run import Run, rehearsed
 
 # What a DPO pair needs, in TRL's preference format; the prompt may be in both of them instead.
 COLUMNS = ("chosen", "rejected")
@@ -27,7 +27,6 @@ def dpo(name: str, rows: str | None) -> dict[str, Any]:
     """The values of `trl dpo --config` for a finished run: its whole model, its adapter's shape, and the pairs.
 
     Args:
-        name: The run.
         rows: Pairs with the columns `chosen` and `rejected`: a file, a directory, or a dataset of the Hub.
 
     Raises:
@@ -35,9 +34,7 @@ def dpo(name: str, rows: str | None) -> dict[str, Any]:
     """
     run = Run.open(name)
     directory, problem = merge.whole(run)
-    problems = [problem] if problem else []
-    if run.facts().get("rehearsal"):
-        problems.append(f"{run.directory} is a rehearsal: its model is tiny and random; train first")
+    problems = [problem, rehearsed(run)]
     source: dict[str, Any] = {}
     if rows is None:
         problems.append(
@@ -48,8 +45,7 @@ def dpo(name: str, rows: str | None) -> dict[str, Any]:
         source = {"datasets": [{"path": _LOADERS.get(Path(rows).suffix.lower()), "data_files": rows}]}
     else:
         source = {"dataset_name": rows}
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     identity.check(run)
     known = schema.known()
     kept = {

@@ -16,17 +16,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.children import peak_resident
+from sft_recipes import children
 from sft_recipes.data import templates
 from sft_recipes.environment import quiet, quiet_environment
-from sft_recipes.errors import InputError
-from sft_recipes.files import difference, sealed, write_whole
+from sft_recipes.errors import InputError, refuse
+from sft_recipes.files import difference, sealed, staged, taken, write_whole
 from sft_recipes.launch import launch
 from sft_recipes.models import base_model
 from sft_recipes.report import card
 from sft_recipes.runs import identity, provenance
-from sft_recipes.runs.run import Run, adapter_damage
-from sft_recipes.terminal import count, say, say_error
+from sft_recipes.runs.run import Run, adapter_damage, rehearsed
+from sft_recipes.terminal import count, print_lines, say, say_error
 
 Facts = dict[str, Any]
 
@@ -51,11 +51,6 @@ def merge(name: str, out: Path | None = None, *, rows: int = ROWS) -> tuple[int,
     Memory: the base's weights once, in the recipe's dtype, and beside them the widest layer in float32 and the
     distributions of the compared answers. Where the base was quantised, it is loaded so afterwards, as for training.
 
-    Args:
-        name: The run.
-        out: The directory to write, which must not exist; runs/NAME/merged without it.
-        rows: How many held-out rows the merged files are compared with base and adapter on.
-
     Returns:
         The exit code (0, or 1 where merged and unmerged differ too much or the process failed; nothing is left then)
         and what is in merge.json.
@@ -64,36 +59,26 @@ def merge(name: str, out: Path | None = None, *, rows: int = ROWS) -> tuple[int,
         InputError: The run has no adapter to trust, its base or data are not there, or there is no room.
     """
     run, out, size = checked(name, out)
-    prepared = identity.training_rows(run, run.facts())
-    split = next((split for split in ("test", "validation", "train") if split in prepared.splits), "train")
-    staging = out.with_name(f".{out.name}.unfinished")
-    with run.locked() as lock:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir()
-        try:
-            chosen = excerpt(prepared.directory / f"{split}.jsonl", prepared.splits[split]["prepared_rows"], rows)
-            job = {"run": str(run.directory), "split": split, "rows": chosen, "bytes": size}
-            (staging / "job.json").write_text(json.dumps(job), encoding="utf-8")
-            environment = quiet_environment(on_cpu=run.facts()["topology"]["use_cpu"])
-            command = [sys.executable, "-m", "sft_recipes.deploy.merge", str(staging)]
-            done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, pass_fds=(lock,))
-            if done.returncode or not (staging / PROOF).is_file():
-                reason = done.stderr.strip().splitlines()[-1:] or [f"it ended with code {done.returncode}"]
-                say_error(f"not merged: {reason[0]}")
-                return launch.FAILED, {}
-            proof = json.loads((staging / PROOF).read_text(encoding="utf-8"))
-            if proof.get("problems"):
-                raise InputError(*proof["problems"])
-            if proof["refused"]:
-                say_error(f"not merged: {proof['refused']}")
-                return launch.FAILED, proof
-            card.write_beside(staging, run, proof)
-            staging.rename(out)
-            run.update(merged={"directory": str(out), **proof})
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    for label, text in render(out, proof):
-        say(label, text)
+    split, chosen = excerpt(run, rows)
+    with run.locked() as lock, staged(out.with_name(f".{out.name}.unfinished")) as staging:
+        job = {"run": str(run.directory), "split": split, "rows": chosen, "bytes": size}
+        (staging / "job.json").write_text(json.dumps(job), encoding="utf-8")
+        environment = quiet_environment(on_cpu=run.facts()["topology"]["use_cpu"])
+        command = [sys.executable, "-m", "sft_recipes.deploy.merge", str(staging)]
+        done = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, pass_fds=(lock,))
+        if done.returncode or not (staging / PROOF).is_file():
+            say_error(f"not merged: {children.reason(done)}")
+            return launch.FAILED, {}
+        proof = json.loads((staging / PROOF).read_text(encoding="utf-8"))
+        if proof.get("problems"):
+            raise InputError(*proof["problems"])
+        if proof["refused"]:
+            say_error(f"not merged: {proof['refused']}")
+            return launch.FAILED, proof
+        card.write_beside(staging, run, proof)
+        staging.rename(out)
+        run.update(merged={"directory": str(out), **proof})
+    print_lines(render(out, proof))
     return launch.FINISHED, proof
 
 
@@ -123,23 +108,11 @@ def checked(name: str, out: Path | None) -> tuple[Run, Path, int]:
         InputError: With everything that stands in the way.
     """
     run = Run.open(name)
-    facts, recipe = run.facts(), run.values()
-    out = out or run.directory / "merged"
-    problems = []
-    if facts.get("rehearsal"):
-        problems.append(f"{run.directory} is a rehearsal, whose adapter belongs to a tiny random model; train first")
+    recipe, out = run.values(), out or run.directory / "merged"
+    damage = adapter_damage(run)
     if not recipe.get("use_peft"):
-        problems.append(
-            f"{run.directory} trained the whole model and has nothing to merge; {run.adapter} is that model"
-        )
-    elif damage := adapter_damage(run):
-        problems.append(damage)
-    if out.exists():
-        problems.append(f"{out} exists and is never overwritten; name another OUT=, or delete it")
-    elif not out.absolute().parent.is_dir():
-        problems.append(f"{out.parent} is no directory; make it, or name another OUT=")
-    if problems:
-        raise InputError(*problems)
+        damage = f"{run.directory} trained the whole model and has nothing to merge; {run.adapter} is that model"
+    refuse([rehearsed(run), damage, taken(out)])
     identity.check(run)
     base = base_model.find(recipe["model_name_or_path"], recipe.get("model_revision", "main"))
     if base is None:
@@ -165,9 +138,14 @@ def checked(name: str, out: Path | None) -> tuple[Run, Path, int]:
 
 def whole(run: Run) -> tuple[Path, str | None]:
     """Where the whole model of a run lies, merged or trained whole; and what is wrong with it, with a remedy."""
+    return product(run) if run.values().get("use_peft") else (run.adapter, adapter_damage(run))
+
+
+def product(run: Run) -> tuple[Path, str | None]:
+    """Where the merged model of a run lies; and what is wrong with it, with a remedy."""
     facts = run.facts()
     if not run.values().get("use_peft"):
-        return run.adapter, adapter_damage(run)
+        return run.directory, f"{run.directory} trained the whole model and has nothing merged; leave out MERGED=1"
     if "merged" not in facts:
         return run.directory, f"{run.directory} has no merged model; make one with: make merge RUN={run.name}"
     directory = Path(facts["merged"]["directory"])
@@ -175,11 +153,14 @@ def whole(run: Run) -> tuple[Path, str | None]:
     return directory, damage and f"{directory} is not what was merged: {damage}; delete it and merge again"
 
 
-def excerpt(path: Path, total: int, rows: int) -> list[Facts]:
-    """Rows of a prepared split, the same ones whenever it is asked."""
+def excerpt(run: Run, rows: int) -> tuple[str, list[Facts]]:
+    """A split of a run that was held out, where there is one, and rows of it, the same ones whenever it is asked."""
+    prepared = identity.training_rows(run, run.facts())
+    split = next(split for split in ("test", "validation", "train") if split in prepared.splits)
+    total = prepared.splits[split]["prepared_rows"]
     numbers = set(random.Random(0).sample(range(total), min(rows, total)))  # noqa: S311, a choice of rows
-    with path.open(encoding="utf-8", newline="\n") as lines:
-        return [json.loads(line) for number, line in enumerate(lines) if number in numbers]
+    with (prepared.directory / f"{split}.jsonl").open(encoding="utf-8", newline="\n") as lines:
+        return split, [json.loads(line) for number, line in enumerate(lines) if number in numbers]
 
 
 def main(directory: Path) -> None:
@@ -241,7 +222,7 @@ def merged(run: Run, job: Facts, directory: Path) -> Facts:
         "refused": refusal(compared, effect),
         "files": sealed(directory, besides="README.md"),
         "versions": provenance.versions(),
-        "peak_memory_bytes": peak_resident(),
+        "peak_memory_bytes": children.peak_resident(),
     }
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes.data import preparation
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.evaluate import evaluate, scoring_job
-from sft_recipes.evaluate.questions import Asked, ask
-from sft_recipes.files import write_whole
+from sft_recipes.evaluate.questions import ask
+from sft_recipes.files import taken, write_whole
 from sft_recipes.runs import identity
 from sft_recipes.runs.run import Run, adapter_damage
 from sft_recipes.terminal import count, say
@@ -27,11 +27,6 @@ def predict(name: str, rows: Path, out: Path | None = None) -> tuple[int, Path]:
     That is `probabilities` where a class is predicted by likelihood, and else whether the answer `finished`; a class
     by generation is null where the `text` names none, which is `prediction_text` in rows with a text of their own.
 
-    Args:
-        name: The run.
-        rows: In the format of the training rows, without answers or with them.
-        out: The file to write, which must not exist; ROWS.predictions.jsonl beside the rows without it.
-
     Returns:
         The exit code (0 done, 1 failed, 3 interrupted and resumable) and the file.
 
@@ -40,12 +35,13 @@ def predict(name: str, rows: Path, out: Path | None = None) -> tuple[int, Path]:
     """
     out = out or rows.with_name(f"{rows.stem}.predictions.jsonl")
     run = Run.open(name)
-    if damage := adapter_damage(run):
-        raise InputError(damage)
+    refuse([adapter_damage(run)])
     identity.check(run)
     facts = run.facts()
     asked = rows_to_answer(rows, facts, out)
-    task = training_task(run, facts)
+    # Without a task in its recipe, it was trained to answer texts.
+    own = facts["own"] if facts["own"].get("task") else facts["own"] | {"task": "generation"}
+    task = ask(own, identity.training_rows(run, facts), "train")
     work = out.with_name(f".{out.name}.unfinished")
     fingerprint = hashlib.sha256(json.dumps(asked, default=str).encode()).hexdigest()
     with run.locked() as lock:
@@ -69,10 +65,7 @@ def rows_to_answer(rows: Path, facts: Facts, out: Path) -> list[tuple[Facts, Any
     Raises:
         InputError: With every row that is wrong, or because there is a file of the name to write.
     """
-    if out.exists():
-        raise InputError(f"{out} exists and is never overwritten; name another OUT=, or delete it")
-    if not out.absolute().parent.is_dir():
-        raise InputError(f"{out.parent} is no directory; make it, or name another OUT=")
+    refuse([taken(out)])
     asked = preparation.prompts(
         str(rows),
         facts["data"]["format"],
@@ -80,15 +73,9 @@ def rows_to_answer(rows: Path, facts: Facts, out: Path) -> list[tuple[Facts, Any
         {**(facts["data"]["source"]["data_columns"] or {}), **facts["data"].get("columns", {})},
         conversational=facts["data"]["conversational"],
     )
-    if taken := sorted({"prediction", "probabilities", "finished"} & {key for row, _ in asked for key in row}):
-        raise InputError(f"{rows}: the column {taken[0]} would be overwritten by the prediction's; rename it")
+    if clash := sorted({"prediction", "probabilities", "finished"} & {key for row, _ in asked for key in row}):
+        raise InputError(f"{rows}: the column {clash[0]} would be overwritten by the prediction's; rename it")
     return asked
-
-
-def training_task(run: Run, facts: Facts) -> Asked:
-    """What the run was trained to answer; without a task in its recipe, texts."""
-    own = facts["own"] if facts["own"].get("task") else facts["own"] | {"task": "generation"}
-    return ask(own, identity.training_rows(run, facts), "train")
 
 
 def answer(row: Facts, task: Any, output: Facts) -> Facts:

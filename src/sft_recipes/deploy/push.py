@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from sft_recipes import errors
-from sft_recipes.errors import InputError
-from sft_recipes.files import difference, write_whole
+from sft_recipes.deploy import merge
+from sft_recipes.errors import InputError, refuse
+from sft_recipes.files import write_whole
 from sft_recipes.models import licences
 from sft_recipes.models.licences import Licence
 from sft_recipes.report import card
 from sft_recipes.runs import identity
-from sft_recipes.runs.run import Run, adapter_damage
+from sft_recipes.runs.run import Run, adapter_damage, rehearsed
 from sft_recipes.terminal import count, say
 
 Facts = dict[str, Any]
@@ -29,12 +30,6 @@ _ANSWERS = {
 
 def push(name: str, repo: str, *, merged: bool = False, public: bool = False) -> Facts:
     """Create the repository if it is not there, and upload adapter or merged model with its card as one commit.
-
-    Args:
-        name: The run.
-        repo: `org/name` on the Hub.
-        merged: The merged model instead of the adapter.
-        public: Whether everybody may see it.
 
     Returns:
         `repo`, `url` of the commit, `private` and `files` with their bytes.
@@ -101,8 +96,7 @@ def named(api: Any, directory: Path, recipe: Facts, repo: str) -> list[str]:
     if licence is None:
         say("licence", f"that of the base {base} is not known here; it holds for these files too")
         return []
-    if problems := [*forbidden(licence, base, repo)]:
-        raise InputError(*problems)
+    refuse(forbidden(licence, base, repo))
     written = ModelCard.load(directory / card.CARD)
     if not written.data.license:
         for key, value in card.terms(licence).items():
@@ -136,7 +130,7 @@ def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str], Facts]:
 
     run = Run.open(name)
     facts = run.facts()
-    problems = []
+    problems: list[str | None] = []
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", repo):
         problems.append(f"REPO={repo!r} is no repository; write it as org/name")
     if not get_token():
@@ -147,26 +141,17 @@ def chosen(name: str, repo: str, merged: bool) -> tuple[Path, list[str], Facts]:
     recipe = run.values()
     base = recipe["model_name_or_path"]
     problems += forbidden(licences.of(base, recipe.get("model_revision", "main")), base, repo)
-    if facts.get("rehearsal"):
-        problems.append(f"{run.directory} is a rehearsal: its model is tiny and random, and no result")
-    if damage := adapter_damage(run):
-        problems.append(damage)
-    elif not merged:
-        directory, files = run.adapter, facts["measured"]["saved"]
-        if recipe.get("use_peft") and not card.hub_id(base):
-            problems.append(
-                f"{run.adapter} is an adapter for {base}, a local directory that nobody else has; merge it "
-                f"(make merge RUN={name}) and push with MERGED=1"
-            )
-    if merged and "merged" not in facts:
-        problems.append(f"{run.directory} has no merged model; make one with: make merge RUN={name}")
-    elif merged:
-        directory, files = Path(facts["merged"]["directory"]), facts["merged"]["files"]
-        if damage := difference(directory, files):
-            problems.append(f"{directory} is not what was merged: {damage}; delete it and merge again")
-    if problems:
-        raise InputError(*problems)
+    damage = adapter_damage(run)
+    directory, problem = merge.product(run) if merged else (run.adapter, None)
+    problems += [rehearsed(run), damage, problem]
+    if not merged and not damage and recipe.get("use_peft") and not card.hub_id(base):
+        problems.append(
+            f"{run.adapter} is an adapter for {base}, a local directory that nobody else has; merge it "
+            f"(make merge RUN={name}) and push with MERGED=1"
+        )
+    refuse(problems)
     identity.check(run)
     if not (directory / card.CARD).is_file():
         raise InputError(f"{directory} has no {card.CARD}; a training that ends well writes it, as make evaluate does")
+    files = facts["merged"]["files"] if merged else facts["measured"]["saved"]
     return directory, [*files, card.CARD], recipe

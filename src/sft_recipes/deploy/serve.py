@@ -8,11 +8,11 @@ from typing import Any
 
 from sft_recipes.deploy import merge
 from sft_recipes.environment import quiet_environment
-from sft_recipes.errors import InputError
+from sft_recipes.errors import refuse
 from sft_recipes.files import write_whole
 from sft_recipes.report import page, serving
 from sft_recipes.runs import identity
-from sft_recipes.runs.run import Run, adapter_damage
+from sft_recipes.runs.run import Run, adapter_damage, rehearsed
 from sft_recipes.terminal import say
 
 Facts = dict[str, Any]
@@ -22,11 +22,6 @@ FILE = "serve.md"
 
 def serve(name: str, *, merged: bool = False, port: int = serving.PORT) -> Facts:
     """Write `serve.md` into the run, and become vLLM where it is installed: then this does not return.
-
-    Args:
-        name: The run.
-        merged: The merged model instead of the adapter beside its base.
-        port: Where it listens, on the loopback interface.
 
     Returns:
         `command`, `path` and `body` of a request, and the `file` that holds them.
@@ -59,25 +54,18 @@ def checked(name: str, merged: bool, port: int) -> tuple[Run, Facts]:
     run = Run.open(name)
     facts, recipe = run.facts(), run.values()
     whole = merged or not recipe.get("use_peft")
-    problems = []
-    if port > 65535:
-        problems.append(f"PORT={port}: a port is a number from 1 to 65535")
-    if facts.get("rehearsal"):
-        problems.append(f"{run.directory} is a rehearsal: its model is tiny and random; train first")
-    if merged and not recipe.get("use_peft"):
-        problems.append(f"{run.directory} trained the whole model and has nothing merged; leave out MERGED=1")
-    elif whole:
-        directory, problem = merge.whole(run)
-        problems += [problem] if problem else []
-    elif damage := adapter_damage(run):
-        problems.append(damage)
+    problems = [None if port <= 65535 else f"PORT={port}: a port is a number from 1 to 65535", rehearsed(run)]
+    if whole:
+        directory, problem = merge.product(run) if merged else merge.whole(run)
+        problems.append(problem)
+    else:
+        problems.append(adapter_damage(run))
     if not whole:
         problems += [
             f"vLLM cannot serve this adapter: {why}; merge it (make merge RUN={name}) and serve it with MERGED=1"
             for why in serving.refused(recipe)
         ]
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     identity.check(run)
     if whole:
         return run, serving.served(run, adapter=None, base=str(directory), tokenizer=directory, port=port)

@@ -12,7 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse, special, stats
 
-from sft_recipes.evaluate.statistics import CONFIDENCE, Estimate, bootstrap, estimate, f1_interval, percentile, wilson
+from sft_recipes.evaluate.statistics import (
+    CONFIDENCE,
+    Estimate,
+    bootstrap,
+    estimate,
+    f1_interval,
+    percentile,
+    share_of,
+    wilson,
+)
 
 Floats = NDArray[np.float64]
 Codes = NDArray[np.intp]
@@ -101,7 +110,7 @@ def describe(
         average: metrics.f1_score(gold, predicted, labels=classes, average=average, zero_division=np.nan)
         for average in ("macro", "micro", "weighted")
     }
-    accuracy = _share(int(np.count_nonzero(gold == predicted)), n)
+    accuracy = share_of(int(np.count_nonzero(gold == predicted)), n)
     invalid = int(np.count_nonzero(predicted == len(labels)))
     bounds = dict(zip(SCORES, map(percentile, resampled.T), strict=True))
     # Without invalid outputs it is the accuracy.
@@ -121,15 +130,11 @@ def describe(
         "mcc": estimate(mcc, bounds["mcc"]),
         "roc_auc": None if probabilities is None else _roc_auc(gold, probabilities),
         "ece": ece,
-        "invalid": {"count": invalid, "share": _share(invalid, n)},
+        "invalid": {"count": invalid, "share": share_of(invalid, n)},
         "classes": _classes(gold, predicted, labels),
         "confusion": {"gold": list(labels), "predicted": [*labels, "invalid"], "counts": confusion.tolist()},
         "reliability": reliability,
     }
-
-
-def _share(part: float, whole: float) -> Estimate:
-    return estimate(part / whole if whole else np.nan, wilson(part, whole))
 
 
 def _classes(gold: Codes, predicted: Codes, labels: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -243,7 +248,7 @@ def always(gold: Codes, classes: int) -> list[dict[str, Any]]:
                 "mcc": estimate(np.nan, None),
                 "roc_auc": None,
                 "ece": None,
-                "invalid": {"count": 0, "share": _share(0, n)},
+                "invalid": {"count": 0, "share": share_of(0, n)},
                 "classes": None,
                 "confusion": None,
                 "reliability": None,

@@ -7,20 +7,19 @@ real. This process imports no torch; the answers are the work of another (`harne
 import importlib.util
 import json
 import os
-import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.evaluate import scoring_job
 from sft_recipes.evaluate.evaluate import estimate
-from sft_recipes.files import write_whole
+from sft_recipes.files import staged, write_whole
 from sft_recipes.recipes import topology
 from sft_recipes.runs import identity
-from sft_recipes.runs.run import Run, adapter_damage, unfinished
-from sft_recipes.terminal import count, duration, say
+from sft_recipes.runs.run import Run, adapter_damage, rehearsed
+from sft_recipes.terminal import count, duration, print_lines, say
 
 SCHEMA = 1
 FILE = "forgetting.json"
@@ -35,13 +34,6 @@ def forgetting(
 ) -> tuple[int, dict[str, Any] | None]:
     """Ask base and tuned model the tasks, and write runs/NAME/forgetting.json.
 
-    Args:
-        name: A finished run.
-        tasks: Of lm-evaluation-harness, of `include`, or of our own (`sums`, `opposites`).
-        include: A folder of more tasks, in the harness's form.
-        limit: The first so many samples of each task; all without it.
-        batch: Samples in one batch.
-
     Returns:
         The exit code (0 done, 1 failed, 3 interrupted) and what was written.
 
@@ -53,10 +45,7 @@ def forgetting(
         raise InputError(f"lm-evaluation-harness is not installed; run {pip} install 'lm-eval>=0.4.13,<0.5'")
     run = Run.open(name)
     facts = run.facts()
-    if facts.get("rehearsal"):
-        raise InputError(f"{run.directory} is a rehearsal: its model is tiny and random, and no result")
-    if problem := unfinished(run) or adapter_damage(run):
-        raise InputError(problem)
+    refuse([rehearsed(run) or adapter_damage(run)])
     if not tasks:
         raise InputError(
             "TASKS names no task; write TASKS='hellaswag arc_easy', or TASKS='sums opposites' without a network"
@@ -65,34 +54,27 @@ def forgetting(
         raise InputError(f"INCLUDE={include} is no folder; name one that holds tasks as YAML files")
     identity.check(run)
     recipe = run.values()
-    work = run.directory / ".forgetting"
-    with run.locked() as lock:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir()
-        try:
-            job: dict[str, Any] = {
-                "recipe": recipe,
-                "tuned": str(run.adapter),
-                "on_cpu": topology.no_gpu(),
-                "tasks": list(tasks),
-            }
-            job |= {"include": include and str(include), "shipped": str(SHIPPED), "limit": limit, "batch": batch}
-            write_whole(work / "job.json", json.dumps(job))
-            if code := scoring_job.ask("sft_recipes.evaluate.harness", work, lock, job):
-                smaller = "LIMIT= asks fewer samples, and a smaller BATCH= takes less memory"
-                say("stopped" if code == 3 else "failed", f"nothing was written; {smaller}")
-                return code, None
-            answered = json.loads((work / "samples.json").read_text(encoding="utf-8"))
-            settings = {"include": include and str(include), "limit": limit}
-            head = {"schema": SCHEMA, "run": run.name, "base": recipe["model_name_or_path"], "settings": settings}
-            head |= {"adapter": facts["measured"]["saved"], "lm_eval": answered["version"]}
-            result = head | {"tasks": compared(answered["tasks"]), "seconds": answered["seconds"]}
-            result |= {"device": answered["device"]}
-            write_whole(run.directory / FILE, json.dumps(result, indent=1) + "\n")
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
-    for label, text in render(result):
-        say(label, text)
+    with run.locked() as lock, staged(run.directory / ".forgetting") as work:
+        job: dict[str, Any] = {
+            "recipe": recipe,
+            "tuned": str(run.adapter),
+            "on_cpu": topology.no_gpu(),
+            "tasks": list(tasks),
+        }
+        job |= {"include": include and str(include), "shipped": str(SHIPPED), "limit": limit, "batch": batch}
+        write_whole(work / "job.json", json.dumps(job))
+        if code := scoring_job.ask("sft_recipes.evaluate.harness", work, lock, job):
+            smaller = "LIMIT= asks fewer samples, and a smaller BATCH= takes less memory"
+            say("stopped" if code == 3 else "failed", f"nothing was written; {smaller}")
+            return code, None
+        answered = json.loads((work / "samples.json").read_text(encoding="utf-8"))
+        settings = {"include": include and str(include), "limit": limit}
+        head = {"schema": SCHEMA, "run": run.name, "base": recipe["model_name_or_path"], "settings": settings}
+        head |= {"adapter": facts["measured"]["saved"], "lm_eval": answered["version"]}
+        result = head | {"tasks": compared(answered["tasks"]), "seconds": answered["seconds"]}
+        result |= {"device": answered["device"]}
+        write_whole(run.directory / FILE, json.dumps(result, indent=1) + "\n")
+    print_lines(render(result))
     return 0, result
 
 
@@ -106,16 +88,27 @@ def compared(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 
     from sft_recipes.evaluate import statistics
 
+    def means(values: Any) -> Any:
+        """Of samples drawn again."""
+        return statistics.bootstrap(lambda counts: counts @ values / len(values), np.arange(len(values)), seed=0)
+
+    def mean(values: Any) -> dict[str, float | None]:
+        if set(values.tolist()) <= {0.0, 1.0}:
+            return statistics.share_of(float(values.sum()), len(values))
+        return statistics.estimate(float(values.mean()), statistics.percentile(means(values)))
+
     found, p_values = [], []
     for name, task in tasks.items():
         both = task["values"]["base"].keys() & task["values"]["tuned"].keys()
         base, tuned = (
             np.array([task["values"][model][number] for number in sorted(both)]) for model in ("base", "tuned")
         )
-        drawn = _means(tuned - base)
-        p_values.append(_p(base, tuned, drawn))
+        drawn = means(tuned - base)
+        p_values.append(statistics.difference_p(drawn))
+        if {*base.tolist(), *tuned.tolist()} <= {0.0, 1.0}:
+            p_values[-1] = statistics.mcnemar(int((base > tuned).sum()), int((tuned > base).sum()))
         entry = {"task": name, "metric": task["metric"], "higher_is_better": task["higher_is_better"]}
-        entry |= {"samples": len(base), "base": _mean(base), "tuned": _mean(tuned)}
+        entry |= {"samples": len(base), "base": mean(base), "tuned": mean(tuned)}
         difference = statistics.estimate(float((tuned - base).mean()), statistics.percentile(drawn))
         found.append(entry | {"difference": difference, "p": p_values[-1]})
     for entry, adjusted in zip(found, statistics.holm(p_values), strict=True):
@@ -123,32 +116,6 @@ def compared(tasks: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
         entry["p_holm"] = adjusted
         entry["outcome"] = "none" if adjusted > ALPHA else "gained" if better else "lost"
     return found
-
-
-def _p(base: Any, tuned: Any, drawn: Any) -> float:
-    from sft_recipes.evaluate import statistics
-
-    if {*base.tolist(), *tuned.tolist()} <= {0.0, 1.0}:
-        return statistics.mcnemar(int((base > tuned).sum()), int((tuned > base).sum()))
-    return statistics.difference_p(drawn)
-
-
-def _mean(values: Any) -> dict[str, float | None]:
-    from sft_recipes.evaluate import statistics
-
-    if set(values.tolist()) <= {0.0, 1.0}:
-        return statistics.estimate(float(values.mean()), statistics.wilson(values.sum(), len(values)))
-    drawn = _means(values)
-    return statistics.estimate(float(values.mean()), statistics.percentile(drawn))
-
-
-def _means(values: Any) -> Any:
-    """The means of samples drawn again."""
-    import numpy as np
-
-    from sft_recipes.evaluate import statistics
-
-    return statistics.bootstrap(lambda counts: counts @ values / len(values), np.arange(len(values)), seed=0)
 
 
 def render(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -18,7 +18,7 @@ from typing import Any
 import tqdm
 
 from sft_recipes.environment import importing, quiet
-from sft_recipes.errors import InputError, did_you_mean, hub_reason
+from sft_recipes.errors import InputError, did_you_mean, hub_reason, refuse
 from sft_recipes.files import write_whole
 from sft_recipes.terminal import say_error
 
@@ -96,8 +96,7 @@ def _tasks(job: dict[str, Any]) -> tuple[Any, list[Any]]:
             continue
         loaded |= tasks
         problems += [f"TASKS: {task} {problem}" for task in tasks for problem in _unfit(tasks[task])]
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return manager, list(loaded.values())
 
 

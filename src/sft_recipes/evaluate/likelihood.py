@@ -12,7 +12,7 @@ from transformers import DynamicCache
 from trl.data_utils import common_prefix_length
 
 from sft_recipes.data import templates
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.terminal import say
 
 Prompt = str | templates.Prompt
@@ -33,10 +33,8 @@ class Tree:
 
     tokens: list[int]
     """Of each node. The last token of an answer is predicted and never read, so it has none."""
-    depths: list[int]
-    """How many tokens of its answer come before a node."""
-    sees: torch.Tensor
-    """(nodes, nodes): true for a node itself and what comes before it in its answer."""
+    depths: list[int]  # how many tokens of its answer come before a node
+    sees: torch.Tensor  # (nodes, nodes): true for a node itself and what comes before it in its answer
     terms: list[tuple[int, int, int]]
     """For each token of each answer: the answer, what predicts it (0 the prefix, 1 + n node n), and the token."""
 
@@ -63,8 +61,7 @@ class Candidates:
 
     prefix: list[int]
     """The tokens with which all of them begin: the prompt, and what a template puts before any answer."""
-    tree: Tree
-    """What each goes on with."""
+    tree: Tree  # what each goes on with
 
 
 def candidates(model: Any, tokenizer: Any, prompts: Sequence[Prompt], answers: Sequence[str]) -> list[Candidates]:
@@ -151,8 +148,7 @@ def _apart(
         own.append(tokens)
     if start == 0:
         problems.append("nothing comes before an answer, so it has no likelihood; give each row a prompt")
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return start, tuple(own)
 
 
@@ -173,7 +169,6 @@ def likelihoods(
 
     Args:
         model: As `scoring.load` gives it.
-        tokenizer: The same.
         prompts: All texts, or all turns.
         answers: Two or more.
         known: What `candidates` has made of them, for another adapter of the same model.
@@ -295,7 +290,6 @@ def in_batches(
     Args:
         sizes: Row number to its tokens.
         limit: Tokens of a batch, padding counted. Out of memory it is halved, and the batch done again.
-        compute: Takes row numbers.
     """
     left = sorted(sizes, key=sizes.__getitem__, reverse=True)
     said = False

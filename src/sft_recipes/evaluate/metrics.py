@@ -26,6 +26,7 @@ from sft_recipes.evaluate.statistics import (
     holm,
     mcnemar,
     percentile,
+    share_of,
     wilson,
 )
 from sft_recipes.evaluate.verdict import MINIMUM_ROWS, verdict
@@ -136,35 +137,6 @@ def measure(
     most = baselines.MOST_NEIGHBOURS if labels is None else baselines.MOST_ROWS
     unseen = len(train) - len(baselines.sample([text for text, _ in train], seed, most))
     return result | {"verdict": verdict(result, rows, unseen)}
-
-
-def difference(
-    rows: Sequence[Row],
-    first: str,
-    second: str,
-    labels: Sequence[str] | None = None,
-    *,
-    json_schema: Any = None,
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> dict[str, Any]:
-    """The paired difference of two models' primary metric, first minus second, tested as the only one.
-
-    Args:
-        rows: as in predictions.jsonl, with what the two say under their names, which may be any.
-        labels: the classes of a classification, None for generation.
-
-    Raises:
-        InputError: as `measure`.
-    """
-    scored = [row for row in rows if not row["leaked"]]
-    _check(scored, [first, second], labels)
-    if labels is not None:
-        sample = _class_sample(*_codes(scored, [first, second], labels), len(labels), None)
-    else:
-        said = {model: [row[model]["prediction"] for row in scored] for model in (first, second)}
-        sample = _text_sample(scored, said, json_schema)
-    return _paired(sample, *sample.bootstrap([seed], resamples), _primary(labels, json_schema), first, second)
 
 
 def _primary(labels: Sequence[str] | None, json_schema: Any) -> str:
@@ -299,7 +271,7 @@ def _compare_texts(
         unfinished = None
         if name in models:
             number = sum(row[name].get("finished") is False for row in rows)
-            unfinished = {"count": number, "share": estimate(number / len(rows), wilson(number, len(rows)))}
+            unfinished = {"count": number, "share": share_of(number, len(rows))}
         numbers = sample.estimates(observed, resampled, name)
         return {score: numbers.get(score) for score in generation.SCORES} | {"unfinished": unfinished}
 
@@ -375,8 +347,7 @@ def _groups(sample: _Sample, rows: Sequence[Row], models: Sequence[str], seed: i
             by[group][model] = {score: numbers[score] for score in scores}
             if classes:
                 invalid = sum(rows[int(row)][model]["prediction"] is None for row in inside)
-                share = estimate(invalid / len(inside), wilson(invalid, len(inside)))
-                by[group][model]["invalid"] = {"count": invalid, "share": share}
+                by[group][model]["invalid"] = {"count": invalid, "share": share_of(invalid, len(inside))}
     large = {group: drawn[group] for group in groups if len(members[group]) >= MINIMUM_GROUP}
     gaps = {
         model: {score: _gap(large, sample.predictors.index(model), sample.scores.index(score)) for score in scores}

@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from sft_recipes.data import preparation, templates, tokens
 from sft_recipes.data.preparation import Prepared
@@ -20,10 +20,6 @@ from sft_recipes.files import write_whole
 from sft_recipes.recipes import task
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.task import Task
-
-if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
 
 # More groups than these are no groups; each is a row of a table and a bar of a figure.
 MOST_GROUPS = 50
@@ -42,19 +38,13 @@ _BLOCK = 4096
 class Question:
     """A row to be evaluated."""
 
-    row: int
-    """Its number in the prepared split, from 1."""
-    prompt: str | templates.Prompt
-    """As the model is asked: text, or the turns before the answer."""
-    text: str
-    """What a person would read of it: the last turn."""
-    reference: str
-    """The answer of the row without its reasoning; where it is a call, `task.calls_text` of it."""
-    call: bool
-    """Whether the answer is a call of a tool."""
+    row: int  # its number in the prepared split, from 1
+    prompt: str | templates.Prompt  # as the model is asked: text, or the turns before the answer
+    text: str  # what a person would read of it: the last turn
+    reference: str  # the answer of the row without its reasoning; where it is a call, `task.calls_text` of it
+    call: bool  # whether the answer is a call of a tool
     group: str | None
-    leaked: bool
-    """Whether a training row has the same prompt, case, punctuation and spacing aside."""
+    leaked: bool  # whether a training row has the same prompt, case, punctuation and spacing aside
 
     @property
     def id(self) -> str:
@@ -70,16 +60,13 @@ class Asked:
     task: Task
     split: str
     rows: int
-    leaked: int
-    """Rows whose prompt is that of a training row, case, punctuation and spacing aside."""
+    leaked: int  # rows whose prompt is that of a training row, case, punctuation and spacing aside
     groups: list[str]
-    longest_answers: list[str]
-    """Of the training rows."""
+    longest_answers: list[str]  # of the training rows
     grouped_by: str | None
     """The column that the rows are grouped by, "source" where their sources are, None for no groups."""
     prepared: Prepared
-    prompts_leaked: Set[int]
-    """By their hashes."""
+    prompts_leaked: Set[int]  # by their hashes
 
     @functools.cached_property
     def questions(self) -> list[Question]:
@@ -181,25 +168,33 @@ def _kept(own: Mapping[str, Any], prepared: Prepared, split: str) -> tuple[Task,
 
 
 def _seen(own: Mapping[str, Any], prepared: Prepared, split: str) -> tuple[Task, _Seen]:
-    """The task, and what the rows show beside it, in one pass over those of training.
-
-    Raises:
-        InputError: As `ask` says.
-    """
+    """The task, and what the rows show beside it, in one pass over those of training."""
     import numpy as np
 
     asked = np.sort(np.fromiter((_hash(row.prompt) for row in _rows(prepared, split)), np.int64))
-    passing = _Passing(asked)
-    rows = passing.each(_rows(prepared, "train"))
+    leaked, longest, reasons = set[int](), list[str](), False
+
+    def passing(rows: Iterator[_Row]) -> Iterator[_Row]:
+        """The rows, of which a block after the other is looked at."""
+        nonlocal longest, reasons
+        while block := [*itertools.islice(rows, _BLOCK)]:
+            hashes = np.fromiter((_hash(row.prompt) for row in block), np.int64, len(block))
+            places = np.searchsorted(asked, hashes).clip(max=len(asked) - 1)
+            leaked.update(hashes[asked[places] == hashes].tolist())
+            answers = {*longest, *(row.whole for row in block)}
+            longest = sorted(answers, key=lambda answer: (-len(answer), answer))[:LONGEST]
+            reasons = reasons or any(row.reasons for row in block)
+            yield from block
+
+    rows = passing(_rows(prepared, "train"))
     found = task.task_of(own, (row.answer for row in rows))
     for _ in rows:
         pass
-    if found.kind == "classification" and own["predict_by"] is None and passing.reasons:
+    if found.kind == "classification" and own["predict_by"] is None and reasons:
         why = "predicted by generation: training answers have reasoning, which comes before the class"
         found = dataclasses.replace(found, by="generation", decisions=(*found.decisions, why))
     _check_labels(found, _rows(prepared, split), prepared.splits[split]["source"])
-    leaked = sorted(passing.leaked)
-    seen = _Seen(int(np.isin(asked, leaked).sum()), leaked, passing.longest)
+    seen = _Seen(int(np.isin(asked, [*leaked]).sum()), sorted(leaked), longest)
     # That of a generation follows from its keys, and from a file.
     facts = {"task": dataclasses.asdict(found) if found.kind == "classification" else None, "seen": vars(seen)}
     path = _place(own, prepared, split)
@@ -208,32 +203,6 @@ def _seen(own: Mapping[str, Any], prepared: Prepared, split: str) -> tuple[Task,
         path.parent.mkdir(exist_ok=True)
         write_whole(path, json.dumps(facts))
     return found, seen
-
-
-class _Passing:
-    """What is kept of training rows while they pass: which of the prompts asked they have, and the longest answers."""
-
-    def __init__(self, asked: "NDArray[np.int64]") -> None:
-        self.asked = asked
-        self.leaked: set[int] = set()
-        self.longest: list[str] = []
-        self.reasons = False
-
-    def each(self, rows: "Iterator[_Row]") -> "Iterator[_Row]":
-        """The rows, which are looked at a block after the other."""
-        import numpy as np
-
-        while block := [*itertools.islice(rows, _BLOCK)]:
-            hashes = np.fromiter((_hash(row.prompt) for row in block), np.int64, len(block))
-            places = np.searchsorted(self.asked, hashes).clip(max=len(self.asked) - 1)
-            self.leaked.update(hashes[self.asked[places] == hashes].tolist())
-            self.longest = _longest({*self.longest, *(row.whole for row in block)})
-            self.reasons = self.reasons or any(row.reasons for row in block)
-            yield from block
-
-
-def _longest(answers: Iterable[str]) -> list[str]:
-    return sorted(answers, key=lambda answer: (-len(answer), answer))[:LONGEST]
 
 
 class _Row(NamedTuple):

@@ -25,9 +25,6 @@ def prepare(
     """Write what the process reads; what was answered to another fingerprint, or by another adapter, is thrown away.
 
     Args:
-        work: The directory of the job.
-        run: Whose model is asked.
-        task: How it is asked.
         longest_answers: Of the training rows, to know how long an answer can be.
         prompts: Numbered from 1 in this order.
         fingerprint: Of everything that decides what the answers mean.
@@ -63,7 +60,6 @@ def score(
     """Let the models answer the rows that they have not answered yet.
 
     Args:
-        work: A prepared directory.
         models: of base, earlier and tuned.
         lock: The descriptor of the run's lock, which the process keeps even if this one is killed.
         earlier: The adapter that the run continued from.

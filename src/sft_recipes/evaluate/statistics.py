@@ -27,6 +27,11 @@ def estimate(value: float, interval: Interval | None) -> Estimate:
     return {"value": float(value), "low": low, "high": high}
 
 
+def share_of(part: float, whole: float) -> Estimate:
+    """A share with its Wilson interval; undefined of nothing."""
+    return estimate(part / whole if whole else np.nan, wilson(part, whole))
+
+
 def wilson(successes: float, n: float, confidence: float = CONFIDENCE) -> Interval | None:
     """Wilson's score interval of a proportion, None without a trial (Wilson 1927, doi:10.2307/2276774).
 
@@ -44,7 +49,7 @@ def wilson(successes: float, n: float, confidence: float = CONFIDENCE) -> Interv
     return max(0.0, centre - half) if share else 0.0, min(1.0, centre + half) if share < 1 else 1.0
 
 
-def f1_interval(hits: float, wrong: float, confidence: float = CONFIDENCE) -> Interval | None:
+def f1_interval(hits: float, wrong: float) -> Interval | None:
     """Interval of the F1 of one class: Wilson "indirect" of Lam, Gopal and Qian (2023, arXiv 2309.14621v2).
 
     Of the rows that are of the class or called so, the share J of hits is a proportion, and F1 = 2 J / (1 + J).
@@ -54,7 +59,7 @@ def f1_interval(hits: float, wrong: float, confidence: float = CONFIDENCE) -> In
         hits: true positives.
         wrong: false positives and false negatives.
     """
-    bounds = wilson(hits, hits + wrong, confidence)
+    bounds = wilson(hits, hits + wrong)
     return bounds and (2 * bounds[0] / (1 + bounds[0]), 2 * bounds[1] / (1 + bounds[1]))
 
 
@@ -138,7 +143,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [float(value) for value in result]
 
 
-def over_seeds(values: ArrayLike, confidence: float = CONFIDENCE) -> tuple[float, float | None, Interval | None]:
+def over_seeds(values: ArrayLike) -> tuple[float, float | None, Interval | None]:
     """Mean of one number over runs that differ in their seed, its sample standard deviation and Student's t interval.
 
     The interval is of the mean over seeds, on the same rows: it says nothing of other rows. None from a single run.
@@ -148,5 +153,5 @@ def over_seeds(values: ArrayLike, confidence: float = CONFIDENCE) -> tuple[float
     if len(numbers) < 2:
         return mean, None, None
     deviation = float(numbers.std(ddof=1))
-    half = float(stats.t.ppf((1 + confidence) / 2, len(numbers) - 1)) * deviation / len(numbers) ** 0.5
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(numbers) - 1)) * deviation / len(numbers) ** 0.5
     return mean, deviation, (mean - half, mean + half)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.interop import importers, tables
 from sft_recipes.interop.importers import PROCESSES, TOOLS
 from sft_recipes.interop.recognition import flat, lines, plain, recognise, refuse_other
@@ -47,8 +47,7 @@ class Entry:
     line: int | None
     outcome: str
     text: str
-    sets: tuple[str, ...] = ()
-    """The recipe's keys that it decided."""
+    sets: tuple[str, ...] = ()  # the recipe's keys that it decided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,11 +73,6 @@ class Audit:
 
 def audit(path: Path, tool: str | None = None, processes: int | None = None) -> Audit:
     """Read a file of another tool and say what becomes of each key.
-
-    Args:
-        path: YAML or JSON of TRL, alignment-handbook (or open-r1), Axolotl, LLaMA-Factory, ms-swift, torchtune, oumi.
-        tool: one of `TOOLS`, instead of recognising it by its keys.
-        processes: how many processes it was run with, which the file itself seldom says.
 
     Raises:
         InputError: The file cannot be read, is a recipe of ours, is of no known tool, or trains something else.
@@ -119,15 +113,13 @@ def write(audit: Audit, out: Path) -> list[Path]:
     Raises:
         InputError: One exists already, or cannot be written, or our own loader would refuse the recipe.
     """
-    if audit.problems:
-        raise InputError(*(f"{out} is not written: {problem}" for problem in audit.problems))
+    refuse(f"{out} is not written: {problem}" for problem in audit.problems)
     if out.suffix != ".yaml" or not recipes.NAME.fullmatch(out.stem):
         raise InputError(f"{out} is not a recipe file; write one such as recipes/NAME.yaml")
     template = out.with_suffix(".jinja")
     files = {template: audit.template} if audit.template is not None else {}
     files[out] = text(audit, template if audit.template is not None else None)
-    if taken := [str(path) for path in files if path.exists()]:
-        raise InputError(*(f"{path} exists and is never overwritten; choose another name" for path in taken))
+    refuse(f"{path} exists and is never overwritten; choose another name" for path in files if path.exists())
     for path, content in files.items():
         try:
             with path.open("x", encoding="utf-8") as file:
@@ -196,13 +188,11 @@ class _Result:
     def __init__(self, tool: str, lines: Mapping[str, int], added: Mapping[str, Any]) -> None:
         self.tool = tool
         self.lines = lines
-        self.added = added
-        """The tool's defaults that count, of keys that the file does not set."""
+        self.added = added  # the tool's defaults that count, of keys that the file does not set
         self.entries: list[Entry] = []
         self.recipe: dict[str, Any] = {}
         self.template: str | None = None
-        self.by: dict[str, str] = {}
-        """Which key of theirs decided a key of ours."""
+        self.by: dict[str, str] = {}  # which key of theirs decided a key of ours
 
     def add(self, key: str, outcome: str, words: str, sets: tuple[str, ...] = ()) -> None:
         line = None if outcome in ("added", "missing") else self.lines.get(key)

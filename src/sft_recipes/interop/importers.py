@@ -28,12 +28,9 @@ class Tool:
     keys: Mapping[str, Meaning]
     families: Mapping[str, Meaning]
     refused: Sequence[Mapping[str, Any]]
-    of: str | None = None
-    """The tool to whose keys it adds its signs."""
-    nested: bool = False
-    """Whether its keys are in sections, and written here as section.key."""
-    accumulation: str = "gradient_accumulation_steps"
-    """Its key for the micro-batches of one step."""
+    of: str | None = None  # the tool to whose keys it adds its signs
+    nested: bool = False  # whether its keys are in sections, and written here as section.key
+    accumulation: str = "gradient_accumulation_steps"  # its key for the micro-batches of one step
 
 
 def _rules(default: Any) -> list[Mapping[str, Any]]:

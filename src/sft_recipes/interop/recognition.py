@@ -52,11 +52,7 @@ def recognise(path: Path, values: Mapping[str, Value], tool: str | None) -> tupl
 
 
 def refuse_other(path: Path, tool: str, file: Mapping[str, Any]) -> None:
-    """Refuse a file that does something else than supervised fine-tuning.
-
-    Raises:
-        InputError: It does, with what.
-    """
+    """Refuse a file that does something else than supervised fine-tuning."""
     if other := importers.refused(tool, file):
         raise InputError(f"{path}: a file of {TOOLS[tool].title}, but {other}; no recipe can be made of it")
 

@@ -6,10 +6,7 @@ gives each pod its place in PET_* variables (kubeflow/trainer, pkg/runtime/frame
 """
 
 import json
-import re
 import shlex
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +19,8 @@ from sft_recipes.recipes.clusters import Site
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import count, duration
 
-FILE = "job.yaml"
+FILE, ASKED = "job.yaml", "kubectl"
+CLIENT = ("kubectl", "launch on a machine that has it")
 # The pods by their name in the runtimes that Trainer brings, and the container in each.
 NODE = "node"
 # Who owns these patches of the runtime, as Trainer asks for it.
@@ -32,30 +30,28 @@ IN_EACH_POD = (
     'nodes="$PET_NNODES" rank="$PET_NODE_RANK" head="$PET_MASTER_ADDR:$PET_MASTER_PORT"; unset "${!PET_@}"; '
     'cd "$0" && exec sft-recipes resume "$1" --machines "$nodes" --machine "$rank" --head "$head"'
 )
-# SLURM's letters are powers of 1024, and Kubernetes' of 1000 without an i.
-_SIZE = re.compile(r"([0-9]+)([KMGT]?)")
 
 
 def script(run: Run, site: Site, project: Path, nodes: int, gpus: int) -> str:
     """The text of a TrainJob.
 
     Args:
-        run: What is trained.
         site: What the site asks for; with `container_image`, `volume_claim` and `shared`.
         project: The folder in which `runs/` lies, in full, under `shared`.
-        nodes: How many pods.
         gpus: GPUs of each; 0 where CPUs train.
     """
+    memory = site["memory_per_node"]
     limits: dict[str, Any] = {
         site["gpu_resource"]: gpus or None,
         "cpu": site["cpus_per_node"],
-        "memory": size(site["memory_per_node"]) if site["memory_per_node"] else None,
+        # SLURM's letters are powers of 1024, and Kubernetes' of 1000 without an i.
+        "memory": f"{memory}i" if memory and not memory.isdigit() else memory and f"{memory}Mi",
     }
     trainer: dict[str, Any] = {
         "image": site["container_image"],
         "command": ["bash", "-c", IN_EACH_POD, str(project), run.name],
         "numNodes": nodes,
-        "resourcesPerNode": {"limits": _set(limits)},
+        "resourcesPerNode": {"limits": clients.stated(limits)},
         "env": [*_environment(site)],
     }
     pod: dict[str, Any] = {
@@ -76,15 +72,17 @@ def script(run: Run, site: Site, project: Path, nodes: int, gpus: int) -> str:
             }
         ],
     }
-    template = {"spec": {"replicatedJobs": [{"name": NODE, "template": {"spec": {"template": {"spec": _set(pod)}}}}]}}
+    template = {
+        "spec": {"replicatedJobs": [{"name": NODE, "template": {"spec": {"template": {"spec": clients.stated(pod)}}}}]}
+    }
     job = {
         "apiVersion": "trainer.kubeflow.org/v1alpha1",
         "kind": "TrainJob",
-        "metadata": _set({"generateName": f"{clusters.label(run.name)}-", "namespace": site["namespace"]}),
-        "spec": _set(
+        "metadata": clients.stated({"generateName": f"{clusters.label(run.name)}-", "namespace": site["namespace"]}),
+        "spec": clients.stated(
             {
                 "runtimeRef": {"name": site["runtime"]},
-                "trainer": _set(trainer),
+                "trainer": clients.stated(trainer),
                 "runtimePatches": [{"manager": OWNER, "trainingRuntimeSpec": {"template": template}}],
             }
         ),
@@ -92,21 +90,11 @@ def script(run: Run, site: Site, project: Path, nodes: int, gpus: int) -> str:
     return yaml.safe_dump(job, sort_keys=False, allow_unicode=True, width=120)
 
 
-def size(given: str) -> str:
-    """An amount of memory as Kubernetes writes it, from `memory_per_node`: 500G is 500Gi, and 500 is 500Mi."""
-    number, letter = _SIZE.fullmatch(given).groups()  # type: ignore[union-attr]
-    return f"{number}{letter or 'M'}i"
-
-
 def _environment(site: Site) -> Iterator[dict[str, Any]]:
     for name in site["environment"] or ():
         # Its value is in the cluster, and in no file of ours.
         yield {"name": name, "valueFrom": {"secretKeyRef": {"name": site["environment_from"], "key": name}}}
     yield from ({"name": name, "value": value} for name, value in site.variables().items())
-
-
-def _set(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value not in (None, [], {})}
 
 
 def by_hand(file: Path) -> str:
@@ -121,17 +109,8 @@ def needed(site: Site) -> Iterator[str]:
         yield "environment_from"
 
 
-def missing() -> Iterator[str]:
-    """What this machine lacks to submit a job."""
-    yield from clients.missing("kubectl", "launch on a machine that has it")
-
-
 def submit(file: Path) -> str:
-    """Submit a job file; gives the job's name, with its namespace before it where that is not kubectl's own.
-
-    Raises:
-        InputError: The cluster refuses it, and says why.
-    """
+    """Submit a job file; gives the job's name, with its namespace before it where that is not kubectl's own."""
     created = clients.submitted("Kubernetes", ["kubectl", "create", "-f", str(file), "-o", "json"])
     metadata = json.loads(created)["metadata"]
     return f"{metadata['namespace']}/{metadata['name']}"
@@ -139,12 +118,9 @@ def submit(file: Path) -> str:
 
 def state(job: Mapping[str, Any]) -> str:
     """What the cluster says of a job: whether it runs, how many of its pods do, and why it ended."""
-    if not shutil.which("kubectl"):
-        return "not known here, kubectl is not in PATH"
     namespace, _, name = str(job["id"]).partition("/")
     # What run.json names is no option of kubectl, whatever it is.
-    asked = ["kubectl", f"--namespace={namespace}", "get", f"trainjob/{name}", "--output=json"]
-    done = subprocess.run(asked, capture_output=True, text=True)
+    done = clients.answered("kubectl", f"--namespace={namespace}", "get", f"trainjob/{name}", "--output=json")
     if done.returncode:
         return "Kubernetes does not know it any more" if "NotFound" in done.stderr else " ".join(done.stderr.split())
     found = json.loads(done.stdout).get("status") or {}

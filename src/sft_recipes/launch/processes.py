@@ -19,7 +19,7 @@ from typing import Any
 
 from sft_recipes.children import Spare
 from sft_recipes.environment import quiet_environment
-from sft_recipes.errors import InputError
+from sft_recipes.errors import refuse
 from sft_recipes.recipes import arguments, topology
 from sft_recipes.runs import identity, lock
 from sft_recipes.runs.run import Run
@@ -39,8 +39,7 @@ class Place:
 
     machines: int = 1
     machine: int = 0
-    host: str = ""
-    """Of machine 0, as the others reach it."""
+    host: str = ""  # of machine 0, as the others reach it
     port: int = 0
 
 
@@ -62,8 +61,7 @@ def place(machines: int, machine: int, head: str | None) -> Place:
     if not host or not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535:
         said = f"HEAD={head} is no HOST:PORT" if head else f"MACHINES={machines} meet nowhere"
         problems.append(f"{said}; write where the others reach machine 0, such as HEAD=node1:29500")
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return Place(machines, machine, host, int(port))
 
 

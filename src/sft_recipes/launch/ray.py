@@ -9,25 +9,22 @@ import ast
 import json
 import re
 import shlex
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError
 from sft_recipes.launch import clients
 from sft_recipes.launch.clients import Trials
 from sft_recipes.recipes.clusters import Site
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import duration
 
-FILE = "job.ray.py"
-# What `ray job submit` and `ray job status` print (ray/dashboard/modules/job/cli.py), perhaps in colours.
+FILE, ASKED = "job.ray.py", "ray"
+CLIENT = ("ray", 'install "ray[default]" in an environment of its own')
+# What `ray job submit` and `ray job status` print (ray/dashboard/modules/job/cli.py).
 _SUBMITTED = re.compile(r"Job '([^']+)' submitted successfully")
 _STATE = re.compile(r"(?:Job '[^']+' (?:was )?|Status for job '[^']+': )(succeeded|failed|stopped|[A-Z]+)")
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def script(run: Run, site: Site, project: Path, nodes: int, gpus: int, trials: Trials | None = None) -> str:
@@ -78,11 +75,6 @@ def needed(site: Site) -> Iterator[str]:
     yield from (key for key in ("address", "shared") if not site[key])
 
 
-def missing() -> Iterator[str]:
-    """What this machine lacks to submit a job."""
-    yield from clients.missing("ray", 'install "ray[default]" in an environment of its own')
-
-
 def _reason(said: str) -> str:
     """The last line of what Ray's program fails with, which is the message of an exception."""
     last = (said.strip().splitlines() or [""])[-1]
@@ -90,27 +82,17 @@ def _reason(said: str) -> str:
 
 
 def submit(file: Path) -> str:
-    """Submit a job; gives its number behind the address of its cluster.
-
-    Raises:
-        InputError: Ray refuses it, and says why.
-    """
+    """Submit a job; gives its number behind the address of its cluster."""
     command = _command(file)
-    printed = _COLOUR.sub("", clients.submitted("Ray", command, _reason))
-    number = _SUBMITTED.search(printed)
-    if number is None:
-        raise InputError(f"Ray took the job and named no number: {' '.join(printed.split())}; see ray job list")
-    return f"{command[command.index('--address') + 1]}/{number[1]}"
+    number = clients.number_of("Ray", _SUBMITTED, clients.submitted("Ray", command, _reason), "ray job list")
+    return f"{command[command.index('--address') + 1]}/{number}"
 
 
 def state(job: Mapping[str, Any]) -> str:
     """What Ray says of a job, and of one that failed the last that it said itself."""
-    if not shutil.which("ray"):
-        return "not known here, ray is not in PATH"
     address, _, number = str(job["id"]).rpartition("/")
-    asked = ["ray", "job", "status", f"--address={address}", "--", number]
-    done = subprocess.run(asked, capture_output=True, text=True)
-    said = _COLOUR.sub("", done.stdout + done.stderr)
+    done = clients.answered("ray", "job", "status", f"--address={address}", "--", number)
+    said = done.stdout + done.stderr
     found = _STATE.search(said)
     if done.returncode or found is None:
         return "Ray does not know it any more" if "does not exist" in said else _reason(said)

@@ -24,7 +24,7 @@ from sft_recipes.recipes import conflicts, topology
 from sft_recipes.recipes.conflicts import Conflict
 from sft_recipes.recipes.topology import Topology
 from sft_recipes.runs.run import Run
-from sft_recipes.terminal import count, say
+from sft_recipes.terminal import count, print_lines, say
 
 STEPS = 3
 ROWS = {"train": 64, "validation": 16}
@@ -52,8 +52,7 @@ def rehearse(name: str | Path, *, run_name: str | None = None, **where: Unpack[W
             "unquantised checkpoint: SET=model_name_or_path=..."
         )
     job = rehearsal_of(real, base)
-    for label, text in job.decisions():
-        say(label, text)
+    print_lines(job.decisions())
     say("rehearsal", description(job, real.topology, base))
     try:
         return launch.start(job, run_name)

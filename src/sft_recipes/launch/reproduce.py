@@ -4,13 +4,13 @@ from typing import Any
 
 from sft_recipes.data import preparation
 from sft_recipes.demo import bases
-from sft_recipes.errors import InputError, listed
+from sft_recipes.errors import InputError, listed, refuse
 from sft_recipes.launch import launch
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import topology
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.runs import identity, provenance
-from sft_recipes.runs.run import Run, unfinished
+from sft_recipes.runs.run import Run, rehearsed, unfinished
 from sft_recipes.terminal import say
 
 # What a run was asked for, which the next one is asked for too.
@@ -22,10 +22,6 @@ UNORDERED = "adapter_config.json"
 def reproduce(name: str, run_name: str | None = None) -> tuple[int, Run]:
     """Train a finished run again into a new one, and compare what came out to the bit.
 
-    Args:
-        name: the run.
-        run_name: of the new one; NAME-again without it.
-
     Returns:
         The exit code (0 the same to the bit, 1 it is not or the training failed, 3 interrupted and resumable) and the
         new run, whose `reproduces` holds what was compared.
@@ -35,10 +31,7 @@ def reproduce(name: str, run_name: str | None = None) -> tuple[int, Run]:
     """
     before = Run.open(name)
     facts = before.facts()
-    if facts.get("rehearsal"):
-        raise InputError(f"{before.directory} is a rehearsal: its model is tiny and random, and no result")
-    if sentence := unfinished(before):
-        raise InputError(sentence)
+    refuse([rehearsed(before) or unfinished(before)])
     saved = facts.get("measured", {}).get("saved")
     if not saved:
         raise InputError(

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Unpack
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.launch import launch
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan.job import Where
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.runs.run import RUNS, Run, unfinished
-from sft_recipes.terminal import outliving, say
+from sft_recipes.terminal import outliving, print_lines, say
 
 # numpy, which `transformers.set_seed` seeds too, takes no larger one.
 LARGEST = 2**32 - 1
@@ -28,13 +28,6 @@ def train_seeds(
 
     A seed is `seed` and `data_seed`: initial adapter weights, dropout and the order of the rows. The rows that are
     held out stay the same.
-
-    Args:
-        name: the recipe.
-        seeds: whole numbers, separated by spaces or commas.
-        run_name: NAME; the recipe's name without it.
-        resume: refused, because it continues one run.
-        where: as `job.resolve` takes it.
 
     Returns:
         The exit code of the last run (0 finished, 1 failed, 3 interrupted), and the runs begun. The first that does
@@ -57,8 +50,7 @@ def train_seeds(
         jobs.check(name, **where)
     except InputError as error:
         problems += error.problems
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     runs: list[Run] = []
     code = launch.FINISHED
     try:
@@ -141,5 +133,4 @@ def conclude(runs: Sequence[Run]) -> None:
     if not without and len(runs) > 1:
         from sft_recipes.report import compare, tables
 
-        for subject, text in tables.render(compare.compare(names)):
-            say(subject, text)
+        print_lines(tables.render(compare.compare(names)))

@@ -7,23 +7,21 @@ variables; what is trained, and what comes of it, is in the volume that holds th
 import json
 import re
 import shlex
-import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from sft_recipes.errors import InputError
 from sft_recipes.launch import clients
 from sft_recipes.recipes import clusters
 from sft_recipes.recipes.clusters import Site
 from sft_recipes.runs.run import Run
 
-FILE = "job.sky.yaml"
-# In what sky prints when a managed job is submitted (sky/utils/ux_utils.py), perhaps in colours.
-_NUMBER, _COLOUR = re.compile(r"Managed Job ID: (\d+)"), re.compile(r"\x1b\[[0-9;]*m")
+FILE, ASKED = "job.sky.yaml", "sky"
+CLIENT = ("sky", "install skypilot in an environment of its own")
+# In what sky prints when a managed job is submitted (sky/utils/ux_utils.py).
+_NUMBER = re.compile(r"Managed Job ID: (\d+)")
 INTERRUPTED = 3
 """The exit code of a run that has saved a checkpoint and can go on; the job is started again for it."""
 
@@ -43,17 +41,17 @@ def script(run: Run, site: Site, project: Path, nodes: int, gpus: int) -> str:
     """The text of a task.
 
     Args:
-        run: What is trained.
         site: What the site asks for; with `volume`, `shared`, and `gpu_type` where GPUs train.
         project: The folder in which `runs/` lies, in full, under `shared`.
-        nodes: How many machines.
         gpus: GPUs of each; 0 where CPUs train.
     """
+    memory = site["memory_per_node"]
     resources = {
         "infra": site["infra"],
         "accelerators": f"{site['gpu_type']}:{gpus}" if gpus else None,
         "cpus": f"{site['cpus_per_node']}+" if site["cpus_per_node"] else None,
-        "memory": f"{_gibibytes(site['memory_per_node'])}+" if site["memory_per_node"] else None,
+        # In GiB, whole ones.
+        "memory": f"{max(1, round(clients.size_in_bytes(memory) / 2**30))}+" if memory else None,
         "use_spot": site["use_spot"] or None,
         "image_id": f"docker:{site['container_image']}" if site["container_image"] else None,
         # A machine that is taken away is replaced by itself; one that was told to stop exits so.
@@ -62,13 +60,13 @@ def script(run: Run, site: Site, project: Path, nodes: int, gpus: int) -> str:
     task = {
         "name": clusters.label(run.name),
         "num_nodes": nodes,
-        "resources": _set(resources),
+        "resources": clients.stated(resources),
         "volumes": {site["shared"]: site["volume"]},
         "secrets": dict.fromkeys(site["environment"] or ()) or None,
         "setup": site["setup"],
         "run": _Lines(commands(run, site, project, nodes)),
     }
-    return yaml.dump(_set(task), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
+    return yaml.dump(clients.stated(task), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 
 
 def commands(run: Run, site: Site, project: Path, nodes: int) -> str:
@@ -82,15 +80,6 @@ def commands(run: Run, site: Site, project: Path, nodes: int) -> str:
     return "\n".join([*lines, work]) + "\n"
 
 
-def _gibibytes(given: str) -> int:
-    """What SkyPilot counts memory in, from `memory_per_node`."""
-    return max(1, round(clients.size_in_bytes(given) / 2**30))
-
-
-def _set(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in values.items() if value is not None}
-
-
 def by_hand(file: Path) -> str:
     """The command that submits a job file."""
     return f"sky jobs launch {shlex.quote(str(file))}"
@@ -101,32 +90,18 @@ def needed(site: Site) -> Iterator[str]:
     yield from (key for key in ("volume", "shared", "gpu_type") if not site[key])
 
 
-def missing() -> Iterator[str]:
-    """What this machine lacks to submit a job."""
-    yield from clients.missing("sky", "install skypilot in an environment of its own")
-
-
 def submit(file: Path) -> str:
-    """Submit a task as a managed job; gives the job's number.
-
-    Raises:
-        InputError: SkyPilot refuses it, and says why.
-    """
+    """Submit a task as a managed job; gives the job's number."""
     secrets = yaml.safe_load(file.read_text(encoding="utf-8")).get("secrets") or {}
     # By name alone: sky reads the values from the environment.
     given = [word for name in secrets for word in ("--secret", name)]
     printed = clients.submitted("SkyPilot", ["sky", "jobs", "launch", "--yes", "--detach-run", *given, str(file)])
-    number = _NUMBER.search(_COLOUR.sub("", printed))
-    if number is None:
-        raise InputError(f"SkyPilot took the job and named no number: {' '.join(printed.split())}; see sky jobs queue")
-    return number[1]
+    return clients.number_of("SkyPilot", _NUMBER, printed, "sky jobs queue")
 
 
 def state(job: Mapping[str, Any]) -> str:
     """What SkyPilot says of a job."""
-    if not shutil.which("sky"):
-        return "not known here, sky is not in PATH"
-    done = subprocess.run(["sky", "jobs", "queue", "--output", "json"], capture_output=True, text=True)  # noqa: S607
+    done = clients.answered("sky", "jobs", "queue", "--output", "json")
     if done.returncode:
         return " ".join(done.stderr.split())
     found = [each for each in json.loads(done.stdout) if str(each.get("job_id")) == str(job["id"])]

@@ -7,8 +7,6 @@ which sbatch takes apart by the same quotes.
 import math
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +17,8 @@ from sft_recipes.recipes.clusters import Site
 from sft_recipes.runs.run import RUNS, Run
 from sft_recipes.terminal import duration
 
-FILE = "job.sbatch"
+FILE, ASKED = "job.sbatch", "squeue"
+CLIENT = ("sbatch", "launch on a machine that submits SLURM jobs")
 # What a shell and Python need; everything else of the environment that a job is submitted from stays there.
 ENVIRONMENT = ("PATH", "HOME", "USER", "LANG", "LD_LIBRARY_PATH")
 # A port for each job and each of its starts, from here on, and the next where another job of the node has it.
@@ -42,9 +41,7 @@ def script(
 
     Args:
         run: What is trained, or the sweep that the trials are of.
-        site: What the site asks for.
         project: The folder in which `runs/` lies, in full.
-        nodes: How many machines.
         gpus: GPUs of each; 0 where CPUs train.
         seconds: The time limit to ask for; the partition's own without it.
         trials: The trials of a sweep to train instead, as an array of jobs, each of one machine.
@@ -119,32 +116,20 @@ def needed(site: Site) -> Iterator[str]:
     yield from ()
 
 
-def missing() -> Iterator[str]:
-    """What this machine lacks to submit a job."""
-    yield from clients.missing("sbatch", "launch on a machine that submits SLURM jobs")
-
-
-def _errors(said: str) -> str:
-    return "; ".join(re.findall(r"(?:error|fatal): (.+)", said))
-
-
 def submit(file: Path) -> str:
-    """Submit a job file; gives the job's number.
+    """Submit a job file; gives the job's number."""
 
-    Raises:
-        InputError: SLURM refuses it, and says why.
-    """
-    printed = clients.submitted("SLURM", ["sbatch", "--parsable", str(file)], _errors)
+    def reason(said: str) -> str:
+        return "; ".join(re.findall(r"(?:error|fatal): (.+)", said))
+
+    printed = clients.submitted("SLURM", ["sbatch", "--parsable", str(file)], reason)
     # With the name of a cluster behind it where there are several.
     return printed.strip().partition(";")[0]
 
 
 def state(job: Mapping[str, object]) -> str:
     """What SLURM says of a job: its state, why it waits, where it runs and how much of its time is left."""
-    if not shutil.which("squeue"):
-        return "not known here, squeue is not in PATH"
-    asked = ["squeue", "--noheader", "--states=all", f"--jobs={job['id']}", "--format=%T|%r|%R|%M|%l"]
-    done = subprocess.run(asked, capture_output=True, text=True)
+    done = clients.answered("squeue", "--noheader", "--states=all", f"--jobs={job['id']}", "--format=%T|%r|%R|%M|%l")
     fields = done.stdout.strip().split("|")
     if done.returncode or len(fields) != 5:
         return "SLURM does not know it any more"

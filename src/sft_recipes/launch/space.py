@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Unpack
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import lint
 from sft_recipes.plan.job import Job, Where
@@ -49,6 +49,7 @@ REFUSED = {
     "per_device_eval_batch_size": "it changes how fast an evaluation is, and nothing that it finds",
     "accelerate_config": "where a recipe runs changes nothing that is learned; choose it with ACCEL=",
 }
+_EXAMPLE = 'write OVER="learning_rate=1e-4,2e-4 lora_r=16,32"'
 # Their whole numbers must divide one another, so most of a range could not be trained.
 DIVISORS = ("global_batch_size", "per_device_train_batch_size")
 # So near to the end of a range, as a share of it, the best may lie beyond.
@@ -131,15 +132,13 @@ def parse(over: str) -> tuple[Space, list[str]]:
     try:
         words = shlex.split(over)
     except ValueError as error:
-        return {}, [f'OVER: {error}; write OVER="learning_rate=1e-4,2e-4 lora_r=16,32"']
+        return {}, [f"OVER: {error}; {_EXAMPLE}"]
     found: Space = {}
     problems = []
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key or not text:
-            problems.append(
-                f'OVER: {word!r} is not key=value,value; write OVER="learning_rate=1e-4,2e-4 lora_r=16,32"'
-            )
+            problems.append(f"OVER: {word!r} is not key=value,value; {_EXAMPLE}")
         elif key in found:
             problems.append(f"OVER: {key} appears twice; keep one")
         elif key not in schema.known() and key not in REFUSED:
@@ -155,7 +154,7 @@ def parse(over: str) -> tuple[Space, list[str]]:
             except InputError as error:
                 problems += error.problems
     if not words:
-        problems.append('OVER names nothing to vary; write OVER="learning_rate=1e-4,2e-4 lora_r=16,32"')
+        problems.append(f"OVER names nothing to vary; {_EXAMPLE}")
     return found, problems
 
 
@@ -264,10 +263,7 @@ def check(name: str | Path, space: Space, make: Callable[..., Job] = jobs.check,
     """The job with the first values, when every combination that can be foreseen is a run that would start.
 
     Args:
-        name: The recipe.
-        space: What is gone over.
         make: What makes a job of a recipe for where its trials run; here without it.
-        where: As `job.resolve` takes it.
 
     Raises:
         InputError: With all that is wrong.
@@ -282,8 +278,7 @@ def check(name: str | Path, space: Space, make: Callable[..., Job] = jobs.check,
         except InputError as error:
             # What is wrong with one value is wrong in every combination that has it.
             problems += [text for text in error.problems if text not in problems]
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     first = loaded[0]
     if first["eval_strategy"] == "no":
         problems.append(f"{name} has eval_strategy: no, and trials are compared by the eval loss; set it to steps")
@@ -298,6 +293,5 @@ def check(name: str | Path, space: Space, make: Callable[..., Job] = jobs.check,
     for values, recipe in zip(corners, loaded, strict=True):
         found = lint.findings(job.with_recipe(recipe).case)
         problems += [f"{said(values)}: {each}" for each in found if each.stops]
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return job

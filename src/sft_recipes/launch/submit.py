@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from sft_recipes.demo import bases
-from sft_recipes.errors import InputError, did_you_mean
+from sft_recipes.errors import InputError, did_you_mean, refuse
 from sft_recipes.files import write_whole
-from sft_recipes.launch import kubernetes, launch, ray, seeds, skypilot, slurm
+from sft_recipes.launch import clients, kubernetes, launch, ray, seeds, skypilot, slurm
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import plan, traffic
 from sft_recipes.plan.job import Job, Where
@@ -47,12 +47,6 @@ def submit(
     """Plan a recipe for several machines, write its run and its job, and hand that to the engine.
 
     Args:
-        name: The recipe.
-        engine: One of `clusters.ENGINES`.
-        nodes: How many machines.
-        site_name: A site of clusters/.
-        dry: Write the run and the job, and submit nothing.
-        run_name: The run's; the recipe's name and the time without it.
         where: As `job.resolve` takes it, but `processes` are those of one machine.
 
     Raises:
@@ -63,8 +57,7 @@ def submit(
     if run_name is not None:
         Run.directory_of(run_name)
     job, each = placed(name, engine, nodes, site, dry=dry, **where)
-    for label, text in job.decisions():
-        say(label, text)
+    print_lines(job.decisions())
     warn(engine, site, dry=dry)
     jobs.lint_or_raise(job)
     figures = plan.figures_of(job)
@@ -85,20 +78,12 @@ def submit_seeds(
 ) -> list[Run]:
     """A job for each seed, into runs NAME-seed42, NAME-seed43 and so on, which the engine runs as it has room.
 
-    Args:
-        name: The recipe.
-        engine: As `submit` takes it, like all that is `asked`.
-        numbers: The seeds, as `seeds.parse` reads them.
-        run_name: NAME; the recipe's name without it.
-        asked: What else `submit` takes.
-
     Raises:
         InputError: As `submit`; what was submitted before a refusal is named, and stays.
     """
     stem, words = run_name or Path(name).stem, recipes.as_words(asked.get("overrides", ()))
     found, problems = seeds.parse(numbers)
-    if problems := [*problems, *seeds.names_taken(stem, found), *seeds.set_twice(words)]:
-        raise InputError(*problems)
+    refuse([*problems, *seeds.names_taken(stem, found), *seeds.set_twice(words)])
     runs: list[Run] = []
     try:
         for seed in found:
@@ -184,7 +169,7 @@ def _needed(engine: str, site: Site) -> Iterator[str]:
 def _missing(engine: str, site: Site) -> Iterator[str]:
     """What this machine lacks to submit a job of the site."""
     if engine in SUBMITTED:
-        yield from SUBMITTED[engine].missing()
+        yield from clients.missing(*SUBMITTED[engine].CLIENT)
     if shared := site["shared"]:
         here, there = Path.cwd().resolve(), Path(shared).expanduser().resolve()
         if not there.is_dir():
@@ -202,8 +187,7 @@ def _raise_all(job: Job, problems: list[str]) -> None:
         jobs.raise_all(job, iter(()))
     except InputError as error:
         problems = [*problems, *error.problems]
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
 
 
 def say_plan(job: Job, figures: dict[str, Any], nodes: int, site: Site) -> None:
@@ -327,7 +311,9 @@ def state_of(run: Run) -> str | None:
     """What the engine says of the job of a run; None where none was submitted."""
     job = run.facts().get("job")
     place = SUBMITTED.get(job["engine"]) if job and job["id"] else None
-    return place.state(job) if place else None
+    if place is None:
+        return None
+    return place.state(job) if shutil.which(place.ASKED) else f"not known here, {place.ASKED} is not in PATH"
 
 
 def logs(name: str, lines: int) -> tuple[Path, str]:

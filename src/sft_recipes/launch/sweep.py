@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any, Unpack
 
 from sft_recipes.demo import bases
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.files import write_whole
 from sft_recipes.launch import launch, seeds, space, submit
 from sft_recipes.launch import trials as trials_on
@@ -62,8 +62,7 @@ class Active:
     process: subprocess.Popen
     device: int
     output: IO | None
-    evaluations: int
-    """How many Optuna has been told."""
+    evaluations: int  # how many Optuna has been told
     pruned: bool = False
 
 
@@ -412,18 +411,6 @@ def sweep(
 ) -> tuple[int, dict[str, Any]]:
     """Train a recipe with the values of OVER, or go on with a sweep that was begun.
 
-    Args:
-        name: the recipe.
-        over: `key=value,value key=low..high`.
-        trials: how many Optuna chooses; every combination without it.
-        jobs: trials at a time; without it one for each visible GPU where a trial takes one, and otherwise one.
-        run_name: the runs are NAME-t000 and so on; the recipe's name and `sweep` without it.
-        out: a file in recipes/ to write the best as.
-        engine: one of `submit.SUBMITTED`, whose jobs the trials are; here without it.
-        site_name: a site of clusters/.
-        dry: write the trials' runs and jobs, and submit nothing.
-        where: as `job.resolve` takes it.
-
     Returns:
         The exit code (0 all trials have ended or have jobs, 1 one of them failed, 3 stopped, and the same command goes
         on) and what sweep.json holds.
@@ -457,8 +444,7 @@ def sweep(
     except InputError as error:
         raise InputError(*problems, *error.problems) from None
     at_a_time, too_many = _at_a_time(jobs, job) if site is None else (jobs or 1, [])
-    if problems := problems + too_many:
-        raise InputError(*problems)
+    refuse(problems + too_many)
     asked = {
         "recipe": str(name),
         "over": over,

@@ -55,14 +55,6 @@ def job_of(engine: str, site: Site, name: str | Path, *, dry: bool, **where: Unp
 def submit_left(sweep: "Sweep", job: Job, engine: str, site: Site, jobs_at_a_time: int | None, *, dry: bool) -> None:
     """Take in the trials that have ended, and submit those that neither have nor are under way.
 
-    Args:
-        sweep: What is gone over; it is held.
-        job: The job with the first values.
-        engine: One that takes files.
-        site: A site of it.
-        jobs_at_a_time: Trials at a time; as many as there is room for without it.
-        dry: Write runs and jobs, and submit nothing.
-
     Raises:
         InputError: The engine refuses a job. Of the trials that were to be submitted no new run is left then, except
             those that got a job before.

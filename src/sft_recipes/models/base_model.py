@@ -10,14 +10,14 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from importlib import metadata, resources
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from sft_recipes import children
-from sft_recipes.errors import InputError, hub_reason, shown
+from sft_recipes.errors import InputError, hub_reason, refuse, shown
 from sft_recipes.files import write_whole
-from sft_recipes.recipes import arguments, places
+from sft_recipes.recipes import arguments, places, schema
 from sft_recipes.recipes.recipe import Recipe
 
 CACHE = Path(".cache/models")
@@ -79,6 +79,13 @@ class Model:
     def four_bit_share(self) -> float:
         """Share of all parameters that bitsandbytes holds in 4 bit when it is asked to."""
         return self.elements("linear", "tower") / self.elements()
+
+    @property
+    def experts(self) -> int:
+        """How many experts its config names; 0 for a dense model."""
+        names = ("num_experts", "num_local_experts", "n_routed_experts")
+        found = (self.text_config.get(name) for name in names)
+        return next((number for number in found if number and isinstance(number, int)), 0)
 
     @property
     def stored_bits(self) -> float | None:
@@ -157,8 +164,7 @@ class Adapted:
     shape: tuple[int, ...]
     ranked: int  # parameters of one adapter for each rank
     fixed: int  # and those that do not grow with it
-    copied: bool
-    """Whether it is a parameter, whose adapter is added to a copy of it in every forward pass."""
+    copied: bool  # whether it is a parameter, whose adapter is added to a copy of it in every forward pass
     count: int
 
     @property
@@ -172,12 +178,9 @@ class Adapters:
     """What PEFT makes of what a recipe asks for."""
 
     layers: tuple[Adapted, ...]
-    saved: dict[str, int]
-    """Parameters of each module that is trained and saved whole."""
-    unmatched: tuple[tuple[str, str], ...]
-    """Names that match nothing, with the recipe's key that has them."""
-    refused: str | None
-    """Why PEFT does not make them, in its words."""
+    saved: dict[str, int]  # parameters of each module that is trained and saved whole
+    unmatched: tuple[tuple[str, str], ...]  # names that match nothing, with the recipe's key that has them
+    refused: str | None  # why PEFT does not make them, in its words
 
     def parameters(self, rank: int) -> int:
         """That are trained."""
@@ -235,7 +238,7 @@ def bundled() -> dict[str, dict[str, Any]]:
 
     `checked` says where both were found, since the source itself could not be read when they were written down.
     """
-    return json.loads(resources.files("sft_recipes.models").joinpath("models.json").read_text(encoding="utf-8"))
+    return schema.table("sft_recipes.models", "models.json")
 
 
 def find_config(name: str, revision: str = "main") -> tuple[dict[str, Any], str] | None:
@@ -322,11 +325,8 @@ def check_arguments(recipe: Recipe, config: Mapping[str, Any]) -> None:
     given = further_arguments({"model_init_kwargs": recipe["model_init_kwargs"]}).keys() - arguments.WEIGHTS
     lacking = _lacking(config, *sorted(given)) if given else []
     known = ", ".join(sorted(arguments.WAYS | arguments.WEIGHTS))
-    if lacking:
-        raise InputError(
-            *(
-                f"{recipe.values['model_init_kwargs'].origin}: model_init_kwargs: {key} is no value of this model's "
-                f"config, and none of {known}; drop it"
-                for key in lacking
-            )
-        )
+    refuse(
+        f"{recipe.values['model_init_kwargs'].origin}: model_init_kwargs: {key} is no value of this model's config, "
+        f"and none of {known}; drop it"
+        for key in lacking
+    )

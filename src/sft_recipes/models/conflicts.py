@@ -12,14 +12,14 @@ def of_model(model: Model, recipe: Recipe) -> Iterator[Conflict]:
     """What cannot be had of this model, whatever the rows."""
     if not model.config.get("architectures"):
         none = f"{model.source} names no architectures, by which SFTTrainer chooses the class that it loads"
-        yield _conflict("model-class", none, "write the class that it was saved from, as architectures: [...]")
+        yield Conflict("model-class", none, "write the class that it was saved from, as architectures: [...]")
     if why := model.without.get(recipe["attn_implementation"] or ""):
-        yield _conflict("attention-unsupported", why.partition(". ")[0], "set attn_implementation: eager")
+        yield Conflict("attention-unsupported", why.partition(". ")[0], "set attn_implementation: eager")
     yield from of_stored(model, recipe)
     if recipe["use_peft"]:
         yield from of_adapter(model, recipe)
     elif model.beyond_text:
-        yield _conflict(
+        yield Conflict(
             "part-without-gradient",
             f"{model.name} is a model for more than text, and rows of text leave part of it without a gradient",
             "train adapters (use_peft: true), which stay on its language part, or choose a checkpoint of text alone",
@@ -34,17 +34,17 @@ def of_rows(model: Model, longest: int) -> Iterator[Conflict]:
     rows = f"rows have up to {longest:,} tokens, and {model.name}"
     shorter = f"set max_length to {number:,} at most"
     if ends:
-        yield _conflict("positions-missing", f"{rows} has positions for {number:,} alone", shorter)
+        yield Conflict("positions-missing", f"{rows} has positions for {number:,} alone", shorter)
     else:
         known = f"{rows} was made for {number:,}: nothing beyond is known to it, and nothing refuses it"
-        yield _conflict("beyond-positions", known, f"{shorter}, or extend the model on purpose")
+        yield Conflict("beyond-positions", known, f"{shorter}, or extend the model on purpose")
 
 
 def of_adapter(model: Model, recipe: Recipe) -> Iterator[Conflict]:
     """Names that match nothing, the output embedding, and what PEFT says it does not make."""
     if "lm_head" in (recipe["lora_target_modules"] or []):
         head = "lora_target_modules names lm_head, which SFTTrainer refuses"
-        yield _conflict("target-head", head, "drop it; [all-linear] leaves it out")
+        yield Conflict("target-head", head, "drop it; [all-linear] leaves it out")
     made = model.adapters(Asked.of(recipe))
     layers = sorted({group.path.rpartition(".")[2] for group in model.groups if group.kind == "linear"})
     for key, name in made.unmatched:
@@ -55,18 +55,18 @@ def of_adapter(model: Model, recipe: Recipe) -> Iterator[Conflict]:
             remedy = f"its experts are {', '.join(tensors)}" if tensors else "it has no experts; drop the key"
         elif key == "lora_modules_to_save":
             remedy = "name modules of it, such as embed_tokens, or drop the key"
-        yield _conflict("target-unmatched", f"{key}: {name} matches no module of {model.name}{hint}", remedy)
+        yield Conflict("target-unmatched", f"{key}: {name} matches no module of {model.name}{hint}", remedy)
     copied = ", ".join(sorted({each.path.rpartition(".")[2] for each in made.layers if each.copied}))
     alone = " and lora_target_parameters: null" if recipe["lora_target_parameters"] else ""
     attention = f"adapt attention alone, as lora_target_modules: [q_proj, v_proj]{alone} does in most families"
     if copied and recipe["init_lora_weights"] == "orthogonal":
         no = f"init_lora_weights: orthogonal cannot be drawn for {copied}, which are no linear layers"
-        yield _conflict("adapter-refused", no, f"set init_lora_weights: gaussian; or {attention}")
+        yield Conflict("adapter-refused", no, f"set init_lora_weights: gaussian; or {attention}")
     if made.refused:
         instead = "other lora_target_modules"
         if copied:
             instead = f"lora_dropout: 0 and use_dora: false, as adapters on {copied} need; or {attention}"
-        yield _conflict("adapter-refused", f"PEFT makes no such adapter: {made.refused.rstrip('.')}", instead)
+        yield Conflict("adapter-refused", f"PEFT makes no such adapter: {made.refused.rstrip('.')}", instead)
 
 
 # As transformers' BitsAndBytesConfig names them in a config.json, with its defaults.
@@ -84,7 +84,7 @@ def of_stored(model: Model, recipe: Recipe) -> Iterator[Conflict]:
     asked = {key: bool(recipe[key]) for key in ("load_in_4bit", "load_in_8bit")}
     if method is None or dequantised(recipe.upstream()):
         return
-    conflict = functools.partial(_conflict, "checkpoint-quantised")
+    conflict = functools.partial(Conflict, "checkpoint-quantised")
     if method == "bitsandbytes":
         has = {key: bool(stored.get(key)) for key in asked}
         if recipe["load_in_4bit"]:
@@ -102,7 +102,3 @@ def of_stored(model: Model, recipe: Recipe) -> Iterator[Conflict]:
             f"{model.name} is quantised already ({method}), so bitsandbytes cannot quantise it again",
             "choose its unquantised checkpoint, or set load_in_4bit: false",
         )
-
-
-def _conflict(rule: str, reason: str, remedy: str) -> Conflict:
-    return Conflict(rule, "recipe", reason, remedy)

@@ -24,7 +24,6 @@ def fingerprint(name: str, revision: str = "main") -> dict[str, Any] | None:
 
     Args:
         name: a directory, or a name on the Hub.
-        revision: of the Hub's repository.
     """
     local = Path(name).expanduser()
     if local.is_dir():

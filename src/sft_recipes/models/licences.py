@@ -18,19 +18,13 @@ class Licence:
     """A licence by its name on the Hub, and what it asks for."""
 
     name: str
-    called: str | None = None
-    """What it is called, where its name is `other`."""
+    called: str | None = None  # what it is called, where its name is `other`
     link: str | None = None
-    says: str | None = None
-    """What has to be said where the model is described."""
-    begins: str | None = None
-    """What the name of the model has to begin with."""
-    notice: str | None = None
-    """What has to stand in a text file of that name beside the model."""
-    copy: bool = False
-    """Whether a copy of the licence has to go with the model."""
-    closed: bool = False
-    """Whether what is made of the model may not be handed on."""
+    says: str | None = None  # what has to be said where the model is described
+    begins: str | None = None  # what the name of the model has to begin with
+    notice: str | None = None  # what has to stand in a text file of that name beside the model
+    copy: bool = False  # whether a copy of the licence has to go with the model
+    closed: bool = False  # whether what is made of the model may not be handed on
 
     @property
     def title(self) -> str:

@@ -9,10 +9,9 @@ from sft_recipes.plan.job import Where, resolve
 from sft_recipes.recipes import task, why
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.schema import as_yaml
-from sft_recipes.terminal import share
+from sft_recipes.terminal import gib, share
 
 SCHEMA = 1
-GIB = 2**30
 # Keys that change one thing about what is learned. What is in none of these changes where or how fast it is learned
 # (micro-batch, checkpointing of activations, workers), or what is written down.
 IDEAS = {
@@ -60,11 +59,6 @@ IDEAS = {
 def diff(a: str | Path, b: str | Path, **where: Unpack[Where]) -> dict[str, Any]:
     """The differences of recipe `b` from recipe `a`, both planned alike.
 
-    Args:
-        a: a recipe.
-        b: the other.
-        where: for both, as `job.resolve` takes it.
-
     Raises:
         InputError: Either recipe, or the data, is wrong.
     """
@@ -79,39 +73,27 @@ def diff(a: str | Path, b: str | Path, **where: Unpack[Where]) -> dict[str, Any]
         "changed": changed,
         "ideas": ideas,
         "derived": [
-            {"quantity": quantity, "a": one, "b": other}
-            for quantity, one, other in zip(QUANTITIES, *figures, strict=True)
-            if one != other
+            {"quantity": quantity, "a": one, "b": figures[1][quantity]}
+            for quantity, one in figures[0].items()
+            if one != figures[1][quantity]
         ],
     }
 
 
-QUANTITIES = (
-    "trainable parameters",
-    "accumulation",
-    "steps",
-    "warm-up share",
-    "highest learning rate",
-    "tokens a step",
-    "peak memory",
-    "time",
-)
-
-
-def quantities(figures: dict[str, Any]) -> list[str | None]:
-    """What follows from a recipe, in the order of `QUANTITIES` and as people read it; None where it is not known."""
+def quantities(figures: dict[str, Any]) -> dict[str, str | None]:
+    """What follows from a recipe, as people read it; None where it is not known."""
     steps, adapter, memory = figures["schedule"], figures["adapter"], figures["memory"]
     tokens = figures["batch"].get("tokens_per_step")
-    return [
-        f"{adapter['trainable_parameters']:,}" if adapter else None,
-        str(figures["batch"]["accumulation"]),
-        f"{steps['steps']:,}" if steps else None,
-        share(steps["warmup_steps"], steps["steps"]) if steps else None,
-        f"{steps['peak_learning_rate']:.3g}" if steps else None,
-        f"{tokens:,}" if tokens else None,
-        f"{(memory['process'] or memory['allocated']) / GIB:.1f} GiB" if memory else None,
-        figures["time"]["span"] if figures["time"] else None,
-    ]
+    return {
+        "trainable parameters": f"{adapter['trainable_parameters']:,}" if adapter else None,
+        "accumulation": str(figures["batch"]["accumulation"]),
+        "steps": f"{steps['steps']:,}" if steps else None,
+        "warm-up share": share(steps["warmup_steps"], steps["steps"]) if steps else None,
+        "highest learning rate": f"{steps['peak_learning_rate']:.3g}" if steps else None,
+        "tokens a step": f"{tokens:,}" if tokens else None,
+        "peak memory": gib(memory["process"] or memory["allocated"]) if memory else None,
+        "time": figures["time"]["span"] if figures["time"] else None,
+    }
 
 
 def render(figures: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -14,12 +14,11 @@ from sft_recipes.recipes import conflicts
 from sft_recipes.recipes import topology as topologies
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.topology import Topology
-from sft_recipes.terminal import count
+from sft_recipes.terminal import GIB, count, gib
 
 # Tokens in a micro-batch after which more of them save little: the fixed cost of one is then 4 % of its time on an
 # A100 (docs/speed.md: 0.17 s with 4-bit weights, against 0.25 ms a token).
 ENOUGH = 16384
-GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -251,11 +250,6 @@ def remedies(recipe: Recipe, model: Model, least: Option, longest: int, share: f
         for text, need in sorted(needs.items(), key=lambda each: each[1])
         if need < least.needs
     )
-
-
-def gib(size: float) -> str:
-    """`12.3 GiB`."""
-    return f"{size / GIB:.1f} GiB"
 
 
 def facts(found: Fit) -> dict[str, Any]:

@@ -2,11 +2,10 @@
 
 import dataclasses
 import functools
-import json
 import re
-from importlib import resources
 
 from sft_recipes.errors import InputError, did_you_mean
+from sft_recipes.recipes.schema import table
 from sft_recipes.recipes.topology import Gpu
 
 
@@ -40,10 +39,9 @@ PART = re.compile(
 @functools.cache
 def known() -> dict[str, Spec]:
     """All GPUs of `gpus.json` by name."""
-    text = resources.files("sft_recipes.plan").joinpath("gpus.json").read_text(encoding="utf-8")
     return {
         name: Spec(name=name, **{**facts, "nvidia_smi": tuple(facts["nvidia_smi"])})
-        for name, facts in json.loads(text).items()
+        for name, facts in table("sft_recipes.plan", "gpus.json").items()
     }
 
 

@@ -15,7 +15,7 @@ from sft_recipes.data import packing, preparation, survey, tokens
 from sft_recipes.data.preparation import Prepared
 from sft_recipes.data.survey import Survey
 from sft_recipes.demo import bases
-from sft_recipes.errors import InputError, listed
+from sft_recipes.errors import InputError, listed, refuse
 from sft_recipes.evaluate import questions
 from sft_recipes.models import base_model
 from sft_recipes.models.base_model import Model
@@ -43,45 +43,36 @@ class Where(TypedDict, total=False):
     """What a command says beside the recipe's name."""
 
     overrides: Overrides
-    accel: str | None
-    """An accelerate config; without it the recipe's, or what the visible hardware decides."""
-    processes: int | None
-    """Another number of processes than the accelerate config's."""
-    gpu: str | None
-    """A name of gpus.json to plan for; without it the visible GPU, or an A100-80GB."""
-    keeps: Mapping[str, Value] | None
-    """What was chosen for the run that goes on."""
+    accel: str | None  # an accelerate config; without it the recipe's, or what the visible hardware decides
+    processes: int | None  # another number of processes than the accelerate config's
+    gpu: str | None  # a name of gpus.json to plan for; without it the visible GPU, or an A100-80GB
+    keeps: Mapping[str, Value] | None  # what was chosen for the run that goes on
 
 
 @dataclasses.dataclass(eq=False)
 class Job:
-    """A recipe with where it runs and what it reads; what takes time is found out when it is first asked for."""
+    """A recipe with where it runs and what it reads; what takes time is found out when it is first asked for.
 
-    written: Recipe
-    """The recipe with its base and overrides."""
+    Whatever needs the rows or the model's config raises an `InputError` with all that is wrong with them.
+    """
+
+    written: Recipe  # the recipe with its base and overrides
     topology: Topology
-    gpus: list[Gpu]
-    """The GPUs that are visible here."""
+    gpus: list[Gpu]  # the GPUs that are visible here
     gpu: Spec | None = None
     """The kind of GPU that it is planned for; None on a CPU, and where nothing is known of the visible one."""
     planned: bool = False
     """Whether rows that are not on this machine are left out, rather than fetched or refused."""
-    given: Prepared | None = None
-    """Rows that have been prepared already."""
+    given: Prepared | None = None  # rows that have been prepared already
     rehearses: dict[str, Any] | None = None
     """What a rehearsal stands for, as run.json holds it; None for a run in earnest."""
-    findings: tuple[Finding, ...] = ()
-    """What the rules have found, once they were asked."""
+    findings: tuple[Finding, ...] = ()  # what the rules have found, once they were asked
     keeps: Mapping[str, Value] | None = None
     """What was chosen for the run that goes on, and is not chosen again; None for a new one."""
 
     @functools.cached_property
     def recipe(self) -> Recipe:
-        """As written, and with what was chosen where it says `execution: auto`.
-
-        Raises:
-            InputError: The rows, whose lengths decide, are wrong.
-        """
+        """As written, and with what was chosen where it says `execution: auto`."""
         # A rehearsal stands for a job that has chosen.
         if self.written["execution"] != "auto" or self.rehearses is not None:
             return self.written
@@ -93,11 +84,7 @@ class Job:
 
     @functools.cached_property
     def execution(self) -> Execution:
-        """What `execution: auto` takes in place of what is written; for a recipe without it, what it would take.
-
-        Raises:
-            InputError: The rows, whose lengths decide, are wrong.
-        """
+        """What `execution: auto` takes in place of what is written; for a recipe without it, what it would take."""
         return execution.choose(self.case_as_written, asked=self.written["execution"] == "auto")
 
     @functools.cached_property
@@ -119,11 +106,7 @@ class Job:
 
     @functools.cached_property
     def prepared(self) -> Prepared:
-        """The rows, checked and converted.
-
-        Raises:
-            InputError: With everything that is wrong with them.
-        """
+        """The rows, checked and converted."""
         if self.given:
             return self.given
         with counting_rows() as on_progress:
@@ -138,40 +121,24 @@ class Job:
 
     @property
     def notes(self) -> list[str]:
-        """What was decided about the rows, in sentences.
-
-        Raises:
-            InputError: They are wrong.
-        """
+        """What was decided about the rows, in sentences."""
         replaced = self.written.replaced
         said = f"{self.written['train_file']} takes the place of the recipe's {', '.join(replaced)}"
         return [*([said] if replaced else []), *self.prepared.notes]
 
     @functools.cached_property
     def evaluation(self) -> questions.Asked | None:
-        """What the run will be asked when it has been trained.
-
-        Raises:
-            InputError: The rows are wrong, or the task cannot be evaluated on them.
-        """
+        """What the run will be asked when it has been trained."""
         return None if self.absent else questions.check(self.written, self.prepared)
 
     @functools.cached_property
     def resolved(self) -> Recipe:
-        """The recipe with everything that follows from topology and data.
-
-        Raises:
-            InputError: It cannot run there, or its rows are wrong.
-        """
+        """The recipe with everything that follows from topology and data."""
         return with_data(topology.resolve(self.recipe, self.topology), self.prepared)
 
     @functools.cached_property
     def model(self) -> Model | None:
-        """What is known of the base model without its weights; None where its config is not at hand.
-
-        Raises:
-            InputError: Its config cannot be read, or has not the values that the recipe changes in it.
-        """
+        """What is known of the base model without its weights; None where its config is not at hand."""
         found = base_model.find(self.written["model_name_or_path"], str(self.written["model_revision"]))
         if found:
             base_model.check_arguments(self.written, found.config)
@@ -304,8 +271,7 @@ def raise_all(job: Job, found: Iterator[Conflict]) -> None:
         _ = job.prepared, job.evaluation
     except InputError as error:
         problems += error.problems
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
 
 
 def lint_or_raise(job: Job) -> Job:
@@ -315,8 +281,7 @@ def lint_or_raise(job: Job) -> Job:
         InputError: A finding is blocking, and the recipe does not silence it.
     """
     job.findings = tuple(lint.findings(job.case))
-    if stops := [each for each in job.findings if each.stops]:
-        raise InputError(*map(str, stops))
+    refuse(each for each in job.findings if each.stops)
     for each in job.findings:
         if each.severity == "warning" and each.silenced is None:
             say("warning", f"{each.rule}: {each.message}\ninstead: {each.instead}")

@@ -23,20 +23,14 @@ from sft_recipes.recipes import places, topology
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Overrides, Recipe
 from sft_recipes.recipes.schema import as_yaml
-from sft_recipes.terminal import count, duration, share
+from sft_recipes.terminal import GIB, count, duration, gib, share
 
 # The version of what `facts` returns; it grows when a reader of today would misread it.
 SCHEMA = 1
-GIB = 2**30
 
 
 def plan(name: str | Path, *, traced: bool = False, **where: Unpack[Where]) -> dict[str, Any]:
     """The figures and findings of a recipe on a topology.
-
-    Args:
-        name: the recipe.
-        traced: also run the real modules on tensors without data (`trace.py`), which takes up to a minute.
-        where: as `job.resolve` takes it.
 
     Raises:
         InputError: The recipe, its data or a name is wrong.
@@ -332,8 +326,7 @@ def _verdict(figures: dict[str, Any]) -> Iterator[str]:
     needed, card = figures["memory"], figures["gpu"]
     if needed and card:
         fits = "fits" if needed["fits"] else "does not fit"
-        peak, room = needed["allocated"] / GIB, needed["available"] / GIB
-        yield f"{fits}: {peak:.1f} GiB at the peak, {card['name']} has {room:.0f} GiB"
+        yield f"{fits}: {gib(needed['allocated'])} at the peak, {card['name']} has {gib(needed['available'], 0)}"
     if figures["time"] and (span := figures["time"]["span"]):
         yield f"trains for {span}"
 
@@ -394,11 +387,11 @@ def _render_memory(figures: dict[str, Any] | None, card: dict[str, Any] | None) 
     if figures["not_counted"]:
         yield "", figures["not_counted"]
     if card is not None:
-        available = figures["available"] / GIB
         verdict = "fits" if figures["fits"] else "does not fit"
         largest = figures["largest_micro_batch"]
         room = f"the largest micro-batch that fits has {count(largest, 'row')} of {figures['longest_row']} tokens"
-        yield "", f"{verdict} into {available:.0f} GiB, where nvidia-smi would show {size(figures['device'])}; {room}"
+        shown = f"where nvidia-smi would show {size(figures['device'])}"
+        yield "", f"{verdict} into {gib(figures['available'], 0)}, {shown}; {room}"
 
 
 def components(figures: Mapping[str, float]) -> str:
@@ -410,7 +403,7 @@ def components(figures: Mapping[str, float]) -> str:
 
 def size(number: float) -> str:
     """`6.1 GiB`, or `38 MiB` of what is less than a tenth of one."""
-    return f"{number / GIB:.1f} GiB" if number >= GIB / 10 else f"{number / 2**20:.0f} MiB"
+    return gib(number) if number >= GIB / 10 else f"{number / 2**20:.0f} MiB"
 
 
 def _render_findings(findings: Sequence[dict[str, Any]], whole: bool) -> Iterator[tuple[str, str]]:

@@ -20,7 +20,7 @@ from sft_recipes import children
 from sft_recipes.data import refusals, tokens
 from sft_recipes.demo import bases, tiny
 from sft_recipes.environment import quiet
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.plan import job as jobs
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Overrides
@@ -110,8 +110,7 @@ def check(job: jobs.Job, base: tiny.Base, numbers: list[int]) -> None:
     for number, row in _rows(job, numbers):
         (size,) = tokens.sizes(measure, [row], number - 1, source, first=number == numbers[0])
         largest = max(largest, size.largest)
-    if problems := [*map(str, refusals.of_recipe(job.recipe, known, rows, config, largest))]:
-        raise InputError(*problems)
+    refuse(refusals.of_recipe(job.recipe, known, rows, config, largest))
 
 
 def _rows(job: jobs.Job, numbers: list[int]) -> Iterator[tuple[int, Facts]]:

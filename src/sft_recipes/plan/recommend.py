@@ -31,7 +31,7 @@ from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import task, topology, why
 from sft_recipes.recipes.recipe import Overrides, Recipe, Value
 from sft_recipes.recipes.shipped import shipped_names
-from sft_recipes.terminal import count, counting_rows, share
+from sft_recipes.terminal import GIB, count, counting_rows, gib, share
 
 SCHEMA = 1
 # What a recommended recipe extends, and the recipes whose lines it borrows with their reasons.
@@ -186,12 +186,6 @@ def recommend(
 ) -> dict[str, Any]:
     """A recipe for rows on a machine, as facts (docs/recommend.md).
 
-    Args:
-        data: The file of rows.
-        gpu: A name of gpus.json; cpu or laptop for none; without it what this machine has.
-        number: How many GPUs; those that are visible, or one of a kind that is named.
-        overrides: What the user has decided; it is kept, and everything else is chosen to go with it.
-
     Raises:
         InputError: The rows cannot be read, there is no such GPU, or nothing fits.
     """
@@ -244,7 +238,7 @@ def machine_of(gpu: str | None, number: int | None) -> Machine:
             raise InputError(f"GPUS={number} says nothing of a CPU; drop it, or name the kind of GPU by GPU=")
         import psutil
 
-        return Machine(None, 1, psutil.virtual_memory().total / fit.GIB)
+        return Machine(None, 1, psutil.virtual_memory().total / GIB)
     spec = specs.find(gpu) if gpu is not None else specs.of(visible[0])
     if spec is None:
         raise InputError(f"no figures for this machine's {visible[0].name}; name one like it by GPU=, or GPU=cpu")
@@ -253,7 +247,7 @@ def machine_of(gpu: str | None, number: int | None) -> Machine:
             f"{spec.name} has no bfloat16, which every recipe for a GPU computes in, and nothing is known here of "
             "float16; name another GPU, or GPU=cpu"
         )
-    return Machine(spec, number or len(visible) or 1, spec.memory_bytes / fit.GIB)
+    return Machine(spec, number or len(visible) or 1, spec.memory_bytes / GIB)
 
 
 def rows_of(data: str, own: Mapping[str, Value]) -> Rows:
@@ -444,10 +438,10 @@ def _on_cpu(recipe: Recipe, model: base_model.Model, longest: int, machine: Mach
     for size, checkpointing in ((recipe["per_device_train_batch_size"], False), (1, False), (1, True)):
         setup = memory.Setup.of(recipe, chosen, size * longest, longest)
         needed = memory.estimate(model, dataclasses.replace(setup, checkpointing=checkpointing)).process
-        if needed <= memory.HEADROOM * machine.gib * fit.GIB and recipe["global_batch_size"] % size == 0:
-            reason = f"with {count(size, 'row')} of up to {longest:,} tokens a process takes {fit.gib(needed)}"
+        if needed <= memory.HEADROOM * machine.gib * GIB and recipe["global_batch_size"] % size == 0:
+            reason = f"with {count(size, 'row')} of up to {longest:,} tokens a process takes {gib(needed)}"
             return "cpu", size, checkpointing, 0.0, reason
-    return f"one row of {longest:,} tokens takes a process of {fit.gib(needed)}"
+    return f"one row of {longest:,} tokens takes a process of {gib(needed)}"
 
 
 def _place(put: _Draft, machine: Machine, own: Mapping[str, Value], way: Way, used: int) -> None:

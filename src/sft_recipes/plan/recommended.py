@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.plan.fit import gib
 from sft_recipes.plan.recommend import BASE, MARGIN
 from sft_recipes.recipes import editor
 from sft_recipes.recipes.recipe import line
-from sft_recipes.terminal import count, share
+from sft_recipes.terminal import count, gib, share
 
 # Of comments in a file, and beside the subjects in a terminal of 80 columns.
 WIDTH, NARROW = 110, 68

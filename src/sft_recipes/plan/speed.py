@@ -5,11 +5,8 @@ a finished run of the same kind replaces it.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from sft_recipes.errors import InputError
@@ -20,6 +17,7 @@ from sft_recipes.plan.gpus import of as of_gpu
 from sft_recipes.plan.memory import Setup, Shape, adapted_parameters, shards_weights
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
+from sft_recipes.recipes.schema import table
 from sft_recipes.recipes.topology import Gpu, Topology
 from sft_recipes.runs.run import RUNS, Run
 from sft_recipes.terminal import count
@@ -27,7 +25,7 @@ from sft_recipes.terminal import count
 RUN = "only a finished run tells, whose speed the next plan of this kind reads from runs/"
 # Of what others have published: seconds that a micro-batch costs however few its tokens, by `size`, and the share of
 # its peak that each card reaches beside that. Written and held out by scripts/validate_speed.py; docs/speed.md.
-PUBLISHED = json.loads(resources.files("sft_recipes.plan").joinpath("speeds.json").read_text(encoding="utf-8"))
+PUBLISHED = table("sft_recipes.plan", "speeds.json")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +93,8 @@ def utilisation(run: Run) -> float | None:
 
 def active_experts(model: Model, shape: Shape) -> float:
     """Parameters of experts held as one tensor that one token visits; all of them if the config does not say."""
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    config = model.text_config
-    number = next((config[name] for name in names if isinstance(config.get(name), int)), 0)
     fused = sum(group.elements for group in model.groups if group.kind == "other" and len(group.shape) == 3)
-    return fused * shape.experts / number if number and shape.experts else fused
+    return fused * shape.experts / model.experts if model.experts and shape.experts else fused
 
 
 def per_micro_batch(model: Model, setup: Setup, spec: Spec) -> tuple[float, float]:
@@ -172,7 +167,7 @@ def speed(
     )
 
 
-def measured(recipe: Recipe, topology: Topology, gpus: Sequence[Gpu], runs: Path = RUNS) -> Measured | None:
+def measured(recipe: Recipe, topology: Topology, gpus: Sequence[Gpu]) -> Measured | None:
     """The newest finished run of the same base, setup and batch on the same GPUs, if there is one.
 
     Data may differ. Rehearsals do not count: their few steps are mostly warm-up.
@@ -180,7 +175,7 @@ def measured(recipe: Recipe, topology: Topology, gpus: Sequence[Gpu], runs: Path
     place = {key: value for key, value in topology.facts().items() if key != "name"}
     machine = [f"{gpu.name}, {gpu.memory_mib} MiB" for gpu in gpus], os.cpu_count()
     found: list[tuple[str, Measured]] = []
-    for path in runs.glob("*/run.json"):
+    for path in RUNS.glob("*/run.json"):
         try:
             facts = Run(path.parent).facts()
             values = Run(path.parent).values() | facts["own"]

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from sft_recipes import children
-from sft_recipes.errors import InputError
+from sft_recipes.errors import refuse
 from sft_recipes.plan.memory import Setup
 
 
@@ -17,10 +17,6 @@ def trace(config: dict[str, Any], setup: Setup) -> dict[str, int]:
     """The bytes of one optimizer step at its `peak`, of a process that holds the whole model, and of what stays there.
 
     What stays between micro-batches is `base`, `adapters`, `gradients` and `optimizer`.
-
-    Args:
-        config: config.json of the model.
-        setup: the facts that the formula in `memory.py` reads too.
 
     Raises:
         InputError: The trace does not cover what is asked for, or upstream cannot build or run it.
@@ -33,8 +29,7 @@ def trace(config: dict[str, Any], setup: Setup) -> dict[str, int]:
             not setup.optimizer.startswith(("adamw_torch", "sgd"))
         ),
     }
-    if any(problems.values()):
-        raise InputError(*(text for text, there in problems.items() if there))
+    refuse(text for text, there in problems.items() if there)
     asked = {"config": config, "setup": dataclasses.asdict(setup)}
     answer = children.call(
         "sft_recipes.plan.fake_step", asked, failure="the training step of this model cannot be traced"

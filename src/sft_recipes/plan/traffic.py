@@ -16,8 +16,7 @@ from sft_recipes.plan.memory import Setup
 class Traffic:
     """Bytes that each process sends in one optimizer step."""
 
-    gradients: float
-    """Of what is trained: its gradients, and for ZeRO the updated weights."""
+    gradients: float  # of what is trained: its gradients, and for ZeRO the updated weights
     weights: tuple[float, float]
     """Of the base that ZeRO-3 and FSDP2 gather, at least and at most; nothing where each process has it whole."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from sft_recipes.errors import InputError, shown
+from sft_recipes.errors import InputError, refuse, shown
 from sft_recipes.files import open_regular
 from sft_recipes.recipes import arguments, places, schema
 
@@ -43,13 +43,13 @@ _BESIDE = {
 _STARTS = (True, False, "gaussian", "orthogonal")
 
 
-def folder(name: str, revision: str = "main", runs: Path = Path("runs")) -> Path:
+def folder(name: str, revision: str = "main") -> Path:
     """The directory of an adapter by the name of its run, its path or the run's, or its name in the Hub's cache.
 
     Raises:
         InputError: There is no adapter, or its weights are a pickle.
     """
-    found = runs / name
+    found = Path("runs", name)
     if "/" in name or not (found / "run.json").is_file():
         found = Path(name).expanduser()
     if (found / "run.json").is_file():
@@ -110,8 +110,7 @@ def values(directory: Path) -> dict[str, Any]:
             said[key] = sorted(value)
         elif isinstance(value, float) and value.is_integer() and key == "lora_alpha":
             said[key] = int(value)
-    if problems := [f"{directory / CONFIG}: {text}" for text in _faults(whole, said)]:
-        raise InputError(*problems)
+    refuse(f"{directory / CONFIG}: {text}" for text in _faults(whole, said))
     return said
 
 
@@ -165,8 +164,7 @@ def continued(recipe: "Recipe") -> "Recipe":
     name = recipe["adapter_name_or_path"]
     where = recipe.values["adapter_name_or_path"].origin
     try:
-        if nowhere := places.nowhere("adapter_name_or_path", name, "run or an adapter"):
-            raise InputError(nowhere)
+        refuse([places.nowhere("adapter_name_or_path", name, "run or an adapter")])
         found = values(folder(name, recipe["adapter_revision"]))
     except InputError as error:
         raise InputError(*(f"{where}: {text}" for text in error.problems)) from None
@@ -180,8 +178,7 @@ def continued(recipe: "Recipe") -> "Recipe":
         for key, value in found.items()
         if key in stated and not _same(key, stated[key].value, found)
     ]
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     # As it is written where it says the same, so that all-linear stays all-linear.
     kept = {key for key in stated if key != "model_name_or_path"}
     return recipe.derive(**{key: (value, f"the adapter {name}") for key, value in found.items() if key not in kept})

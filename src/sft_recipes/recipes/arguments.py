@@ -1,10 +1,8 @@
 """What a recipe hands through to upstream's own functions: the arguments of its schedule, and of `from_pretrained`."""
 
 import functools
-import json
 import re
 from collections.abc import Iterator, Mapping
-from importlib import resources
 from typing import TYPE_CHECKING, Any
 
 from sft_recipes.errors import did_you_mean, listed
@@ -25,8 +23,7 @@ def upstream() -> dict[str, Any]:
     The last are the defaults of its `LoraConfig`. A snapshot that a test keeps equal to the installed libraries, as
     `schema.upstream` is.
     """
-    text = resources.files("sft_recipes.recipes").joinpath("arguments.json").read_text(encoding="utf-8")
-    return json.loads(text)
+    return schema.table("sft_recipes.recipes", "arguments.json")
 
 
 def problems(recipe: "Recipe") -> Iterator[tuple[str, str]]:

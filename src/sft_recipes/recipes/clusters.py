@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError, did_you_mean, shown
+from sft_recipes.errors import did_you_mean, refuse, shown
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, secrets
 
@@ -53,8 +53,7 @@ def read(name: str | None, engine: str) -> Site:
         return Site(None, {})
     path = recipes.find("site", name, CLUSTERS)
     values = recipes.read(path)
-    if secret := secrets.problems(values):
-        raise InputError(*secret.values())
+    refuse(secrets.problems(values).values())
     problems = [f"{item.origin}: {said}" for key, item in values.items() if (said := problem(key, item.value))]
     own = values["engine"].value if "engine" in values else None
     if own is None:
@@ -70,8 +69,7 @@ def read(name: str | None, engine: str) -> Site:
     if engine == "slurm" and ("container" in values) != ("container_image" in values):
         there = next(values[key].origin for key in ("container", "container_image") if key in values)
         problems.append(f"{there}: container and container_image belong together; write both, or neither")
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return Site(name, {key: item.value for key, item in values.items()})
 
 

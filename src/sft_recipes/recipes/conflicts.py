@@ -4,6 +4,7 @@ A conflict has a phase, which says when it is known and what it stops (`PHASES`)
 """
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import shutil
@@ -38,15 +39,12 @@ PHASES: dict[Phase, str] = {
 class Conflict:
     """One thing that cannot be: `str` of it is the sentence of an error."""
 
-    rule: str
-    """The rule of `make rules` that says it in a plan."""
-    phase: Phase
+    rule: str  # the rule of `make rules` that says it in a plan
     reason: str
     remedy: str = ""
-    join: str = "; "
-    """What stands between the two in a sentence."""
-    key: str | None = None
-    """The key of the recipe whose place the error names."""
+    phase: Phase = "recipe"
+    join: str = "; "  # what stands between the two in a sentence
+    key: str | None = None  # the key of the recipe whose place the error names
 
     @property
     def severity(self) -> str:
@@ -61,7 +59,7 @@ def of_values(recipe: "Recipe") -> Iterator[Conflict]:
     """Values that are each legal and together are not."""
 
     def wrong(key: str, reason: str, remedy: str = "") -> Conflict:
-        return Conflict("contradiction", "recipe", reason, remedy, key=key)
+        return Conflict("contradiction", reason, remedy, key=key)
 
     if not recipe["model_name_or_path"]:
         yield wrong("model_name_or_path", "model_name_or_path is missing", "name a Hub id or a local directory")
@@ -173,8 +171,7 @@ def unsorted(recipe: "Recipe") -> str | None:
 def of_topology(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
     """Pairs of recipe and topology that the libraries get wrong, and a global batch that cannot be reached there."""
 
-    def wrong(reason: str, remedy: str) -> Conflict:
-        return Conflict("unsupported-pair", "topology", reason, remedy)
+    wrong = functools.partial(Conflict, "unsupported-pair", phase="topology")
 
     for key in ("fp16", "tf32"):
         if topology.use_cpu and recipe[key]:
@@ -265,10 +262,10 @@ def unreachable(recipe: "Recipe", processes: int, machines: int = 1) -> Iterator
     ]
     yield Conflict(
         "batch-unreachable",
-        "topology",
         f"global_batch_size {total} is not reachable with per_device_train_batch_size {per_device} on "
         f"{count(processes, 'process')}: {total} / ({per_device} x {processes}) is not whole",
         " or ".join(works),
+        "topology",
         join=". Works: ",
     )
 
@@ -288,13 +285,13 @@ def of_machine(
     where = f"{recipe.values['model_name_or_path'].origin}: model_name_or_path {name}"
     if lacks := built.get(path):
         reason, install = lacks
-        yield Conflict("model-missing", "machine", f"{where}: {reason}", f"install what is missing with: {install}")
+        yield Conflict("model-missing", f"{where}: {reason}", f"install what is missing with: {install}", "machine")
     elif places.is_path(name) and path not in built and not (path / "config.json").is_file():
         remedy = "name a saved model's directory, or a Hub id ORG/NAME"
-        yield Conflict("model-missing", "machine", f"{where} has no config.json", remedy)
+        yield Conflict("model-missing", f"{where} has no config.json", remedy, "machine")
     elif damage := places.damaged_weights(path):
         remedy = "copy or download the model again"
-        yield Conflict("model-damaged", "files", f"{where}: {damage}", remedy)
+        yield Conflict("model-damaged", f"{where}: {damage}", remedy, "files")
 
 
 def missing_gpus(recipe: "Recipe", topology: "Topology", visible: int) -> Iterator[Conflict]:
@@ -313,11 +310,11 @@ def missing_gpus(recipe: "Recipe", topology: "Topology", visible: int) -> Iterat
     )
     yield Conflict(
         "devices-missing",
-        "machine",
         f"{topology.name} needs {count(need, 'GPU')}, {visible} {'is' if visible == 1 else 'are'} visible",
         f"  1. {fewer}\n"
         "  2. make train RECIPE=demo shows the whole road on a CPU, with real 4-bit weights\n"
         f"  3. ACCEL=cpu trains {recipe.name} itself on this CPU, if the model is small enough for it",
+        "machine",
         join=". Instead:\n",
     )
 
@@ -329,8 +326,7 @@ def missing_tools(recipe: "Recipe", topology: "Topology", *, compilers: bool = T
         compilers: Whether those for a GPU are looked for, which is idle where the GPUs are another machine's.
     """
 
-    def missing(reason: str, remedy: str) -> Conflict:
-        return Conflict("tool-missing", "machine", reason, remedy)
+    missing = functools.partial(Conflict, "tool-missing", phase="machine")
 
     pip = Path(os.path.relpath(sys.prefix)) / "bin" / "pip"
     for tracker, about in trackers(recipe):
@@ -382,8 +378,7 @@ def trackers(recipe: "Recipe") -> Iterator[tuple[str, dict[str, Any]]]:
 def of_rehearsal(recipe: "Recipe", topology: "Topology") -> Iterator[Conflict]:
     """What only a GPU can do, so that a rehearsal on a CPU can say nothing about it."""
 
-    def wrong(reason: str, remedy: str) -> Conflict:
-        return Conflict("rehearsal", "rehearsal", reason, remedy)
+    wrong = functools.partial(Conflict, "rehearsal", phase="rehearsal")
 
     if topology.backend == "fsdp":
         yield wrong(

@@ -11,7 +11,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 from referencing.jsonschema import DRAFT202012
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.files import open_regular
 
 
@@ -52,8 +52,7 @@ def validator(schema: Any) -> Draft202012Validator:
         raise InputError(f"the JSON schema is not valid at {error.json_path}: {error.message}") from None
     except RecursionError:
         raise InputError("the JSON schema is nested too deeply; write parts of it below $defs") from None
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return Draft202012Validator(schema, registry=registry)
 
 

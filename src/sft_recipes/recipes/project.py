@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.recipes import editor
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.shipped import ROOT, located
@@ -48,9 +48,6 @@ def new(
     """Write a recipe that extends another, for its author to change; one that is itself a variant lends its lines.
 
     Args:
-        name: The recipe's.
-        base: The recipe that it extends.
-        directory: Where recipes lie.
         said: Values of keys that it says otherwise, each with the comment above it.
 
     Raises:
@@ -104,8 +101,8 @@ def init(folder: Path, name: str, base: str) -> list[Path]:
     for path in sorted((ROOT / "accelerate_configs").glob("*.yaml")):
         files[folder / "accelerate_configs" / path.name] = path.read_text(encoding="utf-8")
     recipe = folder / recipes.RECIPES / f"{name}.yaml"
-    if there := [str(path) for path in (*files, recipe) if path.exists() or path.is_symlink()]:
-        raise InputError(*(f"{path} exists and is never overwritten; name another FOLDER" for path in there))
+    there = (path for path in (*files, recipe) if path.exists() or path.is_symlink())
+    refuse(f"{path} exists and is never overwritten; name another FOLDER" for path in there)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         written = new(name, base, recipe.parent)

@@ -29,12 +29,10 @@ LOOKED_AT = 10_000
 class Rates(NamedTuple):
     """What is said of the learning rates of a run."""
 
-    warmup_steps: int
-    """Steps at the beginning after which the rate is a higher one."""
+    warmup_steps: int  # steps at the beginning after which the rate is a higher one
     peak: float
     """The highest that is reached; by a schedule that follows the evaluations, as long as they change nothing."""
-    last: float
-    """That of the last step, likewise."""
+    last: float  # that of the last step, likewise
 
 
 def schedule(kind: str, given: Mapping[str, Any], learning_rate: float, warmup: int, steps: int) -> Rate:
@@ -43,9 +41,7 @@ def schedule(kind: str, given: Mapping[str, Any], learning_rate: float, warmup: 
     Args:
         kind: `lr_scheduler_type`.
         given: `lr_scheduler_kwargs`, which `arguments.of_schedule` accepts.
-        learning_rate: of the recipe.
         warmup: the steps that warm-up is to take, where the schedule has one.
-        steps: of the run.
     """
     factor = _upstream()["get_scheduler"](kind, _optimizer(learning_rate), warmup, steps, dict(given))
     return lambda step: learning_rate * factor(step)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 
 import yaml
 
-from sft_recipes.errors import InputError, nearest, shown
+from sft_recipes.errors import InputError, nearest, refuse, shown
 from sft_recipes.files import open_regular
 from sft_recipes.recipes import adapters, conflicts, places, schema, secrets, sources
 from sft_recipes.recipes.shipped import located, shipped_names
@@ -234,8 +234,7 @@ def read(path: Path) -> dict[str, Value]:
         except yaml.YAMLError as error:
             said = f"{key}: {getattr(error, 'problem', error)}; write a plain value"
             problems.append(f"{where}: {secrets.masked(said)}")
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return values
 
 
@@ -296,8 +295,7 @@ def parse_overrides(text: Overrides) -> dict[str, Value]:
         except (yaml.YAMLError, RecursionError):
             quoted = "what stands there" if secret else secrets.masked(shown(value))
             problems.append(f"SET: {key}: {quoted} is not a YAML value; quote it")
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return values
 
 
@@ -370,8 +368,7 @@ def read_model(name: Any) -> dict[str, Value]:
         problems.append(
             f"{path}: {', '.join(missing)} missing; say {'it' if len(missing) == 1 else 'them'} of every model"
         )
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return values
 
 
@@ -438,8 +435,7 @@ def load(recipe: str | Path, overrides: Overrides = (), directory: Path = RECIPE
     if not problems:
         for each in conflicts.of_values(loaded):
             problems.append(f"{values[each.key].origin if each.key in values else loaded.name}: {each}")
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return loaded
 
 
@@ -488,7 +484,6 @@ def refused(values: Mapping[str, Value], *, resolved: bool = False) -> list[str]
     """What no recipe may say among these values, one by one, each with its place.
 
     Args:
-        values: with their origins.
         resolved: as `schema.problem` takes it.
     """
     secret = secrets.problems(values)

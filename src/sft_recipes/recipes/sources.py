@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sft_recipes.errors import InputError, did_you_mean, nearest
+from sft_recipes.errors import did_you_mean, nearest, refuse
 from sft_recipes.recipes import places, schema
 
 if TYPE_CHECKING:
@@ -17,22 +17,16 @@ KEYS = ("train_file", "validation_file", "test_file")
 class Entry:
     """One source of a split, as a recipe names it."""
 
-    file: str | None = None
-    """A file, a directory or a pattern; None for a Hub dataset."""
-    dataset: str | None = None
-    """A Hub id, or a directory that `datasets.load_dataset` reads."""
-    config: str | None = None
-    """The configuration of a Hub dataset."""
+    file: str | None = None  # a file, a directory or a pattern; None for a Hub dataset
+    dataset: str | None = None  # a Hub id, or a directory that `datasets.load_dataset` reads
+    config: str | None = None  # the configuration of a Hub dataset
     split: str | None = None
     """Of a Hub dataset or of what `save_to_disk` wrote; None for the one that is usual."""
-    rows: int | None = None
-    """How many of its rows are read, the first ones; None for all."""
+    rows: int | None = None  # how many of its rows are read, the first ones; None for all
     weight: float | None = None
     """Its share of the draws of `datasets.interleave_datasets`, before all are made to sum to 1."""
-    data_format: str | None = None
-    """Its own, instead of the recipe's."""
-    data_columns: Mapping[str, str] | None = None
-    """Its own, instead of the recipe's."""
+    data_format: str | None = None  # its own, instead of the recipe's
+    data_columns: Mapping[str, str] | None = None  # its own, instead of the recipe's
 
     @property
     def name(self) -> str:
@@ -50,8 +44,8 @@ def entries(key: str, value: Any) -> list[Entry]:
     Raises:
         InputError: With all that is wrong with a list of them.
     """
-    if isinstance(value, list) and (found := [*_of_list(key, value)]):
-        raise InputError(*found)
+    if isinstance(value, list):
+        refuse(_of_list(key, value))
     return _entries(value)
 
 

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sft_recipes.errors import InputError, listed, nearest, shown
+from sft_recipes.errors import InputError, listed, nearest, refuse, shown
 from sft_recipes.recipes.schema import DATA, as_yaml
 from sft_recipes.terminal import count
 
@@ -26,20 +26,15 @@ THOUGHT = re.compile(r"\A\s*<think>.*?</think>\s*", re.DOTALL)
 class Task:
     """A task as the evaluation goes by it."""
 
-    kind: str
-    """classification or generation."""
-    by: str
-    """likelihood or generation."""
-    labels: tuple[str, ...]
-    """The classes in their order; none for generation."""
+    kind: str  # classification or generation
+    by: str  # likelihood or generation
+    labels: tuple[str, ...]  # the classes in their order; none for generation
     field: str | None
     pattern: str | None
-    candidates: dict[str, str]
-    """By likelihood: the answer that stands for each label, as training wrote it."""
+    candidates: dict[str, str]  # by likelihood: the answer that stands for each label, as training wrote it
     max_new_tokens: int | None
     schema: dict[str, Any] | None
-    decisions: tuple[str, ...]
-    """What was decided where the recipe leaves it open, in sentences."""
+    decisions: tuple[str, ...]  # what was decided where the recipe leaves it open, in sentences
 
     def label(self, answer: str) -> str | None:
         """The class that an answer names, or None where it names none, or more than one."""
@@ -271,5 +266,4 @@ def _read(own: Mapping[str, Any], labels: tuple[str, ...], rows: Mapping[str, in
         )
     if len(labels) < 2 and not found:
         found.append(f"all {total:,} training answers are the class {listed(labels)}; two are needed to tell apart")
-    if found:
-        raise InputError(*found)
+    refuse(found)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.recipes import conflicts, schema, secrets
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes.recipe import Recipe
@@ -34,10 +34,8 @@ class Topology:
     """Processes and backend of one run on one machine."""
 
     name: str
-    config: dict[str, Any]
-    """The accelerate config as launched."""
-    origin: str
-    """Why this one: the recipe, ACCEL=, or the visible hardware."""
+    config: dict[str, Any]  # the accelerate config as launched
+    origin: str  # why this one: the recipe, ACCEL=, or the visible hardware
 
     @property
     def processes(self) -> int:
@@ -90,8 +88,7 @@ class Gpu:
     """A visible GPU."""
 
     name: str
-    memory_mib: int
-    """0 for one that shares the host's memory."""
+    memory_mib: int  # 0 for one that shares the host's memory
 
 
 # What the NVIDIA driver leaves in the file system of a machine, or of a container that it is given to.
@@ -235,8 +232,7 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
         name, directory = Path(name).stem, Path(name).parent
     path = recipes.find("accelerate config", name, directory)
     values = recipes.read(path)
-    if secret := secrets.problems(values):
-        raise InputError(*secret.values())
+    refuse(secrets.problems(values).values())
     config = {key: item.value for key, item in values.items()}
     problems = []
     for key, item in values.items():
@@ -282,8 +278,7 @@ def read(name: str, origin: str, processes: int | None = None, directory: Path =
     elif kind == "NO" and number > 1:
         one = f"{path}: distributed_type: NO" if processes is None else name
         problems.append(f"{one} is one process, not {number}; choose ACCEL=ddp, zero2 or zero3")
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return Topology(name, config, origin)
 
 
@@ -300,8 +295,7 @@ def accumulation(recipe: Recipe, topology: Topology) -> int:
     Raises:
         InputError: The quotient is not whole; names the values that would work.
     """
-    if found := [*conflicts.unreachable(recipe, topology.processes)]:
-        raise InputError(*map(str, found))
+    refuse(conflicts.unreachable(recipe, topology.processes))
     return recipe["global_batch_size"] // (recipe["per_device_train_batch_size"] * topology.processes)
 
 
@@ -311,8 +305,7 @@ def resolve(recipe: Recipe, topology: Topology) -> Recipe:
     Raises:
         InputError: With every reason why this recipe cannot run on this topology.
     """
-    if problems := [*conflicts.of_topology(recipe, topology)]:
-        raise InputError(*map(str, problems))
+    refuse(conflicts.of_topology(recipe, topology))
     steps = accumulation(recipe, topology)
     batch = (
         f"{recipe['global_batch_size']} / ({recipe['per_device_train_batch_size']} x {topology.processes} processes)"

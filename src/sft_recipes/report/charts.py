@@ -16,11 +16,9 @@ from markupsafe import Markup
 from sft_recipes.environment import importable_backend
 from sft_recipes.files import replacing
 from sft_recipes.report.page import COLOURS
+from sft_recipes.report.table import Estimate
 from sft_recipes.runs.run import Run
 from sft_recipes.terminal import count, visible
-
-Estimate = Mapping[str, Any]
-"""`value`, `low` and `high`; each null where it is not defined."""
 
 INK, PAPER, FAINT, RULE = (COLOURS[name][0] for name in ("ink", "paper", "faint", "rule"))
 TUNED, EARLIER, BASE = (COLOURS[name][0] for name in ("tuned", "earlier", "base"))
@@ -89,7 +87,6 @@ def svg(name: str, label: str, draw: Callable[[Any], None], size: tuple[float, f
     Args:
         name: of the chart, unique in its page.
         label: what it shows, for those who cannot see it.
-        draw: draws on the axes it is given.
         size: in inches; on the page only the ratio of the sides and to the letters is left of it.
     """
     buffer = io.StringIO()
@@ -198,13 +195,13 @@ def _points(log: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list
     return [step for step, _ in points], [value for _, value in points]
 
 
-def intervals(axes: Any, rows: Sequence[tuple[str, Sequence[tuple[str, Estimate | None]]]], title: str) -> None:
+def intervals(
+    axes: Any, rows: Sequence[tuple[str, Sequence[tuple[str, Mapping[str, Any] | None]]]], title: str
+) -> None:
     """Estimates between 0 and 1 as points with their intervals.
 
     Args:
-        axes: to draw on.
         rows: label and estimates of one line, each with its role (a key of `MARKER`); None where there is none.
-        title: of the quantity.
     """
     for number, (label, estimates) in enumerate(rows):
         for place, (role, estimate) in enumerate(estimates):
@@ -215,7 +212,7 @@ def intervals(axes: Any, rows: Sequence[tuple[str, Sequence[tuple[str, Estimate 
             if estimate["low"] is not None:
                 axes.plot([estimate["low"], estimate["high"]], [y, y], color=COLOUR[role], linewidth=1.4)
             (point,) = axes.plot([estimate["value"]], [y], **_point(role))
-            hover(point, [f"{whose}: {title} {_said(estimate)}"])
+            hover(point, [f"{whose}: {title} {Estimate.of(estimate)}"])
     axes.set_yticks(range(len(rows)), [short(label) for label, _ in rows], color=INK)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_title(title)
@@ -232,7 +229,7 @@ def reliability(axes: Any, bins: Sequence[Mapping[str, Any]], role: str, title: 
     (points,) = axes.plot([each["confidence"] for each in bins], [each["accuracy"] for each in bins], **_point(role))
     texts = [
         f"{count(each['n'], 'row')} of mean confidence {each['confidence']:.3f}: accuracy "
-        + _said({"value": each["accuracy"], "low": each["interval"][0], "high": each["interval"][1]})
+        f"{Estimate(each['accuracy'], *each['interval'])}"
         for each in bins
     ]
     hover(points, texts)
@@ -253,9 +250,7 @@ def slice_of(
     """Figures over one value.
 
     Args:
-        axes: to draw on.
         points: each with its role (a key of `MARKER`), place, height, and what it says when it is pointed at.
-        title: of the quantity.
         ticks: names of the places 0, 1 and so on; without them places are numbers.
         log: whether these are on a logarithmic scale.
     """
@@ -274,11 +269,6 @@ def slice_of(
     axes.set_title(title)
     axes.grid(axis="y")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-
-
-def _said(found: Estimate) -> str:
-    value, low, high = (found[key] for key in ("value", "low", "high"))
-    return f"{value:.3f}" if low is None else f"{value:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _point(role: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.evaluate.statistics import CONFIDENCE
 from sft_recipes.evaluate.verdict import FEW_ROWS, few_rows
 from sft_recipes.recipes import schema
@@ -44,8 +44,6 @@ def compare(names: Sequence[str], split: str = "test", runs: Path = RUNS) -> Fac
 
     Args:
         names: runs, in the order in which they are to be shown.
-        split: whose evaluation is compared.
-        runs: where the runs are.
 
     Raises:
         InputError: With everything that forbids the comparison: too few runs, rehearsals, unfinished runs, runs
@@ -63,8 +61,7 @@ def compare(names: Sequence[str], split: str = "test", runs: Path = RUNS) -> Fac
         except InputError as error:
             problems += error.problems
     problems += unlike(found)
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return _facts(found)
 
 
@@ -89,7 +86,7 @@ def _few(run: Evaluated) -> list[str]:
     return [FEW_ROWS] if few else []
 
 
-def leaderboard(split: str = "test", runs: Path = RUNS) -> Facts:
+def leaderboard(split: str = "test") -> Facts:
     """The facts of all evaluated runs: a board for each set of runs that `compare` would take, best first.
 
     Raises:
@@ -97,7 +94,7 @@ def leaderboard(split: str = "test", runs: Path = RUNS) -> Facts:
     """
     boards: dict[Any, list[Evaluated]] = {}
     left_out = []
-    for path in sorted(runs.glob("*/run.json")):
+    for path in sorted(RUNS.glob("*/run.json")):
         try:
             run = read(Run(path.parent), split)
         except InputError as error:
@@ -105,7 +102,7 @@ def leaderboard(split: str = "test", runs: Path = RUNS) -> Facts:
         else:
             boards.setdefault(tuple(equal for equal, _ in comparable(run).values()), []).append(run)
     if not boards and not left_out:
-        raise InputError(f"no run in {runs}/; make train RECIPE=demo makes one")
+        raise InputError(f"no run in {RUNS}/; make train RECIPE=demo makes one")
     return {"schema": SCHEMA, "boards": [board(found) for found in boards.values()], "left_out": left_out}
 
 
@@ -147,8 +144,7 @@ def read(run: Run, split: str) -> Evaluated:
         facts = run.facts()
         if facts.get("rehearsal"):
             raise InputError(f"{run.name} is a rehearsal, whose model is tiny and random: no result; leave it out")
-        if sentence := unfinished(run):
-            raise InputError(sentence)
+        refuse([unfinished(run)])
         evaluation = run.evaluation(split)
         rows = [row for row in run.predicted(split) if not row["leaked"]]
         values = run.values() | facts["own"]

@@ -7,7 +7,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
@@ -69,7 +69,7 @@ def _environment(finalize: Callable[[Any], Any]) -> jinja2.Environment:
     )
     made.globals |= {"colours": COLOURS, "number": table.number, "meaning": lambda name: MEANINGS.get(explained(name))}
     made.filters |= {"duration": duration, "number_of": count, "markdown": _markdown_table, "python": _python}
-    made.filters |= {"with_contents": _with_contents, "used_terms": _used_terms, "numbered": _numbered, "json": _json}
+    made.filters |= {"with_contents": _with_contents, "used_terms": _used_terms, "numbered": enumerate, "json": _json}
     made.tests["estimate"] = lambda cell: isinstance(cell, table.Estimate)
     made.tests["code"] = lambda cell: isinstance(cell, table.Code)
     return made
@@ -93,10 +93,6 @@ def _used_terms(sections: str) -> dict[str, str]:
     """Of the terms that are explained, those that sections mark as such, with what they mean."""
     used = {explained(name) for name in re.findall(r"<abbr [^>]*>(.*?)</abbr>", sections)}
     return {term: meaning for term, meaning in MEANINGS.items() if term in used}
-
-
-def _numbered(values: Sequence[str]) -> list[tuple[int, str]]:
-    return list(enumerate(values))
 
 
 def _json(data: Any) -> Markup:

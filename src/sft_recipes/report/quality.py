@@ -65,11 +65,15 @@ def shown(metrics: Facts, predictions: Sequence[Facts]) -> Facts | None:
 
 def browser(metrics: Facts, predictions: Sequence[Facts]) -> Facts | None:
     """What browser.html shows of the scored rows; None where there are none."""
-    scored = [row for row in predictions if not row["leaked"] and "tuned" in row]
+    scored = _scored(predictions)
     if not (scored and metrics["models"]):
         return None
     answers = {NAMES[name]: [row[name] for row in scored] for name in _models(metrics["models"])}
     return rows.browser(scored, answers, metrics["labels"], "wrong")
+
+
+def _scored(predictions: Sequence[Facts]) -> list[Facts]:
+    return [row for row in predictions if not row["leaked"] and "tuned" in row]
 
 
 def models_table(metrics: Facts) -> Table:
@@ -252,7 +256,7 @@ def telling(task: str, predictions: Sequence[Facts]) -> list[tuple[str, Facts]]:
             in common with the reference (F1).
         predictions: the rows of predictions.jsonl.
     """
-    scored = [row for row in predictions if not row["leaked"] and "tuned" in row]
+    scored = _scored(predictions)
     score = _overlap if task == "generation" else _right
     tuned = [score(row, "tuned") for row in scored]
     gain = [right - score(row, "base") if "base" in row else 0.0 for right, row in zip(tuned, scored, strict=True)]

@@ -170,7 +170,6 @@ def comparison(facts: Facts, path: Path, runs: Path = RUNS) -> None:
     Args:
         facts: of `compare.compare`.
         path: of the page; it leads to the reports of the runs from there.
-        runs: where the runs are, whose logs and predictions are shown.
     """
     lines: list[tuple[str, Facts]] = [(each["name"], {"tuned": each["metrics"]}) for each in facts["entries"]]
     for each in facts["references"]:

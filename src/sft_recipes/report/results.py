@@ -24,20 +24,14 @@ class Evaluated:
     """A finished run, and what its tuned model made of the scored rows."""
 
     name: str
-    facts: Facts
-    """Its run.json."""
-    values: Facts
-    """The resolved recipe and our own keys."""
-    evaluation: Facts
-    """Its metrics.json."""
-    fingerprint: str
-    """SHA-256 of the scored rows: prompts and references, in order."""
-    gold: NDArray[np.intp] | None
-    """The class of each row, by its number in `labels`; None for generation."""
+    facts: Facts  # its run.json
+    values: Facts  # the resolved recipe and our own keys
+    evaluation: Facts  # its metrics.json
+    fingerprint: str  # SHA-256 of the scored rows: prompts and references, in order
+    gold: NDArray[np.intp] | None  # the class of each row, by its number in `labels`; None for generation
     scores: NDArray[Any]
     """The predicted class of each row (an invalid one is the number of labels); for generation, its primary score."""
-    right: NDArray[np.bool_]
-    """Whether it is the class, or the reference to the letter."""
+    right: NDArray[np.bool_]  # whether it is the class, or the reference to the letter
 
     @property
     def primary(self) -> str:

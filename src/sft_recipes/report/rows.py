@@ -62,13 +62,16 @@ def browser(
     def answer(said: Facts) -> int | str:
         return codes[said["prediction"]] if said["prediction"] in codes else text(said["text"] or said["prediction"])
 
+    def sure(said: Facts) -> float | None:
+        return None if (found := confidence(said)) is None else round(found, 3)
+
     data = [
         [
             rows[n]["row"],
             numbers.get(rows[n]["group"], -1),
             codes[rows[n]["gold"]] if labels else text(rows[n]["reference"]),
             text(rows[n]["prompt"][len(begin) :]),
-            [[answer(each[n]), int(right[n][i]), _rounded(each[n])] for i, each in enumerate(answers.values())],
+            [[answer(each[n]), int(right[n][i]), sure(each[n])] for i, each in enumerate(answers.values())],
         ]
         for n in kept
     ]
@@ -89,11 +92,6 @@ def browser(
 def confidence(said: Facts) -> float | None:
     """The probability that a model gave its own prediction, None where there is none."""
     return said["probabilities"][said["prediction"]] if said["probabilities"] else None
-
-
-def _rounded(said: Facts) -> float | None:
-    sure = confidence(said)
-    return None if sure is None else round(sure, 3)
 
 
 def is_right(row: Facts, said: Facts) -> bool:

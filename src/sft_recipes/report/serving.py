@@ -51,7 +51,6 @@ def served(
     """The command that serves a run and a request to it.
 
     Args:
-        run: A finished run.
         adapter: The adapter's directory as the command names it; None where `base` is the whole tuned model.
         base: The model as the command names it.
         tokenizer: A directory of this machine with the tokenizer that was trained with.

@@ -30,7 +30,6 @@ def write(
         facts: what sweep.json holds.
         importances: of each key, the share of the differences in eval loss that is its own; empty if not known.
         further: what to try next: a sentence, and the command that does it.
-        runs: where the runs are.
     """
     trials, keys = facts["trials"], list(facts["space"])
     states = Counter(each["state"] for each in trials)

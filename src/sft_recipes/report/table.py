@@ -47,7 +47,6 @@ class Table:
     """Rows whose first cell names them.
 
     Args:
-        title: what it shows.
         header: one name a column; empty for no header.
         rows: cells; None where there is no value.
         kind: `numbers`, or `words` for what is read from the left.

@@ -7,7 +7,7 @@ from sft_recipes.evaluate.terms import COLUMNS, NAMES
 from sft_recipes.report import page, table
 from sft_recipes.report.quality import PAIRED
 from sft_recipes.report.table import Cell, Code, Estimate, Table, p_value, p_values
-from sft_recipes.terminal import count, duration
+from sft_recipes.terminal import count, duration, gib
 
 Facts = dict[str, Any]
 
@@ -150,14 +150,10 @@ def _costs(cost: Facts) -> list[Cell]:
         "not known (resumed)" if seconds is None else duration(seconds),
         duration(cost["seconds"]),
         *map(rounded, ("tokens_per_second", "steps", "trainable_parameters")),
-        None if memory is None else gib(memory),
+        None if memory is None else gib(memory, 2),
         cost["hardware"],
         rounded("evaluation_rows_per_second"),
     ]
-
-
-def gib(size: float) -> str:
-    return f"{size / 2**30:.2f} GiB"
 
 
 def _metrics(row: Facts, facts: Facts) -> list[Cell]:

@@ -13,11 +13,7 @@ FOLDER = "tensorboard"
 
 
 def watch(name: str | None, port: int) -> None:
-    """Serve the page until Ctrl-C.
-
-    Raises:
-        InputError: As of `serve`.
-    """
+    """Serve the page until Ctrl-C."""
     say("watching", f"{serve(name, port)} until Ctrl-C; the page reads anew what is written")
     try:
         threading.Event().wait()

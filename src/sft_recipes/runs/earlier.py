@@ -8,7 +8,7 @@ from sft_recipes.errors import InputError
 from sft_recipes.files import sha256
 from sft_recipes.models.base_model import Model
 from sft_recipes.recipes import adapters
-from sft_recipes.runs.run import Run, adapter_damage
+from sft_recipes.runs.run import Run, adapter_damage, rehearsed
 
 
 def folder(own: Mapping[str, Any]) -> Path | None:
@@ -31,8 +31,8 @@ def check(own: Mapping[str, Any]) -> None:
     if directory is None or (run := _run(directory)) is None:
         return
     where = "adapter_name_or_path"
-    if run.facts().get("rehearsal"):
-        raise InputError(f"{where}: {run.directory} is a rehearsal, whose adapter belongs to a tiny random model")
+    if sentence := rehearsed(run):
+        raise InputError(f"{where}: {sentence}")
     if directory.resolve() == run.adapter.resolve() and (damage := adapter_damage(run)):
         raise InputError(f"{where}: {damage}")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from sft_recipes.data import preparation
 from sft_recipes.data.preparation import Prepared
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.files import sha256
 from sft_recipes.models.fingerprint import differences, fingerprint
 from sft_recipes.recipes import recipe as recipes
@@ -30,7 +30,6 @@ def first_files(directory: Path, facts: Facts, values: Facts, accelerate: Facts)
     """The files that a new run begins with, as `Run.create` takes them.
 
     Args:
-        directory: where it will be.
         facts: its run.json, but for its name and what it is known by.
         values: its resolved recipe in upstream's keys, but for its directory and name.
         accelerate: the accelerate config that it is launched with.
@@ -58,7 +57,6 @@ def check(run: Run, *, training: bool = False) -> None:
     """Whether a run may be used: it asks for nothing that a recipe may not, and is what it was when it was started.
 
     Args:
-        run: opened for work.
         training: whether it is to be trained on: all its rows must be as they were, and its directory where it was.
 
     Raises:
@@ -80,8 +78,7 @@ def may_ask(run: Run) -> None:
     Raises:
         InputError: With everything else that it asks for, and every file that is missing or damaged.
     """
-    if problems := [*_forbidden(run, run.facts())]:
-        raise InputError(*problems)
+    refuse(_forbidden(run, run.facts()))
 
 
 def changed(run: Run, *, training: bool = False) -> list[str]:
@@ -109,8 +106,6 @@ def training_rows(run: Run, facts: Facts, **changes: Any) -> Prepared:
     """The rows of a run, those that it was trained on being the same; what it has seen must be known.
 
     Args:
-        run: whose rows.
-        facts: its run.json.
         changes: what else is read, as `preparation.prepare` takes it.
 
     Raises:

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
-from sft_recipes.errors import InputError, did_you_mean
+from sft_recipes.errors import InputError, did_you_mean, refuse
 from sft_recipes.files import difference, write_whole
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import secrets
@@ -26,7 +26,10 @@ RESERVED = 64 * 1024
 
 
 class Run:
-    """One directory below `runs/`: recipe.yaml, accelerate.yaml, run.json, log.jsonl and what training writes."""
+    """One directory below `runs/`: recipe.yaml, accelerate.yaml, run.json, log.jsonl and what training writes.
+
+    What reads a file raises an `InputError` that says what is missing, damaged, or no longer what was written.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -38,10 +41,8 @@ class Run:
         self.report = directory / "report.html"
         self.output = directory / "output.log"
         """What was said when nobody could hear it any more, and tracebacks."""
-        self.stop = directory / "stop"
-        """Exists while the run is asked to save and stop at the next step."""
-        self.reserve = directory / ".reserve"
-        """Holds a little space of the disk."""
+        self.stop = directory / "stop"  # exists while the run is asked to save and stop at the next step
+        self.reserve = directory / ".reserve"  # holds a little space of the disk
 
     @property
     def name(self) -> str:
@@ -73,9 +74,7 @@ class Run:
 
         Args:
             name: of the run; the recipe's name and the time without it.
-            recipe: the recipe's name.
             contents: gives the text of each file, told the directory that it is to be.
-            runs: where runs are.
 
         Raises:
             InputError: The name exists already, or is no name; or nothing can be written there.
@@ -135,66 +134,40 @@ class Run:
         return cls(runs / name)._inside()
 
     def _inside(self) -> "Run":
-        """The run itself, none of whose links lead out of its directory, where its files are written and deleted.
-
-        Raises:
-            InputError: Some do.
-        """
+        """The run itself, none of whose links lead out of its directory, where its files are written and deleted."""
         root = self.directory.resolve()
         found = (Path(folder, name) for folder, *names in os.walk(root) for name in [*names[0], *names[1]])
-        out = [path for path in found if path.is_symlink() and not path.resolve().is_relative_to(root)]
-        if out:
-            raise InputError(
-                *(
-                    f"{self.directory / path.relative_to(root)} is a link to {path.readlink()}, out of the run's "
-                    "directory; put what it leads to in its place, or delete it"
-                    for path in out
-                )
-            )
+        refuse(
+            f"{self.directory / path.relative_to(root)} is a link to {path.readlink()}, out of the run's directory; "
+            "put what it leads to in its place, or delete it"
+            for path in found
+            if path.is_symlink() and not path.resolve().is_relative_to(root)
+        )
         return self
 
     def facts(self) -> dict[str, Any]:
-        """What run.json holds now, of the shape of `facts.RunFacts`.
-
-        Raises:
-            InputError: It is missing or damaged; says how.
-        """
-        return shapes.read_run(self.directory / "run.json")
+        """What run.json holds now, of the shape of `facts.RUN`."""
+        remedy = "put the file back from a copy, or start a new run"
+        return shapes.read(self.directory / "run.json", shapes.RUN, remedy)
 
     def values(self) -> dict[str, Any]:
-        """The resolved recipe in upstream's keys, as recipe.yaml holds it.
-
-        Raises:
-            InputError: It is missing or damaged, or says what no recipe may say.
-        """
+        """The resolved recipe in upstream's keys, as recipe.yaml holds it."""
         return {key: item.value for key, item in shapes.read_recipe(self.recipe).items()}
 
     def log_entries(self) -> list[dict[str, Any]]:
-        """What was logged so far.
-
-        Raises:
-            InputError: A line is damaged; says which.
-        """
+        """What was logged so far."""
         return shapes.read_log(self.log)
 
     def evaluation(self, split: str) -> dict[str, Any]:
-        """The metrics of a split, of the shape of `facts.Metrics`.
-
-        Raises:
-            InputError: There are none, or they or the predictions are not what the evaluation wrote.
-        """
+        """The metrics of a split, of the shape of `facts.METRICS`."""
         again = self._evaluated_by(self.metrics(split), split)
         written = self.facts().get("evaluated", {}).get(split, {})
         if damaged := difference(self.directory, written):
             raise InputError(f"{self.directory} is not as it was evaluated: {damaged}; make it anew: {again}")
-        return shapes.read_metrics(self.metrics(split), again)
+        return shapes.read(self.metrics(split), shapes.METRICS, f"make it anew: {again}")
 
     def predicted(self, split: str) -> list[dict[str, Any]]:
-        """The predictions of a split, row by row.
-
-        Raises:
-            InputError: There are none, or a line is damaged.
-        """
+        """The predictions of a split, row by row."""
         path = self.predictions(split)
         return shapes.read_lines(path, f"make it anew: {self._evaluated_by(path, split)}")
 
@@ -284,9 +257,7 @@ class Run:
         """Write down that a run has failed, if it is running, and say whether it was.
 
         Args:
-            error: why.
             cause: what was written down before as the reason is only the consequence, and gives way.
-            facts: more of run.json.
         """
         was = self.facts()["status"]
         if fails := was == "running" or (cause and was == "failed"):
@@ -339,6 +310,13 @@ def unfinished(run: Run) -> str | None:
     if facts.get("diverged"):
         return f"{run.directory} has diverged and left nothing to use; start a new run with other values"
     return f"{run.directory} is {status}, not finished; {again}"
+
+
+def rehearsed(run: Run) -> str | None:
+    """That a run is a rehearsal, whose model is of no use, and what to do instead; None for one in earnest."""
+    if not run.facts().get("rehearsal"):
+        return None
+    return f"{run.directory} is a rehearsal, whose adapter belongs to a tiny random model; train first"
 
 
 def adapter_damage(run: Run) -> str | None:

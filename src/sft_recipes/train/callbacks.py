@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from sft_recipes.runs import checkpoints, lock
@@ -62,27 +62,16 @@ class Record(TrainerCallback, ExportableState):
             "attributes": {"seconds_before": self.seconds, **{name: getattr(self, name) for name in kept}},
         }
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._began_step = time.perf_counter()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if args.device.type != "cpu":
             # It is still at work on what it was given, most of all the last backward pass.
             torch.accelerator.synchronize()
         self.training_seconds += time.perf_counter() - self._began_step
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         logs = logs if logs is not None else {}
         if "loss" in logs and "num_tokens" in logs:
             tokens, seconds = self.at_last_log
@@ -111,18 +100,13 @@ class Progress(TrainerCallback):
     def __init__(self) -> None:
         self.bar: tqdm | None = None
         self._evaluation: tqdm | None = None
-        self._said: dict[str, str] = {}
-        """What the last logging step found, by name."""
-        self._seconds, self._steps = 0.0, 0
-        """Of this launch, without evaluating and saving."""
-        self._last: float | None = None
-        """When the last step ended, if nothing but a step came after it."""
+        self._said: dict[str, str] = {}  # what the last logging step found, by name
+        self._seconds, self._steps = 0.0, 0  # of this launch, without evaluating and saving
+        self._last: float | None = None  # when the last step ended, if nothing but a step came after it
         self._batches = 0
         self._spoke = 0.0
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.is_world_process_zero and sys.stderr.isatty():
             self.bar = self._bar("training", state.max_steps, "  {desc}", initial=state.global_step)
 
@@ -131,16 +115,12 @@ class Progress(TrainerCallback):
         shape = f"{label:<10} {{percentage:3.0f}}% {{bar}} {{n_fmt}}/{{total_fmt}}{beside}"
         return tqdm(total=total, bar_format=shape, dynamic_ncols=True, **options)
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._evaluated()
         if self._last is None:
             self._last = time.perf_counter()
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         now = time.perf_counter()
         # From the end of one step to that of the next, so that waiting for rows counts.
         self._seconds += now - (now if self._last is None else self._last)
@@ -149,17 +129,10 @@ class Progress(TrainerCallback):
             self._put_beside(self.bar, state)
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._last = None
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if not state.is_world_process_zero or not logs:
             return
         if "eval_loss" in logs:
@@ -190,9 +163,7 @@ class Progress(TrainerCallback):
                 parts.pop(name, None)
         bar.set_description_str("  ".join(parts.values()), refresh=False)
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Show how far an evaluation is: in a bar of its own, or a line a minute."""
         self._last = None
         self._batches += 1
@@ -214,9 +185,7 @@ class Progress(TrainerCallback):
             self._evaluation.close()
             self._evaluation = None
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._evaluated()
         if self.bar is not None:
             self.bar.close()
@@ -244,14 +213,7 @@ class StopOnNaN(TrainerCallback):
     def __init__(self, run: Run) -> None:
         self.run = run
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: TrainerState, control: Any, logs: Any = None, **kwargs: Any) -> None:
         for key in ("loss", "grad_norm", "eval_loss"):
             value = (logs or {}).get(key)
             if value is not None and not math.isfinite(value):
@@ -283,7 +245,7 @@ class GracefulStop(TrainerCallback):
     def _tell(self, number: int, frame: object) -> None:
         self._told = True
 
-    def _asked(self, args: TrainingArguments) -> bool:
+    def _asked(self, args: Any) -> bool:
         """Whether any process was told to stop; all of them must ask together."""
         told = self._told or self.run.stop.exists()
         told = told or (self.launched and lock.command_gone(self.run.directory))
@@ -293,28 +255,22 @@ class GracefulStop(TrainerCallback):
             told = bool(flag.item())
         return told
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._asked(args) and state.global_step < state.max_steps:
             self.stopped = True
             control.should_save = True
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self._asked(args):
             self.stopped = True
             raise Stopped
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Only now: a checkpoint that holds should_training_stop would stop the resumed run at once.
         if self.stopped:
             control.should_training_stop = True
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         # Upstream takes the stop for the end of an epoch; an evaluation or a second save here would belong to no
         # epoch, and the resumed run would differ from an uninterrupted one.
         if self.stopped:

@@ -61,7 +61,6 @@ class Tokenised:
     Args:
         prepared: The directory of the rows as text.
         directory: Where their tokens are.
-        split: Its name.
 
     Raises:
         InputError: The tokens are not as they were written.
@@ -77,8 +76,7 @@ class Tokenised:
         self._files = sorted(name for name in facts["files"] if name.startswith(f"{split}-"))
         # Rounded up, so that it is no more than that.
         step = -(-self._facts.rows // SAMPLE)
-        self.numbers = range(0, self._facts.rows, step)
-        """The rows of the sample, counted from 0."""
+        self.numbers = range(0, self._facts.rows, step)  # the rows of the sample, counted from 0
 
     def sample(self) -> Dataset:
         """Some of the rows as text, read as `datasets` reads all of them."""
@@ -164,12 +162,7 @@ def compare(ours: Dataset, theirs: Dataset, what: str, numbers: Sequence[int] | 
     Args:
         ours: Rows of the files.
         theirs: The same as TRL makes them.
-        what: Names them.
-        numbers: Of the rows, counted from 0, where none was left out.
-
-    Raises:
-        InputError: There is a difference.
-    """
+        numbers: Of the rows, counted from 0, where none was left out."""
     for place, (own, trl) in enumerate(itertools.zip_longest(ours, theirs)):
         if own is None or trl is None or any(own[name] != trl[name] for name in ("input_ids", "labels")):
             where = f"row {numbers[place] + 1} of " if numbers else ""

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoTokenizer
 from trl import SFTTrainer
 
 from sft_recipes.data import refusals, tokens
-from sft_recipes.errors import InputError
+from sft_recipes.errors import InputError, refuse
 from sft_recipes.models import base_model, census, conflicts
 from sft_recipes.models.loading import offloaded
 from sft_recipes.recipes import places, rates
@@ -37,7 +37,6 @@ def model_files(recipe: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
     """The config and tokenizer can be loaded and fit the recipe; before any weight is read.
 
     Args:
-        recipe: The resolved recipe.
         rows: Whether they are `conversational`, what they hold and which `variables` they set, and the `task` on them.
 
     Raises:
@@ -54,27 +53,16 @@ def model_files(recipe: Mapping[str, Any], rows: Mapping[str, Any]) -> None:
             "Name a local directory, or a Hub id while the Hub is reachable; a gated model needs HF_TOKEN in the "
             "environment"
         ) from None
+    asked = Recipe(name, {key: Value(value, "recipe.yaml") for key, value in recipe.items()})
     # Its config is on this machine now, if it was not when the run was planned.
     if (model := base_model.find(name, revision)) is not None:
-        asked = Recipe(name, {key: Value(value, "recipe.yaml") for key, value in recipe.items()})
-        if problems := [str(each) for each in conflicts.of_model(model, asked)]:
-            raise InputError(*problems)
-    words = _words(tokenizer, recipe)
-    path = recipe.get("chat_template_path")
-    found = refusals.refused(
-        name,
-        path,
-        refusals.facts(words),
-        conversational=rows["conversational"],
-        # As it was resolved, it is true where rows have several answers.
-        marks=bool(recipe.get("assistant_only_loss")),
-        holds=rows.get("holds", ()),
-        variables=rows.get("variables", ()),
-        calls_asked=rows.get("task") == "generation" and "call answers" in rows.get("holds", ()),
-        embeddings=None if refusals.brings_tokens(path) else config.get_text_config().vocab_size,
-    )
-    if problems := [*map(str, found)]:
-        raise InputError(*problems)
+        refuse(conflicts.of_model(model, asked))
+    # As the recipe was resolved, the key is true where rows have several answers to learn.
+    kind = "messages" if recipe.get("assistant_only_loss") else "prompt_completion"
+    asked.values["task"] = Value(rows.get("task"), "run.json")
+    known = {"vocab_size": config.get_text_config().vocab_size}
+    of_rows = {"holds": (), "variables": (), **rows, "kind": kind}
+    refuse(refusals.of_recipe(asked, refusals.facts(_words(tokenizer, recipe)), of_rows, known, 0))
 
 
 def _words(tokenizer: Any, recipe: Mapping[str, Any]) -> Any:
@@ -138,8 +126,7 @@ def data(trainer: SFTTrainer, prepared_rows: int) -> Facts:
         )
     base, embeddings = trainer.model.config.name_or_path, trainer.model.config.get_text_config().vocab_size
     largest = max(_largest(each) for each in (trainer.train_dataset, trainer.eval_dataset) if each is not None)
-    if problems := [*map(str, refusals.beyond(base, largest, embeddings))]:
-        raise InputError(*problems)
+    refuse(refusals.beyond(base, largest, embeddings))
     if trainer.eval_dataset is not None and not len(trainer.eval_dataset):
         raise InputError(f"no held-out row keeps its answer at max_length {args.max_length}; set a larger max_length")
     _positions(trainer, lengths)
@@ -185,8 +172,7 @@ def _positions(trainer: SFTTrainer, lengths: list[int]) -> None:
     longest, config = max(*lengths, *held_out), trainer.model.config
     found = base_model.find(config.name_or_path, getattr(config, "_commit_hash", None) or "main")
     refused = conflicts.of_rows(found, longest) if found else ()
-    if problems := [str(each) for each in refused if each.rule == "positions-missing"]:
-        raise InputError(*problems)
+    refuse(each for each in refused if each.rule == "positions-missing")
 
 
 def _real_token_share(trainer: SFTTrainer, lengths: list[int]) -> float:
@@ -254,8 +240,7 @@ def base(model: torch.nn.Module, recipe: Mapping[str, Any]) -> Facts:
             problems.append(
                 f"4-bit layers are {kinds}, the recipe asks for {asked} (kind, double quantisation, compute)"
             )
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     dtypes = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if id(p) not in packed | adapter})
     if four_bit:
         double = " with double quantisation" if recipe.get("use_bnb_nested_quant") else ""
@@ -347,8 +332,7 @@ def start(
         problems.append(
             f"activation_checkpointing is {recipe.get('activation_checkpointing')}, but the model says otherwise"
         )
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     made = rates.summary(_rate(trainer.lr_scheduler), args.get_warmup_steps(state.max_steps), state.max_steps)
     say(
         "batch",

@@ -11,7 +11,7 @@ import importlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from sft_recipes.errors import InputError, did_you_mean
+from sft_recipes.errors import did_you_mean, refuse
 from sft_recipes.recipes import why
 from sft_recipes.recipes.recipe import Recipe
 from sft_recipes.recipes.schema import table
@@ -137,6 +137,5 @@ def _silence(recipe: Recipe) -> dict[str, str]:
             problems.append(f"{where} needs the reason, for those who read the run: {{{id}: why it is right here}}")
         else:
             reasons[ids[id]] = reason
-    if problems:
-        raise InputError(*problems)
+    refuse(problems)
     return reasons

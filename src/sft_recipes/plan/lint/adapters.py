@@ -15,13 +15,6 @@ TYPICAL_WEIGHT = 0.02
 MANY_EPOCHS, MANY_ROWS = 5, 128
 
 
-def _experts(case: Case) -> int:
-    """The number of experts that the model's config names, 0 for a dense one."""
-    config = case.model.text_config if case.model else {}
-    names = ("num_experts", "num_local_experts", "n_routed_experts")
-    return next((config[name] for name in names if config.get(name)), 0)
-
-
 def stored_quantised(case: Case) -> Found:
     stored = (case.model.config.get("quantization_config") or {}) if case.model else {}
     method = stored.get("quant_method")
@@ -51,13 +44,13 @@ def precision_mixed(case: Case) -> Found:
 
 
 def attention_only_experts(case: Case) -> Found:
-    recipe, experts = case.recipe, _experts(case)
-    if case.model is None or not experts or not recipe["use_peft"]:
+    recipe = case.recipe
+    if case.model is None or not case.model.experts or not recipe["use_peft"]:
         return
     layers = case.model.adapters(Asked.of(recipe)).layers
     reached = sum(each.elements for each in layers)
     if reached < case.model.elements() / 2 and not any(each.copied for each in layers):
-        yield {"reached": share(reached, case.model.elements()), "experts": experts}
+        yield {"reached": share(reached, case.model.elements()), "experts": case.model.experts}
 
 
 def alpha_follows_rank(case: Case) -> Found:
@@ -73,7 +66,7 @@ def alpha_follows_rank(case: Case) -> Found:
 def router_loss(case: Case) -> Found:
     asked = case.recipe["router_aux_loss_coef"]
     weight = asked if asked is not None else (case.model.config.get("router_aux_loss_coef") if case.model else None)
-    if weight and weight > 0.01 and (_experts(case) or asked is not None):
+    if weight and weight > 0.01 and ((case.model and case.model.experts) or asked is not None):
         yield {"weight": weight, "origin": "" if asked is not None else ", from the model config"}
 
 

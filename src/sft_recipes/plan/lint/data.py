@@ -271,7 +271,7 @@ def telling_rows() -> int:
     return next(rows for rows in range(10, 10**6, 5) if detectable_accuracy(rows) <= TELLING)
 
 
-def detectable_accuracy(rows: int, discordant: float = DISCORDANT) -> float:
+def detectable_accuracy(rows: int) -> float:
     """The smallest difference of accuracy that two models on the same rows show with power 80 % at two-sided 5 %.
 
     McNemar's test in its normal approximation: n = (z_a sqrt(d) + z_b sqrt(d - D^2))^2 / D^2 for a difference D and a
@@ -280,80 +280,81 @@ def detectable_accuracy(rows: int, discordant: float = DISCORDANT) -> float:
     low, high = 0.0, 1.0
     for _ in range(50):
         middle = (low + high) / 2
-        share_of_rows = max(discordant, middle)
+        share_of_rows = max(DISCORDANT, middle)
         spread = Z_ALPHA * math.sqrt(share_of_rows) + Z_POWER * math.sqrt(share_of_rows - middle**2)
         low, high = (middle, high) if spread**2 / middle**2 > rows else (low, middle)
     return high
 
 
-def detectable_f1(rows: int, positive: float, discordant: float = DISCORDANT, f1: float = TYPICAL_F1) -> float:
+def detectable_f1(rows: int, positive: float) -> float:
     """The smallest difference of one class's F1 that two models on the same rows show, as above; 1 at most.
 
     By the delta method on F1 = 2TP / (2TP + FP + FN) at precision = recall = F1: with the class's share p, a row on
     which just one model is right moves the difference by (1 - F1/2) / p if it is of the class and by F1 / 2p if not.
     """
-    variance = discordant * (positive * (1 - f1 / 2) ** 2 + (1 - positive) * (f1 / 2) ** 2) / positive**2
+    half = TYPICAL_F1 / 2
+    variance = DISCORDANT * (positive * (1 - half) ** 2 + (1 - positive) * half**2) / positive**2
     return min(1.0, (Z_ALPHA + Z_POWER) * math.sqrt(variance / rows))
 
 
 # Tokens
 
 
-def _cut(case: Case) -> Iterator[tuple[str, SplitFacts, dict[str, int]]]:
-    """What max_length leaves of each split that is trained or validated on.
+def over_cut_splits(look: Callable[[str, SplitFacts, dict[str, int]], Told]) -> Callable[[Case], Found]:
+    """A rule that looks at what max_length leaves of each split that is trained or validated on.
 
-    Packing cuts no row there, and keep_end keeps the answers.
+    It finds one thing of all, with the length that keeps every row whole: a multiple of 64. Packing cuts no row there,
+    and keep_end keeps the answers.
     """
-    recipe = case.recipe
-    if recipe["packing"] or recipe["truncation_mode"] != "keep_start" or not recipe.loss_on_answers:
-        return
-    for split, facts in _splits(case):
-        if split != "test":
-            yield split, facts, survey.at_length(facts, recipe["max_length"])
 
-
-def _at_length(case: Case, told: list[tuple[str, str, SplitFacts]]) -> Found:
-    """One finding of what `max_length` does, with the length that keeps every row whole: a multiple of 64."""
-    if told and case.data:
-        longest = max(-(-max(map(int, facts["lengths"])) // 64) * 64 for _, _, facts in told)
+    @functools.wraps(look)
+    def rule(case: Case) -> Found:
+        recipe = case.recipe
+        if recipe["packing"] or recipe["truncation_mode"] != "keep_start" or not recipe.loss_on_answers:
+            return
+        cut = [(split, facts) for split, facts in _splits(case) if split != "test"]
+        told = [
+            (found, facts)
+            for split, facts in cut
+            for found in look(split, facts, survey.at_length(facts, recipe["max_length"]))
+        ]
+        if not told or not case.data:
+            return
+        longest = max(-(-max(map(int, facts["lengths"])) // 64) * 64 for _, facts in told)
         remedy = f"set max_length to {longest:,}, which keeps every row whole"
         most = case.model.positions[0] if case.model else None
         if most and longest > most:
-            longer = f"set max_length to {most:,} and " if (case.recipe["max_length"] or most) < most else ""
+            longer = f"set max_length to {most:,} and " if (recipe["max_length"] or most) < most else ""
             remedy = f"{longer}shorten the rows to the {most:,} tokens that the model was made for"
         estimated = "" if case.data["tokens_are"] == "exact" else " (estimated, without the tokenizer)"
-        yield from _together([(text, grave) for text, grave, _ in told], remedy=remedy, estimated=estimated)
+        yield from _together([found for found, _ in told], remedy=remedy, estimated=estimated)
+
+    return rule
 
 
-def every_answer_lost(case: Case) -> Found:
-    told = []
-    for split, facts, left in _cut(case):
-        if not left["rows"]:
-            rows = f"all {facts['rows']:,} {split} rows of {facts['source']} lose their whole answer"
-            first = min(map(int, facts["answer_starts"]))
-            told.append((f"{rows}, the first of which begins at token {first:,}", "blocking", facts))
-    yield from _at_length(case, told)
+@over_cut_splits
+def every_answer_lost(split: str, facts: SplitFacts, left: dict[str, int]) -> Told:
+    if not left["rows"]:
+        rows = f"all {facts['rows']:,} {split} rows of {facts['source']} lose their whole answer"
+        first = min(map(int, facts["answer_starts"]))
+        yield f"{rows}, the first of which begins at token {first:,}", "blocking"
 
 
-def answers_lost(case: Case) -> Found:
-    told = []
-    for split, facts, left in _cut(case):
-        if left["rows"] and left["rows_lost"]:
-            rows = f"{left['rows_lost']:,} of {facts['rows']:,} {split} rows of {facts['source']}"
-            told.append((f"{rows} lose their whole answer and are left out", "warning", facts))
-    yield from _at_length(case, told)
+@over_cut_splits
+def answers_lost(split: str, facts: SplitFacts, left: dict[str, int]) -> Told:
+    if left["rows"] and left["rows_lost"]:
+        rows = f"{left['rows_lost']:,} of {facts['rows']:,} {split} rows of {facts['source']}"
+        yield f"{rows} lose their whole answer and are left out", "warning"
 
 
-def answers_cut(case: Case) -> Found:
-    told = []
-    for split, facts, left in _cut(case):
-        if left["rows_cut"]:
-            none_stops = split == "train" and not left["rows_ending_with_eos"]
-            effect = "no row is left that teaches when to stop" if none_stops else "they teach not to stop"
-            rows = f"{left['rows_cut']:,} of {facts['rows']:,} {split} rows of {facts['source']}"
-            severity = "blocking" if none_stops else _warning_unless_few(left["rows_cut"], facts)
-            told.append((f"{rows} lose the end of their answer, so {effect}", severity, facts))
-    yield from _at_length(case, told)
+@over_cut_splits
+def answers_cut(split: str, facts: SplitFacts, left: dict[str, int]) -> Told:
+    if left["rows_cut"]:
+        none_stops = split == "train" and not left["rows_ending_with_eos"]
+        effect = "no row is left that teaches when to stop" if none_stops else "they teach not to stop"
+        rows = f"{left['rows_cut']:,} of {facts['rows']:,} {split} rows of {facts['source']}"
+        severity = "blocking" if none_stops else _warning_unless_few(left["rows_cut"], facts)
+        yield f"{rows} lose the end of their answer, so {effect}", severity
 
 
 @over_splits

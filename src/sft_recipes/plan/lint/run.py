@@ -11,9 +11,8 @@ from sft_recipes.plan.lint.adapters import MANY_EPOCHS
 from sft_recipes.recipes import conflicts, places
 from sft_recipes.recipes.recipe import MODELS
 from sft_recipes.recipes.schema import as_yaml
-from sft_recipes.terminal import count, share
+from sft_recipes.terminal import GIB, count, share
 
-GIB = 2**30
 # A run of fewer steps is nobody's plan.
 FEW_STEPS = 100
 COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -7,14 +7,13 @@ from sft_recipes.plan import execution, memory
 from sft_recipes.plan.lint import Case, Found
 from sft_recipes.plan.lint.adapters import MANY_ROWS
 from sft_recipes.plan.lint.run import largest_batch
-from sft_recipes.terminal import share
+from sft_recipes.terminal import GIB, share
 
 # Tokens in a micro-batch below which fixed costs (launches, dequantisation, synchronisation) take a large part of the
 # step on an A100.
 BUSY = 8192
 # Share of real tokens in random batches below which grouping rows by length is worth it.
 PADDED = 0.7
-GIB = 2**30
 # A packed length that is filled so far leaves nothing to gain by another.
 FILLED = 0.9
 
