@@ -95,10 +95,8 @@ ON_A_GPU = {
 def test_what_is_chosen_learns_the_same(project: Path, train_here: Callable[..., Any]) -> None:
     """Step by step as it is written: loss, gradient and tokens, to 1e-5 of each; and what ran is in run.json."""
     tiny_recipe = Path("recipes/tiny.yaml")
-    checkpointed = tiny_recipe.read_text().replace("activation_checkpointing: false
-", "")
-    tiny_recipe.write_text(checkpointed + "per_device_train_batch_size: 2
-")
+    checkpointed = tiny_recipe.read_text().replace("activation_checkpointing: false\n", "")
+    tiny_recipe.write_text(checkpointed + "per_device_train_batch_size: 2\n")
     ways = {"as_written": {}, "auto": {"execution": "auto"}, "gpu": ON_A_GPU, "sorted": {"sort_within_batch": True}}
     runs = {name: train_here(name=name, **PLAIN, **asked) for name, asked in ways.items()}
     steps = {name: [each for each in run.log_entries() if "loss" in each] for name, run in runs.items()}
