@@ -150,13 +150,16 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     write_rows(on_cpu / "data" / "validation.jsonl", [*alpaca_rows(1, seed=3), *held_out])
     # The last of each epoch is alone in its step, and accelerate fills both batches with others.
     write_rows(on_cpu / "data" / "train.jsonl", alpaca_rows(25, seed=1))
-    arguments = ["tiny", "--accel", f"{accel}_cpu", "--set", "num_train_epochs=2"]
+    # Once with the rows of a step sorted, which changes nothing of it.
+    batch, by_length = ("2", " sort_within_batch=true") if stage is None else ("4", "")
+    words = f"num_train_epochs=2 per_device_train_batch_size={batch}{by_length}"
+    arguments = ["tiny", "--accel", f"{accel}_cpu", "--set", words]
 
     # First, for what is asked of the model here need not be asked of a process of its own.
     finished("single", num_train_epochs=2)
     said = run("train", *arguments, "--name", "whole")
     assert not (on_cpu / "extensions").exists()
-    assert "4 per device x 2 processes x 1 accumulation = 8 rows a step" in said
+    assert f"{batch} per device x 2 processes x {4 // int(batch)} accumulation = 8 rows a step" in said
     assert said.count("finished") == 1
     tokenised = {path: path.stat().st_mtime_ns for path in on_cpu.glob(".cache/data/*/.tokens/*/*.arrow")}
     assert tokenised and facts("whole")["in_effect"]["data"]["rows_compared"] == 25 + 17

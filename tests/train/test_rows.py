@@ -1,12 +1,16 @@
 """Rows are tokenised once, and what is trained on is what TRL makes of them."""
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from accelerate.data_loader import prepare_data_loader
 from conftest import alpaca_rows, write_rows
+from torch.utils.data import DataLoader
 
 from sft_recipes.data import survey, tokenised, tokens, workers
 from sft_recipes.errors import InputError
@@ -172,3 +176,37 @@ def test_processes_count_what_one_counts(project: Path, monkeypatch: pytest.Monk
     strict = tokens.find_tokenizer(jobs.check("tiny", overrides=["chat_template_path=mine.jinja"]).recipe)
     with pytest.raises(InputError, match=r"^data/train.jsonl row 44: the model's chat template refuses it: no 43"):
         survey.survey(job.prepared, strict, cache=Path("strict"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_each_step_has_its_own_rows_sorted_on_all_processes(processes: int, shuffled: bool) -> None:
+    """What accelerate makes of loaders, without and with our order: the same rows a step, and less padding."""
+    lengths = np.array([(7 * number) % 31 + 1 for number in range(40)])
+    batch, micro = 16, 4
+
+    def epochs(by_length: bool) -> Rows:
+        """The rows of each step of two epochs, in order, and the positions that they are padded to."""
+        loaders = []
+        for process in range(processes):
+            loader = DataLoader(range(len(lengths)), batch_size=micro, shuffle=shuffled, collate_fn=list)
+            how = {"num_processes": processes, "process_index": process, "use_seedable_sampler": True, "data_seed": 3}
+            loaders.append(prepare_data_loader(loader, put_on_device=False, **how))
+            if by_length:
+                loaders[-1].set_sampler(kept_rows.ByLength(kept_rows.sampler_of(loaders[-1]), lengths, batch))
+        found, at_once = [], batch // (micro * processes)
+        for epoch in range(2):
+            for loader in loaders:
+                loader.set_epoch(epoch)
+            taken = [[*loader] for loader in loaders]
+            for start in range(0, len(taken[0]), at_once):
+                batches = [each for own in taken for each in own[start : start + at_once]]
+                padded = sum(int(lengths[each].max()) * len(each) for each in batches)
+                found.append({"rows": sorted(itertools.chain(*batches)), "padded": padded})
+        return found
+
+    written, ours = epochs(by_length=False), epochs(by_length=True)
+    assert [step["rows"] for step in ours] == [step["rows"] for step in written]
+    assert [len(step["rows"]) for step in ours] == [16, 16, 8] * 2
+    assert sum(step["padded"] for step in ours) < 0.9 * sum(step["padded"] for step in written)
+    assert shuffled == (ours[:3] != ours[3:])

@@ -27,6 +27,12 @@ def lengths(dataset: Dataset) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(0, np.int64), *(each.value_lengths().to_numpy() for each in batches)])
 
 
+def sampler_of(loader: Any) -> Any:
+    """What draws the rows of a loader that accelerate has prepared, whose own function knows a part of them alone."""
+    # Of several processes each has its share of the batches of one.
+    return getattr(loader.batch_sampler, "batch_sampler", loader.batch_sampler).sampler
+
+
 class ByLength:
     """The rows that another sampler draws, those of each step sorted by length, so that less of them is padding.
 

@@ -153,7 +153,7 @@ class Trainer(SFTTrainer):
         """As upstream's, with the rows of each step by length where the recipe asks for it."""
         loader = super().get_train_dataloader()
         if self.sort_within_batch:
-            loader.set_sampler(self.by_length(loader.get_sampler()))
+            loader.set_sampler(self.by_length(rows.sampler_of(loader)))
         return loader
 
     def by_length(self, sampler: Any) -> rows.ByLength:
