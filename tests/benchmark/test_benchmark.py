@@ -396,7 +396,8 @@ def test_the_origin_s_execution_learns_the_same_with_more_padding(
     assert arms["ours"]["rows"] == arms["origin"]["rows"] == 2 * ratios.ORIGIN_BATCH
     assert arms["origin"]["positions"] == arms["origin"]["rows"] * 256 > arms["ours"]["positions"]
     assert executed["origin"]["per_device_train_batch_size"] == 4 and executed["origin"]["activation_checkpointing"]
-    assert executed["ours"]["per_device_train_batch_size"] == 8 and not executed["ours"]["activation_checkpointing"]
+    assert executed["ours"]["per_device_train_batch_size"] == 4 and not executed["ours"]["activation_checkpointing"]
+    assert executed["ours"]["sort_within_batch"] and not executed["origin"]["sort_within_batch"]
     assert found["first_losses"][0] == pytest.approx(found["first_losses"][1], rel=1e-4)
     said = performance_tables.BEHIND["origin"](found)
     assert "one narrow layer" in said and "micro-batches of 4, with checkpointing, each row padded to 256" in said

@@ -42,6 +42,7 @@ REFUSED = [
     ("cpu", f"{ALIKE} eval_steps=5 save_steps=7"),
     ("cpu", "task=generation labels=[a,b]"),
     ("cpu", "mask_empty_reasoning=true completion_only_loss=false"),
+    ("cpu", "sort_within_batch=true train_sampling_strategy=group_by_length"),
     ("cpu", "dataloader_prefetch_factor=2 dataloader_num_workers=0"),
     ("cpu", "dataloader_persistent_workers=true dataloader_num_workers=0"),
     ("cpu", "padding_free=true"),

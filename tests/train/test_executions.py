@@ -111,5 +111,5 @@ def test_what_is_chosen_learns_the_same(project: Path, train_here: Callable[...,
     assert chosen == {"per_device_train_batch_size", "activation_checkpointing", "sort_within_batch", "optim"}
     assert (values["optim"], values["activation_checkpointing"]) == ("adamw_torch_fused", False)
     effects = [run.facts()["in_effect"]["run"] for run in runs.values()]
-    assert [effect["effective_batch"] for effect in effects] == [8, 8, 8]
-    assert json.dumps(values["gradient_accumulation_steps"]) == "1"
+    assert [effect["effective_batch"] for effect in effects] == [8, 8, 8, 8]
+    assert json.dumps(values["gradient_accumulation_steps"]) == "2"

@@ -33,7 +33,7 @@ def real_token_share(lengths: Lengths, batch_size: int, within: int | None = Non
         within: Rows that are sorted by length before they are divided, as many times `batch_size`; their share is
             that of the rows, or of a fixed sample of them, in a fixed random order.
     """
-    if within:
+    if within and lengths:
         drawn = _sample(lengths)
         steps = (sorted(drawn[at : at + within], reverse=True) for at in range(0, len(drawn), within))
         return sum(drawn) / sum(

@@ -188,6 +188,10 @@ def candidates(case: Case) -> dict[str, dict[str, Any]]:
     flash = not case.topology.use_cpu and importlib.util.find_spec("flash_attn") is not None
     if flash and "attn_implementation" in free and (case.recipe["bf16"] or case.recipe["fp16"]):
         found["FlashAttention"] = {**best, "attn_implementation": "flash_attention_2"}
+    found = {
+        name: {key: value for key, value in values.items() if value != case.recipe[key]}
+        for name, values in found.items()
+    }
     return {name: values for at, (name, values) in enumerate(found.items()) if values not in [*found.values()][:at]}
 
 

@@ -300,7 +300,7 @@ def detectable_f1(rows: int, positive: float) -> float:
 # Tokens
 
 
-def over_cut_splits(look: Callable[[str, SplitFacts, dict[str, int]], Told]) -> Callable[[Case], Found]:
+def _over_cut_splits(look: Callable[[str, SplitFacts, dict[str, int]], Told]) -> Callable[[Case], Found]:
     """A rule that looks at what max_length leaves of each split that is trained or validated on.
 
     It finds one thing of all, with the length that keeps every row whole: a multiple of 64. Packing cuts no row there,
@@ -332,7 +332,7 @@ def over_cut_splits(look: Callable[[str, SplitFacts, dict[str, int]], Told]) -> 
     return rule
 
 
-@over_cut_splits
+@_over_cut_splits
 def every_answer_lost(split: str, facts: SplitFacts, left: dict[str, int]) -> Told:
     if not left["rows"]:
         rows = f"all {facts['rows']:,} {split} rows of {facts['source']} lose their whole answer"
@@ -340,14 +340,14 @@ def every_answer_lost(split: str, facts: SplitFacts, left: dict[str, int]) -> To
         yield f"{rows}, the first of which begins at token {first:,}", "blocking"
 
 
-@over_cut_splits
+@_over_cut_splits
 def answers_lost(split: str, facts: SplitFacts, left: dict[str, int]) -> Told:
     if left["rows"] and left["rows_lost"]:
         rows = f"{left['rows_lost']:,} of {facts['rows']:,} {split} rows of {facts['source']}"
         yield f"{rows} lose their whole answer and are left out", "warning"
 
 
-@over_cut_splits
+@_over_cut_splits
 def answers_cut(split: str, facts: SplitFacts, left: dict[str, int]) -> Told:
     if left["rows_cut"]:
         none_stops = split == "train" and not left["rows_ending_with_eos"]
