@@ -9,8 +9,6 @@ import importlib.util
 from collections.abc import Iterator
 from typing import Any
 
-from sft_recipes.data import packing
-from sft_recipes.data.packing import Lengths
 from sft_recipes.errors import listed
 from sft_recipes.models.base_model import Model
 from sft_recipes.plan import fit, memory, tuning
@@ -372,15 +370,10 @@ def _worth(case: Case, choices: list[Choice]) -> str | None:
     if one.way.checkpointing and not other.way.checkpointing:
         said.append("nothing is computed twice")
     lengths = tuning.lengths_of(case)[0]
-    if lengths and (one.rows, one.way.sorted) != (other.rows, other.way.sorted) and not recipe["packing"]:
-        real = [share(_real(lengths, recipe, each), 1) for each in (one, other)]
+    real = [share(each.rows * fit.row_lengths(recipe, lengths)[1] / each.tokens, 1) for each in (one, other)]
+    if real[0] != real[1]:
         said.append(f"{real[0]} -> {real[1]} of a batch are tokens")
     return "; ".join(said) or None
-
-
-def _real(lengths: Lengths, recipe: Recipe, option: Option) -> float:
-    within = recipe["global_batch_size"] if option.way.sorted else None
-    return packing.real_token_share(lengths, option.rows, within)
 
 
 def _option(recipe: Recipe, case: Case, model: Model) -> Option:
