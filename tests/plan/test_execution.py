@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_rows
+from conftest import ROOT, write_rows
 
 from sft_recipes.cli import main
 from sft_recipes.errors import InputError
@@ -255,3 +255,8 @@ def test_fit_and_auto_take_the_same_micro_batch(project: Path) -> None:
     taken = execution.choose(given).applied(given.recipe)
     assert taken["per_device_train_batch_size"] == found.best.rows
     assert taken["activation_checkpointing"] == found.best.checkpointing
+
+
+def test_the_page_has_the_cost_that_micro_batches_are_chosen_by() -> None:
+    page = (ROOT / "docs" / "execution.md").read_text(encoding="utf-8")
+    assert f"a micro-batch costs as much as {execution.FIXED_ON_CPU} tokens more" in page
