@@ -34,6 +34,9 @@ extends: default
 description: A tiny model on a CPU.
 accelerate_config: cpu
 model_name_or_path: model
+# On a CPU without units for bfloat16 its products take ten times as long.
+dtype: float32
+bf16: false
 train_file: data/train.jsonl
 validation_file: data/validation.jsonl
 lora_r: 8

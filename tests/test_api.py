@@ -203,7 +203,7 @@ def test_the_examples_of_the_page_run(
     project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, scoring_here: Any
 ) -> None:
     """The demo here is the tiny model; the kernel has an environment of its own."""
-    task = "task: classification\ntest_file: data/validation.jsonl\nload_in_4bit: false\ndtype: float32\nbf16: false\n"
+    task = "task: classification\ntest_file: data/validation.jsonl\nload_in_4bit: false\n"
     (project / "recipes" / "demo.yaml").write_text(TINY + task)
     write_rows(project / "data" / "validation.jsonl", alpaca_rows(40, seed=2))
     monkeypatch.setenv("MPLBACKEND", "module://no_such_inline.backend_inline")

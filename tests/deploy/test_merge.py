@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from finished import FLOAT32, restate
+from finished import BFLOAT16, FLOAT32, restate
 from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -74,7 +74,7 @@ def test_the_merged_files_compute_what_base_and_adapter_compute(
 def test_a_run_trained_in_four_bit_is_merged_into_unquantised_weights(
     finished: Finished, merge_here: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = finished()
+    run = finished(**BFLOAT16)
     monkeypatch.setattr(merge, "SHARD", "100KB")
     code, proof = merge_here("tuned", Path("elsewhere"))
     assert (code, proof["dtype"]) == (0, "bfloat16")
@@ -126,7 +126,7 @@ def test_an_adapter_on_a_tied_embedding_is_refused(finished: Finished, merge_her
 
 
 def test_updates_that_bfloat16_rounds_away_are_not_called_merged(finished: Finished, merge_here: Any) -> None:
-    run = finished()
+    run = finished(**BFLOAT16)
 
     def shrink(tensors: dict[str, torch.Tensor]) -> None:
         for name in tensors:
@@ -347,7 +347,7 @@ def test_memory_is_bounded_by_the_weights_once(
     finished: Finished, project: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the process takes beyond the libraries it imports."""
-    run = finished("unquantised", load_in_4bit=False)
+    run = finished("unquantised", load_in_4bit=False, **BFLOAT16)
     large = project / "large"
     shutil.copytree(tiny_model, large)
     config = AutoModelForCausalLM.from_pretrained(tiny_model).config
