@@ -16,6 +16,8 @@ from sft_recipes.errors import InputError
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import preview
 
+pytest_plugins = ["forks"]
+
 Look = Callable[..., dict[str, Any]]
 
 TURNS = [
@@ -143,7 +145,7 @@ def test_what_training_would_refuse_is_refused(look: Look) -> None:
     assert "q_porj matches no module" in look(lora_target_modules=["q_porj"])["problems"][0]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_the_command_shows_the_same_random_rows_for_the_same_seed(project: Path) -> None:
     first = preview.preview("tiny", rows=3, seed=1)
     assert first["of"] == 64 and len(first["rows"]) == 3

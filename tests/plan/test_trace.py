@@ -19,6 +19,7 @@ from sft_recipes.plan import memory
 from sft_recipes.plan.memory import Setup
 from sft_recipes.plan.trace import trace
 
+pytest_plugins = ["forks"]
 pytestmark = pytest.mark.slow
 
 TINY: dict[str, Any] = {
@@ -67,6 +68,7 @@ def test_the_trace_says_what_a_real_step_holds(tmp_path: Path) -> None:
     assert fake_step.step(TINY, setup)["peak"] == pytest.approx(measured["peak"], rel=0.02)
 
 
+@pytest.mark.usefixtures("forks")
 def test_static_parts_are_the_formula_s_exactly() -> None:
     """Both count the same weights; the trace rounds every tensor up to an allocator's block."""
     from sft_recipes.plan import fake_step
