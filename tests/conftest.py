@@ -1,6 +1,7 @@
 """One tiny base model and one small project for all tests: real files, real weights, nothing from the network."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -235,6 +236,21 @@ def make_tiny_model(directory: Path) -> None:
         pad_token_id=tokenizer.pad_token_id,
     )
     Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+
+
+@pytest.fixture(scope="session")
+def demo_words() -> Any:
+    from sft_recipes.demo import demo_base
+
+    return demo_base.train_tokenizer()
+
+
+@pytest.fixture
+def same_words(demo_words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models get the demo's tokenizer as it was trained once for all tests."""
+    from sft_recipes.demo import demo_base
+
+    monkeypatch.setattr(demo_base, "train_tokenizer", lambda: copy.deepcopy(demo_words))
 
 
 @pytest.fixture(scope="session", autouse=True)

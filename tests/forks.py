@@ -40,7 +40,7 @@ def _copied(
     words: Sequence[str], executables: Any, close: bool, kept: Sequence[int], folder: Any, variables: Any, *rest: Any
 ) -> int:
     """As `subprocess` begins a process, by a copy of this one where that is all that it needs."""
-    *streams, tells, told, restores, session, group, _, _, _, mask, before, _ = rest
+    *streams, _, told, _, session, group, _, _, _, _, before, _ = rest
     module = _module(words)
     if not module or before:
         return _begin(words, executables, close, kept, folder, variables, *rest)
@@ -74,7 +74,7 @@ def _copied(
 def _own_descriptors(kept: set[int], *, all_others: bool) -> None:
     """Have nothing open that was not given: what objects of this process would close later is open on nothing."""
     nothing = os.open(os.devnull, os.O_RDWR)
-    for number in [int(each) for each in os.listdir("/proc/self/fd")]:
+    for number in [int(each.name) for each in Path("/proc/self/fd").iterdir()]:
         with contextlib.suppress(OSError):
             if number > 2 and number not in kept and (all_others or not os.get_inheritable(number)):
                 os.dup2(nothing, number)
