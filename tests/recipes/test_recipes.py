@@ -286,8 +286,9 @@ def test_a_recipe_trains_as_a_rehearsal_of_itself(
 ) -> None:
     """Its own data, quantisation, adapters, packing and loss, on a tiny model of its base's kind, in one process."""
     with_rows(project)
-    # The demo builds a base of its own first, and three steps of 8,192 tokens take half a minute.
-    words = {"demo": ["model_name_or_path=model"], "long_context": ["max_length=512"]}.get(name, [])
+    # The demo builds a base of its own first, and three steps of 64 rows, or of 8,192 tokens, take half a minute.
+    words = {"demo": ["model_name_or_path=model"], "long_context": ["max_length=128"]}.get(name, [])
+    words += ["per_device_train_batch_size=2", "global_batch_size=4"]
     real = jobs.resolve(name, overrides=words, accel=ACCELS.get(name, "single_gpu"))
     chosen = real.recipe
     base = tiny.find(chosen["model_name_or_path"], chosen["model_revision"])

@@ -711,14 +711,11 @@ def test_older_families_train_until_their_positions_end(
     write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
     asked = {"lora_target_modules": ["all-linear"], "attn_implementation": "eager"}
     config = AutoConfig.for_model(family, **sizes).to_dict() | {"architectures": [name]}
-    tiny.build(tmp_path / "base", config | ({positions: 512} if positions else {}), None)
+    for directory, number in (("base", 512), ("short", 16)):
+        tiny.build(tmp_path / directory, config | ({positions: number} if positions else {}), None)
     effect = train_here("default", model_name_or_path=str(tmp_path / "base"), **asked, **ONE_STEP).facts()["in_effect"]
     assert effect["data"]["rows"] == 4 and effect["adapter"]["modules"]
     if positions:
-        # Which is looked at before its weights are.
-        shutil.copytree(tmp_path / "base", tmp_path / "short")
-        path = tmp_path / "short" / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {positions: 16}), encoding="utf-8")
         asked["model_name_or_path"] = str(tmp_path / "short")
         with pytest.raises(InputError, match=r"rows have up to \d+ tokens, .* has positions for 16 alone; set max"):
             train_here("default", name="short", **asked, **ONE_STEP)

@@ -137,8 +137,7 @@ def test_the_adapter_reloads_in_plain_peft_with_the_same_loss(finished: Train) -
 @pytest.mark.promise(
     "exact-resume", "SIGTERM with NF4, dropout and accumulation, adapters in float32 and in bfloat16, and resumed"
 )
-@pytest.mark.parametrize("adapter_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stop_at", [2, 6])
+@pytest.mark.parametrize(("stop_at", "adapter_dtype"), [(2, "bfloat16"), (6, "float32")])
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     project: Path,
     train_here: Train,
