@@ -238,6 +238,15 @@ def make_tiny_model(directory: Path) -> None:
     Qwen3ForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and a training asks two dozen times that its files outlive that, at 5 ms each."""
+    wait = os.fsync
+    os.fsync = lambda descriptor: None
+    yield
+    os.fsync = wait
+
+
 @pytest.fixture(scope="session")
 def demo_words() -> Any:
     from sft_recipes.demo import demo_base
@@ -328,6 +337,33 @@ def train_here(project: Path) -> Iterator[Callable[..., Any]]:
     yield train
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+class Looked(Exception):
+    """What a test asks for is known before the first step."""
+
+
+@pytest.fixture
+def rows_here(train_here: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """Begin a training in this process, up to the check of its rows: its trainer, and what was found of them."""
+    from sft_recipes.train import verify
+
+    check = verify.data
+
+    def rows(*arguments: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+        found = []
+
+        def look(trainer: Any, prepared_rows: int) -> Any:
+            found.append((trainer, check(trainer, prepared_rows)))
+            raise Looked
+
+        with pytest.MonkeyPatch.context() as context:
+            context.setattr(verify, "data", look)
+            with pytest.raises(Looked):
+                train_here(*arguments, **options)
+        return found[0]
+
+    return rows
 
 
 @pytest.fixture

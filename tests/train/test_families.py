@@ -625,31 +625,15 @@ def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
     assert trained == effect["adapter"]["trainable_parameters"]
 
 
-class Enough(Exception):
-    """What a test asks for is known before the first step."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TRAINED)
 def test_several_turns_are_trained_on(
-    project: Path,
-    train_here: Callable[..., Any],
-    base_of: Callable[[str], Path],
-    monkeypatch: pytest.MonkeyPatch,
-    family: str,
+    project: Path, rows_here: Callable[..., Any], base_of: Callable[[str], Path], family: str
 ) -> None:
     write_rows(project / "data" / "train.jsonl", [{"messages": CONVERSATIONS[1]}] * 4)
-    check, found = verify.data, []
-
-    def looked(trainer: Any, prepared_rows: int) -> None:
-        compared, row = check(trainer, prepared_rows)["rows_compared"], trainer.train_dataset[0]
-        found.extend([compared, trainer.processing_class.decode([label for label in row["labels"] if label != -100])])
-        raise Enough
-
-    monkeypatch.setattr(verify, "data", looked)
-    with pytest.raises(Enough):
-        train_here("default", model=family, model_name_or_path=str(base_of(family)), **ONE_STEP)
-    assert found == [4, kind_of(family).turns]
+    trainer, found = rows_here("default", model=family, model_name_or_path=str(base_of(family)), **ONE_STEP)
+    trained = [label for label in trainer.train_dataset[0]["labels"] if label != -100]
+    assert (found["rows_compared"], trainer.processing_class.decode(trained)) == (4, kind_of(family).turns)
 
 
 @pytest.mark.slow

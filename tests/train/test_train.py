@@ -283,11 +283,11 @@ def test_a_loss_that_is_not_a_number_stops_the_run(train_here: Train, monkeypatc
     assert not Path("runs/poisoned/adapter").exists()
 
 
-def test_rows_that_lose_their_answer_are_counted(train_here: Train, project: Path) -> None:
+def test_rows_that_lose_their_answer_are_counted(rows_here: Callable[..., Any], project: Path) -> None:
     long = {"instruction": "red " * 200, "input": "", "output": "even"}
     rows = [json.loads(line) for line in (project / "data" / "train.jsonl").read_text().splitlines()]
     write_rows(project / "data" / "train.jsonl", [*rows, long, long])
-    data = train_here(max_length=128, **ONE_STEP).facts()["in_effect"]["data"]
+    _, data = rows_here(max_length=128, **ONE_STEP)
     assert (data["rows"], data["rows_lost"]) == (64, 2)
 
 
@@ -333,23 +333,14 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_each_format_trains_on_its_answers_alone(
-    train_here: Train, project: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_each_format_trains_on_its_answers_alone(rows_here: Callable[..., Any], project: Path, name: str) -> None:
     write_rows(project / "data" / "train.jsonl", [FORMATS[name]] * 16)
     write_rows(project / "data" / "validation.jsonl", [FORMATS[name]] * 4)
-    trained: list[str] = []
-    check = verify.data
-
-    def spy(trainer: Any, rows: int) -> Any:
-        labels = trainer.train_dataset[0]["labels"]
-        trained.append(trainer.processing_class.decode([token for token in labels if token != -100]))
-        return check(trainer, rows)
-
-    monkeypatch.setattr(verify, "data", spy)
-    train_here(name=name, **ONE_STEP)
+    trainer, _ = rows_here(name=name, **ONE_STEP)
+    labels = trainer.train_dataset[0]["labels"]
+    trained = trainer.processing_class.decode([token for token in labels if token != -100])
     expected = {"plain": " odd<|im_end|>", "multi_turn": "odd<|im_end|>even<|im_end|>"}
-    assert trained[0].replace("\n", "") == expected.get(name, "odd<|im_end|>")
+    assert trained.replace("\n", "") == expected.get(name, "odd<|im_end|>")
 
 
 def test_the_plain_recipe_of_a_run_is_what_upstream_reads(finished: Train) -> None:
