@@ -242,7 +242,7 @@ def make_tiny_model(directory: Path) -> None:
 def nothing_waits_for_the_disk() -> Iterator[None]:
     """No test cuts the power, and a training asks two dozen times that its files outlive that, at 5 ms each."""
     wait = os.fsync
-    os.fsync = lambda descriptor: None
+    os.fsync = lambda fd: None
     yield
     os.fsync = wait
 

@@ -178,26 +178,28 @@ def test_resume_without_the_kept_dtype_would_differ(train_here: Train, monkeypat
         train_here(run=resumed(run))
 
 
-def test_an_evaluation_leaves_no_trace_in_training(train_here: Train) -> None:
+# Without dropout, because every data loader draws from the generator that dropout draws from.
+UNDISTURBED = {
+    "lora_dropout": 0.0,
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "early_stopping_patience": 0,
+}
+
+
+def test_an_evaluation_leaves_no_trace_in_training(finished: Train, train_here: Train) -> None:
     """bitsandbytes would pack the weights anew for it on CPUs with AVX512-BF16, and then pass no gradient on."""
-    # Without dropout, because every data loader draws from the generator that dropout draws from.
-    settings = {
-        "lora_dropout": 0.0,
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "early_stopping_patience": 0,
-    }
-    never = train_here(name="never", eval_strategy="no", **settings)
-    often = train_here(name="often", eval_strategy="steps", eval_steps=1, eval_on_start=True, **settings)
+    never = finished("never", eval_strategy="no", **UNDISTURBED)
+    often = train_here(name="often", eval_strategy="steps", eval_steps=1, eval_on_start=True, **UNDISTURBED)
     assert len(often.facts()["measured"]["eval_loss"]) == 9
     assert equal(adapter_of(never), adapter_of(often))
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    train_here: Train, monkeypatch: pytest.MonkeyPatch
+    finished: Train, train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
-    whole = train_here(name="whole", **settings)
+    settings = UNDISTURBED | {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    whole = finished("never", eval_strategy="no", **UNDISTURBED)
     with monkeypatch.context() as context:
         signal_at(5, context)
         run = train_here(name="parts", **settings)
