@@ -26,7 +26,8 @@ from sft_recipes.launch import launch, processes
 from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run
 
-pytestmark = pytest.mark.slow
+pytest_plugins = ["forks"]
+pytestmark = pytest.mark.usefixtures("forks")
 COMMAND = [sys.executable, "-m", "sft_recipes"]
 # No step before the last is saved unless somebody asks for it.
 LONG = {
