@@ -123,7 +123,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Each of two workers takes one half of the tests, and when it has done them, steals from the end of the other's. So
     each half begins with what takes long, one of them with what would wait for itself, and ends with what is quick.
     """
-    slow = {"train_here", "launch_here", "merge_here", "scoring_here", "browser"}
+    slow = {"train_here", "launch_here", "forked", "merge_here", "scoring_here", "browser"}
     kinds: dict[str, list[pytest.Item]] = {"alone": [], "long": [], "slow": [], "quick": []}
     for item in items:
         fixtures = {*getattr(item, "fixturenames", ())}
