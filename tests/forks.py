@@ -8,12 +8,14 @@ import atexit
 import contextlib
 import ctypes
 import gc
+import importlib
 import logging
 import os
 import runpy
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,6 +26,16 @@ import pytest
 
 from sft_recipes.children import Spare
 
+# What most of them would import.
+IMPORTED = (
+    "sft_recipes.train.train",
+    "sft_recipes.cli.commands",
+    "sft_recipes.report.pages",
+    "accelerate.commands.launch",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+)
 _begin = subprocess._fork_exec  # type: ignore[attr-defined]
 
 
@@ -123,6 +135,9 @@ def _run(module: str, *arguments: str) -> NoReturn:
         code = 1
     if isinstance(code, str):
         print(code, file=sys.stderr)
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()
     atexit._run_exitfuncs()
     with contextlib.suppress(OSError):
         sys.stdout.flush()
@@ -133,7 +148,7 @@ def _run(module: str, *arguments: str) -> NoReturn:
 @pytest.fixture
 def forks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever starts a module of the project by `python -m`, here and in what is started so, gets a copy of this."""
-    from sft_recipes.train import train  # noqa: F401, what most of them would import
-
+    for name in IMPORTED:
+        importlib.import_module(name)
     monkeypatch.setattr(subprocess, "_fork_exec", _copied)
     yield

@@ -26,8 +26,8 @@ from sft_recipes.launch.launch import INTERRUPTED
 from sft_recipes.runs.run import Run
 from sft_recipes.train import train as worker
 
-pytest_plugins = ["finished"]
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone")]
+pytest_plugins = ["finished", "forks"]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone", "forks")]
 
 COMMAND = [sys.executable, "-m", "sft_recipes"]
 
