@@ -324,7 +324,7 @@ class _Exact:
         """The tokens of texts; those that a template has rendered get no special tokens."""
         adds_none = rendered or not self.loaded("", **self._QUIET)["input_ids"]
         known = self._words if adds_none else None
-        found = [known.ids(text) if known else None for text in texts]
+        found = [*known.ids(texts)] if known else [None] * len(texts)
         rest = [text for text, ids in zip(texts, found, strict=True) if ids is None]
         if rest and rendered:
             more = iter([ids for ids, _ in self._pieces(rest)])
