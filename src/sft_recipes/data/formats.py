@@ -278,7 +278,8 @@ class Rules:
         return f"write it, or for example {names.setting(example)}" if example else "write it, or delete the row"
 
     def _optional(self, field: str, row: Row, faults: list[str]) -> str:
-        value, column = row.get(self.columns[field]), self.columns[field]
+        column = self.columns[field]
+        value = row.get(column)
         return "" if value is None else self.reader.text(value, column, faults, blank=True)
 
     def _with_system(self, row: Row, found: list[Turn], faults: list[str]) -> list[Turn]:
@@ -294,7 +295,7 @@ class Rules:
         return [Turn(column, "system", system), *found]
 
     def _alpaca(self, row: Row, faults: list[str]) -> list[Turn]:
-        asked, extra, answer = (self.columns[field] for field in ("instruction", "input", "output"))
+        asked, extra, answer = self.columns["instruction"], self.columns["input"], self.columns["output"]
         prompt, more = self.reader.text(row[asked], asked, faults), self._optional("input", row, faults)
         if more.strip():
             prompt = f"{prompt}\n\n{more}"
@@ -365,7 +366,7 @@ class Rules:
         if "assistant" not in roles:
             faults.append(f"{column} has no assistant turn; add the answer to learn, or delete the row")
             return []
-        for index, (where, role) in enumerate((turn.place, turn.role) for turn in found):
+        for index, (where, role, *_) in enumerate(found):
             if role == "system" and index:
                 faults.append(f"{where} is a system turn; move it to the front, where the one system turn belongs")
             elif role == "assistant" and index == start:
@@ -395,7 +396,7 @@ class Rules:
             faults.append(f"{column} marks no answer to be learnt; delete the row")
             return []
         kept = found[: learnt[-1] + 1]
-        if learnt != [index for index in answers if index <= learnt[-1]]:
+        if learnt != answers[: len(learnt)]:
             self.masked = self.masked or place
             if len(learnt) > 1:
                 fix = "write the row once for each answer to learn, ending with it"
@@ -406,7 +407,8 @@ class Rules:
         if "tool_calls" in kept[-1].more:
             self.holds.add("call answers")
         for turn in kept:
-            self.holds.update(_HELD[key] for key in (*turn.more, turn.role) if key in _HELD)
+            if turn.more or turn.role in _HELD:
+                self.holds.update(_HELD[key] for key in (*turn.more, turn.role) if key in _HELD)
         return [turn.message for turn in kept]
 
 

@@ -43,7 +43,7 @@ SHOWN = 200
 _PUNCTUATION = re.compile(
     r"""[\s.,;:!?'"`()\[\]{}_\u00b4\u2010-\u2015\u2018-\u201f\u2022\u2026\u2039\u203a\u300c-\u300f«»-]+"""
 )
-_SPACES = {code: " " for code in range(128) if _PUNCTUATION.fullmatch(chr(code))}
+_SPACES = "".join(_PUNCTUATION.sub(" ", chr(code)) for code in range(128))
 # What no reader sees: soft hyphens, marks of width and direction, and the mark at the start of a file.
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe0f\ufeff]")
 # {name} and {{name}}; not what code and LaTeX write: ${name}, \frac{a}, f(x){y}.
@@ -233,7 +233,11 @@ def _count(
     prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progress | None, scratch: Path
 ) -> dict[str, Any]:
     counter = Counter(prepared, tokenizer)
-    parts = [part for split in prepared.splits for part in tokenised.parts(prepared.directory / f"{split}.jsonl")]
+    parts = [
+        part
+        for split, facts in prepared.splits.items()
+        for part in tokenised.parts(prepared.directory / f"{split}.jsonl", facts["prepared_rows"])
+    ]
     splits = {split: Split(len(facts.get("sources", []))) for split, facts in prepared.splits.items()}
     hashes = {split: Hashes(scratch) for split in splits}
     with contextlib.ExitStack() as stack:
@@ -328,7 +332,7 @@ class Split:
         self.hashes = {name: array("q") for name in Hashes.NAMES}
         self.before = before
         self.rows = self.largest_token = 0
-        self.problems: dict[str, RowsFound] = {name: {"count": 0, "examples": []} for name in (*_OF_TEXTS, *_OF_TOKENS)}
+        self.problems: dict[str, RowsFound] = {name: {"count": 0, "examples": []} for name in _OF_TEXTS + _OF_TOKENS}
         self.histograms = _histograms()
         self.sources = [_histograms() for _ in range(sources)]
         self.first_answer = ""

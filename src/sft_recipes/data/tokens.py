@@ -294,6 +294,8 @@ class _Exact:
     }
 
     def sizes(self, batch: list[dict[str, Any]]) -> list[Size]:
+        if self.template:
+            templates.at_hand(self.template)
         if "messages" in batch[0]:
             return self._marked(batch)
         asked: list[Any] = [row["prompt"] for row in batch]
