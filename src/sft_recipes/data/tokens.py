@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from sft_recipes.data import templates, words
 from sft_recipes.data.preparation import Prepared
+from sft_recipes.environment import importing
 from sft_recipes.errors import InputError
 from sft_recipes.recipes import places
 from sft_recipes.recipes.recipe import Recipe
@@ -127,7 +128,8 @@ def read(directory: Path) -> Any:
     Raises:
         InputError: It cannot be loaded.
     """
-    from transformers import PreTrainedTokenizerFast
+    with importing():
+        from transformers import PreTrainedTokenizerFast
 
     try:
         if (directory / "tokenizer.json").is_file():

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sft_recipes import children
 from sft_recipes.data.tokenised import Part, Written
-from sft_recipes.environment import importing, quiet_environment
+from sft_recipes.environment import quiet_environment
 from sft_recipes.errors import InputError
 
 if TYPE_CHECKING:
@@ -155,8 +155,7 @@ def main() -> None:
 
     asked = sys.stdin.buffer
     prepared, tokenizer, staging = pickle.load(asked)  # noqa: S301, as above
-    with importing():
-        counter = Counter(prepared, tokenizer)
+    counter = Counter(prepared, tokenizer)
     while True:
         try:
             part = pickle.load(asked)  # noqa: S301, as above
