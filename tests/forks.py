@@ -18,7 +18,7 @@ import sys
 import threading
 import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -58,7 +58,10 @@ def _copied(
         return _begin(words, executables, close, kept, folder, variables, *rest)
     sys.stdout.flush()
     sys.stderr.flush()
-    child = os.fork()
+    with warnings.catch_warnings():
+        # Newer Pythons warn of threads, none of which holds anything here.
+        warnings.simplefilter("ignore")
+        child = os.fork()
     if child:
         return child
     try:
@@ -146,9 +149,8 @@ def _run(module: str, *arguments: str) -> NoReturn:
 
 
 @pytest.fixture
-def forks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever starts a module of the project by `python -m`, here and in what is started so, gets a copy of this."""
     for name in IMPORTED:
         importlib.import_module(name)
     monkeypatch.setattr(subprocess, "_fork_exec", _copied)
-    yield

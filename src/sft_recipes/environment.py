@@ -73,7 +73,7 @@ def importing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def rows_passing() -> Iterator[None]:
-    """Have Python's collector look seldom while rows pass, which makes a third of the time that they take.
+    """Have Python's collector look seldom while rows pass: it would look at each again and again, and find nothing.
 
     What is made of a row is free without it, but for what a chat template's macros leave, which is not kept for long.
     """

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 from exactness import logged
-from finished import restate
+from finished import bare, restate
 
 from sft_recipes.launch import launch, processes
 from sft_recipes.runs import lock
@@ -140,6 +140,29 @@ def test_a_process_that_stands_still_or_dies_ends_the_others(
     assert number.name in run.facts()["error"]
     assert said.err.count("error: ") == 1
     assert "Traceback" not in said.err + said.out
+
+
+def test_of_processes_that_are_found_dead_at_once_the_killed_one_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.commands import launch as accelerate
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    from sft_recipes.train import accelerate_launch
+
+    run = bare("died")
+
+    def die() -> None:
+        raise ChildFailedError(
+            "", {rank: ProcessFailure(rank, 70 + rank, code, "") for rank, code in ((0, 1), (1, -9))}
+        )
+
+    monkeypatch.setattr(accelerate, "simple_launcher", None)
+    monkeypatch.setattr(accelerate, "main", die)
+    monkeypatch.setenv(lock.LAUNCHER, "1")
+    monkeypatch.setattr(sys, "argv", ["accelerate", str(run.directory), "launch"])
+    assert accelerate_launch.main() == 128 + signal.SIGKILL
+    assert run.facts()["error"].startswith("process 71 (rank 1) was killed by SIGKILL")
 
 
 @pytest.mark.promise("dead-process", "SIGKILL of accelerate before the training processes have met")
