@@ -67,7 +67,8 @@ def accelerate_of(process: subprocess.Popen) -> psutil.Process:
 @pytest.fixture
 def two_processes(project: Path) -> None:
     path = project / "accelerate_configs" / "ddp.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"use_cpu": True, "num_processes": 2}))
+    here = {"use_cpu": True, "num_processes": 2, "mixed_precision": "no"}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | here))
 
 
 @pytest.mark.promise("one-writer", "SIGKILL of the command and of accelerate, and a resume while the training goes on")

@@ -39,6 +39,9 @@ def on_cpu(project: Path) -> Path:
         config = yaml.safe_load((project / "accelerate_configs" / f"{name}.yaml").read_text())
         config |= {"use_cpu": True, "num_processes": 2}
         (project / "accelerate_configs" / f"{name}_cpu.yaml").write_text(yaml.safe_dump(config))
+    # As these compute, and ZeRO-3 stores what is quantised.
+    tiny = project / "recipes" / "tiny.yaml"
+    tiny.write_text(tiny.read_text().replace("dtype: float32\nbf16: false", "dtype: bfloat16\nbf16: true"))
     return project
 
 
