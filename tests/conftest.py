@@ -1,6 +1,7 @@
 """One tiny base model and one small project for all tests: real files, real weights, nothing from the network."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import os
@@ -34,6 +35,9 @@ extends: default
 description: A tiny model on a CPU.
 accelerate_config: cpu
 model_name_or_path: model
+# On a CPU without units for bfloat16 its products take ten times as long.
+dtype: float32
+bf16: false
 train_file: data/train.jsonl
 validation_file: data/validation.jsonl
 lora_r: 8
@@ -123,7 +127,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Each of two workers takes one half of the tests, and when it has done them, steals from the end of the other's. So
     each half begins with what takes long, one of them with what would wait for itself, and ends with what is quick.
     """
-    slow = {"train_here", "launch_here", "merge_here", "scoring_here", "browser"}
+    slow = {"train_here", "launch_here", "merge_here", "scoring_here", "forks", "browser"}
     kinds: dict[str, list[pytest.Item]] = {"alone": [], "long": [], "slow": [], "quick": []}
     for item in items:
         fixtures = {*getattr(item, "fixturenames", ())}
@@ -238,6 +242,30 @@ def make_tiny_model(directory: Path) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def nothing_waits_for_the_disk() -> Iterator[None]:
+    """No test cuts the power, and a training asks two dozen times that its files outlive that, at 5 ms each."""
+    wait = os.fsync
+    os.fsync = lambda fd: None
+    yield
+    os.fsync = wait
+
+
+@pytest.fixture(scope="session")
+def demo_words() -> Any:
+    from sft_recipes.demo import demo_base
+
+    return demo_base.train_tokenizer()
+
+
+@pytest.fixture
+def same_words(demo_words: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models get the demo's tokenizer as it was trained once for all tests."""
+    from sft_recipes.demo import demo_base
+
+    monkeypatch.setattr(demo_base, "train_tokenizer", lambda: copy.deepcopy(demo_words))
+
+
+@pytest.fixture(scope="session", autouse=True)
 def censuses() -> Path:
     """One cache of censuses for all tests, and for the commands that they start.
 
@@ -312,6 +340,33 @@ def train_here(project: Path) -> Iterator[Callable[..., Any]]:
     yield train
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+class Looked(Exception):
+    """What a test asks for is known before the first step."""
+
+
+@pytest.fixture
+def rows_here(train_here: Callable[..., Any]) -> Callable[..., tuple[Any, dict[str, Any]]]:
+    """Begin a training in this process, up to the check of its rows: its trainer, and what was found of them."""
+    from sft_recipes.train import verify
+
+    check = verify.data
+
+    def rows(*arguments: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
+        found = []
+
+        def look(trainer: Any, prepared_rows: int) -> Any:
+            found.append((trainer, check(trainer, prepared_rows)))
+            raise Looked
+
+        with pytest.MonkeyPatch.context() as context:
+            context.setattr(verify, "data", look)
+            with pytest.raises(Looked):
+                train_here(*arguments, **options)
+        return found[0]
+
+    return rows
 
 
 @pytest.fixture

@@ -14,6 +14,8 @@ from sft_recipes.runs.run import Run
 
 # Float32 all through, so that what should be equal is.
 FLOAT32 = {"load_in_4bit": False, "dtype": "float32", "bf16": False, "task": "classification"}
+# As the default recipe computes, for what follows from it: the precision that is merged into.
+BFLOAT16 = {"dtype": "bfloat16", "bf16": True}
 
 
 # The least that a run.json holds.

@@ -498,7 +498,7 @@ def test_the_launch_command_is_accepted_by_accelerate(project: Path) -> None:
         command = processes.command(run)
     assert command[1:3] == ["-m", "sft_recipes.train.accelerate_launch"]
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command[3:]))
-    assert (arguments.num_processes, arguments.mixed_precision, arguments.use_cpu) == (1, "bf16", True)
+    assert (arguments.num_processes, arguments.mixed_precision, arguments.use_cpu) == (1, "no", True)
     assert arguments.training_script == "sft_recipes.train.process"
     assert arguments.training_script_args[0] == "runs/parsed"
 

@@ -20,7 +20,7 @@ def test_the_notebook_holds_no_output() -> None:
 
 @pytest.mark.slow
 def test_the_notebook_trains_and_shows_what_came_of_it(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = "task: classification\ntest_file: data/validation.jsonl\nload_in_4bit: false\ndtype: float32\nbf16: false\n"
+    task = "task: classification\ntest_file: data/validation.jsonl\nload_in_4bit: false\n"
     (project / "recipes" / "demo.yaml").write_text(TINY + task)
     write_rows(project / "data" / "validation.jsonl", alpaca_rows(40, seed=2))
     kernels = project / "kernels"

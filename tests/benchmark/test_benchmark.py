@@ -24,6 +24,8 @@ from sft_recipes.benchmark.section import Section
 from sft_recipes.errors import InputError
 from sft_recipes.recipes import topology
 
+pytest_plugins = ["forks"]
+
 SCHEMA = json.loads((ROOT / "docs" / "benchmark.schema.json").read_text(encoding="utf-8"))
 
 
@@ -213,9 +215,7 @@ def demo(project: Path) -> Path:
     return project
 
 
-@pytest.mark.long
-@pytest.mark.slow
-@pytest.mark.usefixtures("demo")
+@pytest.mark.usefixtures("demo", "forks")
 def test_the_road_is_walked_by_the_program_s_own_commands(
     small: scales.Scale, section: Section, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -279,8 +279,7 @@ def test_a_benchmark_that_is_stopped_leaves_the_sections_that_ended() -> None:
     assert lines[-1] == f"result     {files[0]}" and "not begun" in printed
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("project")
+@pytest.mark.usefixtures("project", "forks")
 def test_a_section_that_takes_too_long_is_killed_and_the_next_one_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,8 +440,7 @@ def test_the_page_says_what_the_program_does() -> None:
     assert (scale.warm, 2 * scale.timed) == (5, 10) and "five steps are not counted, ten are" in page
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("project")
+@pytest.mark.usefixtures("project", "forks")
 def test_a_gpu_that_torch_does_not_see_is_not_measured_as_a_cpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -103,6 +103,27 @@ def test_one_row_with_several_answers_keeps_all_rows_as_messages(place: Workplac
     assert read(prepared, "validation") == [{"messages": LONG_TALK}]
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_rows_are_held_out_by_their_messages_however_they_are_written(place: Workplace, several: bool) -> None:
+    rows = [talk(f"What is {number}?") for number in range(60)] + [{"messages": LONG_TALK}] * several
+    rows[7]["chat_template_kwargs"] = {"formal": True}
+
+    def drawn(row: Any) -> bool:
+        digest = hashlib.sha256(json.dumps(row, ensure_ascii=False).encode()).digest()
+        return int.from_bytes(digest[:8], "big") < 0.3 * 2**64
+
+    def written(row: Any) -> Any:
+        parts = row if several else {"prompt": row["messages"][:-1], "completion": row["messages"][-1:], **row}
+        return {key: parts[key] for key in parts if several or key != "messages"} | {
+            "chat_template_kwargs": row.get("chat_template_kwargs", {})
+        }
+
+    prepared = place.prepare(rows, validation_split_size=0.3)
+    assert read(prepared, "validation") == [written(row) for row in rows if drawn(row)]
+    assert read(prepared) == [written(row) for row in rows if not drawn(row)]
+    assert 5 < prepared.splits["validation"]["prepared_rows"] < 30
+
+
 def grouped(group: Any, question: str = "2 + 2?") -> dict[str, Any]:
     return {**talk(question), "style": group}
 

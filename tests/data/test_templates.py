@@ -104,28 +104,19 @@ def test_a_stop_token_that_is_written_twice_is_found(project: Path) -> None:
 
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_an_empty_block_of_reasoning_is_left_out_of_the_loss(
-    project: Path, train_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, rounds: int
+    project: Path, rows_here: Callable[..., Any], rounds: int
 ) -> None:
-    from sft_recipes.train import verify
-
     rows = [talk(*["even"] * rounds), talk(*[THINKING + "odd"] * rounds)] * 4
     trained: list[list[tuple[str, str]]] = []
-    check = verify.data
-
-    def spy(trainer: Any, prepared_rows: int) -> Any:
-        words = trainer.processing_class
-        for row in list(trainer.train_dataset)[:2]:
-            kept = [own for own, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
-            trained.append((words.decode(row["input_ids"]), words.decode(kept)))
-        return check(trainer, prepared_rows)
-
-    monkeypatch.setattr(verify, "data", spy)
     for mask in (False, True):
         found = surveyed(rows, CHATML.replace("ANSWER", QWEN), mask_empty_reasoning=mask)["splits"]["train"]
         assert found["problems"]["empty_reasoning"]["count"] == (0 if mask else 4)
         how = {"chat_template_path": "mine.jinja", "mask_empty_reasoning": mask}
-        run = train_here(name=f"masked-{mask}", max_steps=1, warmup_steps=0, **how)
-        effect = run.facts()["in_effect"]["data"]
+        trainer, effect = rows_here(name=f"masked-{mask}", max_steps=1, warmup_steps=0, **how)
+        words = trainer.processing_class
+        for row in list(trainer.train_dataset)[:2]:
+            kept = [own for own, label in zip(row["input_ids"], row["labels"], strict=True) if label != -100]
+            trained.append((words.decode(row["input_ids"]), words.decode(kept)))
         figures = survey.at_length(found, 512)
         share = figures.pop("supervised_tokens") / figures["tokens"]
         assert effect["supervised_token_share"] == pytest.approx(share, abs=1e-12)
@@ -148,7 +139,7 @@ def without_tokenizer_json(model: Path) -> None:
 
 
 def test_a_tokenizer_without_tokenizer_json_is_counted_with(
-    project: Path, tiny_model: Path, train_here: Callable[..., Any]
+    project: Path, tiny_model: Path, rows_here: Callable[..., Any]
 ) -> None:
     rows = [talk("odd"), talk("even", "odd")] * 4
     before = surveyed(rows)
@@ -157,7 +148,7 @@ def test_a_tokenizer_without_tokenizer_json_is_counted_with(
     without_tokenizer_json(Path("model"))
     found = surveyed(rows)
     assert found["tokens_are"] == "exact" and found["splits"] == before["splits"]
-    effect = train_here(name="old", max_steps=1, warmup_steps=0).facts()["in_effect"]["data"]
+    _, effect = rows_here(name="old", max_steps=1, warmup_steps=0)
     figures = survey.at_length(found["splits"]["train"], 512)
     assert effect["tokens"] == figures["tokens"] and effect["rows_ending_with_eos"] == 8
     (Path("model") / "merges.txt").write_text("no merges")
@@ -166,7 +157,7 @@ def test_a_tokenizer_without_tokenizer_json_is_counted_with(
 
 
 def test_the_template_of_another_model_is_counted_with(
-    project: Path, tiny_model: Path, train_here: Callable[..., Any]
+    project: Path, tiny_model: Path, rows_here: Callable[..., Any]
 ) -> None:
     from transformers import PreTrainedTokenizerFast
 
@@ -177,7 +168,7 @@ def test_the_template_of_another_model_is_counted_with(
     how = {"chat_template_path": "other"}
     found = surveyed([talk("odd"), talk("even", "odd")] * 4, **how)
     assert found["tokens_are"] == "exact" and found["tokenizer"]["eos_token"] == other.eos_token
-    effect = train_here(name="cloned", max_steps=1, warmup_steps=0, **how).facts()["in_effect"]["data"]
+    _, effect = rows_here(name="cloned", max_steps=1, warmup_steps=0, **how)
     figures = survey.at_length(found["splits"]["train"], 512)
     figures.pop("supervised_tokens")
     assert figures == {key: effect[key] for key in figures}

@@ -14,7 +14,7 @@ from sft_recipes.deploy import chat
 from sft_recipes.errors import InputError
 from sft_recipes.runs.run import Run
 
-pytest_plugins = ["finished"]
+pytest_plugins = ["finished", "forks"]
 
 Finished = Callable[..., Run]
 # Long enough to say something else than the base.
@@ -29,9 +29,9 @@ TALKS = FLOAT32 | {
 
 def through_a_pipe(run: Run, *lines: str) -> list[str]:
     """What the command answers to lines on its standard input."""
-    code = f"import sys; from sft_recipes.deploy import chat; sys.exit(chat.chat({run.name!r}))"
+    command = [sys.executable, "-m", "sft_recipes", "chat", run.name]
     text = "".join(line + "\n" for line in lines)
-    done = subprocess.run([sys.executable, "-c", code], input=text, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return parts(run, done.stdout)
 
@@ -68,6 +68,7 @@ def test_the_adapter_is_switched_off_and_on_and_the_base_of_a_whole_model_is_loa
     assert told[1].startswith("commands   /tuned and /base")
 
 
+@pytest.mark.usefixtures("forks")
 def test_a_conversation_is_kept_until_it_is_reset(finished: Finished) -> None:
     """Shown by its length: two such questions are more than the model reads."""
     run = finished("talks", **TALKS)

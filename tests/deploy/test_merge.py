@@ -16,7 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from finished import FLOAT32, restate
+from finished import BFLOAT16, FLOAT32, restate
 from peft import LoraConfig, LoraModel, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -25,9 +25,9 @@ from sft_recipes.deploy import merge
 from sft_recipes.errors import InputError
 from sft_recipes.files import sealed
 from sft_recipes.runs.run import Run, adapter_damage
-from sft_recipes.train import train as worker
+from sft_recipes.train import verify
 
-pytest_plugins = ["finished"]
+pytest_plugins = ["finished", "forks"]
 
 Finished = Callable[..., Run]
 
@@ -74,7 +74,7 @@ def test_the_merged_files_compute_what_base_and_adapter_compute(
 def test_a_run_trained_in_four_bit_is_merged_into_unquantised_weights(
     finished: Finished, merge_here: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run = finished()
+    run = finished(**BFLOAT16)
     monkeypatch.setattr(merge, "SHARD", "100KB")
     code, proof = merge_here("tuned", Path("elsewhere"))
     assert (code, proof["dtype"]) == (0, "bfloat16")
@@ -126,7 +126,7 @@ def test_an_adapter_on_a_tied_embedding_is_refused(finished: Finished, merge_her
 
 
 def test_updates_that_bfloat16_rounds_away_are_not_called_merged(finished: Finished, merge_here: Any) -> None:
-    run = finished()
+    run = finished(**BFLOAT16)
 
     def shrink(tensors: dict[str, torch.Tensor]) -> None:
         for name in tensors:
@@ -199,23 +199,6 @@ def test_a_damaged_or_swapped_adapter_is_refused_before_anything_is_loaded(
     assert left(run) == []
 
 
-@pytest.fixture
-def after_saving(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Path], Any]], None]:
-    """Have something happen to the adapter between its being written and its being checked."""
-
-    def after_saving(happen: Callable[[Path], Any]) -> None:
-        save = worker.Trainer.save_model
-
-        def save_and_more(self: Any, directory: str, *arguments: Any, **options: Any) -> None:
-            save(self, directory, *arguments, **options)
-            if directory.endswith("adapter"):
-                happen(Path(directory))
-
-        monkeypatch.setattr(worker.Trainer, "save_model", save_and_more)
-
-    return after_saving
-
-
 def changed(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
     """Change the tensors of a saved adapter."""
 
@@ -242,23 +225,36 @@ def one_lost(tensors: dict[str, torch.Tensor]) -> None:
     tensors.popitem()
 
 
+NOT_TRAINED: list[tuple[Callable[[Path], Any], str]] = [
+    (changed(zero_b), "every lora_B is zero, so training changed nothing"),
+    (changed(lambda tensors: next(iter(tensors.values())).add_(1e-3)), "1 of 8 tensors are not those in memory"),
+    (changed(one_lost), "1 of 8 tensors are not those in memory"),
+    (rescaled, "reloaded in PEFT, the adapter gives logits that are up to"),
+]
+
+
 @pytest.mark.promise("damage", "the adapter changed between being written and being read back")
-@pytest.mark.parametrize(
-    ("happening", "message"),
-    [
-        (changed(zero_b), "every lora_B is zero, so training changed nothing"),
-        (changed(lambda tensors: next(iter(tensors.values())).add_(1e-3)), "1 of 8 tensors are not those in memory"),
-        (changed(one_lost), "1 of 8 tensors are not those in memory"),
-        (rescaled, "reloaded in PEFT, the adapter gives logits that are up to"),
-    ],
-)
 def test_a_saved_adapter_that_is_not_what_was_trained_fails_the_run(
-    train_here: Callable[..., Run], after_saving: Any, happening: Any, message: str
+    train_here: Callable[..., Run], monkeypatch: pytest.MonkeyPatch, record_property: Callable[[str, int], None]
 ) -> None:
-    after_saving(happening)
-    with pytest.raises(RuntimeError, match=message):
+    """Copies of it with each damage, and at last itself."""
+    check = verify.saved_adapter
+    *_, (happen, said) = NOT_TRAINED
+
+    def check_damaged(trainer: Any, directory: Path) -> Any:
+        for number, (happening, message) in enumerate(NOT_TRAINED):
+            happening(Path(shutil.copytree(directory, f"copy-{number}")))
+            with pytest.raises(RuntimeError, match=message):
+                check(trainer, Path(f"copy-{number}"))
+        assert check(trainer, directory)["reloaded"] == "logits"
+        happen(directory)
+        return check(trainer, directory)
+
+    monkeypatch.setattr(verify, "saved_adapter", check_damaged)
+    with pytest.raises(RuntimeError, match=rf"runs/lost/adapter: {said}"):
         train_here(name="lost", max_steps=2, **FLOAT32)
     assert Run.open("lost").facts()["status"] == "running"
+    record_property("injected", len(NOT_TRAINED))
 
 
 @pytest.mark.parametrize("adapter_dtype", ["float32", "bfloat16"])
@@ -304,15 +300,16 @@ def test_what_has_nothing_to_merge_or_no_room_is_refused_with_all_that_is_wrong(
 
 
 @pytest.mark.promise("kill", "SIGKILL in the middle of a merge")
+@pytest.mark.usefixtures("forks")
 def test_a_merge_killed_on_the_way_leaves_nothing_under_the_name_and_does_not_hinder_the_next(
     finished: Finished, merge_here: Any
 ) -> None:
     run = finished(**FLOAT32)
-    code = "from sft_recipes.deploy import merge; merge.merge('tuned')"
-    process = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.DEVNULL)
+    command = [sys.executable, "-m", "sft_recipes", "merge", "tuned"]
+    process = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     staging, deadline = run.directory / ".merged.unfinished", time.monotonic() + 60
     while not (staging / "model.safetensors").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+        time.sleep(0.002)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert left(run) == [".merged.unfinished"]
@@ -347,7 +344,7 @@ def test_memory_is_bounded_by_the_weights_once(
     finished: Finished, project: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the process takes beyond the libraries it imports."""
-    run = finished("unquantised", load_in_4bit=False)
+    run = finished("unquantised", load_in_4bit=False, **BFLOAT16)
     large = project / "large"
     shutil.copytree(tiny_model, large)
     config = AutoModelForCausalLM.from_pretrained(tiny_model).config

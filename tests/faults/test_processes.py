@@ -20,13 +20,14 @@ import psutil
 import pytest
 import yaml
 from exactness import logged
-from finished import restate
+from finished import bare, restate
 
 from sft_recipes.launch import launch, processes
 from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run
 
-pytestmark = pytest.mark.slow
+pytest_plugins = ["forks"]
+pytestmark = pytest.mark.usefixtures("forks")
 COMMAND = [sys.executable, "-m", "sft_recipes"]
 # No step before the last is saved unless somebody asks for it.
 LONG = {
@@ -66,7 +67,8 @@ def accelerate_of(process: subprocess.Popen) -> psutil.Process:
 @pytest.fixture
 def two_processes(project: Path) -> None:
     path = project / "accelerate_configs" / "ddp.yaml"
-    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | {"use_cpu": True, "num_processes": 2}))
+    here = {"use_cpu": True, "num_processes": 2, "mixed_precision": "no"}
+    path.write_text(yaml.safe_dump(yaml.safe_load(path.read_text()) | here))
 
 
 @pytest.mark.promise("one-writer", "SIGKILL of the command and of accelerate, and a resume while the training goes on")
@@ -139,6 +141,29 @@ def test_a_process_that_stands_still_or_dies_ends_the_others(
     assert number.name in run.facts()["error"]
     assert said.err.count("error: ") == 1
     assert "Traceback" not in said.err + said.out
+
+
+def test_of_processes_that_are_found_dead_at_once_the_killed_one_is_named(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from accelerate.commands import launch as accelerate
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
+
+    from sft_recipes.train import accelerate_launch
+
+    run = bare("died")
+
+    def die() -> None:
+        raise ChildFailedError(
+            "", {rank: ProcessFailure(rank, 70 + rank, code, "") for rank, code in ((0, 1), (1, -9))}
+        )
+
+    monkeypatch.setattr(accelerate, "simple_launcher", None)
+    monkeypatch.setattr(accelerate, "main", die)
+    monkeypatch.setenv(lock.LAUNCHER, "1")
+    monkeypatch.setattr(sys, "argv", ["accelerate", str(run.directory), "launch"])
+    assert accelerate_launch.main() == 128 + signal.SIGKILL
+    assert run.facts()["error"].startswith("process 71 (rank 1) was killed by SIGKILL")
 
 
 @pytest.mark.promise("dead-process", "SIGKILL of accelerate before the training processes have met")

@@ -26,8 +26,8 @@ from sft_recipes.launch.launch import INTERRUPTED
 from sft_recipes.runs.run import Run
 from sft_recipes.train import train as worker
 
-pytest_plugins = ["finished"]
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone")]
+pytest_plugins = ["finished", "forks"]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("alone", "forks")]
 
 COMMAND = [sys.executable, "-m", "sft_recipes"]
 
@@ -39,6 +39,9 @@ def on_cpu(project: Path) -> Path:
         config = yaml.safe_load((project / "accelerate_configs" / f"{name}.yaml").read_text())
         config |= {"use_cpu": True, "num_processes": 2}
         (project / "accelerate_configs" / f"{name}_cpu.yaml").write_text(yaml.safe_dump(config))
+    # As these compute, and ZeRO-3 stores what is quantised.
+    tiny = project / "recipes" / "tiny.yaml"
+    tiny.write_text(tiny.read_text().replace("dtype: float32\nbf16: false", "dtype: bfloat16\nbf16: true"))
     return project
 
 

@@ -63,7 +63,7 @@ RAY: dict[str, Any] = {
 # Those of several machines.
 SITES = {"kubernetes": KUBERNETES, "skypilot": SKYPILOT}
 FILES = {"kubernetes": kubernetes.FILE, "skypilot": skypilot.FILE}
-ON_GPUS = "global_batch_size=16 per_device_train_batch_size=1 accelerate_config=ddp"
+ON_GPUS = "global_batch_size=16 per_device_train_batch_size=1 accelerate_config=ddp bf16=true"
 Written = Callable[..., tuple[Path, Any]]
 
 

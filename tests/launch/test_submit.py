@@ -53,7 +53,7 @@ def test_a_job_is_planned_for_all_its_processes_and_written_beside_the_recipe(
     (project / "clusters").mkdir()
     site = "engine: slurm\ngpus_per_node: 4\nnetwork_gigabits: 8\npartition: gpu\ncpus_per_node: 16\n"
     (project / "clusters" / "ours.yaml").write_text(site)
-    words = ["tiny", "--site", "ours", "--accel", "ddp", "--nodes", "2", "--set", "global_batch_size=32"]
+    words = ["tiny", "--site", "ours", "--accel", "ddp", "--nodes", "2", "--set", "global_batch_size=32 bf16=true"]
     facts = job("two", *words)
     said = capsys.readouterr().out
     assert facts["topology"] == {"name": "ddp", "backend": "ddp", "processes": 8, "zero_stage": None, "use_cpu": False}
@@ -148,7 +148,20 @@ def test_a_job_is_refused_as_a_whole_where_it_cannot_be_submitted(
     (project / "clusters" / "ours.yaml").write_text(site.format("/no such folder"))
     monkeypatch.setenv("PATH", "/nowhere")
     write_rows(project / "data" / "train.jsonl", [*alpaca_rows(3, 1), {"instruction": "x", "output": ""}])
-    words = ["launch", "tiny", "--on", "slurm", "--accel", "ddp", "--gpus", "3", "--site", "ours"]
+    words = [
+        "launch",
+        "tiny",
+        "--on",
+        "slurm",
+        "--accel",
+        "ddp",
+        "--gpus",
+        "3",
+        "--site",
+        "ours",
+        "--set",
+        "bf16=true",
+    ]
     assert cli.main(words) == 2
     said = capsys.readouterr().err
     for fragment in (
@@ -212,7 +225,7 @@ def test_a_place_that_cannot_be_is_refused(
     project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, arguments: list[str], expected: str
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    job("placed", "tiny", "--accel", "ddp", "--gpus", "2")
+    job("placed", "tiny", "--accel", "ddp", "--gpus", "2", "--set", "bf16=true")
     capsys.readouterr()
     assert cli.main(["resume", "placed", *arguments]) == 2
     assert expected in capsys.readouterr().err

@@ -5,7 +5,6 @@ import html
 import json
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -15,12 +14,13 @@ from typing import Any
 import pytest
 from finished import bare
 
-from sft_recipes.cli import main
 from sft_recipes.errors import InputError
 from sft_recipes.launch import launch, space, sweep
 from sft_recipes.launch.space import Choices, Range
 from sft_recipes.recipes import recipe as recipes
 from sft_recipes.runs.run import Run
+
+pytest_plugins = ["forks"]
 
 
 def test_values_are_read_as_a_recipe_s_are() -> None:
@@ -221,8 +221,7 @@ def interrupt_when(there: Callable[[], bool]) -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-@pytest.mark.long
-@pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_grid_goes_on_where_it_was_stopped_and_its_best_becomes_a_recipe(
     project: Path, capfd: pytest.CaptureFixture
 ) -> None:
@@ -280,30 +279,11 @@ def test_a_grid_goes_on_where_it_was_stopped_and_its_best_becomes_a_recipe(
     assert time.monotonic() - began < 5
 
 
-class Ended:
-    """A command that was done in this process, where torch is imported already, when it is first asked after."""
-
-    pid = 0
-
-    def __init__(self, command: list[str]) -> None:
-        self.command = command
-
-    def poll(self) -> int:
-        self.returncode = main(self.command[3:])
-        return self.returncode
-
-
-@pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_a_trial_that_is_worse_than_the_others_is_stopped_early(
-    project: Path, launch_here: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+    project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     """The first trial learns and is finished; the second hardly does, and its run could be resumed."""
-    start = subprocess.Popen
-
-    def popen(command: list[str], **options: Any) -> Any:
-        return Ended(command) if "study-t000" in command else start(command, **options)
-
-    monkeypatch.setattr(sweep.subprocess, "Popen", popen)
     monkeypatch.setattr(sweep, "BEFORE_PRUNING", 1)
     monkeypatch.setattr(sweep, "SECONDS", 0.05)
     steps = "max_steps=12 eval_strategy=steps save_strategy=steps eval_steps=2 save_steps=2"

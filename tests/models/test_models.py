@@ -16,6 +16,8 @@ from sft_recipes.plan import memory
 from sft_recipes.recipes import recipe
 from sft_recipes.runs.run import Run
 
+pytest_plugins = ["forks"]
+
 # Before the tests put their own in its place (conftest.counted_here).
 asked_apart = base_model._asked_apart
 
@@ -289,7 +291,7 @@ def test_a_model_that_is_nowhere_is_not_known(project: Path) -> None:
     assert base_model.find("./nowhere") is None
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize(
     ("text", "message"),
     # With the reason of the process that tried.
@@ -308,7 +310,7 @@ def test_the_modules_are_counted_once(project: Path, monkeypatch: pytest.MonkeyP
     assert base_model.find("model") == first
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_the_process_that_counts_gives_what_is_counted_here(project: Path) -> None:
     config = json.loads(Path("model/config.json").read_text())
     asked = {"config": config, "adapter": base_model.Asked(("all-linear",)).keys()}

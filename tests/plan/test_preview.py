@@ -16,6 +16,8 @@ from sft_recipes.errors import InputError
 from sft_recipes.plan import job as jobs
 from sft_recipes.plan import preview
 
+pytest_plugins = ["forks"]
+
 Look = Callable[..., dict[str, Any]]
 
 TURNS = [
@@ -78,21 +80,12 @@ def look(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Look:
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_rows_shown_are_the_rows_trained_on(
-    look: Look, project: Path, train_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, case: str
+    look: Look, project: Path, rows_here: Callable[..., Any], case: str
 ) -> None:
-    from sft_recipes.train import verify
-
     rows, overrides = CASES[case]
     write_data(project, rows)
-    trained: list[tuple[list[int], list[int]]] = []
-    check = verify.data
-
-    def spy(trainer: Any, prepared_rows: int) -> Any:
-        trained.extend((row["input_ids"], row["labels"]) for row in trainer.train_dataset)
-        return check(trainer, prepared_rows)
-
-    monkeypatch.setattr(verify, "data", spy)
-    data = train_here(name=case, warmup_steps=0, **overrides).facts()["in_effect"]["data"]
+    trainer, data = rows_here(name=case, warmup_steps=0, **overrides)
+    trained = [(row["input_ids"], row["labels"]) for row in trainer.train_dataset]
     shown = look(**overrides)["rows"]
 
     assert [(row["ids"], row["labels"]) for row in shown if not row["lost"]] == trained
@@ -143,7 +136,7 @@ def test_what_training_would_refuse_is_refused(look: Look) -> None:
     assert "q_porj matches no module" in look(lora_target_modules=["q_porj"])["problems"][0]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("forks")
 def test_the_command_shows_the_same_random_rows_for_the_same_seed(project: Path) -> None:
     first = preview.preview("tiny", rows=3, seed=1)
     assert first["of"] == 64 and len(first["rows"]) == 3

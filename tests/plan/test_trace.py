@@ -19,6 +19,7 @@ from sft_recipes.plan import memory
 from sft_recipes.plan.memory import Setup
 from sft_recipes.plan.trace import trace
 
+pytest_plugins = ["forks"]
 pytestmark = pytest.mark.slow
 
 TINY: dict[str, Any] = {
@@ -67,14 +68,15 @@ def test_the_trace_says_what_a_real_step_holds(tmp_path: Path) -> None:
     assert fake_step.step(TINY, setup)["peak"] == pytest.approx(measured["peak"], rel=0.02)
 
 
+@pytest.mark.usefixtures("forks")
 def test_static_parts_are_the_formula_s_exactly() -> None:
     """Both count the same weights; the trace rounds every tensor up to an allocator's block."""
     from sft_recipes.plan import fake_step
 
-    setup = dataclasses.replace(SETUP, targets=("q_proj", "v_proj"))
-    found = trace(TINY, setup)
-    assert found == fake_step.step(TINY, setup)
-    expected = memory.estimate(base_model.from_config("tiny", TINY, "here"), setup)
+    setup, config = dataclasses.replace(SETUP, targets=("q_proj", "v_proj")), TINY | {"num_hidden_layers": 3}
+    found = trace(config, setup)
+    assert found == fake_step.step(config, setup)
+    expected = memory.estimate(base_model.from_config("tiny", config, "here"), setup)
     assert found["adapters"] == expected.adapters
     assert found["gradients"] == expected.gradients
     assert found["base"] == pytest.approx(expected.quantised + expected.unquantised, rel=0.15)
@@ -125,7 +127,7 @@ def traced(**change: Any) -> Any:
     from sft_recipes.plan import fake_step
 
     # The head's tile is as large as the whole model where many tokens are supervised.
-    config = {**TINY, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 8192, "num_hidden_layers": 2}
+    config = {**TINY, "hidden_size": 256, "intermediate_size": 1024, "vocab_size": 8192, "num_hidden_layers": 1}
     common = dataclasses.replace(SETUP, supervised_share=0.05, checkpointing=True)
     return fake_step.step(config, dataclasses.replace(common, **change))
 
@@ -201,9 +203,9 @@ def test_layers_need_not_be_alike() -> None:
     from sft_recipes.plan import fake_step
 
     mixture = {**TINY, "model_type": "qwen3_moe", "num_experts": 4, "num_experts_per_tok": 2}
-    mixture |= {"moe_intermediate_size": 64}
+    mixture |= {"moe_intermediate_size": 64, "num_hidden_layers": 2}
     setup = dataclasses.replace(SETUP, four_bit=False, targets=("q_proj",))
-    alike, mixed = (fake_step.step(mixture | {"mlp_only_layers": layers}, setup) for layers in ([], [5]))
+    alike, mixed = (fake_step.step(mixture | {"mlp_only_layers": layers}, setup) for layers in ([], [1]))
     hidden, experts, dense = (mixture[key] for key in ("hidden_size", "num_experts", "intermediate_size"))
     experts_bytes = 2 * (experts * 3 * hidden * mixture["moe_intermediate_size"] + experts * hidden)
     assert mixed["base"] - alike["base"] == 2 * 3 * hidden * dense - experts_bytes

@@ -281,11 +281,14 @@ def test_the_adapters_have_the_sizes_that_their_comments_say() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (*PRESETS, "full_finetune")])
-def test_a_recipe_trains_as_a_rehearsal_of_itself(name: str, project: Path, train_here: Callable[..., Any]) -> None:
+def test_a_recipe_trains_as_a_rehearsal_of_itself(
+    same_words: None, name: str, project: Path, train_here: Callable[..., Any]
+) -> None:
     """Its own data, quantisation, adapters, packing and loss, on a tiny model of its base's kind, in one process."""
     with_rows(project)
-    # The demo builds a base of its own first, and three steps of 8,192 tokens take half a minute.
-    words = {"demo": ["model_name_or_path=model"], "long_context": ["max_length=512"]}.get(name, [])
+    # The demo builds a base of its own first, and three steps of 64 rows, or of 8,192 tokens, take half a minute.
+    words = {"demo": ["model_name_or_path=model"], "long_context": ["max_length=128"]}.get(name, [])
+    words += ["per_device_train_batch_size=2", "global_batch_size=4"]
     real = jobs.resolve(name, overrides=words, accel=ACCELS.get(name, "single_gpu"))
     chosen = real.recipe
     base = tiny.find(chosen["model_name_or_path"], chosen["model_revision"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import MadeOnce
 
 from sft_recipes.errors import InputError
 from sft_recipes.evaluate import forgetting
@@ -272,8 +273,7 @@ def logged(steps: int) -> str:
     return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
-@pytest.fixture
-def run(project: Path) -> Run:
+def trained(directory: Path) -> None:
     """A finished run, everything in it but the training itself as a launch makes it."""
     made = launch.create(jobs.lint_or_raise(jobs.check("tiny")), "seen")
     made.log.write_text(logged(8), encoding="utf-8")
@@ -300,7 +300,28 @@ def run(project: Path) -> Run:
             "adapter": {"tensors": 56, "lora_b_norm": 6.58},
         },
     )
-    return made
+    made.directory.rename(directory)
+
+
+@pytest.fixture
+def run(project: Path, made_once: MadeOnce) -> Run:
+    """The run `seen`, which is made once for all tests."""
+    return Run(Path(shutil.copytree(made_once("run-seen", trained), "runs/seen")))
+
+
+@pytest.fixture
+def reported(run: Run, made_once: MadeOnce) -> Run:
+    """The run with an evaluation of 200 rows, whose report is written once for all tests."""
+
+    def write(directory: Path) -> None:
+        evaluate(run, classification_rows(200), groups=True)
+        report.write(run)
+        run.directory.rename(directory)
+
+    written = made_once("run-reported", write)
+    shutil.rmtree(run.directory, ignore_errors=True)
+    shutil.copytree(written, run.directory)
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -403,9 +424,10 @@ def words(opened: Any) -> str:
 
 
 @pytest.mark.parametrize(("scheme", "width"), [("light", 900), ("dark", 900), ("light", 380)])
-def test_a_report_is_drawn_readable_and_quiet(run: Run, look: Callable[..., Any], scheme: str, width: int) -> None:
-    evaluate(run, classification_rows(200), groups=True)
-    opened = look(report.write(run), width, scheme)
+def test_a_report_is_drawn_readable_and_quiet(
+    reported: Run, look: Callable[..., Any], scheme: str, width: int
+) -> None:
+    opened = look(reported.report, width, scheme)
     drawn = opened.evaluate(CHARTS)
     assert len(drawn) == 2 + 2 + 4 + 4, "models, reliability, groups, curves"
     for chart in drawn:
@@ -420,10 +442,9 @@ def test_a_report_is_drawn_readable_and_quiet(run: Run, look: Callable[..., Any]
     assert paper == {"light": "rgb(255, 255, 255)", "dark": "rgb(22, 22, 22)"}[scheme]
 
 
-def test_a_report_says_what_the_run_directory_says(run: Run, look: Callable[..., Any]) -> None:
-    evaluate(run, classification_rows(200), groups=True)
-    said = words(look(report.write(run)))
-    metrics = json.loads((run.directory / "metrics.json").read_text(encoding="utf-8"))
+def test_a_report_says_what_the_run_directory_says(reported: Run, look: Callable[..., Any]) -> None:
+    said = words(look(reported.report))
+    metrics = json.loads((reported.directory / "metrics.json").read_text(encoding="utf-8"))
     tuned = metrics["models"]["tuned"]
     macro, refund = tuned["macro_f1"], tuned["classes"]["refund"]
     assert said.startswith("Run seen Recipe tiny: A tiny model on a CPU. finished 2026-11-25 02:52 +0000, after 42 s")
@@ -436,7 +457,7 @@ def test_a_report_says_what_the_run_directory_says(run: Run, look: Callable[...,
     assert "waiting for rows 1.2 % of the time of steps" in said
     assert "modules q_proj 2, v_proj 2" in said
     assert "supervised token share 5.4 %" in said
-    assert run.facts()["data"]["fingerprint"] in said
+    assert reported.facts()["data"]["fingerprint"] in said
     lora, inherited = (
         said.index("lora_r 8 32 recipes/tiny.yaml:"),
         said.index("lora_task_type CAUSAL_LM recipes/default.yaml:"),
@@ -467,11 +488,10 @@ def shown(opened: Any) -> tuple[str, list[str]]:
 
 
 def test_every_row_is_there_to_filter_and_a_cell_of_the_matrix_leads_to_its_rows(
-    run: Run, look: Callable[..., Any]
+    reported: Run, look: Callable[..., Any]
 ) -> None:
     each = classification_rows(200)
-    evaluate(run, each, groups=True)
-    opened = look(report.write(run))
+    opened = look(reported.report)
     wrong = [row for row in each if row["tuned"]["prediction"] != row["gold"]]
     told, listed = shown(opened)
     assert told == f"{len(wrong)} of 200 rows, {min(25, len(wrong))} shown"
@@ -499,7 +519,7 @@ def test_every_row_is_there_to_filter_and_a_cell_of_the_matrix_leads_to_its_rows
     )
     assert opened.evaluate("globalThis.ran") is None
     # Without a script the page is whole but for its filters.
-    opened = look(run.report, java_script_enabled=False)
+    opened = look(reported.report, java_script_enabled=False)
     assert opened.locator("#browser").is_hidden() and opened.get_by_text("Filters need JavaScript").is_visible()
     assert opened.get_by_text("Wrong by the tuned model").is_visible()
     assert opened.locator(".matrix button").count() == 0 and opened.locator(".matrix td").count() > 10
@@ -566,9 +586,8 @@ def test_what_a_run_forgot_has_a_section_with_its_sentence_and_table(run: Run, l
     assert "] 3.7e-09 worse opposites (acc) 200 0.750 " in said and "1 no real difference" in said
 
 
-def test_a_dark_report_is_printed_dark_on_white_with_nothing_folded(run: Run, look: Callable[..., Any]) -> None:
-    evaluate(run, classification_rows(200))
-    opened = look(report.write(run), scheme="dark")
+def test_a_dark_report_is_printed_dark_on_white_with_nothing_folded(reported: Run, look: Callable[..., Any]) -> None:
+    opened = look(reported.report, scheme="dark")
     folded = """[...document.querySelectorAll("details table")].map(each => each.checkVisibility())"""
     assert not any(opened.evaluate(folded))
     opened.emulate_media(media="print")
@@ -643,7 +662,6 @@ def test_a_trained_run_without_evaluation_says_how_to_get_one(
 
 def test_a_validation_split_is_reported_where_no_test_rows_were_evaluated(run: Run, look: Callable[..., Any]) -> None:
     evaluate(run, classification_rows(80), split="validation")
-    assert "Quality on validation" in words(look(report.write(run)))
     evaluate(run, classification_rows(70), split="train")
     assert "Quality on validation" in words(look(report.write(run)))
     evaluate(run, classification_rows(90))

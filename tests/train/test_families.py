@@ -43,6 +43,7 @@ SAME = {
     "gemma3_12b": "gemma3_4b",
 }
 TRAINED = [family for family in FAMILIES if family not in SAME]
+pytestmark = pytest.mark.usefixtures("same_words")
 PRESETS = ["default", "high_capacity", "memory_efficient", "quick_test"]
 
 
@@ -177,9 +178,9 @@ TOOL = {"name": "f", "description": "F.", "parameters": {"type": "object", "prop
     ],
 )
 def test_a_template_renders_like_its_original_on_one_day(
-    ours: str, theirs: str, date: str | None, prompt: bool, tools: list[Any] | None
+    demo_words: Any, ours: str, theirs: str, date: str | None, prompt: bool, tools: list[Any] | None
 ) -> None:
-    words = demo_base.train_tokenizer()
+    words = copy.deepcopy(demo_words)
     words.bos_token = demo_base.START
     template, original = (ROOT / "models" / f"{ours}.jinja").read_text(encoding="utf-8"), from_trl(theirs)
     assert "strftime_now" not in template
@@ -273,12 +274,12 @@ def test_a_template_renders_the_format_and_marks_the_answers(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["olmo3", "mistral"])
-def test_a_template_without_tools_says_so(name: str) -> None:
+def test_a_template_without_tools_says_so(name: str, demo_words: Any) -> None:
     from jinja2 import TemplateError
 
     template = (ROOT / "models" / f"{name}.jinja").read_text(encoding="utf-8")
     with pytest.raises(TemplateError, match="renders no tools"):
-        demo_words().apply_chat_template(templates.PROBES[0], tools=[TOOL], chat_template=template, tokenize=False)
+        demo_words.apply_chat_template(templates.PROBES[0], tools=[TOOL], chat_template=template, tokenize=False)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -431,13 +432,10 @@ def kind_of(family: str) -> Family:
     return next(KINDS[name] for name in sorted(KINDS, key=len, reverse=True) if family.startswith(name))
 
 
-demo_words = functools.cache(demo_base.train_tokenizer)
-
-
-def tiny_base(family: str, directory: Path) -> None:
+def tiny_base(family: str, demo_words: Any, directory: Path) -> None:
     """A tiny random model of the family's architecture, with the demo's words and the family's special tokens."""
     kind = kind_of(family)
-    words = copy.deepcopy(demo_words())
+    words = copy.deepcopy(demo_words)
     special = [*kind.stops, *kind.tokens, kind.eos, *([kind.pad] if kind.pad else [])]
     words.add_special_tokens({"extra_special_tokens": list(dict.fromkeys(special))})
     words.eos_token, words.pad_token, words.chat_template = kind.eos, kind.pad, kind.template()
@@ -447,6 +445,9 @@ def tiny_base(family: str, directory: Path) -> None:
     config = json.loads(json.dumps(base_model.bundled()[of(family)["model_name_or_path"]]["config"]))
     ids = {f"{name}_token_id": getattr(words, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     config.get("text_config", config).update(ids)
+    if "num_local_experts" in config:
+        # Of which a token takes half, and not 32: they are no smaller in a small model.
+        config["num_local_experts"] = 2 * config["num_experts_per_tok"]
     stops = words.convert_tokens_to_ids([*kind.stops]) or words.eos_token_id
     (source / "generation_config.json").write_text(json.dumps({"eos_token_id": stops}), encoding="utf-8")
     base = directory / "base"
@@ -471,9 +472,9 @@ def to_mxfp4(base: Path, described: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def base_of(made_once: MadeOnce) -> Callable[[str], Path]:
+def base_of(made_once: MadeOnce, demo_words: Any) -> Callable[[str], Path]:
     """The tiny base of a family, which is made once for all tests."""
-    return lambda family: made_once(f"family-{family}", functools.partial(tiny_base, family)) / "base"
+    return lambda family: made_once(f"family-{family}", functools.partial(tiny_base, family, demo_words)) / "base"
 
 
 @pytest.fixture
@@ -624,43 +625,42 @@ def test_gpt_oss_is_trained_on_the_values_of_its_mxfp4_weights(
     assert trained == effect["adapter"]["trainable_parameters"]
 
 
-class Enough(Exception):
-    """What a test asks for is known before the first step."""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("family", TRAINED)
 def test_several_turns_are_trained_on(
-    project: Path,
-    train_here: Callable[..., Any],
-    base_of: Callable[[str], Path],
-    monkeypatch: pytest.MonkeyPatch,
-    family: str,
+    project: Path, rows_here: Callable[..., Any], base_of: Callable[[str], Path], family: str
 ) -> None:
     write_rows(project / "data" / "train.jsonl", [{"messages": CONVERSATIONS[1]}] * 4)
-    check, found = verify.data, []
-
-    def looked(trainer: Any, prepared_rows: int) -> None:
-        compared, row = check(trainer, prepared_rows)["rows_compared"], trainer.train_dataset[0]
-        found.extend([compared, trainer.processing_class.decode([label for label in row["labels"] if label != -100])])
-        raise Enough
-
-    monkeypatch.setattr(verify, "data", looked)
-    with pytest.raises(Enough):
-        train_here("default", model=family, model_name_or_path=str(base_of(family)), **ONE_STEP)
-    assert found == [4, kind_of(family).turns]
+    trainer, found = rows_here("default", model=family, model_name_or_path=str(base_of(family)), **ONE_STEP)
+    trained = [label for label in trainer.train_dataset[0]["labels"] if label != -100]
+    assert (found["rows_compared"], trainer.processing_class.decode(trained)) == (4, kind_of(family).turns)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "name"),
-    [("qwen3_5", "Qwen3_5ForConditionalGeneration"), ("mllama", "MllamaForConditionalGeneration")],
+    ("family", "name", "sizes"),
+    # Of parts that stay as wide in a small model as in the whole.
+    [
+        (
+            "qwen3_5",
+            "Qwen3_5ForConditionalGeneration",
+            {"text_config": {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_value_head_dim": 64}},
+        ),
+        ("mllama", "MllamaForConditionalGeneration", {"text_config": {"num_key_value_heads": 32}}),
+    ],
+    ids=["qwen3_5", "mllama"],
 )
 def test_plan_rehearsal_and_training_load_one_class(
-    project: Path, train_here: Callable[..., Any], seen: list[Any], tmp_path: Path, family: str, name: str
+    project: Path,
+    train_here: Callable[..., Any],
+    seen: list[Any],
+    tmp_path: Path,
+    family: str,
+    name: str,
+    sizes: dict[str, Any],
 ) -> None:
     write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
-    config = AutoConfig.for_model(family).to_dict() | {"architectures": [name]}
+    config = AutoConfig.for_model(family, **sizes).to_dict() | {"architectures": [name]}
     tiny.build(tmp_path / "base", config, None)
     asked = {"lora_target_modules": ["all-linear"], "model_name_or_path": str(tmp_path / "base")}
     effect = train_here("default", **asked, **ONE_STEP).facts()["in_effect"]
@@ -674,20 +674,27 @@ def test_plan_rehearsal_and_training_load_one_class(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("family", "name", "positions"),
+    ("family", "name", "positions", "sizes"),
     [
-        ("gpt2", "GPT2LMHeadModel", "n_positions"),
-        ("opt", "OPTForCausalLM", "max_position_embeddings"),
-        ("mpt", "MptForCausalLM", "max_seq_len"),
-        ("bloom", "BloomForCausalLM", None),
+        ("gpt2", "GPT2LMHeadModel", "n_positions", {}),
+        ("opt", "OPTForCausalLM", "max_position_embeddings", {"ffn_dim": 128, "word_embed_proj_dim": 128}),
+        ("mpt", "MptForCausalLM", "max_seq_len", {"n_heads": 32}),
+        ("bloom", "BloomForCausalLM", None, {}),
     ],
+    ids=["gpt2", "opt", "mpt", "bloom"],
 )
 def test_older_families_train_until_their_positions_end(
-    project: Path, train_here: Callable[..., Any], tmp_path: Path, family: str, name: str, positions: str
+    project: Path,
+    train_here: Callable[..., Any],
+    tmp_path: Path,
+    family: str,
+    name: str,
+    positions: str | None,
+    sizes: dict[str, int],
 ) -> None:
     write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
     asked = {"lora_target_modules": ["all-linear"], "attn_implementation": "eager"}
-    config = AutoConfig.for_model(family).to_dict() | {"architectures": [name]}
+    config = AutoConfig.for_model(family, **sizes).to_dict() | {"architectures": [name]}
     for directory, number in (("base", 512), ("short", 16)):
         tiny.build(tmp_path / directory, config | ({positions: number} if positions else {}), None)
     effect = train_here("default", model_name_or_path=str(tmp_path / "base"), **asked, **ONE_STEP).facts()["in_effect"]
@@ -745,15 +752,31 @@ def test_an_unpinned_model_is_pinned_where_it_is_named(project: Path) -> None:
     assert found["instead"] == "make pin RECIPE=tiny MODEL=qwen3_4b"
 
 
+@pytest.fixture
+def adapted(
+    project: Path, train_here: Callable[..., Any], base_of: Callable[[str], Path], made_once: MadeOnce
+) -> Callable[..., Run]:
+    """A run named `adapted` on the base of a family, trained once for all tests; gpt-oss's weights were made whole."""
+
+    def give(family: str = "gpt_oss_20b") -> Run:
+        write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
+        base, here = base_of(family), Path("runs/adapted")
+
+        def train(directory: Path) -> None:
+            rate = {"learning_rate": 0.5, "lora_dropout": 0.0}
+            train_here("default", name="adapted", model=family, model_name_or_path=str(base), **ONE_STEP, **rate)
+            here.rename(directory)
+
+        return Run(Path(shutil.copytree(made_once(f"run-adapted-{family}", train), here)))
+
+    return give
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma3_4b", "gpt_oss_20b"])
-def test_what_was_trained_on_such_a_base_is_scored_on_it(
-    project: Path, train_here: Callable[..., Any], base_of: Callable[[str], Path], family: str
-) -> None:
+def test_what_was_trained_on_such_a_base_is_scored_on_it(adapted: Callable[[str], Run], family: str) -> None:
     """A model for more than text, and one whose weights were made whole: base, adapter and template come together."""
-    write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
-    rate = {"learning_rate": 0.5, "lora_dropout": 0.0}
-    run = train_here("default", model=family, model_name_or_path=str(base_of(family)), **ONE_STEP, **rate)
+    run = adapted(family)
     resolved = yaml.safe_load(run.recipe.read_text(encoding="utf-8"))
     model, words = scoring.load(resolved, run.adapter, on_cpu=True)
     prompts: list[likelihood.Prompt] = [[{"role": "user", "content": text}] for text in ("red", "red cat")]
@@ -770,30 +793,15 @@ def test_what_was_trained_on_such_a_base_is_scored_on_it(
     assert words.chat_template == kind_of(family).template() or "2025-08-05" in words.chat_template
 
 
-@pytest.fixture
-def adapted(project: Path, train_here: Callable[..., Any], base_of: Callable[[str], Path], made_once: MadeOnce) -> Run:
-    """A run named `adapted` on an MXFP4 checkpoint whose weights were made whole, trained once for all tests."""
-    write_rows(project / "data" / "train.jsonl", alpaca_rows(4, seed=1))
-    base, here = base_of("gpt_oss_20b"), Path("runs/adapted")
-
-    def train(directory: Path) -> None:
-        rate = {"learning_rate": 0.5, "lora_dropout": 0.0}
-        named = {"model": "gpt_oss_20b", "model_name_or_path": str(base)}
-        train_here("default", name="adapted", **named, **ONE_STEP, **rate)
-        here.rename(directory)
-
-    shutil.copytree(made_once("run-adapted", train), here)
-    return Run(here)
-
-
 @pytest.mark.slow
 def test_an_adapter_is_merged_into_weights_that_were_made_whole(
-    adapted: Run, base_of: Callable[[str], Path], merge_here: Callable[..., Any]
+    adapted: Callable[..., Run], base_of: Callable[[str], Path], merge_here: Callable[..., Any]
 ) -> None:
+    run = adapted()
     code, proof = merge_here("adapted")
     assert code == 0 and proof["kl"] < 1e-5 < proof["effect"]["kl"] and proof["quantised"] is None
     merged, found = AutoModelForCausalLM.from_pretrained(
-        adapted.directory / "merged", dtype="auto", output_loading_info=True
+        run.directory / "merged", dtype="auto", output_loading_info=True
     )
     assert not found["missing_keys"] and not found["unexpected_keys"]
     whole = Mxfp4Config(dequantize=True)
@@ -805,29 +813,31 @@ def test_an_adapter_is_merged_into_weights_that_were_made_whole(
 
 
 @pytest.mark.slow
-def test_an_adapter_on_weights_that_stay_quantised_is_not_merged(adapted: Run) -> None:
-    adapted.recipe.write_text(adapted.recipe.read_text().replace("dequantize: true", "dequantize: false"))
+def test_an_adapter_on_weights_that_stay_quantised_is_not_merged(adapted: Callable[..., Run]) -> None:
+    run = adapted()
+    run.recipe.write_text(run.recipe.read_text().replace("dequantize: true", "dequantize: false"))
     # As of a run from before it was written down what it is known by.
-    restate(adapted, identity=None)
+    restate(run, identity=None)
     with pytest.raises(InputError, match=r"base is stored quantised, .* train on the weights made whole"):
         merge.merge("adapted")
-    assert not (adapted.directory / "merged").exists()
+    assert not (run.directory / "merged").exists()
 
 
 @pytest.mark.slow
 def test_the_code_in_the_card_loads_the_weights_as_they_were_trained(
-    adapted: Run, base_of: Callable[[str], Path]
+    adapted: Callable[..., Run], base_of: Callable[[str], Path]
 ) -> None:
     """And says so itself: here they would be made whole unasked, for want of the packages that leave them MXFP4."""
-    (code,) = re.findall(r"```python\n(.*?)```", card.card(adapted), re.DOTALL)
+    run = adapted()
+    (code,) = re.findall(r"```python\n(.*?)```", card.card(run), re.DOTALL)
     code = code.replace("PATH OF THE BASE MODEL", str(base_of("gpt_oss_20b"))).replace(
         "max_new_tokens=64", "max_new_tokens=2"
     )
     assert "quantization_config=quantization" in code
     scope: dict[str, Any] = {}
-    exec(code.replace("PATH OR HUB ID OF THIS DIRECTORY", str(adapted.adapter)), scope)  # noqa: S102, as its reader would
+    exec(code.replace("PATH OR HUB ID OF THIS DIRECTORY", str(run.adapter)), scope)  # noqa: S102, as its reader would
     assert isinstance(scope["quantization"], Mxfp4Config) and scope["quantization"].dequantize
-    trained, _ = scoring.load(yaml.safe_load(adapted.recipe.read_text()), adapted.adapter, on_cpu=True)
+    trained, _ = scoring.load(yaml.safe_load(run.recipe.read_text()), run.adapter, on_cpu=True)
     ours = scope["model"].state_dict()
     assert ours.keys() == trained.state_dict().keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in trained.state_dict().items())

@@ -19,6 +19,8 @@ from sft_recipes.plan import job as jobs
 from sft_recipes.train import rows as kept_rows
 from sft_recipes.train import train as worker
 
+pytest_plugins = ["forks"]
+
 Train = Callable[..., Any]
 Rows = list[dict[str, Any]]
 
@@ -154,6 +156,7 @@ def test_tokens_are_kept_with_their_rows_the_last_used_ones(project: Path) -> No
     assert {*first.parent.iterdir()} == {first, others[1], last}
 
 
+@pytest.mark.usefixtures("forks")
 def test_processes_count_what_one_counts(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenised, "PART", 20)
     write_rows(Path("data/train.jsonl"), talks(alpaca_rows(64, seed=5)) * 2)

@@ -137,8 +137,7 @@ def test_the_adapter_reloads_in_plain_peft_with_the_same_loss(finished: Train) -
 @pytest.mark.promise(
     "exact-resume", "SIGTERM with NF4, dropout and accumulation, adapters in float32 and in bfloat16, and resumed"
 )
-@pytest.mark.parametrize("adapter_dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("stop_at", [2, 6])
+@pytest.mark.parametrize(("stop_at", "adapter_dtype"), [(2, "bfloat16"), (6, "float32")])
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
     project: Path,
     train_here: Train,
@@ -179,26 +178,28 @@ def test_resume_without_the_kept_dtype_would_differ(train_here: Train, monkeypat
         train_here(run=resumed(run))
 
 
-def test_an_evaluation_leaves_no_trace_in_training(train_here: Train) -> None:
+# Without dropout, because every data loader draws from the generator that dropout draws from.
+UNDISTURBED = {
+    "lora_dropout": 0.0,
+    "save_strategy": "no",
+    "load_best_model_at_end": False,
+    "early_stopping_patience": 0,
+}
+
+
+def test_an_evaluation_leaves_no_trace_in_training(finished: Train, train_here: Train) -> None:
     """bitsandbytes would pack the weights anew for it on CPUs with AVX512-BF16, and then pass no gradient on."""
-    # Without dropout, because every data loader draws from the generator that dropout draws from.
-    settings = {
-        "lora_dropout": 0.0,
-        "save_strategy": "no",
-        "load_best_model_at_end": False,
-        "early_stopping_patience": 0,
-    }
-    never = train_here(name="never", eval_strategy="no", **settings)
-    often = train_here(name="often", eval_strategy="steps", eval_steps=1, eval_on_start=True, **settings)
+    never = finished("never", eval_strategy="no", **UNDISTURBED)
+    often = train_here(name="often", eval_strategy="steps", eval_steps=1, eval_on_start=True, **UNDISTURBED)
     assert len(often.facts()["measured"]["eval_loss"]) == 9
     assert equal(adapter_of(never), adapter_of(often))
 
 
 def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
-    train_here: Train, monkeypatch: pytest.MonkeyPatch
+    finished: Train, train_here: Train, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
-    whole = train_here(name="whole", **settings)
+    settings = UNDISTURBED | {"save_strategy": "steps", "save_steps": 2, "eval_strategy": "steps", "eval_steps": 2}
+    whole = finished("never", eval_strategy="no", **UNDISTURBED)
     with monkeypatch.context() as context:
         signal_at(5, context)
         run = train_here(name="parts", **settings)
@@ -284,11 +285,11 @@ def test_a_loss_that_is_not_a_number_stops_the_run(train_here: Train, monkeypatc
     assert not Path("runs/poisoned/adapter").exists()
 
 
-def test_rows_that_lose_their_answer_are_counted(train_here: Train, project: Path) -> None:
+def test_rows_that_lose_their_answer_are_counted(rows_here: Callable[..., Any], project: Path) -> None:
     long = {"instruction": "red " * 200, "input": "", "output": "even"}
     rows = [json.loads(line) for line in (project / "data" / "train.jsonl").read_text().splitlines()]
     write_rows(project / "data" / "train.jsonl", [*rows, long, long])
-    data = train_here(max_length=128, **ONE_STEP).facts()["in_effect"]["data"]
+    _, data = rows_here(max_length=128, **ONE_STEP)
     assert (data["rows"], data["rows_lost"]) == (64, 2)
 
 
@@ -334,23 +335,14 @@ FORMATS = {
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_each_format_trains_on_its_answers_alone(
-    train_here: Train, project: Path, monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_each_format_trains_on_its_answers_alone(rows_here: Callable[..., Any], project: Path, name: str) -> None:
     write_rows(project / "data" / "train.jsonl", [FORMATS[name]] * 16)
     write_rows(project / "data" / "validation.jsonl", [FORMATS[name]] * 4)
-    trained: list[str] = []
-    check = verify.data
-
-    def spy(trainer: Any, rows: int) -> Any:
-        labels = trainer.train_dataset[0]["labels"]
-        trained.append(trainer.processing_class.decode([token for token in labels if token != -100]))
-        return check(trainer, rows)
-
-    monkeypatch.setattr(verify, "data", spy)
-    train_here(name=name, **ONE_STEP)
+    trainer, _ = rows_here(name=name, **ONE_STEP)
+    labels = trainer.train_dataset[0]["labels"]
+    trained = trainer.processing_class.decode([token for token in labels if token != -100])
     expected = {"plain": " odd<|im_end|>", "multi_turn": "odd<|im_end|>even<|im_end|>"}
-    assert trained[0].replace("\n", "") == expected.get(name, "odd<|im_end|>")
+    assert trained.replace("\n", "") == expected.get(name, "odd<|im_end|>")
 
 
 def test_the_plain_recipe_of_a_run_is_what_upstream_reads(finished: Train) -> None:

@@ -98,6 +98,9 @@ class Rules:
         self.reader = reader
         self.answers = reader.answers
         self.needed: list[str] = []
+        self.known: set[str | None] = set()
+        self.refused: dict[str, str] = {}  # columns that are refused where they hold something, and why
+        self.marks: list[str] = []
         self.holds: set[str] = set()
         """What the rows hold that not every chat template renders, of `templates.PARTS`."""
         self.variables: dict[str, type] = {}  # what they set of the chat template, and of which type
@@ -141,6 +144,12 @@ class Rules:
         self.columns = {field: self._column(field, row) for field in fields}
         self.settled = {field: self.columns[field] for field in fields if field in required}
         self.needed = [*self.settled.values()]
+        used = {*self.columns.values(), self.group_column}
+        # The same class in numbers.
+        used |= {"label"} if "label_text" in used else set()
+        self.known = used | _REFUSED.keys() | turns.MARKS.keys()
+        self.refused = {key: why for key, why in _REFUSED.items() if key not in used}
+        self.marks = [key for key in turns.MARKS if key not in used]
         if told := {column: field for field, column in self.settled.items() if column != given.get(field, field)}:
             said = ", ".join(f"{column} as {field}" for column, field in told.items())
             self.reader.note(f"columns: {said}, recognised by their names")
@@ -178,14 +187,9 @@ class Rules:
 
     def normalise(self, row: Row, faults: list[str], place: str = "") -> Row:
         """The row of a place in TRL's shape: right if nothing was added to `faults`."""
-        used = {*self.columns.values(), self.group_column}
-        # The same class in numbers.
-        used |= {"label"} if "label_text" in used else set()
-        faults += turns.refused(row, {key: why for key, why in _REFUSED.items() if key not in used})
-        faults += [
-            f"{key} is not supported; {_OF_ROWS}" for key in turns.MARKS if _marks(row, key) and key not in used
-        ]
-        self.reader.unused.update(row.keys() - used - _REFUSED.keys() - turns.MARKS.keys())
+        faults += turns.refused(row, self.refused)
+        faults += [f"{key} is not supported; {_OF_ROWS}" for key in self.marks if key in row and _marks(row, key)]
+        self.reader.unused.update(row.keys() - self.known)
         if missing := [column for column in self.needed if column not in row]:
             near = "".join(nearest(column, row) for column in missing[:1])
             are = "is" if len(missing) == 1 else "are"
@@ -223,6 +227,8 @@ class Rules:
     def _tools(self, row: Row, faults: list[str]) -> list[Any]:
         """The tools of a row as JSON schemas, each as templates take it: `{"type": "function", "function": ...}`."""
         column = self.columns["tools"]
+        if row.get(column) is None:
+            return []
         value = given = turns.from_json(row.get(column))
         value = [] if value in (None, "", {}) else [value] if isinstance(value, dict) else value
         tools = [turns.from_json(each) for each in value] if isinstance(value, list) else [None]
@@ -272,7 +278,8 @@ class Rules:
         return f"write it, or for example {names.setting(example)}" if example else "write it, or delete the row"
 
     def _optional(self, field: str, row: Row, faults: list[str]) -> str:
-        value, column = row.get(self.columns[field]), self.columns[field]
+        column = self.columns[field]
+        value = row.get(column)
         return "" if value is None else self.reader.text(value, column, faults, blank=True)
 
     def _with_system(self, row: Row, found: list[Turn], faults: list[str]) -> list[Turn]:
@@ -288,7 +295,7 @@ class Rules:
         return [Turn(column, "system", system), *found]
 
     def _alpaca(self, row: Row, faults: list[str]) -> list[Turn]:
-        asked, extra, answer = (self.columns[field] for field in ("instruction", "input", "output"))
+        asked, extra, answer = self.columns["instruction"], self.columns["input"], self.columns["output"]
         prompt, more = self.reader.text(row[asked], asked, faults), self._optional("input", row, faults)
         if more.strip():
             prompt = f"{prompt}\n\n{more}"
@@ -301,7 +308,9 @@ class Rules:
     def _history(self, row: Row, faults: list[str]) -> list[Turn]:
         """The rounds before a row of Alpaca's, as LLaMA-Factory has them: pairs of question and answer."""
         column = self.columns["history"]
-        rounds = row.get(column) or []
+        rounds = row.get(column)
+        if not rounds:
+            return []
         if isinstance(rounds, str):
             # A cell of CSV.
             with contextlib.suppress(ValueError, RecursionError):
@@ -357,7 +366,7 @@ class Rules:
         if "assistant" not in roles:
             faults.append(f"{column} has no assistant turn; add the answer to learn, or delete the row")
             return []
-        for index, (where, role) in enumerate((turn.place, turn.role) for turn in found):
+        for index, (where, role, *_) in enumerate(found):
             if role == "system" and index:
                 faults.append(f"{where} is a system turn; move it to the front, where the one system turn belongs")
             elif role == "assistant" and index == start:
@@ -387,7 +396,7 @@ class Rules:
             faults.append(f"{column} marks no answer to be learnt; delete the row")
             return []
         kept = found[: learnt[-1] + 1]
-        if learnt != [index for index in answers if index <= learnt[-1]]:
+        if learnt != answers[: len(learnt)]:
             self.masked = self.masked or place
             if len(learnt) > 1:
                 fix = "write the row once for each answer to learn, ending with it"
@@ -398,7 +407,8 @@ class Rules:
         if "tool_calls" in kept[-1].more:
             self.holds.add("call answers")
         for turn in kept:
-            self.holds.update(_HELD[key] for key in (*turn.more, turn.role) if key in _HELD)
+            if turn.more or turn.role in _HELD:
+                self.holds.update(_HELD[key] for key in (*turn.more, turn.role) if key in _HELD)
         return [turn.message for turn in kept]
 
 

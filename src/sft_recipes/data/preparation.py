@@ -22,6 +22,7 @@ from sft_recipes.data import sources as found_sources
 from sft_recipes.data.formats import Rules
 from sft_recipes.data.readers import COLUMNAR, LONGEST_ROW, Problems, Row, Source, file_source
 from sft_recipes.data.turns import Reader
+from sft_recipes.environment import rows_passing
 from sft_recipes.errors import InputError, listed, refuse
 from sft_recipes.files import publish, staged
 from sft_recipes.recipes import sources as named_sources
@@ -37,6 +38,7 @@ _ORIGINS = ".origins"
 # Part of every fingerprint: raise it when the same sources would be prepared differently.
 PREPARATION_VERSION = 4
 
+_JSON = json.JSONEncoder(ensure_ascii=False)
 _TEXT: dict[str, Any] = {"encoding": "utf-8", "newline": "\n"}
 # Rows between two calls of a progress function.
 PROGRESS_ROWS = 1000
@@ -285,6 +287,7 @@ def _sha256(parts: list[_Part]) -> str:
     return hashlib.sha256(json.dumps(_content(parts, [])).encode()).hexdigest()
 
 
+@rows_passing()
 def _write(
     staging: Path,
     sources: Mapping[str, list[_Part]],
@@ -300,6 +303,7 @@ def _write(
     evaluated = "test" if "test" in groups else "validation"
     weights = [part.entry.weight or 0.0 for part in sources["train"]]
     total = 0
+    apart = True
     learnt: list[tuple[str | None, str | None, int]] = []
     with ExitStack() as stack:
         files = {split: stack.enter_context((staging / f"{split}.jsonl").open("w", **_TEXT)) for split in origins}
@@ -315,11 +319,16 @@ def _write(
                     on_rows(total)
                 faults: list[str] = []
                 rules.recognise(source.name, row, problems)
-                line = json.dumps(rules.normalise(row, faults, place), ensure_ascii=False)
-                if len(line) > LONGEST_ROW:
+                found = rules.normalise(row, faults, place)
+                apart = apart and (split == "test" or not rules.several)
+                line = whole = _JSON.encode(_apart(found) if apart else found)
+                draws = bool(shares) and split == "train"
+                if apart and (draws or len(line) > LONGEST_ROW):
+                    whole = _JSON.encode(found)
+                if len(whole) > LONGEST_ROW:
                     most = f"a row has at most {LONGEST_ROW:,}, which is more than a model reads"
-                    faults.append(f"the row has {len(line):,} characters; {most}, so write it as several rows")
-                target = _drawn(line, shares) if split == "train" else split
+                    faults.append(f"the row has {len(whole):,} characters; {most}, so write it as several rows")
+                target = _drawn(whole, shares) if draws else split
                 # Rows for the evaluation at the end must have it; others may.
                 group = rules.group(row, faults if target == evaluated else [])
                 problems.add(place, *faults)
@@ -375,10 +384,9 @@ def _write(
     if any(weights):
         _mix(staging, sources["train"], weights, stopping_strategy)
     holds, variables = first.rules.holds, first.rules.variables
-    split_off = one_answer and any(rules.format != "prompt_completion" for rules in every)
-    if split_off or variables:
+    if several or variables:
         for split in origins:
-            _rewrite(staging / f"{split}.jsonl", split_off=split_off, variables=bool(variables))
+            _rewrite(staging / f"{split}.jsonl", joined=bool(several), variables=bool(variables))
     if holds or variables:
         _write_features(staging, one_answer=one_answer, variables=variables)
     if first.rules.group_column is not None:
@@ -473,21 +481,32 @@ def _shares(shares: Mapping[str, float]) -> str:
     return " and ".join(f"{split}_split_size {share}" for split, share in shares.items())
 
 
-def _rewrite(path: Path, *, split_off: bool, variables: bool) -> None:
-    """Turn rows of messages into prompt and completion; TRL then needs no help of the chat template for the loss.
+def _apart(row: Row) -> Row:
+    """A row of messages as prompt and completion; TRL then needs no help of the chat template for the loss."""
+    if "messages" not in row:
+        return row
+    messages = row["messages"]
+    parts = {"prompt": messages[:-1], "completion": messages[-1:], **row}
+    del parts["messages"]
+    return parts
+
+
+def _rewrite(path: Path, *, joined: bool, variables: bool) -> None:
+    """Turn rows into messages again that were written before one was found that has several answers to learn.
 
     Where rows set variables of the chat template, each row gets an object of them, which TRL needs then.
     """
     converted = path.with_suffix(".converted")
     with path.open(**_TEXT) as lines, converted.open("w", **_TEXT) as file:
         for line in lines:
-            row = json.loads(line)
-            if split_off and "messages" in row:
-                messages = row.pop("messages")
-                row = {"prompt": messages[:-1], "completion": messages[-1:], **row}
-            if variables:
-                row.setdefault("chat_template_kwargs", {})
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            if variables or (joined and line.startswith('{"prompt"')):
+                row = json.loads(line)
+                if joined and "prompt" in row:
+                    row = {"messages": row.pop("prompt") + row.pop("completion"), **row}
+                if variables:
+                    row.setdefault("chat_template_kwargs", {})
+                line = _JSON.encode(row) + "\n"
+            file.write(line)
     converted.replace(path)
 
 

@@ -204,10 +204,12 @@ class _Decoder:
         self._json = json.JSONDecoder(object_pairs_hook=self._pairs, parse_constant=self._constant)
 
     def _pairs(self, found: list[tuple[str, Any]]) -> Row:
-        keys = [key for key, _ in found]
-        repeated = sorted({key for key in keys if keys.count(key) > 1}) if len(set(keys)) < len(keys) else []
-        self._faults += [f"the key {key!r} occurs twice in an object; keep one" for key in repeated]
-        return dict(found)
+        row = dict(found)
+        if len(row) < len(found):
+            keys = [key for key, _ in found]
+            repeated = (key for key in sorted(row) if keys.count(key) > 1)
+            self._faults += [f"the key {key!r} occurs twice in an object; keep one" for key in repeated]
+        return row
 
     def _constant(self, literal: str) -> None:
         self._faults.append(f"{literal} is not JSON; write null, a number or a string")

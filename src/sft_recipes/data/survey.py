@@ -23,6 +23,7 @@ from sft_recipes.data.refusals import TokenizerFacts
 from sft_recipes.data.repetitions import EXAMPLES, Hashes, RowsFound
 from sft_recipes.data.tokenised import Part, Written
 from sft_recipes.data.tokens import Size, Tokenizer
+from sft_recipes.environment import rows_passing
 from sft_recipes.files import write_whole
 from sft_recipes.recipes import secrets
 from sft_recipes.terminal import counting_rows
@@ -42,7 +43,7 @@ SHOWN = 200
 _PUNCTUATION = re.compile(
     r"""[\s.,;:!?'"`()\[\]{}_\u00b4\u2010-\u2015\u2018-\u201f\u2022\u2026\u2039\u203a\u300c-\u300f«»-]+"""
 )
-_SPACES = {code: " " for code in range(128) if _PUNCTUATION.fullmatch(chr(code))}
+_SPACES = "".join(_PUNCTUATION.sub(" ", chr(code)) for code in range(128))
 # What no reader sees: soft hyphens, marks of width and direction, and the mark at the start of a file.
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufe0f\ufeff]")
 # {name} and {{name}}; not what code and LaTeX write: ${name}, \frac{a}, f(x){y}.
@@ -232,7 +233,11 @@ def _count(
     prepared: Prepared, tokenizer: Tokenizer | None, on_progress: Progress | None, scratch: Path
 ) -> dict[str, Any]:
     counter = Counter(prepared, tokenizer)
-    parts = [part for split in prepared.splits for part in tokenised.parts(prepared.directory / f"{split}.jsonl")]
+    parts = [
+        part
+        for split, facts in prepared.splits.items()
+        for part in tokenised.parts(prepared.directory / f"{split}.jsonl", facts["prepared_rows"])
+    ]
     splits = {split: Split(len(facts.get("sources", []))) for split, facts in prepared.splits.items()}
     hashes = {split: Hashes(scratch) for split in splits}
     with contextlib.ExitStack() as stack:
@@ -291,6 +296,7 @@ class Counter:
             special = {token.content for token in self.loaded.added_tokens_decoder.values() if token.special}
             self._control = re.compile("|".join(map(re.escape, sorted(special)))) if special else _CONTROL
 
+    @rows_passing()
     def count(
         self, part: Part, staging: Path | None, on_rows: Progress | None = None
     ) -> tuple["Split", Written | None]:
@@ -326,7 +332,7 @@ class Split:
         self.hashes = {name: array("q") for name in Hashes.NAMES}
         self.before = before
         self.rows = self.largest_token = 0
-        self.problems: dict[str, RowsFound] = {}
+        self.problems: dict[str, RowsFound] = {name: {"count": 0, "examples": []} for name in _OF_TEXTS + _OF_TOKENS}
         self.histograms = _histograms()
         self.sources = [_histograms() for _ in range(sources)]
         self.first_answer = ""
@@ -344,29 +350,29 @@ class Split:
         whole = "\n".join(text for _, text in turns)
         # What is called is for the tool to read, and no class.
         call = not isinstance(row.get("prompt"), str) and "tool_calls" in tokens.turns_of(row)[-1]
-        asks_json = not call and "json" in prompt.lower() and bool(_JSON_ASKED.search(prompt.lower()))
+        lower = prompt.lower()
+        asks_json = not call and "json" in lower and bool(_JSON_ASKED.search(lower))
         looks_json, parsed, value = (False, False, None) if call else _parsed(answer)
-        self.json.update(asked=asks_json, looks=looks_json)
+        self.json["asked"] += asks_json
+        self.json["looks"] += looks_json
         # A template may put a newline after the stop token of the last turn, so `verify.data` looks at three tokens.
         stopped = bool(size.stops) and size.stops[-1] > size.length - 3
-        found = {
-            "empty": any(text.strip().casefold() in _NOTHING for text in answers),
-            "unrendered": any(_unrendered(text) for text in answers),
-            "unrendered_prompts": _unrendered(prompt),
-            "json_unparsed": looks_json and not parsed,
-            "asked_unparsed": asks_json and not parsed,
-            "emails": "@" in whole and _EMAIL.search(whole),
-            "keys": secrets.shaped(whole),
-            "special_tokens": self.control.search(whole),
-            "unstopped": not stopped,
-            **{name: name in size.found for name in _OF_TOKENS},
-        }
-        for problem, there in found.items():
-            entry = self.problems.setdefault(problem, {"count": 0, "examples": []})
-            if there:
-                entry["count"] += 1
-                if len(entry["examples"]) < EXAMPLES:
-                    entry["examples"].append(self.before + self.rows)
+        found = (
+            any(text.strip().casefold() in _NOTHING for text in answers),
+            any(map(_unrendered, answers)),
+            _unrendered(prompt),
+            looks_json and not parsed,
+            asks_json and not parsed,
+            "@" in whole and _EMAIL.search(whole),
+            secrets.shaped(whole),
+            self.control.search(whole),
+            not stopped,
+        )
+        for problem in (*itertools.compress(_OF_TEXTS, found), *size.found):
+            entry = self.problems[problem]
+            entry["count"] += 1
+            if len(entry["examples"]) < EXAMPLES:
+                entry["examples"].append(self.before + self.rows)
         self.largest_token = max(self.largest_token, size.largest)
         self._hash(turns[:-1], answer)
         self._size(self.histograms, size, stopped)
@@ -380,22 +386,21 @@ class Split:
         compared = (f"{asked}\0\0{answer}", f"{plain_asked}\0\0{plain_answer}", asked, plain_asked, plain_answer)
         for kept, text in zip(self.hashes.values(), compared, strict=True):
             # Python's own hash of a text is another one in each process.
-            digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-            kept.append(int.from_bytes(digest, "little", signed=True))
+            kept.frombytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
 
     @staticmethod
     def _size(histograms: "_Histograms", size: Size, stopped: bool) -> None:
-        starts, ends = [start for start, _ in size.spans], [end for _, end in size.spans]
-        for name, values in {
-            "lengths": [size.length],
-            "answer_starts": starts[:1] or [size.length],
-            "span_starts": starts,
-            "span_ends": ends,
-            "stops": size.stops[-1:] if stopped else [],
-            "turn_stops": size.stops,
-            "unstopped_lengths": [] if stopped else [size.length],
-        }.items():
-            histograms[name].update(values)
+        histograms["lengths"][size.length] += 1
+        histograms["answer_starts"][size.spans[0][0] if size.spans else size.length] += 1
+        for start, end in size.spans:
+            histograms["span_starts"][start] += 1
+            histograms["span_ends"][end] += 1
+        for stop in size.stops:
+            histograms["turn_stops"][stop] += 1
+        if stopped:
+            histograms["stops"][size.stops[-1]] += 1
+        else:
+            histograms["unstopped_lengths"][size.length] += 1
 
     def _classify(self, answer: str, value: Any) -> None:
         """Count the answer under each value that may be its class: its own text, and its fields'."""
@@ -428,7 +433,7 @@ class Split:
         self.largest_token = max(self.largest_token, later.largest_token)
         self.json.update(later.json)
         for problem, found in later.problems.items():
-            entry = self.problems.setdefault(problem, {"count": 0, "examples": []})
+            entry = self.problems[problem]
             entry["count"] += found["count"]
             entry["examples"] = (entry["examples"] + found["examples"])[:EXAMPLES]
         for mine, theirs in zip([self.histograms, *self.sources], [later.histograms, *later.sources], strict=True):
@@ -496,7 +501,12 @@ def _merged(values: dict[str, ClassFacts] | None, later: dict[str, ClassFacts] |
     return values
 
 
-# Problems of a row's tokens, and of what the chat template makes of it.
+# Problems of a row's texts.
+_OF_TEXTS = (
+    *("empty", "unrendered", "unrendered_prompts", "json_unparsed", "asked_unparsed"),
+    *("emails", "keys", "special_tokens", "unstopped"),
+)
+# Of its tokens, and of what the chat template makes of it.
 _OF_TOKENS = (
     *("double_bos", "diverging_prompts", "stops_twice", "empty_reasoning"),
     *("header", "respaced", "rewritten", "clock"),

@@ -163,6 +163,8 @@ def text_of_call(call: Mapping[str, Any]) -> str:
 
 def text_of(turn: Mapping[str, Any]) -> str:
     """All that a prepared turn says, as a text: its reasoning, its content, and its calls as JSON."""
+    if not (turn.get("reasoning_content") or turn.get("tool_calls")):
+        return turn["content"]
     thought = f"<think>\n{turn['reasoning_content']}\n</think>\n\n" if turn.get("reasoning_content") else ""
     calls = [text_of_call(call) for call in turn.get("tool_calls") or ()]
     called = f"[{', '.join(calls)}]" if len(calls) > 1 else "".join(calls)
@@ -211,7 +213,11 @@ def encoded(tokenizer: Any, prompts: Iterable[Prompt], **how: Any) -> dict[str, 
 
 def groups(prompts: Iterable[Prompt], template: str | None) -> Iterator[tuple[list[Turns], dict[str, Any]]]:
     """Prompts one after the other that are rendered with the same arguments: their turns, and the arguments."""
-    for _, same in itertools.groupby(prompts, lambda each: json.dumps(arguments_of(each), sort_keys=True)):
+
+    def told(prompt: Prompt) -> str | None:
+        return json.dumps(arguments_of(prompt), sort_keys=True) if isinstance(prompt, dict) else None
+
+    for _, same in itertools.groupby(prompts, told):
         group = list(same)
         yield [decoded(turns_of(each), template) for each in group], arguments_of(group[0])
 
@@ -237,6 +243,14 @@ def needs_decoding(row: Mapping[str, Any]) -> bool:
     """Whether rows, of which Arrow has given this one the keys of all, are not what a template takes as they are."""
     turns = row.get("messages") or row.get("prompt")
     return "chat_template_kwargs" in row or (isinstance(turns, list) and "tool_calls" in turns[0])
+
+
+def at_hand(template: str) -> None:
+    """Have what a template can call in one map: Jinja reads all of it for each text, and of two maps far slower."""
+    from transformers.utils.chat_template_utils import _compile_jinja_template
+
+    compiled = _compile_jinja_template(template)
+    compiled.globals = dict(compiled.globals)
 
 
 @contextlib.contextmanager

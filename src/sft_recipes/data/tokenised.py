@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 # Part of every key: raise it when the same rows would be written otherwise.
 TOKENS_VERSION = 1
 FOLDER, FACTS = ".tokens", "tokens.json"
-# Rows of a file. What is counted of each is put together in order, so nothing depends on how many are counted at once.
-PART = 20_000
+# Rows of a file at most, and files that a split has at least if each has `FEWEST`: as many processes write them. What
+# is counted of each is put together in order, so nothing depends on how many are counted at once.
+PART, FILES, FEWEST = 20_000, 16, 1000
 # Tokenisations of the same rows that are kept: those of other templates and tokenizers, the last used ones.
 KEPT = 3
 _DAY = 24 * 3600
@@ -59,12 +60,13 @@ class Written:
     unsupervised: int = 0  # rows without a supervised token
 
 
-def parts(path: Path) -> list[Part]:
-    """The parts of a split's file of JSON lines."""
+def parts(path: Path, rows: int) -> list[Part]:
+    """The parts of a split's file of so many JSON lines."""
+    each = min(PART, max(rows // FILES, FEWEST))
     found: list[Part] = []
     offset = before = 0
     with path.open("rb") as lines:
-        while sizes := [len(line) for line in itertools.islice(lines, PART)]:
+        while sizes := [len(line) for line in itertools.islice(lines, each)]:
             found.append(Part(path.stem, len(found), before, len(sizes), offset))
             offset, before = offset + sum(sizes), before + len(sizes)
     return found

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 from sft_recipes.data import templates, words
 from sft_recipes.data.preparation import Prepared
+from sft_recipes.environment import importing
 from sft_recipes.errors import InputError
 from sft_recipes.recipes import places
 from sft_recipes.recipes.recipe import Recipe
@@ -127,7 +128,8 @@ def read(directory: Path) -> Any:
     Raises:
         InputError: It cannot be loaded.
     """
-    from transformers import PreTrainedTokenizerFast
+    with importing():
+        from transformers import PreTrainedTokenizerFast
 
     try:
         if (directory / "tokenizer.json").is_file():
@@ -294,6 +296,8 @@ class _Exact:
     }
 
     def sizes(self, batch: list[dict[str, Any]]) -> list[Size]:
+        if self.template:
+            templates.at_hand(self.template)
         if "messages" in batch[0]:
             return self._marked(batch)
         asked: list[Any] = [row["prompt"] for row in batch]
@@ -324,7 +328,7 @@ class _Exact:
         """The tokens of texts; those that a template has rendered get no special tokens."""
         adds_none = rendered or not self.loaded("", **self._QUIET)["input_ids"]
         known = self._words if adds_none else None
-        found = [known.ids(text) if known else None for text in texts]
+        found = [*known.ids(texts)] if known else [None] * len(texts)
         rest = [text for text, ids in zip(texts, found, strict=True) if ids is None]
         if rest and rendered:
             more = iter([ids for ids, _ in self._pieces(rest)])

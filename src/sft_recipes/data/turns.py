@@ -272,6 +272,8 @@ def meant(role: str) -> str | None:
 
 def refused(row: Row, names: Mapping[str, str], place: str = "") -> list[str]:
     """What a row or a turn holds that carries meaning and is not trained on, with what to do instead."""
+    if names.keys().isdisjoint(row):
+        return []
     return [f"{place}{key} is not supported; {names[key]}" for key in names if row.get(key) not in _NOTHING]
 
 

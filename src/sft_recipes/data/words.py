@@ -6,9 +6,11 @@ cuts the same, since letters, digits and white space are the same to both there,
 the tokens of each word once. All other text is the tokenizer's.
 """
 
+import itertools
 import json
 import re
 import string
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 # What cuts within ASCII as the expression of a `tokenizer.json` does everywhere.
@@ -29,7 +31,7 @@ _PROBE = (
 class Words(dict[str, list[int]]):
     """Tokens by word, of a tokenizer that `of` knows."""
 
-    def __init__(self, model: Any, pattern: str, letters: dict[int, str], added: dict[str, int]) -> None:
+    def __init__(self, model: Any, pattern: str, letters: dict[int, str], added: dict[str, list[int]]) -> None:
         # Within square brackets, and outside of them.
         inside = re.sub(r"\[[^\]]*\]", lambda each: _plain(each.group()), pattern)
         self._words = re.compile(inside.replace(r"\p{L}", f"[{_LETTERS}]").replace(r"\p{N}", f"[{_DIGITS}]"), re.ASCII)
@@ -43,18 +45,20 @@ class Words(dict[str, list[int]]):
             self[word] = ids
         return ids
 
-    def ids(self, text: str) -> list[int] | None:
-        """The tokens of a text; None where it is not ASCII."""
-        if not text.isascii():
-            return None
-        found: list[int] = []
-        for place, part in enumerate(self._cut.split(text) if self._cut else [text]):
-            if place % 2:
-                found.append(self._added[part])
-            else:
-                for word in self._words.findall(part):
-                    found += self[word]
-        return found
+    def ids(self, texts: Iterable[str]) -> Iterator[list[int] | None]:
+        """The tokens of texts, of which what several have between control tokens is cut once; None where not ASCII."""
+        known = dict(self._added)
+        for text in texts:
+            if not text.isascii():
+                yield None
+                continue
+            found: list[int] = []
+            for part in self._cut.split(text) if self._cut else [text]:
+                if (held := known.get(part)) is None:
+                    words = map(self.__getitem__, self._words.findall(part))
+                    held = known[part] = [*itertools.chain.from_iterable(words)]
+                found += held
+            yield found
 
 
 def _plain(within: str) -> str:
@@ -81,9 +85,9 @@ def of(loaded: Any) -> Words | None:
         return None
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     letters = {code: level.pre_tokenize_str(chr(code))[0][0] for code in range(128)}
-    words = Words(model, pattern, letters, {each.content: token for token, each in added})
+    words = Words(model, pattern, letters, {each.content: [token] for token, each in added})
     probe = _PROBE + "".join(words._added)
-    return words if words.ids(probe) in (None, loaded(probe, add_special_tokens=False)["input_ids"]) else None
+    return words if next(words.ids([probe])) in (None, loaded(probe, add_special_tokens=False)["input_ids"]) else None
 
 
 def _pattern(described: dict[str, Any]) -> str | None:

@@ -1,9 +1,10 @@
-"""Parts of rows that are counted side by side, each in a process of its own: `python -m sft_recipes.data.workers`.
+"""Parts of rows that are counted side by side, here and in other processes: `python -m sft_recipes.data.workers`.
 
 Rendering is Python and tokenising is Rust on every token, so a process for each core takes both. They are asked by
 `python -m`, as all other processes here, since neither a notebook nor a program may be forked or imported again.
 """
 
+import collections
 import contextlib
 import os
 import pickle
@@ -39,12 +40,16 @@ def counted(
     Raises:
         InputError: The chat template refuses a row, the first of those that it refuses; or a process has ended.
     """
-    done = 0
+    from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+
+    done, ended = 0, False
     lock = threading.Lock()
 
     def on_rows(rows: int) -> None:
         nonlocal done
         with lock:
+            if ended:
+                raise CancelledError
             done += rows
             if on_progress:
                 on_progress(done)
@@ -54,26 +59,31 @@ def counted(
         for part in parts:
             yield counter.count(part, staging, on_rows)
         return
-    started = [_Worker(counter, staging, on_rows) for _ in range(number)]
-    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-    for worker in started:
-        idle.put(worker)
+    started = [_Worker(counter, staging, on_rows) for _ in range(number - 1)]
+    idle: queue.SimpleQueue[Callable[[Part], Counted]] = queue.SimpleQueue()
+    # This process has begun before the others have started.
+    for way in (lambda part: counter.count(part, staging, on_rows), *(worker.count for worker in started)):
+        idle.put(way)
 
     def count(part: Part) -> Counted:
-        worker = idle.get()
+        way = idle.get()
         try:
-            return worker.count(part)
+            return way(part)
         finally:
-            idle.put(worker)
+            idle.put(way)
 
-    import concurrent.futures
-
-    pool = concurrent.futures.ThreadPoolExecutor(number)
+    pool = ThreadPoolExecutor(number)
     try:
-        # No further ahead than there is memory for what comes back.
-        for first in range(0, len(parts), 4 * number):
-            yield from pool.map(count, parts[first : first + 4 * number])
+        ahead: collections.deque[Future[Counted]] = collections.deque()
+        for part in parts:
+            ahead.append(pool.submit(count, part))
+            # No further ahead than there is memory for what comes back.
+            if len(ahead) > 4 * number:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
     finally:
+        ended = True
         for worker in started:
             worker.kill()
         pool.shutdown(cancel_futures=True)

@@ -19,11 +19,12 @@ _SHAPE = re.compile(
     r"|sk-(?=[\w-]*[0-9A-Z])[\w-]{16,}|(?:AKIA|ASIA)[A-Z0-9]{12,}|xox[abeoprs]-[\w-]{8,}|AIza[\w-]{30,})"
     r"|-----BEGIN (?:[A-Z]+ )*PRIVATE KEY-----"
 )
-# Of each alternative, so that most texts need no search.
-_MARKS = (
-    *("hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-"),
-    *("sk-", "AKIA", "ASIA", "xox", "AIza", "PRIVATE KEY"),
-)
+# Of each alternative, by a letter that is always beside it, so that most texts need no search.
+_MARKS = {
+    "_": ("hf_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_"),
+    "-": ("glpat-", "sk-", "xox", "PRIVATE KEY"),
+    "A": ("AKIA", "ASIA", "AIza"),
+}
 # A name and password, or a password alone, before the host of an address.
 _LOGIN = re.compile(r"(?<=://)[^/\s:@]*:[^/\s@]+(?=@)")
 _NAME = re.compile(
@@ -51,7 +52,8 @@ def named(key: str) -> bool:
 
 def shaped(text: str) -> bool:
     """Whether a text holds what has the shape of an access token or a private key."""
-    return any(mark in text for mark in _MARKS) and bool(_SHAPE.search(text))
+    marks = (mark for letter, marks in _MARKS.items() if letter in text for mark in marks)
+    return any(map(text.__contains__, marks)) and bool(_SHAPE.search(text))
 
 
 def masked(text: str) -> str:

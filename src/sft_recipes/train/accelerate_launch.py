@@ -38,7 +38,8 @@ def main() -> int:
     try:
         launch.main()
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
+        # Of several that are found dead at once torchrun knows the second alone: those that failed miss a killed one.
+        rank, failure = min(error.failures.items(), key=lambda each: (each[1].exitcode >= 0, each[1].timestamp))
         # Its last arguments are those of the training process.
         return Run(Path(sys.argv[-2])).killed(failure.exitcode, f"process {failure.pid} (rank {rank})")
     except (DistError, ConnectionError) as error:
