@@ -13,7 +13,8 @@ from sft_recipes.plan.memory import Setup
 from sft_recipes.recipes.topology import Gpu
 from sft_recipes.terminal import duration
 
-PRECISION = Path(__file__).parents[1] / "docs" / "adapter_precision.json"
+DOCS = Path(__file__).parents[1] / "docs"
+PRECISION, MICRO_BATCHES = DOCS / "adapter_precision.json", DOCS / "micro_batches.json"
 NOT_MEASURED = (
     "Not measured yet on a GPU: no result of one is in benchmarks/. What this project says of GPUs (memory, time, the "
     "accelerate configs other than `cpu`) is estimated or follows from tests on CPU processes."
@@ -87,6 +88,17 @@ BEHIND: dict[str, Callable[[dict[str, Any]], str]] = {
         + "; ".join(f"{ours:.1f} and {stock:.1f}" for ours, stock in each["seconds"])
     ),
 }
+
+
+def micro_batches() -> str:
+    """What a micro-batch costs on a CPU whatever is in it (scripts/measure_micro_batches.py)."""
+    facts = json.loads(MICRO_BATCHES.read_text(encoding="utf-8"))
+    heads = ["model", "milliseconds of a micro-batch", "of a token", "a micro-batch is worth"]
+    rows = [
+        [name, f"{1e3 * each['fixed']:.1f}", f"{1e3 * each['token']:.3f}", f"{each['tokens']:.0f} tokens"]
+        for name, each in facts["models"].items()
+    ]
+    return f"{facts['cpus']} cores, torch {facts['versions']['torch']}.\n\n{table(heads, rows)}"
 
 
 def precision() -> str:

@@ -188,6 +188,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/clusters.md": {"keys": site_keys},
     "docs/architecture.md": {"wings": wing_table},
     "docs/plan.md": {"plan": plan_block},
+    "docs/execution.md": {"micro-batches": performance_tables.micro_batches},
     "docs/recommend.md": {"recommendation": recommend_block},
     "docs/where_it_runs.md": {"topologies": topology_table, "measured": performance_tables.measured},
     "docs/performance.md": {

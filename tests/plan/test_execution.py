@@ -1,6 +1,7 @@
 """What `execution: auto` chooses, what it must leave alone, and who says so; that it learns the same is shown by
 tests/train/test_executions.py."""
 
+import json
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -260,3 +261,6 @@ def test_fit_and_auto_take_the_same_micro_batch(project: Path) -> None:
 def test_the_page_has_the_cost_that_micro_batches_are_chosen_by() -> None:
     page = (ROOT / "docs" / "execution.md").read_text(encoding="utf-8")
     assert f"a micro-batch costs as much as {execution.FIXED_ON_CPU} tokens more" in page
+    measured = json.loads((ROOT / "docs" / "micro_batches.json").read_text(encoding="utf-8"))["models"].values()
+    worth = [each["fixed"] / each["token"] for each in measured]
+    assert min(worth) <= execution.FIXED_ON_CPU <= max(worth)

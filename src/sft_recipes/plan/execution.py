@@ -37,8 +37,8 @@ APART = frozenset(
 )
 MIXED = frozenset(["bloom", "falcon", "gpt_oss", "mpt", "opt"])
 MASKED = ("sdpa", "eager")
-# Tokens that the fixed cost of a micro-batch is worth on a CPU: so many for four layers of width 256 on two cores, and
-# fewer for wider ones, whose larger micro-batches even cost more a token.
+# Tokens that the fixed cost of a micro-batch is worth on a CPU: one number for models of all widths, within what
+# scripts/measure_micro_batches.py finds of them.
 FIXED_ON_CPU = 64
 # A step has to take this much less to be worth another way than what is written, and to join rows: the masks of joined
 # rows are computed in ways that the estimate does not tell apart.
