@@ -16,6 +16,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
@@ -74,11 +75,10 @@ def _module(command: Any) -> list[str] | None:
     """The module of this package that a command runs, with its arguments."""
     if isinstance(command, (str, bytes)) or command[0] != sys.executable:
         return None
-    words = [word for word in command[1:3] if word != "-u"]
-    rest = list(command[1 + ("-u" in command[1:3]) :])
-    if words[:1] == ["-m"] and rest[1].split(".")[0] == PACKAGE:
-        return rest[1:]
-    return None
+    option, module, *arguments = [word for word in command[1:] if word != "-u"] + ["", ""]
+    if option != "-m" or module.split(".")[0] != PACKAGE:
+        return None
+    return [module, *arguments[:-2]]
 
 
 def _become(command: Sequence[str], given: dict[str, Any]) -> NoReturn:
@@ -92,12 +92,12 @@ def _become(command: Sequence[str], given: dict[str, Any]) -> NoReturn:
         if given[stream] not in (-1, number):
             os.dup2(given[stream], number)
     nowhere = os.open(os.devnull, os.O_RDWR)
-    for number in map(int, os.listdir("/proc/self/fd")):
+    for number in [int(path.name) for path in Path("/proc/self/fd").iterdir()]:
         # Closed, it would be given to another file, which those who have it here would close.
         if number > 2 and number not in (nowhere, *given["pass_fds"]):
             os.dup2(nowhere, number)
-    sys.stdin = open(0, closefd=False)
-    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+    sys.stdin = open(0, closefd=False)  # noqa: SIM115, it stays
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
     if given["cwd"]:
         os.chdir(given["cwd"])
     if given["env"] is not None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import psutil
 import pytest
 import torch
@@ -141,7 +142,7 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     stage: int | None,
 ) -> None:
     cache = on_cpu / "cache"
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
     # Nothing is compiled, and so no build that was killed is waited for.
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(on_cpu / "extensions"))
     monkeypatch.setenv("CXX", "no-such-compiler")
