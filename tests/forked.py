@@ -58,7 +58,10 @@ def _copied_or(execute: Any) -> Any:
         for stream in (sys.stdout, sys.stderr):
             # Or what is not written yet would be written twice.
             stream.flush()
-        self.pid = os.fork()
+        with warnings.catch_warnings():
+            # Python 3.12 warns where there are threads, as pytest-xdist has one.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
         if not self.pid:
             try:
                 _become(module, given)
