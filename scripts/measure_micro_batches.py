@@ -1,10 +1,10 @@
 """What a micro-batch costs on this machine's CPU whatever is in it: `python scripts/measure_micro_batches.py`.
 
-The same rows of equal length are trained on with adapters in float32, in micro-batches of several sizes that take turns
-within one process. A step of n micro-batches of rows with t tokens in all takes rest + n x fixed + t x token seconds:
-`fixed` is the slope over the number of micro-batches, `token` that over the tokens of a step. Writes
-docs/micro_batches.json, from which `update_pages.py` writes a section of docs/execution.md; what `plan.execution` takes
-for all models is between the least and the most of fixed / token, in tokens.
+The same rows of equal length are trained on with adapters in float32, in micro-batches of several sizes that take
+turns within one process. A step of n micro-batches of rows with t tokens in all takes rest + n x fixed + t x token
+seconds: `fixed` is the slope over the number of micro-batches, `token` that over the tokens of a step. Writes
+docs/micro_batches.json, from which `update_pages.py` writes a section of docs/execution.md; what `plan.execution`
+takes for all models is between the least and the most of fixed / token, in tokens.
 """
 
 import json

@@ -64,6 +64,7 @@ def small() -> scales.Scale:
         repeats=3,
         speed_batch={"origin": 4},
         longest={"origin": 64, "long_tailed": 64, "knobs": 32},
+        knob_batch=(8, 8),
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, write_rows
 
 from sft_recipes.cli import main
 from sft_recipes.demo import demo_base, demo_data, packaged
@@ -94,11 +94,16 @@ atexit.register(lambda: "deepspeed" in sys.modules and open("starts", "a").write
 @pytest.mark.long
 @pytest.mark.slow
 def test_the_demo_learns_what_its_base_cannot(project: Path) -> None:
-    """`make train RECIPE=demo` with two thirds of its steps, which suffice; the base is kept for the next run."""
+    """`make train RECIPE=demo` with two thirds of its steps and half of the rows it is judged by, which suffice.
+
+    The base is kept for the next run.
+    """
     (ROOT / ".cache" / "demo").mkdir(parents=True, exist_ok=True)
     (project / ".cache" / "demo").symlink_to(ROOT / ".cache" / "demo")
-    (project / "data").rename(project / "other")
-    (project / "data").symlink_to(ROOT / "data")
+    write_rows(project / "data" / "demo" / "train.jsonl", rows_of("train"))
+    for split in ("validation", "test"):
+        rows = rows_of(split)
+        write_rows(project / "data" / "demo" / f"{split}.jsonl", rows[: len(rows) // 2])
     fewer = "max_steps=100 eval_steps=100 save_steps=100"
     command = [sys.executable, "-m", "sft_recipes", "train", "demo", "--name", "demo", "--json", "--set", fewer]
     # Python imports it wherever it starts.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import psutil
 import pytest
 import torch
@@ -89,7 +90,9 @@ def evaluated_alone(run: Run) -> float:
     """The eval loss of what a run left, in one process and one batch."""
     AcceleratorState._reset_state(reset_partial_state=True)
     PartialState._reset_state()
-    trainer = worker.build(run.values() | {"per_device_eval_batch_size": 17})
+    with pytest.MonkeyPatch.context() as context:
+        context.setattr(datasets.config, "HF_DATASETS_CACHE", str(run.directory / "cache"))
+        trainer = worker.build(run.values() | {"per_device_eval_batch_size": 17})
     set_peft_model_state_dict(trainer.model, adapter(run.directory.name))
     return trainer.evaluate()["eval_loss"]
 
@@ -144,7 +147,6 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
     stage: int | None,
 ) -> None:
     cache = on_cpu / "cache"
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache))
     # Nothing is compiled, and so no build that was killed is waited for.
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(on_cpu / "extensions"))
     monkeypatch.setenv("CXX", "no-such-compiler")
@@ -160,6 +162,7 @@ def test_two_processes_learn_what_one_learns_and_resume_bit_for_bit(
 
     # First, for what is asked of the model here need not be asked of a process of its own.
     finished("single", num_train_epochs=2)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(cache))
     said = run("train", *arguments, "--name", "whole")
     assert not (on_cpu / "extensions").exists()
     assert f"{batch} per device x 2 processes x {4 // int(batch)} accumulation = 8 rows a step" in said

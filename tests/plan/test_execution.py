@@ -1,8 +1,8 @@
 """What `execution: auto` chooses, what it must leave alone, and who says so; that it learns the same is shown by
 tests/train/test_executions.py."""
 
-import json
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
