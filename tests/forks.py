@@ -59,9 +59,6 @@ def _copied(
     sys.stdout.flush()
     sys.stderr.flush()
     with warnings.catch_warnings():
-        # Newer Pythons warn of threads, none of which holds anything here.
-        warnings.simplefilter("ignore")
-        with warnings.catch_warnings():
         # Python 3.12 warns where there are threads, as pytest-xdist has one.
         warnings.simplefilter("ignore", DeprecationWarning)
         child = os.fork()
