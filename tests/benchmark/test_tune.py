@@ -16,7 +16,7 @@ from sft_recipes.plan import plan, tuning
 # Few candidates: what is left to choose is whether rows are joined.
 WORDS = [
     *("per_device_train_batch_size=8", "activation_checkpointing=false", "optim=adamw_torch_fused", "max_length=512"),
-    *("dtype=float32", "bf16=false", "load_in_4bit=false", "lora_dropout=0"),
+    *("load_in_4bit=false", "lora_dropout=0"),
 ]
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, MadeOnce, alpaca_rows, write_rows
-from finished import restate
+from finished import BFLOAT16, restate
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, Mxfp4Config
 
 from sft_recipes.data import templates
@@ -718,10 +718,11 @@ def test_a_base_that_bitsandbytes_stored_in_4_bit_is_trained_on(
     base = AutoModelForCausalLM.from_pretrained(tiny_model, quantization_config=stored, dtype=torch.bfloat16)
     base.save_pretrained("stored")
     AutoTokenizer.from_pretrained(tiny_model).save_pretrained("stored")
-    effect = train_here("tiny", model_name_or_path="./stored", max_steps=1, warmup_steps=0).facts()["in_effect"]
+    effect = train_here("tiny", model_name_or_path="./stored", **ONE_STEP, **BFLOAT16).facts()["in_effect"]
     assert effect["base"]["four_bit_layers"] == 14 and effect["run"]["max_steps"] == 1
     with pytest.raises(InputError, match="stored quantised by bitsandbytes, with load_in_4bit: true"):
-        jobs.lint_or_raise(jobs.check("tiny", overrides=["model_name_or_path=./stored", "load_in_4bit=false"]))
+        words = "model_name_or_path=./stored load_in_4bit=false dtype=bfloat16 bf16=true"
+        jobs.lint_or_raise(jobs.check("tiny", overrides=[words]))
 
 
 @pytest.mark.slow
