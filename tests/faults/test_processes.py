@@ -27,7 +27,6 @@ from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run
 
 pytest_plugins = ["forks"]
-pytestmark = pytest.mark.usefixtures("forks")
 COMMAND = [sys.executable, "-m", "sft_recipes"]
 # No step before the last is saved unless somebody asks for it.
 LONG = {
@@ -73,6 +72,7 @@ def two_processes(project: Path) -> None:
 
 @pytest.mark.promise("one-writer", "SIGKILL of the command and of accelerate, and a resume while the training goes on")
 @pytest.mark.usefixtures("two_processes")
+@pytest.mark.usefixtures("forks")
 def test_a_command_that_is_killed_leaves_no_second_writer_and_loses_no_step(project: Path) -> None:
     run = Run(Path("runs/orphan"))
     process = start("orphan", "--accel", "ddp", stdout=subprocess.DEVNULL)
@@ -100,7 +100,9 @@ def test_a_command_that_is_killed_leaves_no_second_writer_and_loses_no_step(proj
 
 
 @pytest.mark.promise("terminal", "the terminal closed: SIGHUP, and nothing can be printed any more")
+@pytest.mark.slow
 def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(project: Path) -> None:
+    """By processes that start from nothing."""
     run = Run(Path("runs/hungup"))
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 80))
@@ -119,6 +121,7 @@ def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(project: Path
 
 @pytest.mark.promise("dead-process", "SIGSTOP, and SIGKILL, of one of two training processes")
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+@pytest.mark.usefixtures("forks")
 def test_a_process_that_stands_still_or_dies_ends_the_others(
     number: signal.Signals,
     two_processes: None,
@@ -143,6 +146,7 @@ def test_a_process_that_stands_still_or_dies_ends_the_others(
     assert "Traceback" not in said.err + said.out
 
 
+@pytest.mark.usefixtures("forks")
 def test_of_processes_that_are_found_dead_at_once_the_killed_one_is_named(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +171,7 @@ def test_of_processes_that_are_found_dead_at_once_the_killed_one_is_named(
 
 
 @pytest.mark.promise("dead-process", "SIGKILL of accelerate before the training processes have met")
+@pytest.mark.usefixtures("forks")
 def test_processes_that_have_not_met_end_with_what_launched_them(two_processes: None) -> None:
     run = Run(Path("runs/early"))
     process = start("early", "--accel", "ddp", stdout=subprocess.DEVNULL)
@@ -185,6 +190,7 @@ def together(*arguments: str) -> list[tuple[int, str]]:
 
 
 @pytest.mark.promise("one-writer", "two commands at the same moment: train of one name, and resume of one run")
+@pytest.mark.usefixtures("forks")
 def test_of_two_commands_at_once_one_has_the_run(project: Path, record_property: Callable[[str, int], None]) -> None:
     """On a cold cache, so that both count the rows too."""
     (won, _), (lost, said) = together("train", "tiny", "--name", "both", "--set", "max_steps=2")
