@@ -30,7 +30,7 @@ PYTEST = $(BIN)/python -m pytest -n 2 --dist worksteal
 test: $(INSTALLED_TEST) ## all tests, and which ten took longest
 	@$(PYTEST) --durations=10
 
-test-fast: $(INSTALLED_TEST) ## the tests in files that import no torch, of those that train nothing and start neither a browser nor a process that does, in a minute or two
+test-fast: $(INSTALLED_TEST) ## the tests in files that import no torch, of those that train nothing and start neither a browser nor a process that does, in two or three minutes
 	@$(PYTEST) -m 'not slow'
 
 test-real: $(INSTALLED_TEST) ## a real pretrained model from a package: trained, scored, merged and converted (LLAMA_CPP=folder), in minutes
