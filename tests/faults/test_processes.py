@@ -23,6 +23,7 @@ from exactness import logged
 from finished import bare, restate
 
 from sft_recipes.launch import launch, processes
+from sft_recipes.plan import job as jobs
 from sft_recipes.runs import lock
 from sft_recipes.runs.run import Run
 
@@ -117,6 +118,26 @@ def test_a_terminal_that_is_closed_stops_the_run_with_a_checkpoint(project: Path
     assert run.facts()["status"] == "interrupted"
     assert "sft-recipes resume hungup" in run.output.read_text()
     assert list(run.directory.glob("checkpoint-*"))
+
+
+def test_how_a_run_ended_is_kept_where_nobody_reads_any_more(
+    project: Path, launch_here: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reader goes when the last process has ended, so that the end is the first thing that nobody reads."""
+    run = launch.create(jobs.check("tiny", overrides=["max_steps=1 warmup_steps=0"]), "unread")
+    ours, theirs = os.pipe()
+    work = processes.Processes.work
+
+    def worked(*arguments: Any, **options: Any) -> int:
+        code = work(*arguments, **options)
+        os.close(ours)
+        return code
+
+    monkeypatch.setattr(processes.Processes, "work", worked)
+    with os.fdopen(theirs, "w") as stream, monkeypatch.context() as context:
+        context.setattr(sys, "stdout", stream)
+        assert launch.begin(run) == launch.FINISHED
+    assert "finished   1 step" in run.output.read_text()
 
 
 @pytest.mark.promise("dead-process", "SIGSTOP, and SIGKILL, of one of two training processes")

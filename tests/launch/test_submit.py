@@ -148,20 +148,8 @@ def test_a_job_is_refused_as_a_whole_where_it_cannot_be_submitted(
     (project / "clusters" / "ours.yaml").write_text(site.format("/no such folder"))
     monkeypatch.setenv("PATH", "/nowhere")
     write_rows(project / "data" / "train.jsonl", [*alpaca_rows(3, 1), {"instruction": "x", "output": ""}])
-    words = [
-        "launch",
-        "tiny",
-        "--on",
-        "slurm",
-        "--accel",
-        "ddp",
-        "--gpus",
-        "3",
-        "--site",
-        "ours",
-        "--set",
-        "bf16=true",
-    ]
+    words = ["launch", "tiny", "--on", "slurm", "--accel", "ddp", "--gpus", "3", "--site", "ours"]
+    words += ["--set", "bf16=true"]
     assert cli.main(words) == 2
     said = capsys.readouterr().err
     for fragment in (

@@ -662,6 +662,7 @@ def test_a_trained_run_without_evaluation_says_how_to_get_one(
 
 def test_a_validation_split_is_reported_where_no_test_rows_were_evaluated(run: Run, look: Callable[..., Any]) -> None:
     evaluate(run, classification_rows(80), split="validation")
+    assert "Quality on validation" in words(look(report.write(run)))
     evaluate(run, classification_rows(70), split="train")
     assert "Quality on validation" in words(look(report.write(run)))
     evaluate(run, classification_rows(90))

@@ -328,12 +328,16 @@ def check_same_config(run: Run, job: Job) -> None:
 
 
 def launch(run: Run, place: Place = ALONE) -> int:
-    """Start the processes of a run that is held, and say how it ended."""
+    """Start the processes of a run that is held, and say how it ended, in its own file where nobody reads any more."""
+    with outliving(run.output):
+        return _launched(run, place)
+
+
+def _launched(run: Run, place: Place) -> int:
     began = time.monotonic()
     processes = Processes(run, place)
     try:
-        with outliving(run.output):
-            code = processes.work(meanwhile=functools.partial(_import_what_follows, run))
+        code = processes.work(meanwhile=functools.partial(_import_what_follows, run))
     except OSError as error:
         run.fail(f"the processes cannot be started: {error}")
         return conclude(run, run.facts())
