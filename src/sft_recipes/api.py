@@ -142,7 +142,7 @@ class RunResult:
             for sentence in outcome.held_out(measured):
                 yield "eval loss", sentence
         if metrics := self.metrics:
-            yield "verdict", metrics["verdict"]["text"]
+            yield "verdict", outcome.verdict(metrics["verdict"])
         if self._run.report.is_file():
             yield "report", str(self._run.report)
 

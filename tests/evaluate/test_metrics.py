@@ -21,6 +21,7 @@ from sft_recipes.errors import InputError
 from sft_recipes.evaluate import baselines, classification, generation, metrics, verdict
 from sft_recipes.evaluate.statistics import f1_interval, wilson
 from sft_recipes.recipes import json_schemas, task
+from sft_recipes.runs import outcome
 
 LABELS = ["cat", "dog", "emu", "fox"]
 Rows = list[dict[str, Any]]
@@ -213,7 +214,7 @@ def test_the_macro_f1_interval_holds_the_truth_and_equal_models_are_seldom_told_
         held.append(bounds["low"] <= 0.8 <= bounds["high"])
         apart.append(metrics._paired(sample, *drawn, "macro_f1", "one", "other")["outcome"])
     assert 0.91 <= np.mean(held) <= 0.99
-    assert np.mean([outcome != "not_distinguishable" for outcome in apart]) <= 0.08
+    assert np.mean([each != "not_distinguishable" for each in apart]) <= 0.08
 
 
 def test_the_same_seed_gives_the_same_file(gold: list[str], train: list[tuple[str, str]]) -> None:
@@ -303,6 +304,7 @@ def test_too_few_rows_have_no_verdict(train: list[tuple[str, str]]) -> None:
     found = measure(rows_of(gold, base=["cat"] * 96, tuned=gold), train)
     assert found["verdict"]["outcome"] == "none"
     assert found["verdict"]["text"] == "no verdict: 96 rows scored, fewer than 100"
+    assert outcome.verdict(found["verdict"]) == "none: 96 rows scored, fewer than 100"
     # Said once, and with what the intervals are worth; no test beside what is not tested.
     assert found["verdict"]["reasons"] == ["the base answers `cat` for every row", verdict.FEW_ROWS]
     pair = found["paired"]["base"]

@@ -25,7 +25,7 @@ from sft_recipes.recipes import recipe as recipes
 from sft_recipes.recipes import schema, task
 from sft_recipes.recipes.sources import entries
 from sft_recipes.recipes.task import Task
-from sft_recipes.runs import earlier, identity
+from sft_recipes.runs import earlier, identity, outcome
 from sft_recipes.runs.run import Run, adapter_damage, unfinished
 from sft_recipes.terminal import count, duration, say
 
@@ -215,7 +215,7 @@ def render(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         if name in NAMES:
             yield "trivial", f"{NAMES[name]}: {_figures(figures, shown)}"
     yield from _gaps(result["groups"])
-    yield "verdict", "\n".join([result["verdict"]["text"], *result["verdict"]["reasons"]])
+    yield "verdict", "\n".join([outcome.verdict(result["verdict"]), *result["verdict"]["reasons"]])
 
 
 def speeds(measured: Mapping[str, Any]) -> Iterator[str]:

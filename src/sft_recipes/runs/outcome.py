@@ -1,5 +1,6 @@
-"""What became of the eval loss, in the words that the terminal, the report and the API share."""
+"""What became of the eval loss, and the verdict, in the words that the terminal, the report and the API share."""
 
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -39,3 +40,8 @@ def held_out(measured: dict[str, Any]) -> list[str]:
 
 def _when(evaluation: dict[str, Any]) -> str:
     return f"at step {evaluation['step']}" if evaluation["step"] else "before training"
+
+
+def verdict(found: Mapping[str, Any]) -> str:
+    """The line of a verdict in metrics.json, as it stands after that word."""
+    return str(found["text"]).replace("no verdict: ", "none: ", 1)
