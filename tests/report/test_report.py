@@ -809,6 +809,13 @@ def test_a_long_curve_keeps_its_spikes(run: Run) -> None:
     assert values.max() == 25.0 and values.min() == 0.5
 
 
+def test_a_run_that_logged_once_has_a_point_to_see() -> None:
+    for log, mark in (([{"step": 5, "loss": 2.0}], "o"), ([{"step": 5, "loss": 2.0}, {"step": 10, "loss": 1.0}], "")):
+        with charts.figure(1, 1, (4, 2)) as (_, axes):
+            charts.curve(axes, log, "loss", "loss")
+        assert axes.lines[0].get_marker() == mark
+
+
 def compared(names: Sequence[str]) -> dict[str, Any]:
     """Facts as `compare` gives them: of the last entry there are two runs with other seeds."""
 

@@ -158,8 +158,9 @@ def curves(axes: Any, logs: Mapping[str, Sequence[Mapping[str, Any]]], key: str,
 
 
 def _line(axes: Any, steps: Sequence[int], values: Sequence[float], name: str, **style: Any) -> None:
-    """A curve without marks, and points on it that only pointing at them shows."""
-    axes.plot(steps, values, **{"linewidth": 1.2, "label": name, **style})
+    """A curve without marks, and points that only pointing at them shows; one that is alone is marked."""
+    mark = "o" if len(steps) == 1 else ""
+    axes.plot(steps, values, **{"linewidth": 1.2, "label": name, "marker": mark, "markersize": 3.5, **style})
     every = math.ceil(len(steps) / MOST_HOVERS) or 1
     (unseen,) = axes.plot(steps[::every], values[::every], linestyle="none", marker="o", markersize=6, alpha=0)
     hover(unseen, _at_steps(name, steps[::every], values[::every]))
